@@ -1,0 +1,1 @@
+"""One Python file a data set; default.py holds every field."""

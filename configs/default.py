@@ -1,0 +1,68 @@
+"""Every field there is, with the values of the paper; the other files state differences.
+
+A field is set in a config file or on the command line: `--config.batch_size=512`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the fields that all configs share; `name` and `dataset` are still empty."""
+    c = ConfigDict()
+
+    # Names and places.
+    c.name = ""  # of the run: the default workdir is runs/<name>
+    c.dataset = ""  # yoochoose, diginetica, click_log, srgnn_pickles or synthetic
+    c.data_dir = ""  # folder of the raw files, only ever read
+    c.prepared_dir = ""  # where prepared data is kept; empty: ~/.cache/srgnn_jax
+
+    # Reading the raw file.
+    c.log_file = ""  # name of the log in data_dir; empty: the only one there
+    c.session_column = ""  # empty: found by its usual names, as are the next three
+    c.item_column = ""
+    c.time_column = ""  # epoch seconds or milliseconds, ISO, or dates
+    c.date_column = ""  # a session's date, where time_column only orders its clicks
+    c.separator = ""  # between fields of a text file; empty: told from the header
+    c.on_bad_row = "error"  # or "skip": drop malformed rows and count them
+
+    # Preparing the data.
+    c.min_session_length = 2  # sessions with fewer clicks are dropped
+    c.min_item_count = 5  # items with fewer clicks are dropped
+    c.test_days = 1.0  # sessions of the last so many days are the test split
+    c.test_start = ""  # ISO times in UTC that bound the test split instead
+    c.test_end = ""  # (exclusive)
+    c.train_fraction = 1.0  # keep only this last fraction of the training examples
+    c.date_resolution_seconds = 0  # round session dates down to it; 0: keep as they are
+    c.max_session_length = 0  # last clicks of a prefix that the model sees; 0: all
+
+    # Model.
+    c.embedding_size = 100
+    c.step = 1  # propagation steps of the GNN
+    c.hybrid = True  # join the last click's state to the attention's sum
+
+    # Training.
+    c.seed = 0
+    c.epochs = 30  # at most; 0: prepare the data, print its counts and stop
+    c.max_steps = 0  # stop after so many optimizer steps; 0: no such limit
+    c.batch_size = 100
+    c.loss_type = "CE"  # softmax over all items, or "BPR": one sampled negative
+    c.score_padding = False  # let row 0 take part in the softmax, as RecBole does
+    c.learning_rate = 1e-3
+    c.l2 = 1e-5  # coupled: joins the gradient before Adam's moments
+    c.lr_decay_epochs = 3  # decay the learning rate after so many epochs; 0: never
+    c.lr_decay = 0.1  # by this factor
+    c.patience = 10  # stop after so many epochs without a better one; 0: never
+
+    # Evaluation.
+    c.select_on = "valid"  # the split that chooses the epoch; the papers' codes: "test"
+    c.valid_fraction = 0.1  # last part of the training sessions, held out for "valid"
+    c.select_by = "mrr@20"  # the metric that chooses the epoch
+    c.ks = (5, 10, 20)  # list lengths of recall, mrr and ndcg
+    c.eval_batch_size = 512
+
+    # Running.
+    c.parallel = "auto"  # "jit": one device, "pmap": all local ones; auto: what is there
+    c.log_every_steps = 100
+    c.checkpoint_every_steps = 0  # beside every epoch's end; 0: only then
+    c.progress = True  # show progress bars
+    return c

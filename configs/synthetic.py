@@ -1,0 +1,16 @@
+"""Made clicks: tries everything out without any data to fetch.
+
+    python -m srgnn_jax.main --config=configs/synthetic.py
+"""
+
+from configs import default
+
+
+def get_config():
+    """Returns the config."""
+    c = default.get_config()
+    c.name = "synthetic"
+    c.dataset = "synthetic"
+    c.embedding_size = 64
+    c.epochs = 6
+    return c

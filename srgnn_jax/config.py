@@ -1,0 +1,227 @@
+"""What a config turns into: checked fields, data, a model, an optimizer.
+
+This is the one place where config fields become the plain arguments of everything else.
+"""
+
+import dataclasses
+import difflib
+import pathlib
+from typing import Any
+
+import optax
+from ml_collections import ConfigDict
+
+from srgnn_jax.data.prepared import PreparedData, load_prepared
+from srgnn_jax.data.sessions import Examples, Sessions
+from srgnn_jax.errors import UserError
+from srgnn_jax.model import SRGNN
+from srgnn_jax.optimizer import step_decay
+
+DEFAULT_PREPARED_DIR = "~/.cache/srgnn_jax"
+
+# Fields that change no number of a run, and so may differ when it is resumed.
+MAY_DIFFER = frozenset(
+    {
+        "checkpoint_every_steps",
+        "data_dir",
+        "epochs",
+        "log_every_steps",
+        "max_steps",
+        "name",
+        "parallel",
+        "prepared_dir",
+        "progress",
+    }
+)
+
+# Fields that are handed to the data set's builder as they are.
+PREPARATION_FIELDS = (
+    "log_file",
+    "session_column",
+    "item_column",
+    "time_column",
+    "date_column",
+    "separator",
+    "on_bad_row",
+    "min_session_length",
+    "min_item_count",
+    "test_days",
+    "test_start",
+    "test_end",
+    "train_fraction",
+    "date_resolution_seconds",
+)
+
+_CHOICES = {
+    "loss_type": ("CE", "BPR"),
+    "on_bad_row": ("error", "skip"),
+    "parallel": ("auto", "jit", "pmap"),
+    "select_on": ("valid", "test"),
+}
+_AT_LEAST = {
+    "batch_size": 1,
+    "checkpoint_every_steps": 0,
+    "embedding_size": 1,
+    "epochs": 0,
+    "eval_batch_size": 1,
+    "l2": 0,
+    "log_every_steps": 1,
+    "lr_decay_epochs": 0,
+    "max_session_length": 0,
+    "max_steps": 0,
+    "min_item_count": 1,
+    "min_session_length": 2,
+    "patience": 0,
+    "seed": 0,
+    "step": 0,
+    "test_days": 0,
+}
+
+
+def nearest(name: str, known) -> str:
+    """Returns `; did you mean ...?` for a misspelt name, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises UserError naming the first field whose value cannot be used."""
+    for field, choices in _CHOICES.items():
+        if config[field] not in choices:
+            names = ", ".join(choices)
+            raise UserError(
+                f"config.{field} is {config[field]!r}; choose one of {names}"
+                + nearest(str(config[field]), choices)
+            )
+    for field, least in _AT_LEAST.items():
+        if not config[field] >= least:
+            raise UserError(
+                f"config.{field} is {config[field]}; it must be at least {least}"
+            )
+    for field in ("learning_rate", "lr_decay"):
+        if not config[field] > 0:
+            raise UserError(f"config.{field} is {config[field]}; it must be positive")
+    for field in ("train_fraction", "valid_fraction"):
+        whole = field == "train_fraction"
+        if not (0 < config[field] < 1 or (whole and config[field] == 1)):
+            raise UserError(
+                f"config.{field} is {config[field]}; it must lie between 0 and 1"
+            )
+    if not config.ks or not all(isinstance(k, int) and k > 0 for k in config.ks):
+        raise UserError(
+            f"config.ks is {tuple(config.ks)}; it must hold list lengths such as 5, 20"
+        )
+    metrics = [f"{m}@{k}" for m in ("recall", "mrr", "ndcg") for k in config.ks]
+    if config.select_by not in metrics:
+        raise UserError(
+            f"config.select_by is {config.select_by!r}; with config.ks = "
+            f"{tuple(config.ks)} it can be one of {', '.join(metrics)}"
+        )
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """Returns the fields as plain values that JSON can hold."""
+    return {
+        field: list(value) if isinstance(value, tuple) else value
+        for field, value in sorted(config.to_dict().items())
+    }
+
+
+def from_dict(fields: dict[str, Any]) -> ConfigDict:
+    """Turns the fields of `to_dict` back into a config."""
+    return ConfigDict(
+        {
+            field: tuple(value) if isinstance(value, list) else value
+            for field, value in fields.items()
+        }
+    )
+
+
+def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Lists the fields, as `config.field: stored -> now`, that must be equal but are not.
+
+    Args:
+      stored: the fields of a run, from `to_dict`.
+      now: the fields of a run that wants to go on from there.
+    """
+    return [
+        f"config.{field}: {stored.get(field)!r} -> {now.get(field)!r}"
+        for field in sorted(now.keys() | stored.keys())
+        if field not in MAY_DIFFER and now.get(field) != stored.get(field)
+    ]
+
+
+def load_data(config: ConfigDict) -> PreparedData:
+    """Prepares the data that the config names, or finds it prepared."""
+    return load_prepared(
+        config.dataset,
+        data_dir=pathlib.Path(config.data_dir).expanduser(),
+        prepared_dir=pathlib.Path(
+            config.prepared_dir or DEFAULT_PREPARED_DIR
+        ).expanduser(),
+        **{field: config[field] for field in PREPARATION_FIELDS},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """What a run trains and evaluates on.
+
+    Attributes:
+      train_sessions: the sessions behind `train`.
+      train: the training examples.
+      evaluated: the examples of "test", and of "valid" where sessions are held out.
+      counts: the numbers of training and validation examples, for counts.json.
+    """
+
+    train_sessions: Sessions
+    train: Examples
+    evaluated: dict[str, Examples]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The counts that depend on what is held out."""
+        valid = self.evaluated.get("valid", ())
+        return {"valid_examples": len(valid)}
+
+
+def make_splits(config: ConfigDict, data: PreparedData) -> Splits:
+    """Holds the validation sessions out, if the epoch is chosen on them.
+
+    A data set without a validation split of its own gives up its last training sessions.
+    """
+    train, valid = data.train, data.validation
+    if config.select_on == "valid" and valid is None:
+        train, valid = train.split_last(config.valid_fraction)
+    evaluated = {"test": data.test}
+    if config.select_on == "valid":
+        evaluated["valid"] = valid
+    for split, sessions in {"train": train, **evaluated}.items():
+        if len(sessions) == 0:
+            raise UserError(
+                f"the {split} split is empty: of {len(data.train)} training sessions, "
+                f"config.valid_fraction = {config.valid_fraction} leaves none for it"
+            )
+    longest = config.max_session_length
+    return Splits(
+        train,
+        train.examples(longest),
+        {split: sessions.examples(longest) for split, sessions in evaluated.items()},
+    )
+
+
+def make_model(config: ConfigDict, num_items: int) -> SRGNN:
+    """Builds the model for a table of `num_items` rows, row 0 included."""
+    return SRGNN(
+        num_items=num_items,
+        embedding_size=config.embedding_size,
+        step=config.step,
+        hybrid=config.hybrid,
+    )
+
+
+def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    """Builds the learning rate's schedule."""
+    return step_decay(
+        config.learning_rate, config.lr_decay_epochs, config.lr_decay, steps_per_epoch
+    )

@@ -1,0 +1,156 @@
+"""Sessions, the prefix examples that they give, and the item ids behind their rows.
+
+A session is stored once, in a flat array of item rows; an example is a (start, length)
+into it, never a copy. Axes: S sessions, C clicks of all of them, E examples.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Prefixes of sessions, and the item that was clicked next after each.
+
+    Attributes:
+      items: the flat item rows of the sessions.
+      starts: first click of each prefix, an index into `items`.
+      lengths: number of clicks of each prefix; the click after it is the target.
+    """
+
+    items: Int[np.ndarray, " C"]
+    starts: Int[np.ndarray, " E"]
+    lengths: Int[np.ndarray, " E"]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def targets(self) -> Int[np.ndarray, " E"]:
+        """The item row that was clicked next after each prefix."""
+        return self.items[self.starts + self.lengths]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sessions:
+    """Anonymous visits, each the item rows of its clicks in time order.
+
+    Attributes:
+      items: int32 item rows of all sessions, one after another.
+      offsets: int64; session s is `items[offsets[s]:offsets[s + 1]]`.
+      last_only: each session is a given (prefix, target) pair, of which only the last
+        click is a target. Otherwise every click from the second on is one.
+    """
+
+    items: Int[np.ndarray, " C"]
+    offsets: Int[np.ndarray, " S1"]
+    last_only: bool = False
+
+    @classmethod
+    def from_lists(
+        cls, sessions: Iterable[Sequence[int]], last_only: bool = False
+    ) -> "Sessions":
+        """Builds sessions from lists of item rows."""
+        lists = [np.asarray(session, np.int32) for session in sessions]
+        lengths = [len(session) for session in lists]
+        items = np.concatenate(lists) if lists else np.zeros(0, np.int32)
+        return cls(items, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), last_only)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, s: int) -> Int[np.ndarray, " n"]:
+        return self.items[self.offsets[s] : self.offsets[s + 1]]
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " S"]:
+        """Number of clicks of each session."""
+        return np.diff(self.offsets)
+
+    def examples(self, max_length: int = 0) -> Examples:
+        """Returns the prefix examples, in session order, shorter prefixes first.
+
+        Args:
+          max_length: keep only the last so many clicks of a prefix; 0 keeps all.
+        """
+        firsts = self.offsets[:-1]
+        if self.last_only:
+            starts, lengths = firsts, self.lengths - 1
+        else:
+            count = np.maximum(self.lengths - 1, 0)
+            starts = np.repeat(firsts, count)
+            # Counts 1, 2, ... anew in every session.
+            before = np.repeat(np.cumsum(count) - count, count)
+            lengths = np.arange(len(starts)) - before + 1
+        if max_length:
+            dropped = np.maximum(lengths - max_length, 0)
+            starts, lengths = starts + dropped, lengths - dropped
+        return Examples(self.items, starts, lengths.astype(np.int32))
+
+    def split_last(self, fraction: float) -> tuple["Sessions", "Sessions"]:
+        """Splits off the last sessions: (all but the last `fraction`, those)."""
+        cut = len(self) - round(fraction * len(self))
+        middle = self.offsets[cut]
+        earlier = Sessions(
+            self.items[:middle], self.offsets[: cut + 1], self.last_only
+        )
+        later = Sessions(
+            self.items[middle:], self.offsets[cut:] - middle, self.last_only
+        )
+        return earlier, later
+
+
+class Vocabulary:
+    """The raw id, as text, of every item row; row 0 is the padding and has none.
+
+    Attributes:
+      ids: raw id of row 1, of row 2, and so on.
+    """
+
+    def __init__(self, ids: Sequence[str]):
+        self.ids = list(ids)
+        self._rows = {raw: row for row, raw in enumerate(self.ids, 1)}
+        if len(self._rows) != len(self.ids):
+            raise ValueError("the item ids of a vocabulary must differ")
+
+    @property
+    def num_items(self) -> int:
+        """V: the number of rows, the padding included."""
+        return len(self.ids) + 1
+
+    def rows(self, raw_ids: Iterable[str | int]) -> Int[np.ndarray, " n"]:
+        """Returns the row of each raw id, 0 where it is unknown."""
+        return np.array([self._rows.get(str(raw), 0) for raw in raw_ids], np.int32)
+
+    def raw(self, rows: Iterable[int]) -> list[str]:
+        """Returns the raw id of each row, from 1 on."""
+        return [self.ids[row - 1] for row in rows]
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the ids and their order."""
+        digest = hashlib.blake2b(digest_size=16)
+        for raw in self.ids:
+            encoded = raw.encode()
+            digest.update(len(encoded).to_bytes(4, "little") + encoded)
+        return digest.hexdigest()
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the ids to a parquet file, as a whole or not at all."""
+        path = pathlib.Path(path)
+        unfinished = path.with_name(path.name + ".unfinished")
+        pl.DataFrame({"item": self.ids}, schema={"item": pl.String}).write_parquet(
+            unfinished
+        )
+        unfinished.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Vocabulary":
+        """Reads what `save` wrote."""
+        return cls(pl.read_parquet(path)["item"].to_list())

@@ -1,0 +1,191 @@
+"""Evaluation: the target of every example is ranked among all items.
+
+Axes: B batch, V item rows.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from srgnn_jax import baselines, losses, metrics, parallel
+from srgnn_jax import config as config_lib
+from srgnn_jax.checkpoint import Checkpoints, Progress, check_same_run
+from srgnn_jax.data import batches
+from srgnn_jax.data.batches import Batch
+from srgnn_jax.data.sessions import Examples
+from srgnn_jax.model import SRGNN, Params, init_params
+
+# Scores that one evaluation step may hold per device: 64 Mi floats are 256 MiB.
+MAX_SCORES = 2**26
+
+
+def evaluate_step(
+    params: Params,
+    batch: Batch,
+    *,
+    model: SRGNN,
+    ks: Sequence[int],
+    axis_name: str | None = None,
+) -> dict[str, jax.Array]:
+    """Returns the sums of the ranking metrics over a batch; see `metrics.ranking_sums`.
+
+    Args:
+      params: of the model.
+      batch: see `data.batches`.
+      model: the model.
+      ks: the list lengths.
+      axis_name: axis of the devices that share the batch, or None.
+    """
+    session = model.apply({"params": params}, batch["tiers"], method="encode")
+    scores = losses.item_scores(session, params["item_embedding"])
+    rank = metrics.target_rank(scores, batch["target"])
+    sums = metrics.ranking_sums(rank, batch["weight"], ks)
+    return parallel.total(sums, axis_name)
+
+
+class Evaluator:
+    """Evaluates parameters on one split, as often as asked, with one compiled step."""
+
+    def __init__(
+        self,
+        model: SRGNN,
+        examples: Examples,
+        ks: Sequence[int],
+        batch_size: int,
+        devices: parallel.Devices,
+        progress: bool = False,
+    ):
+        self._examples = examples
+        self._devices = devices
+        self._progress = progress
+        # A huge catalog is scored for fewer sessions at a time.
+        rows = max(
+            1, min(-(-batch_size // devices.shards), MAX_SCORES // model.num_items)
+        )
+        self._batch_size = rows * devices.shards
+        step = functools.partial(
+            evaluate_step, model=model, ks=tuple(ks), axis_name=devices.axis_name
+        )
+        self._step = devices.compile(step)
+
+    def __call__(self, params: Params) -> dict[str, float]:
+        """Returns the mean of every metric, and `examples_per_second`."""
+        start = time.perf_counter()
+        pending = []
+        sums: dict[str, float] = {}
+        bar = tqdm(
+            total=len(self._examples),
+            desc="evaluate",
+            unit=" examples",
+            disable=None if self._progress else True,
+            leave=False,
+        )
+        for batch in batches.eval_batches(
+            self._examples, self._batch_size, self._devices.shards
+        ):
+            pending.append(self._step(params, batch))
+            if len(pending) == 8:
+                # Sums are fetched late, so that the device always has work in hand.
+                _add(sums, pending.pop(0))
+            bar.update(int(batch["weight"].sum()))
+        for last in pending:
+            _add(sums, last)
+        bar.close()
+        count = sums.pop("examples")
+        means = {name: value / count for name, value in sums.items()}
+        means["examples_per_second"] = count / (time.perf_counter() - start)
+        return means
+
+
+def _add(sums: dict[str, float], more: dict[str, jax.Array]) -> None:
+    for name, value in more.items():
+        sums[name] = sums.get(name, 0.0) + float(value)
+
+
+def make_evaluator(
+    config: ConfigDict, model: SRGNN, examples: Examples, devices: parallel.Devices
+) -> Evaluator:
+    """Builds the evaluator that a config asks for."""
+    return Evaluator(
+        model, examples, config.ks, config.eval_batch_size, devices, config.progress
+    )
+
+
+def report(
+    config: ConfigDict,
+    progress: Progress,
+    test: Mapping[str, float],
+    splits: config_lib.Splits,
+) -> str:
+    """Renders what a run reached, in percent, the popularity baseline beside it.
+
+    Args:
+      config: of the run.
+      progress: of the run; holds the validation metrics of its best epoch.
+      test: the test metrics of the best epoch, or of the last step while there is none.
+      splits: of the run.
+    """
+    columns = {"SR-GNN test": test}
+    if config.select_on == "valid" and progress.best_step:
+        columns["SR-GNN valid"] = progress.best_metrics
+    columns["POP test"] = baselines.popularity(
+        splits.train_sessions, splits.evaluated["test"], progress.num_items, config.ks
+    )
+    title = f"step {progress.step}: no epoch is complete"
+    if progress.best_step:
+        split = {"valid": "validation", "test": "TEST, as in the papers' codes"}
+        title = (
+            f"best epoch {progress.best_epoch} (step {progress.best_step}), chosen by "
+            f"{config.select_by} on {split[config.select_on]}"
+        )
+    lines = ["", title, "", " " * 10 + "".join(f"{name:>14}" for name in columns)]
+    for name in (f"{m}@{k}" for k in config.ks for m in ("recall", "mrr", "ndcg")):
+        values = "".join(f"{100 * column[name]:14.2f}" for column in columns.values())
+        lines.append(f"{name:<10}{values}")
+    return "\n".join(lines)
+
+
+def evaluate_workdir(
+    workdir: str, config: ConfigDict | None = None
+) -> dict[str, float]:
+    """Evaluates the best checkpoint of a workdir on the test split; prints the table.
+
+    Args:
+      workdir: of a run.
+      config: fields for the run's own config to be replaced by, where they may differ,
+        such as `data_dir`; the run's own config if None.
+
+    Returns:
+      The mean of every metric.
+    """
+    checkpoints = Checkpoints(pathlib.Path(workdir).expanduser())
+    progress = checkpoints.progress()
+    if config is None:
+        config = config_lib.from_dict(progress.config)
+    config_lib.validate(config)
+    data = config_lib.load_data(config)
+    now = dataclasses.replace(
+        progress,
+        config=config_lib.to_dict(config),
+        data=data.fingerprint,
+        vocabulary=data.vocabulary.fingerprint(),
+        num_items=data.vocabulary.num_items,
+    )
+    check_same_run(progress, now)
+    splits = config_lib.make_splits(config, data)
+    model = config_lib.make_model(config, progress.num_items)
+    devices = parallel.local_devices(config.parallel)
+    wanted = {"params": jax.eval_shape(lambda: init_params(model, config.seed))}
+    step = progress.best_step or progress.step
+    params = checkpoints.restore(wanted, step)["params"]
+    checkpoints.close()
+    evaluate = make_evaluator(config, model, splits.evaluated["test"], devices)
+    test = evaluate(params)
+    print(report(config, progress, test, splits))
+    return test

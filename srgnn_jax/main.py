@@ -1,0 +1,102 @@
+"""Trains and evaluates SR-GNN.
+
+    python -m srgnn_jax.main --config=configs/yoochoose.py
+    python -m srgnn_jax.main --mode=evaluate --workdir=runs/yoochoose_1_64
+
+Every field of a config can be set: --config.batch_size=512 (see configs/default.py).
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from srgnn_jax.errors import UserError
+
+MODES = ("train", "evaluate")
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum(
+    "mode",
+    "train",
+    MODES,
+    "train: prepare data, train, evaluate; the same command again continues. "
+    "evaluate: evaluate the best checkpoint of --workdir.",
+)
+flags.DEFINE_string("workdir", None, "Folder of the run [runs/<name of the config>].")
+config_flags.DEFINE_config_file("config", None, "A file of configs/, or your own.")
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parses the flags, reducing what is wrong with them to one line."""
+    try:
+        rest = FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(_last_line(error)) from error
+    except (AttributeError, KeyError) as error:
+        raise UserError(_unknown_field(str(error))) from error
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"cannot use --config: {_last_line(error)}") from error
+    if rest[1:]:
+        raise UserError(
+            f"unexpected argument {rest[1]!r}; flags look like --name=value"
+        )
+    if FLAGS.config is not None and not isinstance(FLAGS.config, ConfigDict):
+        raise UserError(
+            f"cannot load the config: no file {FLAGS['config'].config_filename}"
+        )
+    return rest
+
+
+def run(mode: str, workdir: str | None, config: ConfigDict | None) -> None:
+    """Does what the flags ask for."""
+    # Imported late: a wrong flag is told at once, and --help needs no JAX.
+    if mode == "evaluate":
+        from srgnn_jax.evaluate import evaluate_workdir
+
+        if workdir is None and config is None:
+            raise UserError("--mode=evaluate needs --workdir, the folder of the run")
+        evaluate_workdir(workdir or f"runs/{config.name}", config)
+        return
+    from srgnn_jax.train import train_and_evaluate
+
+    if config is None:
+        raise UserError("--config is missing; try --config=configs/synthetic.py")
+    train_and_evaluate(config, workdir or f"runs/{config.name}")
+
+
+def main() -> None:
+    """Entry point: errors that the user can mend end in one line, not a traceback."""
+
+    def guarded(do, *arguments):
+        try:
+            return do(*arguments)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command continues", file=sys.stderr)
+            sys.exit(130)
+
+    app.run(
+        lambda _: guarded(run, FLAGS.mode, FLAGS.workdir, FLAGS.config),
+        flags_parser=lambda argv: guarded(parse, argv),
+    )
+
+
+def _unknown_field(text: str) -> str:
+    """Names the field, and the nearest one if ml_collections found any."""
+    name = re.findall(r"[A-Za-z_]\w*", text)[0]
+    near = re.search(r'Did you mean "(\w+)"', text)
+    hint = f"; did you mean {near[1]}?" if near else "; see configs/default.py"
+    return f"the config has no field {name}{hint}"
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    main()

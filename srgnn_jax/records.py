@@ -1,0 +1,60 @@
+"""The record of a run: one JSON object a line, and the same values for TensorBoard."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import IO
+
+import tensorboardX
+
+
+class MetricsWriter:
+    """Appends to `metrics.jsonl` and to TensorBoard event files in a workdir.
+
+    A line is an object with an integer `step` and the metrics as fractions. A resumed run
+    comes again through steps that it had recorded before it was interrupted: what is there
+    already, the same step with the same keys, is not written twice.
+    """
+
+    def __init__(self, workdir: pathlib.Path):
+        self._path = workdir / "metrics.jsonl"
+        self._seen = set()
+        kept = 0
+        if self._path.exists():
+            # A run that was killed may leave half a line at the end.
+            with self._path.open("rb") as file:
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    kept += len(line)
+                    self._seen.add(_key(json.loads(line)))
+            os.truncate(self._path, kept)
+        self._file: IO[str] = self._path.open("a", encoding="utf-8")
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records metrics of one step, unless the very same ones are there already."""
+        record = {"step": step, **metrics}
+        if _key(record) in self._seen:
+            return
+        self._seen.add(_key(record))
+        self._file.write(json.dumps(record) + "\n")
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Brings all that was written to disk, before a checkpoint relies on it."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._board.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self.flush()
+        self._file.close()
+        self._board.close()
+
+
+def _key(record: Mapping[str, float]) -> tuple[float, frozenset[str]]:
+    return record["step"], frozenset(record)

@@ -1,0 +1,371 @@
+"""Training: epochs of steps, each followed by an evaluation and a checkpoint.
+
+Axes: B batch.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from srgnn_jax import config as config_lib
+from srgnn_jax import parallel
+from srgnn_jax.checkpoint import Checkpoints, Progress, check_same_run
+from srgnn_jax.data import batches
+from srgnn_jax.data.batches import Batch
+from srgnn_jax.data.prepared import PreparedData, counts_table
+from srgnn_jax.errors import UserError
+from srgnn_jax.evaluate import make_evaluator, report
+from srgnn_jax.model import SRGNN, Params, init_params
+from srgnn_jax.optimizer import adam_with_l2
+from srgnn_jax.records import MetricsWriter
+
+
+class TrainState(NamedTuple):
+    """What a step changes.
+
+    Attributes:
+      step: optimizer steps done.
+      params: of the model.
+      opt_state: of the optimizer.
+      loss: sum of the examples' losses since the last logged step.
+      examples: their number.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+    loss: Float[Array, ""]
+    examples: Float[Array, ""]
+
+
+def init_state(
+    model: SRGNN, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+    """Draws the parameters from the seed."""
+    params = init_params(model, seed)
+    zero = jnp.zeros((), jnp.float32)
+    return TrainState(jnp.int32(0), params, optimizer.init(params), zero, zero)
+
+
+def sample_negatives(
+    key: jax.Array, target: Int[Array, " B"], num_items: int
+) -> Int[Array, " B"]:
+    """Draws for each target one of the other items, all alike likely."""
+    drawn = jax.random.randint(key, target.shape, 1, max(num_items - 1, 2))
+    return drawn + (drawn >= target)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: SRGNN,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    loss_type: str = "CE",
+    score_padding: bool = False,
+    axis_name: str | None = None,
+) -> TrainState:
+    """Takes one optimizer step on the mean loss over the examples of a batch.
+
+    Args:
+      state: before the step.
+      batch: this device's part of the batch; see `data.batches`.
+      model: the model.
+      optimizer: the optimizer.
+      seed: of the run; "BPR" draws its negatives from it and the step.
+      loss_type: "CE" or "BPR".
+      score_padding: whether row 0 takes part in the softmax.
+      axis_name: axis of the devices that share the batch, or None.
+    """
+    target, weight = batch["target"], batch["weight"]
+    negative = None
+    if loss_type == "BPR":
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if axis_name is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+        negative = sample_negatives(key, target, model.num_items)
+    examples = parallel.total(weight.sum(), axis_name)
+
+    def share_of_mean(params):
+        loss = model.apply(
+            {"params": params},
+            batch["tiers"],
+            target,
+            negative,
+            loss_type,
+            score_padding,
+            method="loss_per_example",
+        )
+        return jnp.sum(loss * weight) / examples
+
+    loss, gradient = jax.value_and_grad(share_of_mean)(state.params)
+    loss, gradient = parallel.total((loss, gradient), axis_name)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    return TrainState(
+        state.step + 1,
+        optax.apply_updates(state.params, updates),
+        opt_state,
+        state.loss + loss * examples,
+        state.examples + examples,
+    )
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState | None:
+    """Prepares the data, trains, and evaluates; resumes what the workdir holds.
+
+    Args:
+      config: see configs/default.py.
+      workdir: folder for checkpoints, metrics.jsonl and counts.json.
+
+    Returns:
+      The state after the last step; None where `config.epochs` is 0.
+
+    Raises:
+      UserError: what the user can mend, such as a file that is missing.
+    """
+    config_lib.validate(config)
+    folder = pathlib.Path(workdir).expanduser()
+    data = config_lib.load_data(config)
+    splits = config_lib.make_splits(config, data)
+    counts = {**data.counts, **splits.counts}
+    print(counts_table(counts, data.published), flush=True)
+    _make_workdir(folder)
+    (folder / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
+    if config.epochs == 0:
+        return None
+    data.vocabulary.save(folder / "vocabulary.parquet")
+    return _Run(config, folder, data, splits).run()
+
+
+def _make_workdir(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the workdir {folder} ({error.strerror}); name another --workdir"
+        ) from error
+
+
+class _Run:
+    """One run in one workdir: what its epochs share, and how far it has come."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        folder: pathlib.Path,
+        data: PreparedData,
+        splits: config_lib.Splits,
+    ):
+        self.config = config
+        self.splits = splits
+        self.steps_per_epoch = batches.steps_per_epoch(
+            len(splits.train), config.batch_size
+        )
+        num_items = data.vocabulary.num_items
+        self.devices = parallel.local_devices(config.parallel)
+        self.model = config_lib.make_model(config, num_items)
+        self.schedule = config_lib.make_schedule(config, self.steps_per_epoch)
+        optimizer = adam_with_l2(self.schedule, config.l2)
+        self.train_step = self.devices.compile(
+            functools.partial(
+                train_step,
+                model=self.model,
+                optimizer=optimizer,
+                seed=config.seed,
+                loss_type=config.loss_type,
+                score_padding=config.score_padding,
+                axis_name=self.devices.axis_name,
+            ),
+            donate_state=True,
+        )
+        self.evaluate = {
+            split: make_evaluator(config, self.model, examples, self.devices)
+            for split, examples in splits.evaluated.items()
+        }
+        self.checkpoints = Checkpoints(folder)
+        self.state = init_state(self.model, optimizer, config.seed)
+        self.progress = Progress(
+            config=config_lib.to_dict(config),
+            data=data.fingerprint,
+            vocabulary=data.vocabulary.fingerprint(),
+            num_items=num_items,
+        )
+        self.resume()
+        self.writer = MetricsWriter(folder)
+
+    def resume(self) -> None:
+        """Takes up the newest checkpoint, if there is one and it is of this run."""
+        step = self.checkpoints.latest_step()
+        if step is None:
+            return
+        stored = self.checkpoints.progress(step)
+        check_same_run(stored, self.progress)
+        self.state = self.checkpoints.restore(self.state, step)
+        self.progress = dataclasses.replace(stored, config=self.progress.config)
+        if self.is_complete():
+            print(f"the run is complete: step {step}, epoch {stored.epoch}", flush=True)
+        else:
+            print(f"continuing from the checkpoint of step {step}", flush=True)
+
+    def is_complete(self) -> bool:
+        """Whether epochs, steps or patience are used up."""
+        config, progress = self.config, self.progress
+        return bool(
+            progress.epoch >= config.epochs
+            or (config.max_steps and progress.step >= config.max_steps)
+            or (config.patience and progress.bad_epochs >= config.patience)
+        )
+
+    def save(self) -> None:
+        """Saves a checkpoint, the records that it stands for first."""
+        self.writer.flush()
+        self.checkpoints.save(self.state, self.progress)
+
+    def train_epoch(self) -> None:
+        """Trains to the end of the epoch that is under way, or up to `max_steps`."""
+        config, progress = self.config, self.progress
+        first = progress.step - progress.epoch * self.steps_per_epoch
+        start = time.perf_counter()
+        done = first * config.batch_size
+        bar = tqdm(
+            total=len(self.splits.train),
+            initial=done,
+            desc=f"epoch {progress.epoch + 1}/{config.epochs}",
+            unit=" examples",
+            disable=None if config.progress else True,
+            leave=False,
+        )
+        logged = time.perf_counter(), done
+        with bar:
+            for batch in batches.train_batches(
+                self.splits.train,
+                config.batch_size,
+                config.seed,
+                progress.epoch,
+                first,
+                self.devices.shards,
+            ):
+                self.state = self.train_step(self.state, batch)
+                progress.step += 1
+                step = progress.step
+                examples = int(batch["weight"].sum())
+                done += examples
+                bar.update(examples)
+                if step % config.log_every_steps == 0:
+                    loss = self.take_loss()
+                    now = time.perf_counter()
+                    self.writer.write(
+                        step,
+                        {
+                            "train/loss": loss,
+                            "train/learning_rate": float(self.schedule(step - 1)),
+                            "train/examples_per_second": (done - logged[1])
+                            / (now - logged[0]),
+                        },
+                    )
+                    logged = now, done
+                    bar.set_postfix(loss=f"{loss:.4f}")
+                if step == config.max_steps:
+                    break
+                every = config.checkpoint_every_steps
+                if every and step % every == 0 and step % self.steps_per_epoch:
+                    self.save()
+        jax.block_until_ready(self.state)
+        seconds = time.perf_counter() - start
+        self.examples_per_second = (done - first * config.batch_size) / seconds
+
+    def take_loss(self) -> float:
+        """Moves the running sums into the epoch's; returns their mean."""
+        loss, examples = float(self.state.loss), float(self.state.examples)
+        progress = self.progress
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {progress.step}; the last checkpoint is "
+                "kept. Try a smaller config.learning_rate, another config.seed, or look "
+                "for broken input"
+            )
+        zero = jnp.zeros_like(self.state.loss)
+        self.state = self.state._replace(loss=zero, examples=zero)
+        progress.epoch_loss += loss
+        progress.epoch_examples += examples
+        return loss / examples
+
+    def end_epoch(self) -> None:
+        """Evaluates, compares with the best epoch so far, records and saves."""
+        config, progress = self.config, self.progress
+        if float(self.state.examples):
+            self.take_loss()
+        progress.epoch += 1
+        loss = progress.epoch_loss / progress.epoch_examples
+        progress.epoch_loss = progress.epoch_examples = 0.0
+        split = config.select_on
+        metrics = self.evaluate[split](self.state.params)
+        speed = metrics.pop("examples_per_second")
+        self.writer.write(
+            progress.step,
+            {
+                "epoch": progress.epoch,
+                "train/loss": loss,
+                "train/examples_per_second": self.examples_per_second,
+                **{f"{split}/{name}": value for name, value in metrics.items()},
+                f"{split}/examples_per_second": speed,
+            },
+        )
+        best = progress.best_metrics.get(config.select_by, -math.inf)
+        progress.bad_epochs += 1
+        if metrics[config.select_by] > best:
+            progress.best_step, progress.best_epoch = progress.step, progress.epoch
+            progress.best_metrics = metrics
+            progress.bad_epochs = 0
+        shown = (f"recall@{max(config.ks)}", config.select_by)
+        print(
+            f"epoch {progress.epoch}: loss {loss:.4f}, {split} "
+            + ", ".join(f"{name} {100 * metrics[name]:.2f}" for name in shown)
+            + (", best so far" if progress.bad_epochs == 0 else "")
+            + f" ({self.examples_per_second:,.0f} examples/s)",
+            flush=True,
+        )
+        self.save()
+
+    def run(self) -> TrainState:
+        """Trains until complete, then reports the best epoch."""
+        while not self.is_complete():
+            self.train_epoch()
+            if self.progress.step == (self.progress.epoch + 1) * self.steps_per_epoch:
+                self.end_epoch()
+            else:
+                self.save()
+        self.report()
+        self.writer.close()
+        self.checkpoints.close()
+        return self.state
+
+    def report(self) -> None:
+        """Evaluates the best epoch on test, unless test chose it; prints the table."""
+        config, progress = self.config, self.progress
+        if config.select_on == "test" and progress.best_step:
+            test = progress.best_metrics
+        else:
+            params = self.state.params
+            if progress.best_step not in (0, progress.step):
+                wanted = {"params": params}
+                restored = self.checkpoints.restore(wanted, progress.best_step)
+                params = restored["params"]
+            test = self.evaluate["test"](params)
+            self.writer.write(
+                progress.best_step or progress.step,
+                {f"test/{name}": value for name, value in test.items()},
+            )
+        print(report(config, progress, test, self.splits), flush=True)

@@ -1,0 +1,168 @@
+"""What the model promises: padding, tiers and revisits are handled exactly."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from srgnn_jax.model import SRGNN, init_params
+
+ITEMS, SIZE = 30, 8
+
+
+def random_sessions(batch=16, length=9, seed=0):
+    rng = np.random.default_rng(seed)
+    item_seq_len = rng.integers(1, length + 1, batch)
+    item_seq_len[:2] = 1, length
+    item_seq = rng.integers(1, 7, (batch, length))
+    item_seq[np.arange(length) >= item_seq_len[:, None]] = 0
+    target = rng.integers(1, ITEMS, batch)
+    as_int32 = (jnp.array(x, jnp.int32) for x in (item_seq, item_seq_len, target))
+    return tuple(as_int32)
+
+
+def make(step=1, hybrid=True):
+    model = SRGNN(ITEMS, SIZE, step, hybrid)
+    return model, init_params(model, 0)
+
+
+def run(model, params, *batch, method=None):
+    apply = jax.jit(functools.partial(model.apply, method=method))
+    return apply({"params": params}, *batch)
+
+
+def loss_and_gradient(model, params, *batch, **kwargs):
+    def loss(params, *batch):
+        return model.apply(
+            {"params": params}, *batch, **kwargs, method="calculate_loss"
+        )
+
+    return jax.jit(jax.value_and_grad(loss))(params, *batch)
+
+
+def assert_trees_close(a, b, atol=1e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+@pytest.mark.parametrize("hybrid", [True, False])
+@pytest.mark.parametrize("step", [1, 3])
+def test_padding_changes_nothing(step, hybrid):
+    model, params = make(step, hybrid)
+    item_seq, item_seq_len, target = random_sessions()
+    padded = jnp.pad(item_seq, ((0, 0), (0, 2 * item_seq.shape[1])))
+
+    def scores(item_seq):
+        return run(model, params, item_seq, item_seq_len, method="full_sort_predict")
+
+    np.testing.assert_allclose(scores(padded), scores(item_seq), atol=1e-6)
+    assert_trees_close(
+        loss_and_gradient(model, params, padded, item_seq_len, target),
+        loss_and_gradient(model, params, item_seq, item_seq_len, target),
+    )
+
+
+def test_row_0_of_the_table_touches_no_session():
+    model, params = make()
+    item_seq, item_seq_len, _ = random_sessions()
+    other = dict(params, item_embedding=params["item_embedding"].at[0].set(99.0))
+    np.testing.assert_array_equal(
+        run(model, params, item_seq, item_seq_len),
+        run(model, other, item_seq, item_seq_len),
+    )
+
+
+def test_tiers_give_the_sessions_of_one_batch():
+    model, params = make(step=2)
+    item_seq, item_seq_len, _ = random_sessions()
+    order = jnp.argsort(item_seq_len)
+    item_seq, item_seq_len = item_seq[order], item_seq_len[order]
+    n = int((item_seq_len <= 4).sum())
+    tiers = [(item_seq[:n, :4], item_seq_len[:n]), (item_seq[n:], item_seq_len[n:])]
+    np.testing.assert_allclose(
+        run(model, params, tiers, method="encode"),
+        run(model, params, item_seq, item_seq_len),
+        atol=1e-6,
+    )
+
+
+def test_methods_agree_with_each_other():
+    model, params = make()
+    item_seq, item_seq_len, target = random_sessions()
+    session = run(model, params, item_seq, item_seq_len)
+    scores = run(model, params, item_seq, item_seq_len, method="full_sort_predict")
+    one = run(model, params, item_seq, item_seq_len, target, method="predict")
+    assert session.shape == (16, SIZE)
+    assert scores.shape == (16, ITEMS)
+    np.testing.assert_allclose(scores, session @ params["item_embedding"].T, atol=1e-6)
+    np.testing.assert_allclose(one, scores[jnp.arange(16), target], atol=1e-6)
+    log_p = jax.nn.log_softmax(scores[:, 1:])[jnp.arange(16), target - 1]
+    loss, _ = loss_and_gradient(model, params, item_seq, item_seq_len, target)
+    np.testing.assert_allclose(loss, -log_p.mean(), rtol=1e-5)
+    log_p = jax.nn.log_softmax(scores)[jnp.arange(16), target]
+    loss, _ = loss_and_gradient(
+        model, params, item_seq, item_seq_len, target, score_padding=True
+    )
+    np.testing.assert_allclose(loss, -log_p.mean(), rtol=1e-5)
+
+
+def test_bpr_compares_target_and_negative():
+    model, params = make()
+    item_seq, item_seq_len, target = random_sessions()
+    negative = (target % (ITEMS - 1)) + 1
+    scores = run(model, params, item_seq, item_seq_len, method="full_sort_predict")
+    rows = jnp.arange(16)
+    difference = scores[rows, target] - scores[rows, negative]
+    loss, _ = loss_and_gradient(
+        model, params, item_seq, item_seq_len, target, negative, loss_type="BPR"
+    )
+    expected = -jnp.log(jax.nn.sigmoid(difference)).mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"loss_type": "BPR"}, "negative"), ({"loss_type": "hinge"}, "hinge")],
+)
+def test_wrong_loss_arguments_are_named(arguments, message):
+    model, params = make()
+    with pytest.raises(ValueError, match=message):
+        loss_and_gradient(model, params, *random_sessions(), **arguments)
+
+
+def test_parameters_start_uniform_within_their_bound():
+    _, params = make()
+    bound = SIZE**-0.5
+    for leaf in jax.tree.leaves(params):
+        assert abs(leaf).max() <= bound
+    table = params["item_embedding"]
+    assert abs(table).max() > 0.95 * bound
+    assert abs(table.mean()) < 0.1 * bound
+
+
+def test_without_hybrid_there_is_no_transform():
+    _, params = make(hybrid=False)
+    assert "linear_transform" not in params["readout"]
+    assert "linear_transform" in make(hybrid=True)[1]["readout"]
+
+
+def test_every_step_propagates_once_more():
+    item_seq, item_seq_len, _ = random_sessions()
+    params = make()[1]
+    sessions = [
+        run(SRGNN(ITEMS, SIZE, step), params, item_seq, item_seq_len)
+        for step in (0, 1, 2, 3)
+    ]
+    for before, after in zip(sessions, sessions[1:], strict=False):
+        assert abs(before - after).max() > 1e-4
+
+
+def test_a_revisited_item_counts_again():
+    model, params = make(step=0, hybrid=False)
+    item_seq = jnp.array([[3, 5, 5, 5], [3, 5, 0, 0]])
+    session = run(model, params, item_seq, jnp.array([4, 2]))
+    # Without propagation a node is its embedding: two more clicks on item 5 add twice
+    # what its attention gives, which both sessions share as both end on item 5.
+    alone = run(model, params, jnp.array([[5]]), jnp.array([1]))
+    np.testing.assert_allclose(session[0] - session[1], 2 * alone[0], atol=1e-6)
