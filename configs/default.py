@@ -61,7 +61,9 @@ def get_config() -> ConfigDict:
     c.eval_batch_size = 512
 
     # Running.
-    c.parallel = "auto"  # "jit": one device, "pmap": all local ones; auto: what is there
+    c.parallel = (
+        "auto"  # "jit": one device, "pmap": all local ones; auto: what is there
+    )
     c.log_every_steps = 100
     c.checkpoint_every_steps = 0  # beside every epoch's end; 0: only then
     c.progress = True  # show progress bars

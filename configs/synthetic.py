@@ -1,6 +1,6 @@
 """Made clicks: tries everything out without any data to fetch.
 
-    python -m srgnn_jax.main --config=configs/synthetic.py
+python -m srgnn_jax.main --config=configs/synthetic.py
 """
 
 from configs import default

@@ -23,4 +23,5 @@ def get_config(fraction: str = "1_64"):
     c.data_dir = f"data/yoochoose{fraction}"
     c.train_fraction = FRACTIONS[fraction]
     c.date_resolution_seconds = 1
+    c.epochs = 6  # the learning rate has then fallen twice, and nothing gets better
     return c

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from srgnn_jax.errors import UserError
@@ -79,10 +79,12 @@ def main() -> None:
             print("\ninterrupted; the same command continues", file=sys.stderr)
             sys.exit(130)
 
-    app.run(
-        lambda _: guarded(run, FLAGS.mode, FLAGS.workdir, FLAGS.config),
-        flags_parser=lambda argv: guarded(parse, argv),
-    )
+    def after_parsing(_):
+        if not FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
+        guarded(run, FLAGS.mode, FLAGS.workdir, FLAGS.config)
+
+    app.run(after_parsing, flags_parser=lambda argv: guarded(parse, argv))
 
 
 def _unknown_field(text: str) -> str:

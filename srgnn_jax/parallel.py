@@ -5,6 +5,7 @@ the axis that it is given, which is None where there is only one part; `total` i
 over that axis. The state, replicated, looks the same to callers either way.
 """
 
+import ctypes
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -64,5 +65,23 @@ def local_devices(parallel: str) -> Devices:
 
     "auto" is pmap where this process has several devices, else jit.
     """
+    if jax.default_backend() == "cpu":
+        _reuse_freed_memory()
     count = jax.local_device_count() if parallel in ("auto", "pmap") else 1
     return Devices(count)
+
+
+def _reuse_freed_memory() -> None:
+    """Has glibc keep what a step frees, for the next one.
+
+    Else every step maps its temporary arrays anew, tens of megabytes, and the kernel
+    clears them page by page: a fifth of the time of a step at 43,000 items on CPU.
+    """
+    mmap_max, trim_threshold, top_pad = -4, -1, -2  # names of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return  # Another C library.
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 2**28)

@@ -54,8 +54,14 @@ def init_state(
 ) -> TrainState:
     """Draws the parameters from the seed."""
     params = init_params(model, seed)
-    zero = jnp.zeros((), jnp.float32)
-    return TrainState(jnp.int32(0), params, optimizer.init(params), zero, zero)
+    # Each its own buffer, as a step donates them all.
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        loss=jnp.zeros(()),
+        examples=jnp.zeros(()),
+    )
 
 
 def sample_negatives(
@@ -296,8 +302,10 @@ class _Run:
                 "kept. Try a smaller config.learning_rate, another config.seed, or look "
                 "for broken input"
             )
-        zero = jnp.zeros_like(self.state.loss)
-        self.state = self.state._replace(loss=zero, examples=zero)
+        self.state = self.state._replace(
+            loss=jnp.zeros_like(self.state.loss),
+            examples=jnp.zeros_like(self.state.examples),
+        )
         progress.epoch_loss += loss
         progress.epoch_examples += examples
         return loss / examples

@@ -61,7 +61,9 @@ class Sessions:
         lists = [np.asarray(session, np.int32) for session in sessions]
         lengths = [len(session) for session in lists]
         items = np.concatenate(lists) if lists else np.zeros(0, np.int32)
-        return cls(items, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), last_only)
+        return cls(
+            items, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), last_only
+        )
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -73,6 +75,18 @@ class Sessions:
     def lengths(self) -> Int[np.ndarray, " S"]:
         """Number of clicks of each session."""
         return np.diff(self.offsets)
+
+    def take(self, chosen: Int[np.ndarray, " T"]) -> "Sessions":
+        """Returns the chosen sessions, in the order given."""
+        lengths = self.lengths[chosen]
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        shift = np.repeat(self.offsets[chosen] - offsets[:-1], lengths)
+        items = self.items[np.arange(len(shift)) + shift]
+        return Sessions(items, offsets, self.last_only)
+
+    def replace_items(self, row: Int[np.ndarray, " I"]) -> "Sessions":
+        """Returns the sessions with each item i replaced by row[i]."""
+        return Sessions(row[self.items], self.offsets, self.last_only)
 
     def examples(self, max_length: int = 0) -> Examples:
         """Returns the prefix examples, in session order, shorter prefixes first.
@@ -98,9 +112,7 @@ class Sessions:
         """Splits off the last sessions: (all but the last `fraction`, those)."""
         cut = len(self) - round(fraction * len(self))
         middle = self.offsets[cut]
-        earlier = Sessions(
-            self.items[:middle], self.offsets[: cut + 1], self.last_only
-        )
+        earlier = Sessions(self.items[:middle], self.offsets[: cut + 1], self.last_only)
         later = Sessions(
             self.items[middle:], self.offsets[cut:] - middle, self.last_only
         )

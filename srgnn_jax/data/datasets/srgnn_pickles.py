@@ -1,0 +1,115 @@
+"""The prepared sessions that users of the published code have, as Python pickles."""
+
+import pathlib
+import pickle
+from typing import Any, NoReturn
+
+
+from srgnn_jax.data.datasets.builder import PreparationConfig, SessionsBuilder
+from srgnn_jax.data.prepare import Prepared, count
+from srgnn_jax.data.sessions import Sessions, Vocabulary
+from srgnn_jax.errors import UserError
+
+TRAIN, TEST = "all_train_seq.txt", "test.txt"
+
+
+class SrgnnPickles(SessionsBuilder):
+    """The published, already prepared sessions: all_train_seq.txt and test.txt."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Put the two files there that preprocess.py of the published SR-GNN code writes: "
+        f"{TRAIN} (a list of training sessions) and {TEST} (prefixes and targets)."
+    )
+
+    @classmethod
+    def source_files(
+        cls, folder: pathlib.Path, config: PreparationConfig
+    ) -> list[pathlib.Path]:
+        """Returns all_train_seq.txt and test.txt."""
+        files = [folder / TRAIN, folder / TEST]
+        for path in files:
+            if not path.is_file():
+                raise UserError(
+                    f"no file {path.name} in config.data_dir = {str(folder)!r}. "
+                    + cls.MANUAL_DOWNLOAD_INSTRUCTIONS
+                )
+        return files
+
+    @classmethod
+    def read(cls, files: list[pathlib.Path], config: PreparationConfig) -> Prepared:
+        """Reads the pickles; an item's number is its row, and as text its raw id."""
+        train_path, test_path = files
+        train = _sessions(train_path, _load(train_path), least=1)
+        pairs = _load(test_path)
+        if not (
+            isinstance(pairs, tuple | list)
+            and len(pairs) == 2
+            and all(isinstance(part, list) for part in pairs)
+            and len(pairs[0]) == len(pairs[1])
+        ):
+            raise UserError(
+                f"{test_path} does not hold (prefixes, targets), two lists of one length"
+            )
+        prefixes, targets = pairs
+        _sessions(test_path, prefixes, least=1)
+        with_target = [[*p, t] for p, t in zip(prefixes, targets, strict=True)]
+        test = _sessions(test_path, with_target, least=2, last_only=True)
+        largest = max(int(train.items.max()), int(test.items.max()))
+        vocabulary = Vocabulary([str(row) for row in range(1, largest + 1)])
+        counts = count({"train": train, "test": test}, vocabulary)
+        heads = _session_heads(prefixes, targets)
+        counts["test_sessions"] = len(heads)
+        counts["clicks"] = len(train.items) + int(test.lengths[heads].sum())
+        return Prepared({"train": train, "test": test}, vocabulary, counts)
+
+
+def _session_heads(prefixes: list[list[int]], targets: list[int]) -> list[int]:
+    """Finds the pairs that start a session: the others only shorten the pair before."""
+    heads = []
+    before: list[int] = []
+    for number, (prefix, target) in enumerate(zip(prefixes, targets, strict=True)):
+        if before != [*prefix, target]:
+            heads.append(number)
+        before = prefix
+    return heads
+
+
+def _sessions(
+    path: pathlib.Path, sessions: Any, least: int, last_only: bool = False
+) -> Sessions:
+    """Checks that these are lists of item numbers from 1 on."""
+    if not isinstance(sessions, list) or not sessions:
+        raise UserError(f"{path} does not hold a list of sessions")
+    for number, session in enumerate(sessions):
+        if (
+            not isinstance(session, list)
+            or len(session) < least
+            or not all(type(i) is int and 0 < i < 2**31 for i in session)
+        ):
+            raise UserError(
+                f"{path}, session {number}: {str(session)[:80]} is not a list of at least "
+                f"{least} item numbers from 1 on"
+            )
+    return Sessions.from_lists(sessions, last_only)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads lists, tuples and numbers, and refuses whatever could run code."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(
+            f"it asks for {module}.{name}, and a list of sessions needs no class"
+        )
+
+    def persistent_load(self, pid: object) -> NoReturn:
+        raise pickle.UnpicklingError("it refers to objects outside the file")
+
+
+def _load(path: pathlib.Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            return _PlainUnpickler(file).load()
+    except Exception as error:  # A broken pickle raises nearly anything.
+        raise UserError(
+            f"refused to read {path}: {error or type(error).__name__}"
+        ) from error

@@ -1,0 +1,217 @@
+"""Clicks -> sessions to train and test on: filtered, split by time, items numbered.
+
+The rules are those of the published preprocessing, whose counts they reproduce; each is
+an argument. Axes: C clicks, S sessions, I distinct items.
+"""
+
+import dataclasses
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool, Int
+
+from srgnn_jax.data.sessions import Sessions, Vocabulary
+from srgnn_jax.errors import UserError
+
+SECOND = 1_000_000
+DAY = 86_400 * SECOND
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What a data set is turned into.
+
+    Attributes:
+      splits: sessions of "train" and "test", and "validation" where the data set brings
+        its own, each in time order.
+      vocabulary: the raw id of every item row.
+      counts: see `count`.
+    """
+
+    splits: dict[str, Sessions]
+    vocabulary: Vocabulary
+    counts: dict[str, int | float]
+
+
+def prepare(
+    clicks: pl.DataFrame,
+    *,
+    min_session_length: int = 2,
+    min_item_count: int = 5,
+    test_days: float = 1.0,
+    test_start: int | None = None,
+    test_end: int | None = None,
+    train_fraction: float = 1.0,
+    date_resolution_seconds: int = 0,
+) -> Prepared:
+    """Filters sessions and items, splits the sessions by date, and numbers the items.
+
+    1. A session's clicks are sorted by time (stable), its date is that of its last click
+       in the file.
+    2. Sessions with too few clicks are dropped, then items with too few clicks, then
+       sessions that have too few left.
+    3. With T the latest date, a session trains if its date < T - test_days and tests if
+       its date > T - test_days: those exactly on the edge do neither.
+    4. Sessions are ordered by date, then by first appearance in the file.
+    5. Items are numbered from 1 by first appearance in training. Test clicks on other
+       items are dropped, and test sessions then too short.
+    6. The last `train_fraction` of the training examples is kept. The published code lists
+       a session's examples longest first, so a session on the border keeps its shortest.
+
+    Args:
+      clicks: in file order; session, item: text, time and, if it differs, date: int64
+        microseconds (see `click_log.read_click_log`).
+      min_session_length: clicks that a session must have.
+      min_item_count: clicks that an item must have.
+      test_days: the span of the test split before T, in days of 24 hours.
+      test_start: tests on sessions from this date on, and trains on those before it,
+        instead of `test_days`.
+      test_end: with `test_start`, drops sessions from this date on.
+      train_fraction: in (0, 1].
+      date_resolution_seconds: round dates down to a multiple of it; 0: keep them.
+
+    Raises:
+      UserError: a split is empty.
+    """
+    session = _codes(clicks["session"])
+    item, raw_items = _codes_and_values(clicks["item"])
+    time = clicks["time"].to_numpy()
+    file_date = clicks["date"].to_numpy() if "date" in clicks.columns else time
+    # The last assignment to an index wins: that of the last click in the file.
+    date = np.zeros(session.max() + 1, np.int64)
+    date[session] = file_date
+    if date_resolution_seconds:
+        date -= date % (date_resolution_seconds * SECOND)
+
+    order = np.lexsort((time, session))
+    session, item = session[order], item[order]
+    keep = _long_enough(session, np.ones(len(session), bool), min_session_length)
+    keep &= (np.bincount(item[keep], minlength=len(raw_items)) >= min_item_count)[item]
+    keep = _long_enough(session, keep, min_session_length)
+    if not keep.any():
+        raise UserError(
+            f"no clicks are left of {len(clicks)} after dropping sessions of fewer than "
+            f"{min_session_length} clicks and items of fewer than {min_item_count}; lower "
+            "config.min_session_length or config.min_item_count"
+        )
+    session, item = session[keep], item[keep]
+    numbers, starts = np.unique(session, return_index=True)
+    kept = Sessions(item, np.append(starts, len(item)).astype(np.int64))
+    date = date[numbers]
+
+    if test_start is not None:
+        is_train = date < test_start
+        is_test = (date >= test_start) & (date < (test_end or np.inf))
+    else:
+        edge = date.max() - round(test_days * DAY)
+        is_train, is_test = date < edge, date > edge
+    by_date = np.argsort(date, kind="stable")
+    train = kept.take(by_date[is_train[by_date]])
+    test = kept.take(by_date[is_test[by_date]])
+    if not len(train) or not len(test):
+        raise UserError(
+            f"the split by time leaves {len(train)} sessions to train on and {len(test)} "
+            f"to test on, of {len(kept)} from {_text(date.min())} to {_text(date.max())}; "
+            "set config.test_days, or config.test_start and test_end"
+        )
+
+    ids, first = np.unique(train.items, return_index=True)
+    ids = ids[np.argsort(first)]
+    row = np.zeros(len(raw_items), np.int32)
+    row[ids] = np.arange(1, len(ids) + 1)
+    train = _last_examples(train.replace_items(row), train_fraction)
+    test_sessions = len(test)
+    test = _known_items(test.replace_items(row), min_session_length)
+    if not len(train) or not len(test):
+        raise UserError(
+            f"{len(train)} sessions are left to train on and {len(test)} to test on, after "
+            "keeping config.train_fraction of the examples and dropping test clicks on "
+            "items that no training session holds"
+        )
+    vocabulary = Vocabulary(raw_items.gather(ids).to_list())
+    counts = count({"train": train, "test": test}, vocabulary)
+    # As published: sessions by date, some of which may have no known item left.
+    counts["test_sessions"] = test_sessions
+    counts["raw_clicks"] = len(clicks)
+    counts["edge_sessions"] = int((~is_train & ~is_test).sum())
+    return Prepared({"train": train, "test": test}, vocabulary, counts)
+
+
+def count(
+    splits: dict[str, Sessions], vocabulary: Vocabulary
+) -> dict[str, int | float]:
+    """Counts what the published tables count.
+
+    Returns:
+      clicks: of all splits.
+      <split>_sessions, <split>_examples: of each.
+      items: rows of the vocabulary, without the padding.
+      items_in_prefixes: items that some example's prefix holds.
+      average_length: clicks of an example, the target included, over all examples.
+    """
+    examples = {name: sessions.examples() for name, sessions in splits.items()}
+    in_prefix = np.zeros(vocabulary.num_items, bool)
+    for sessions in splits.values():
+        before_last = np.ones(len(sessions.items), bool)
+        before_last[sessions.offsets[1:] - 1] = False
+        in_prefix[sessions.items[before_last]] = True
+    lengths = np.concatenate([e.lengths for e in examples.values()])
+    return {
+        "clicks": sum(len(sessions.items) for sessions in splits.values()),
+        **{f"{name}_sessions": len(sessions) for name, sessions in splits.items()},
+        **{f"{name}_examples": len(e) for name, e in examples.items()},
+        "items": vocabulary.num_items - 1,
+        "items_in_prefixes": int(in_prefix.sum()),
+        "average_length": round(float(lengths.mean()) + 1, 4),
+    }
+
+
+def _codes_and_values(column: pl.Series) -> tuple[Int[np.ndarray, " C"], pl.Series]:
+    """Numbers the distinct values from 0 by first appearance."""
+    name = column.name
+    values = column.unique(maintain_order=True)
+    numbered = values.to_frame().with_row_index("code")
+    codes = column.to_frame().join(numbered, on=name, how="left", maintain_order="left")
+    return codes["code"].to_numpy().astype(np.int64), values
+
+
+def _codes(column: pl.Series) -> Int[np.ndarray, " C"]:
+    return _codes_and_values(column)[0]
+
+
+def _long_enough(
+    session: Int[np.ndarray, " C"], keep: Bool[np.ndarray, " C"], least: int
+) -> Bool[np.ndarray, " C"]:
+    """Keeps, of the clicks kept so far, those of sessions with at least so many."""
+    lengths = np.bincount(session[keep], minlength=session[-1] + 1)
+    return keep & (lengths >= least)[session]
+
+
+def _last_examples(train: Sessions, fraction: float) -> Sessions:
+    if fraction == 1:
+        return train
+    examples = train.lengths - 1
+    wanted = int(examples.sum() * fraction)
+    from_end = np.cumsum(examples[::-1])[::-1]
+    whole = int((from_end > wanted).sum())
+    missing = wanted - (from_end[whole] if whole < len(train) else 0)
+    last = train.take(np.arange(whole, len(train)))
+    if not missing:
+        return last
+    border = train[whole - 1][: missing + 1]
+    return Sessions(
+        np.concatenate([border, last.items]),
+        np.concatenate([[0], last.offsets + len(border)]),
+    )
+
+
+def _known_items(test: Sessions, least: int) -> Sessions:
+    session = np.repeat(np.arange(len(test)), test.lengths)
+    keep = _long_enough(session, test.items > 0, least)
+    lengths = np.bincount(session[keep], minlength=len(test))
+    offsets = np.concatenate([[0], np.cumsum(lengths[lengths > 0])])
+    return Sessions(test.items[keep], offsets)
+
+
+def _text(microseconds: int) -> str:
+    return str(np.datetime64(int(microseconds), "us"))[:19].replace("T", " ")

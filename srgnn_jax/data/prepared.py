@@ -1,0 +1,274 @@
+"""Data sets built once, kept under a fingerprint, and mapped into memory at later starts.
+
+    <prepared_dir>/<builder>-<fingerprint>/
+        tfds/                      the TFDS data set: one record a session
+        <split>.items.npy, <split>.offsets.npy, vocabulary.parquet, contents.json
+
+The fingerprint is that of the source's bytes and of every setting: a file or a setting
+that changes is never served from what was built before.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import json
+import logging
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from srgnn_jax.data.sessions import Sessions, Vocabulary
+from srgnn_jax.errors import UserError
+
+# Raise it when the same source and settings come to be prepared differently.
+PREPARATION_VERSION = 1
+RECORDS_PER_READ = 10_000
+
+# Counts of Wu et al. 2019, table 1.
+PUBLISHED: dict[str, dict[str, int | float]] = {
+    "diginetica": {
+        "clicks": 982_961,
+        "train_examples": 719_470,
+        "test_examples": 60_858,
+        "items": 43_097,
+        "average_length": 5.12,
+    },
+    "yoochoose_1_64": {
+        "clicks": 557_248,
+        "train_examples": 369_859,
+        "test_examples": 55_898,
+        "items_in_prefixes": 16_766,
+        "average_length": 6.16,
+    },
+    "yoochoose_1_4": {
+        "clicks": 8_326_407,
+        "train_examples": 5_917_745,
+        "test_examples": 55_898,
+        "items_in_prefixes": 29_618,
+        "average_length": 5.71,
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedData:
+    """A data set, ready for training.
+
+    Attributes:
+      train: the training sessions, in time order.
+      test: the test sessions.
+      validation: validation sessions, where the data set brings its own.
+      vocabulary: the raw id of every item row.
+      counts: see `prepare.count`.
+      published: the published ones, where there are any.
+      fingerprint: of the source and the settings.
+    """
+
+    train: Sessions
+    test: Sessions
+    validation: Sessions | None
+    vocabulary: Vocabulary
+    counts: dict[str, int | float]
+    published: dict[str, int | float]
+    fingerprint: str
+
+
+def load_prepared(
+    dataset: str,
+    *,
+    data_dir: pathlib.Path,
+    prepared_dir: pathlib.Path,
+    **settings: Any,
+) -> PreparedData:
+    """Finds a data set prepared, or prepares it.
+
+    Args:
+      dataset: name of a builder. "diginetica" and "yoochoose" stand for the raw file or,
+        where the folder has none, the published pickles.
+      data_dir: folder of the source, only read.
+      prepared_dir: folder for what is built.
+      **settings: fields of `datasets.builder.PreparationConfig`.
+
+    Raises:
+      UserError: a name is unknown, the source is missing or malformed, or prepared_dir
+        cannot be written.
+    """
+    # Imported late: TFDS takes seconds, and a wrong config should be told at once.
+    from srgnn_jax.data import datasets
+    from srgnn_jax.data.datasets.builder import PreparationConfig
+
+    builders = {
+        builder.name: builder
+        for builder in (getattr(datasets, name) for name in datasets.__all__)
+    }
+    if dataset not in builders:
+        close = difflib.get_close_matches(dataset, builders, n=1)
+        raise UserError(
+            f"config.dataset is {dataset!r}"
+            + (f"; did you mean {close[0]}?" if close else "")
+            + f" There are: {', '.join(sorted(builders))}"
+        )
+    builder = builders[dataset]
+    config = PreparationConfig(name="prepared", **settings)
+    if dataset in ("diginetica", "yoochoose"):
+        pickles = builders["srgnn_pickles"]
+        builder = _raw_or_pickles(builder, pickles, data_dir, config)
+    files = builder.source_files(data_dir, config)
+    fingerprint = _fingerprint(files, builder.name, settings)
+    folder = prepared_dir / f"{builder.name}-{fingerprint[:16]}"
+    if not folder.exists():
+        _build(builder, config, data_dir, folder)
+    published = dataset
+    if dataset == "yoochoose":
+        published += {1 / 64: "_1_64", 1 / 4: "_1_4"}.get(config.train_fraction, "")
+    return _map(folder, fingerprint, PUBLISHED.get(published, {}))
+
+
+def _raw_or_pickles(raw, pickles, data_dir: pathlib.Path, config):
+    try:
+        raw.source_files(data_dir, config)
+    except UserError as no_raw:
+        try:
+            pickles.source_files(data_dir, config)
+        except UserError:
+            raise UserError(
+                f"{no_raw} Or {pickles.MANUAL_DOWNLOAD_INSTRUCTIONS[0].lower()}"
+                f"{pickles.MANUAL_DOWNLOAD_INSTRUCTIONS[1:]}"
+            ) from None
+        return pickles
+    return raw
+
+
+def _fingerprint(
+    files: list[pathlib.Path], builder: str, settings: Mapping[str, Any]
+) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    about = [PREPARATION_VERSION, builder, sorted(settings.items())]
+    digest.update(json.dumps(about).encode())
+    for path in files:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+        digest.update(f"{path.name}\0".encode() + content.digest())
+    return digest.hexdigest()
+
+
+def _build(builder, config, data_dir: pathlib.Path, folder: pathlib.Path) -> None:
+    """Builds in a folder beside and renames it: what is there, is there as a whole."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = pathlib.Path(
+            tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent)
+        )
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder.parent} ({error.strerror}); name another folder "
+            "with --config.prepared_dir"
+        ) from error
+    try:
+        with _quiet_tfds() as tfds:
+            download = tfds.download.DownloadConfig(manual_dir=str(data_dir))
+            made = builder(
+                config=config,
+                data_dir=str(unfinished / "tfds"),
+                file_format="array_record",
+            )
+            made.download_and_prepare(download_config=download)
+        contents = {
+            "counts": dict(made.info.metadata["counts"]),
+            "last_only": list(made.info.metadata["last_only"]),
+            "splits": list(made.info.splits),
+        }
+        for split in contents["splits"]:
+            sessions = _read_records(made.as_data_source(split), split)
+            np.save(unfinished / f"{split}.items.npy", sessions.items)
+            np.save(unfinished / f"{split}.offsets.npy", sessions.offsets)
+        Vocabulary(made.info.metadata["item_ids"]).save(
+            unfinished / "vocabulary.parquet"
+        )
+        (unfinished / "contents.json").write_text(json.dumps(contents))
+        with contextlib.suppress(OSError):
+            # It fails where another process has built the same in the meantime.
+            unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _quiet_tfds():
+    """TFDS announces downloads that do not happen here."""
+    import tensorflow_datasets as tfds
+
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        yield tfds
+    finally:
+        logger.setLevel(level)
+
+
+def _read_records(source, split: str) -> Sessions:
+    sessions = []
+    for start in tqdm(
+        range(0, len(source), RECORDS_PER_READ),
+        desc=f"read {split} records",
+        disable=None,
+        leave=False,
+    ):
+        stop = min(start + RECORDS_PER_READ, len(source))
+        records = source.__getitems__(list(range(start, stop)))
+        sessions.extend(record["items"] for record in records)
+    return Sessions.from_lists(sessions)
+
+
+def _map(
+    folder: pathlib.Path, fingerprint: str, published: dict[str, int | float]
+) -> PreparedData:
+    contents = json.loads((folder / "contents.json").read_text())
+
+    def sessions(split: str) -> Sessions:
+        return Sessions(
+            np.load(folder / f"{split}.items.npy", mmap_mode="r"),
+            np.load(folder / f"{split}.offsets.npy", mmap_mode="r"),
+            split in contents["last_only"],
+        )
+
+    return PreparedData(
+        train=sessions("train"),
+        test=sessions("test"),
+        validation=(
+            sessions("validation") if "validation" in contents["splits"] else None
+        ),
+        vocabulary=Vocabulary.load(folder / "vocabulary.parquet"),
+        counts=contents["counts"],
+        published=published,
+        fingerprint=fingerprint,
+    )
+
+
+def counts_table(
+    counts: Mapping[str, int | float], published: Mapping[str, int | float]
+) -> str:
+    """Renders the counts, one a line, the published ones beside where there are any."""
+
+    def show(value: int | float | None) -> str:
+        if value is None:
+            return ""
+        return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+
+    lines = [
+        f"{'counts':<20}{'here':>14}" + (f"{'published':>14}" if published else "")
+    ]
+    for name, value in counts.items():
+        line = f"{name.replace('_', ' '):<20}{show(value):>14}"
+        if published:
+            line += f"{show(published.get(name)):>14}"
+        lines.append(line.rstrip())
+    return "\n".join(lines)
