@@ -1,4 +1,4 @@
-"""Every field there is, with the values of the paper; the other files state differences.
+"""Every field there is, with the paper's values; the other files state differences.
 
 A field is set in a config file or on the command line: `--config.batch_size=512`.
 """
@@ -7,12 +7,13 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Returns the fields that all configs share; `name` and `dataset` are still empty."""
+    """Returns the fields that all configs share; `name` and `dataset` are empty."""
     c = ConfigDict()
 
     # Names and places.
     c.name = ""  # of the run: the default workdir is runs/<name>
-    c.dataset = ""  # yoochoose, diginetica, click_log, srgnn_pickles or synthetic
+    # yoochoose, diginetica, click_log, srgnn_pickles, recbole_inter or synthetic
+    c.dataset = ""
     c.data_dir = ""  # folder of the raw files, only ever read
     c.prepared_dir = ""  # where prepared data is kept; empty: ~/.cache/srgnn_jax
 
@@ -33,6 +34,7 @@ def get_config() -> ConfigDict:
     c.test_end = ""  # (exclusive)
     c.train_fraction = 1.0  # keep only this last fraction of the training examples
     c.date_resolution_seconds = 0  # round session dates down to it; 0: keep as they are
+    c.recbole_time = "exact"  # or "float32", "normalized": rounded as RecBole does it
     c.max_session_length = 0  # last clicks of a prefix that the model sees; 0: all
 
     # Model.

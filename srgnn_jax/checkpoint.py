@@ -1,11 +1,11 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
-    <workdir>/checkpoints/<step>    the newest, the one before it, and the best of either
-    <workdir>/vocabulary.parquet    the raw item id of every row
+    <workdir>/checkpoints/<step>   the newest, the one before it, and the best of either
+    <workdir>/vocabulary.parquet   the raw item id of every row
 
 Each is one Orbax checkpoint of two items: `state`, the arrays (parameters, optimizer
-state, running sums), and `progress`, a JSON object. Orbax writes to a temporary folder and
-renames it, so that a checkpoint is there as a whole or not at all.
+state, running sums), and `progress`, a JSON object. Orbax writes to a temporary folder
+and renames it, so that a checkpoint is there as a whole or not at all.
 """
 
 import collections
@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
 
 from srgnn_jax import config as config_lib
+from srgnn_jax.data.prepared import PreparedData
 from srgnn_jax.errors import UserError
 
 T = TypeVar("T")
@@ -55,9 +57,19 @@ class Progress:
     best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     bad_epochs: int = 0
 
+    @classmethod
+    def at_start(cls, config: ConfigDict, data: PreparedData) -> "Progress":
+        """Returns the progress of a run that has yet to take its first step."""
+        return cls(
+            config=config_lib.to_dict(config),
+            data=data.fingerprint,
+            vocabulary=data.vocabulary.fingerprint(),
+            num_items=data.vocabulary.num_items,
+        )
+
 
 def check_same_run(stored: Progress, now: Progress) -> None:
-    """Raises UserError, naming every difference, unless `now` may go on from `stored`."""
+    """Raises UserError, naming each difference, if `now` cannot go on from `stored`."""
     found = config_lib.differences(stored.config, now.config)
     for field, meaning in (
         ("data", "fingerprint of the prepared data"),
@@ -78,7 +90,7 @@ class _KeepLatestAndBest:
     """Orbax preservation policy: the last two checkpoints and the best of either."""
 
     def __init__(self):
-        self.best_steps = collections.deque(maxlen=2)
+        self.best_steps: collections.deque[int] = collections.deque(maxlen=2)
 
     def should_preserve(self, checkpoints, *, context):
         del context
@@ -127,7 +139,7 @@ class Checkpoints:
         )
 
     def progress(self, step: int | None = None) -> Progress:
-        """Reads the progress of one checkpoint, of the newest unless a step is given."""
+        """Reads the progress of one checkpoint, the newest unless a step is given."""
         manager = self._manager()
         if step is None:
             step = manager.latest_step()

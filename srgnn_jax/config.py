@@ -50,12 +50,14 @@ PREPARATION_FIELDS = (
     "test_end",
     "train_fraction",
     "date_resolution_seconds",
+    "recbole_time",
 )
 
 _CHOICES = {
     "loss_type": ("CE", "BPR"),
     "on_bad_row": ("error", "skip"),
     "parallel": ("auto", "jit", "pmap"),
+    "recbole_time": ("exact", "float32", "normalized"),
     "select_on": ("valid", "test"),
 }
 _AT_LEAST = {
@@ -138,7 +140,7 @@ def from_dict(fields: dict[str, Any]) -> ConfigDict:
 
 
 def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Lists the fields, as `config.field: stored -> now`, that must be equal but are not.
+    """Lists the fields, as `config.field: stored -> now`, that differ and must not.
 
     Args:
       stored: the fields of a run, from `to_dict`.
@@ -188,14 +190,13 @@ class Splits:
 def make_splits(config: ConfigDict, data: PreparedData) -> Splits:
     """Holds the validation sessions out, if the epoch is chosen on them.
 
-    A data set without a validation split of its own gives up its last training sessions.
+    A data set without a validation split of its own gives its last training sessions.
     """
-    train, valid = data.train, data.validation
-    if config.select_on == "valid" and valid is None:
-        train, valid = train.split_last(config.valid_fraction)
-    evaluated = {"test": data.test}
-    if config.select_on == "valid":
-        evaluated["valid"] = valid
+    train, evaluated = data.train, {"test": data.test}
+    if config.select_on == "valid" and data.validation is not None:
+        evaluated["valid"] = data.validation
+    elif config.select_on == "valid":
+        train, evaluated["valid"] = train.split_last(config.valid_fraction)
     for split, sessions in {"train": train, **evaluated}.items():
         if len(sessions) == 0:
             raise UserError(

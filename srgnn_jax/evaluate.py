@@ -3,11 +3,12 @@
 Axes: B batch, V item rows.
 """
 
-import dataclasses
+import contextlib
 import functools
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -42,7 +43,7 @@ def evaluate_step(
       ks: the list lengths.
       axis_name: axis of the devices that share the batch, or None.
     """
-    session = model.apply({"params": params}, batch["tiers"], method="encode")
+    session: Any = model.apply({"params": params}, batch["tiers"], method="encode")
     scores = losses.item_scores(session, params["item_embedding"])
     rank = metrics.target_rank(scores, batch["target"])
     sums = metrics.ranking_sums(rank, batch["weight"], ks)
@@ -164,27 +165,20 @@ def evaluate_workdir(
     Returns:
       The mean of every metric.
     """
-    checkpoints = Checkpoints(pathlib.Path(workdir).expanduser())
-    progress = checkpoints.progress()
-    if config is None:
-        config = config_lib.from_dict(progress.config)
-    config_lib.validate(config)
-    data = config_lib.load_data(config)
-    now = dataclasses.replace(
-        progress,
-        config=config_lib.to_dict(config),
-        data=data.fingerprint,
-        vocabulary=data.vocabulary.fingerprint(),
-        num_items=data.vocabulary.num_items,
-    )
-    check_same_run(progress, now)
+    folder = pathlib.Path(workdir).expanduser()
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        progress = checkpoints.progress()
+        if config is None:
+            config = config_lib.from_dict(progress.config)
+        config_lib.validate(config)
+        data = config_lib.load_data(config)
+        check_same_run(progress, Progress.at_start(config, data))
+        model = config_lib.make_model(config, progress.num_items)
+        wanted = {"params": jax.eval_shape(lambda: init_params(model, config.seed))}
+        step = progress.best_step or progress.step
+        params = checkpoints.restore(wanted, step)["params"]
     splits = config_lib.make_splits(config, data)
-    model = config_lib.make_model(config, progress.num_items)
     devices = parallel.local_devices(config.parallel)
-    wanted = {"params": jax.eval_shape(lambda: init_params(model, config.seed))}
-    step = progress.best_step or progress.step
-    params = checkpoints.restore(wanted, step)["params"]
-    checkpoints.close()
     evaluate = make_evaluator(config, model, splits.evaluated["test"], devices)
     test = evaluate(params)
     print(report(config, progress, test, splits))

@@ -7,6 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 # RecBole's BPRLoss adds it inside the logarithm.
@@ -27,16 +28,17 @@ def item_scores(
 def full_softmax(
     session: Float[Array, "B D"],
     item_embedding: Float[Array, "V D"],
-    target: Int[Array, " B"],
+    target: Int[Array | np.ndarray, " B"],
     score_padding: bool = False,
 ) -> Float[Array, " B"]:
-    """Cross entropy of the softmax over all items: log sum_v exp(s . e_v) - s . e_target.
+    """Cross entropy of the softmax over items: log sum_v exp(s . e_v) - s . e_target.
 
     The gradient is written by hand. With p the softmax, it is
         d loss / d item_embedding = (p - onehot(target)) session
         d loss / d session        = (p - onehot(target))^T item_embedding
-    where the one-hot part touches B rows only and the division by the softmax's sum moves
-    to the [B, D] side, so that no pass over [V, B] is made beside the two products.
+    where the one-hot part touches B rows only and the division by the softmax's sum
+    moves to the [B, D] side, so that no pass over [V, B] is made beside the two
+    products.
 
     Args:
       session: session embeddings s.
@@ -87,7 +89,7 @@ def bpr(
     target_embedding: Float[Array, "B D"],
     negative_embedding: Float[Array, "B D"],
 ) -> Float[Array, " B"]:
-    """Bayesian personalised ranking: -log(1e-10 + sigmoid(s . e_target - s . e_negative)).
+    """Bayesian personalised ranking: -log(1e-10 + sigmoid(s . e_target - s . e_neg)).
 
     Source: Rendle et al. 2009; the constant is that of RecBole's `BPRLoss`.
     """

@@ -44,27 +44,28 @@ def parse(argv: Sequence[str]) -> list[str]:
             f"unexpected argument {rest[1]!r}; flags look like --name=value"
         )
     if FLAGS.config is not None and not isinstance(FLAGS.config, ConfigDict):
-        raise UserError(
-            f"cannot load the config: no file {FLAGS['config'].config_filename}"
-        )
+        named = next(a for a in argv if a.lstrip("-").startswith("config="))
+        raise UserError(f"cannot load the config: no file {named.split('=', 1)[1]}")
     return rest
 
 
 def run(mode: str, workdir: str | None, config: ConfigDict | None) -> None:
     """Does what the flags ask for."""
+    if workdir is None and config is not None:
+        workdir = f"runs/{config.name}"
     # Imported late: a wrong flag is told at once, and --help needs no JAX.
     if mode == "evaluate":
         from srgnn_jax.evaluate import evaluate_workdir
 
-        if workdir is None and config is None:
+        if workdir is None:
             raise UserError("--mode=evaluate needs --workdir, the folder of the run")
-        evaluate_workdir(workdir or f"runs/{config.name}", config)
+        evaluate_workdir(workdir, config)
         return
     from srgnn_jax.train import train_and_evaluate
 
-    if config is None:
+    if config is None or workdir is None:
         raise UserError("--config is missing; try --config=configs/synthetic.py")
-    train_and_evaluate(config, workdir or f"runs/{config.name}")
+    train_and_evaluate(config, workdir)
 
 
 def main() -> None:

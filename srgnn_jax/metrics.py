@@ -14,10 +14,10 @@ def target_rank(
 ) -> Int[Array, " B"]:
     """Returns the rank (1 = best) of each target among rows 1 to V - 1, by counting.
 
-    Every item that is not scored strictly below the target counts as ranked at or before
-    it. So ties are resolved against the target, and whatever cannot be compared (NaN, on
-    either side) counts against it too: a model whose scores are all equal, or NaN, ranks
-    its target last, never first.
+    Every item that is not scored strictly below the target counts as ranked at or
+    before it. So ties are resolved against the target, and whatever cannot be compared
+    (NaN, on either side) counts against it too: a model whose scores are all equal, or
+    NaN, ranks its target last, never first.
     """
     target_score = scores[target, jnp.arange(target.shape[0])]
     not_below = ~(scores[1:] < target_score)

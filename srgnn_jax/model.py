@@ -1,6 +1,7 @@
 """SR-GNN as Flax modules: modules own the parameters, functions do the maths.
 
-Axes: B batch, L positions (and node slots), D embedding, V item rows (row 0 is padding).
+Axes: B batch, L positions (and node slots), D embedding, V item rows (row 0 is
+padding).
 """
 
 from collections.abc import Sequence
@@ -12,10 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from srgnn_jax import graph, losses
+from srgnn_jax.graph import AnyArray
 
 Params = dict[str, Any]
 # Some sessions of a batch, padded to one length: (item_seq [b, L], item_seq_len [b]).
-Tier = tuple[Int[Array, "_ _"], Int[Array, " _"]]
+Tier = tuple[Int[AnyArray, "_ _"], Int[AnyArray, " _"]]
 
 
 def linear(params: Params, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
@@ -36,7 +38,8 @@ def gnn_cell(
         z, r, n = gates of (a W_ih + b_ih) and (H W_hh + b_hh)
         H' = (1 - z) H + z n,   n = tanh(i_n + r * h_n)
 
-    Source: Wu et al. 2019, equations 1 to 5; the gates lie in PyTorch's GRU order r, z, n.
+    Source: Wu et al. 2019, equations 1 to 5; the gates lie in PyTorch's GRU order r, z,
+    n.
     """
     input_in = incoming @ linear(params["linear_edge_in"], hidden) + params["b_iah"]
     input_out = outgoing @ linear(params["linear_edge_out"], hidden) + params["b_oah"]
@@ -68,7 +71,7 @@ def attention_readout(
     params: Params,
     hidden: Float[Array, "B L D"],
     alias: Int[Array, "B L"],
-    item_seq_len: Int[Array, " B"],
+    item_seq_len: Int[AnyArray, " B"],
 ) -> Float[Array, "B D"]:
     """Sums up a session from its last click and the attention over all of its clicks.
 
@@ -110,15 +113,15 @@ class Linear(nn.Module):
 
     in_features: int
     out_features: int
-    init: nn.initializers.Initializer
+    initializer: nn.initializers.Initializer
     use_bias: bool = True
 
     @nn.compact
     def __call__(self) -> Params:
-        shape = (self.in_features, self.out_features)
-        params = {"kernel": self.param("kernel", self.init, shape)}
+        i, o = self.in_features, self.out_features
+        params = {"kernel": self.param("kernel", self.initializer, (i, o))}
         if self.use_bias:
-            params["bias"] = self.param("bias", self.init, (self.out_features,))
+            params["bias"] = self.param("bias", self.initializer, (o,))
         return params
 
 
@@ -135,9 +138,9 @@ class GNN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, item_seq: Int[Array, "B L"], hidden: Float[Array, "B L D"]
+        self, item_seq: Int[AnyArray, "B L"], hidden: Float[Array, "B L D"]
     ) -> tuple[Float[Array, "B L D"], Int[Array, "B L"]]:
-        """Returns the hidden state of every node slot and the alias of every position."""
+        """Returns the hidden state of each node slot and the alias of each position."""
         d = self.embedding_size
         init = uniform_init(d)
         params = {
@@ -172,7 +175,7 @@ class AttentionReadout(nn.Module):
         self,
         hidden: Float[Array, "B L D"],
         alias: Int[Array, "B L"],
-        item_seq_len: Int[Array, " B"],
+        item_seq_len: Int[AnyArray, " B"],
     ) -> Float[Array, "B D"]:
         """Returns the session embeddings."""
         d = self.embedding_size
@@ -191,8 +194,8 @@ class AttentionReadout(nn.Module):
 class SRGNN(nn.Module):
     """Session-based recommendation with graph neural networks (Wu et al., AAAI 2019).
 
-    Every method takes `item_seq` [B, L], item ids in click order with 0 as padding at the
-    end, and `item_seq_len` [B], the number of clicks, at least 1.
+    Every method takes `item_seq` [B, L], item ids in click order with 0 as padding at
+    the end, and `item_seq_len` [B], the number of clicks, at least 1.
 
     Attributes:
       num_items: V, the rows of the item table; row 0, the padding, is counted.
@@ -230,13 +233,13 @@ class SRGNN(nn.Module):
         return jnp.concatenate(sessions)
 
     def __call__(
-        self, item_seq: Int[Array, "B L"], item_seq_len: Int[Array, " B"]
+        self, item_seq: Int[AnyArray, "B L"], item_seq_len: Int[AnyArray, " B"]
     ) -> Float[Array, "B D"]:
         """Returns the session embeddings."""
         return self.encode([(item_seq, item_seq_len)])
 
     def full_sort_predict(
-        self, item_seq: Int[Array, "B L"], item_seq_len: Int[Array, " B"]
+        self, item_seq: Int[AnyArray, "B L"], item_seq_len: Int[AnyArray, " B"]
     ) -> Float[Array, "B V"]:
         """Returns the score of every item row, the padding row included."""
         session = self(item_seq, item_seq_len)
@@ -244,9 +247,9 @@ class SRGNN(nn.Module):
 
     def predict(
         self,
-        item_seq: Int[Array, "B L"],
-        item_seq_len: Int[Array, " B"],
-        item: Int[Array, " B"],
+        item_seq: Int[AnyArray, "B L"],
+        item_seq_len: Int[AnyArray, " B"],
+        item: Int[AnyArray, " B"],
     ) -> Float[Array, " B"]:
         """Returns the score of one item for each session."""
         session = self(item_seq, item_seq_len)
@@ -255,8 +258,8 @@ class SRGNN(nn.Module):
     def loss_per_example(
         self,
         tiers: Sequence[Tier],
-        target: Int[Array, " B"],
-        negative: Int[Array, " B"] | None = None,
+        target: Int[AnyArray, " B"],
+        negative: Int[AnyArray, " B"] | None = None,
         loss_type: str = "CE",
         score_padding: bool = False,
     ) -> Float[Array, " B"]:
@@ -276,10 +279,10 @@ class SRGNN(nn.Module):
 
     def calculate_loss(
         self,
-        item_seq: Int[Array, "B L"],
-        item_seq_len: Int[Array, " B"],
-        target: Int[Array, " B"],
-        negative: Int[Array, " B"] | None = None,
+        item_seq: Int[AnyArray, "B L"],
+        item_seq_len: Int[AnyArray, " B"],
+        target: Int[AnyArray, " B"],
+        negative: Int[AnyArray, " B"] | None = None,
         loss_type: str = "CE",
         score_padding: bool = False,
     ) -> Float[Array, ""]:

@@ -1,4 +1,4 @@
-"""Adam with coupled L2 and a step decay of the learning rate, as both PyTorch codes use."""
+"""Adam with coupled L2 and a step decay of the learning rate."""
 
 import optax
 
@@ -8,8 +8,8 @@ def step_decay(
 ) -> optax.Schedule:
     """Multiplies the learning rate by `lr_decay` after every `lr_decay_epochs` epochs.
 
-    This is `torch.optim.lr_scheduler.StepLR`, stepped after each epoch. The learning rate
-    stays constant where `lr_decay_epochs` is 0.
+    This is `torch.optim.lr_scheduler.StepLR`, stepped after each epoch. The learning
+    rate stays constant where `lr_decay_epochs` is 0.
     """
     if not lr_decay_epochs:
         return optax.constant_schedule(learning_rate)
@@ -26,8 +26,8 @@ def adam_with_l2(
 ) -> optax.GradientTransformation:
     """Builds `torch.optim.Adam(lr, weight_decay=l2)`.
 
-    The decay is coupled: l2 times the parameter joins the gradient *before* the moments,
-    for every row of the item table, touched or not (this is not AdamW).
+    The decay is coupled: l2 times the parameter joins the gradient *before* the
+    moments, for every row of the item table, touched or not (this is not AdamW).
 
     Args:
       learning_rate: a number, or a schedule over the optimizer's steps.

@@ -1,8 +1,8 @@
 """How a step function runs: by jit on one device, or by pmap over the local devices.
 
 A step function is written for one device's part of a batch. It names its collectives by
-the axis that it is given, which is None where there is only one part; `total` is the sum
-over that axis. The state, replicated, looks the same to callers either way.
+the axis that it is given, which is None where there is only one part; `total` is the
+sum over that axis. The state, replicated, looks the same to callers either way.
 """
 
 import ctypes

@@ -12,9 +12,9 @@ import tensorboardX
 class MetricsWriter:
     """Appends to `metrics.jsonl` and to TensorBoard event files in a workdir.
 
-    A line is an object with an integer `step` and the metrics as fractions. A resumed run
-    comes again through steps that it had recorded before it was interrupted: what is there
-    already, the same step with the same keys, is not written twice.
+    A line is an object with an integer `step` and the metrics as fractions. A resumed
+    run comes again through steps that it had recorded before it was interrupted: what
+    is there already, the same step with the same keys, is not written twice.
     """
 
     def __init__(self, workdir: pathlib.Path):
@@ -30,10 +30,11 @@ class MetricsWriter:
                     kept += len(line)
                     self._seen.add(_key(json.loads(line)))
             os.truncate(self._path, kept)
-        self._file: IO[str] = self._path.open("a", encoding="utf-8")
+        # Line by line, for those who watch the file.
+        self._file: IO[str] = self._path.open("a", buffering=1, encoding="utf-8")
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    def write(self, step: int, metrics: Mapping[str, int | float]) -> None:
         """Records metrics of one step, unless the very same ones are there already."""
         record = {"step": step, **metrics}
         if _key(record) in self._seen:
@@ -56,5 +57,5 @@ class MetricsWriter:
         self._board.close()
 
 
-def _key(record: Mapping[str, float]) -> tuple[float, frozenset[str]]:
+def _key(record: Mapping[str, int | float]) -> tuple[int | float, frozenset[str]]:
     return record["step"], frozenset(record)

@@ -3,6 +3,7 @@
 Axes: B batch.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -152,7 +153,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState | None:
     if config.epochs == 0:
         return None
     data.vocabulary.save(folder / "vocabulary.parquet")
-    return _Run(config, folder, data, splits).run()
+    with (
+        contextlib.closing(Checkpoints(folder)) as checkpoints,
+        contextlib.closing(MetricsWriter(folder)) as writer,
+    ):
+        return _Run(config, data, splits, checkpoints, writer).run()
 
 
 def _make_workdir(folder: pathlib.Path) -> None:
@@ -160,7 +165,8 @@ def _make_workdir(folder: pathlib.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot make the workdir {folder} ({error.strerror}); name another --workdir"
+            f"cannot make the workdir {folder} ({error.strerror}); name another with "
+            "--workdir"
         ) from error
 
 
@@ -170,18 +176,20 @@ class _Run:
     def __init__(
         self,
         config: ConfigDict,
-        folder: pathlib.Path,
         data: PreparedData,
         splits: config_lib.Splits,
+        checkpoints: Checkpoints,
+        writer: MetricsWriter,
     ):
         self.config = config
         self.splits = splits
+        self.checkpoints = checkpoints
+        self.writer = writer
         self.steps_per_epoch = batches.steps_per_epoch(
             len(splits.train), config.batch_size
         )
-        num_items = data.vocabulary.num_items
         self.devices = parallel.local_devices(config.parallel)
-        self.model = config_lib.make_model(config, num_items)
+        self.model = config_lib.make_model(config, data.vocabulary.num_items)
         self.schedule = config_lib.make_schedule(config, self.steps_per_epoch)
         optimizer = adam_with_l2(self.schedule, config.l2)
         self.train_step = self.devices.compile(
@@ -200,16 +208,9 @@ class _Run:
             split: make_evaluator(config, self.model, examples, self.devices)
             for split, examples in splits.evaluated.items()
         }
-        self.checkpoints = Checkpoints(folder)
         self.state = init_state(self.model, optimizer, config.seed)
-        self.progress = Progress(
-            config=config_lib.to_dict(config),
-            data=data.fingerprint,
-            vocabulary=data.vocabulary.fingerprint(),
-            num_items=num_items,
-        )
+        self.progress = Progress.at_start(config, data)
         self.resume()
-        self.writer = MetricsWriter(folder)
 
     def resume(self) -> None:
         """Takes up the newest checkpoint, if there is one and it is of this run."""
@@ -299,8 +300,7 @@ class _Run:
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss is {loss} at step {progress.step}; the last checkpoint is "
-                "kept. Try a smaller config.learning_rate, another config.seed, or look "
-                "for broken input"
+                "kept. Try a smaller config.learning_rate or another config.seed"
             )
         self.state = self.state._replace(
             loss=jnp.zeros_like(self.state.loss),
@@ -356,8 +356,6 @@ class _Run:
             else:
                 self.save()
         self.report()
-        self.writer.close()
-        self.checkpoints.close()
         return self.state
 
     def report(self) -> None:

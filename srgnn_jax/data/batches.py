@@ -1,10 +1,10 @@
 """Examples -> padded batches of a few static shapes.
 
-Most sessions are short: padding a batch to its longest one would spend nearly all work
-on padding. A batch is therefore sorted by length and cut into *tiers*, each padded to its
-own length; the layout, (rows, length) per tier, is chosen once for the data, so that all
-batches but one in many thousands have the same shapes. The others fall back on one tier of
-the greatest length. Which examples share a batch is untouched by this.
+Most sessions are short: padding a batch to its longest one would spend nearly all
+work on padding. A batch is therefore sorted by length and cut into *tiers*, each padded
+to its own length; the layout, (rows, length) per tier, is chosen once for the data, so
+that all batches but one in many thousands have the same shapes. The others fall back on
+one tier of the greatest length. Which examples share a batch is untouched by this.
 
 A batch is a dict of arrays, all that ever travels to a device:
     tiers: ((item_seq [b, L] int32, item_seq_len [b] int32), ...), sum of b = B
@@ -79,10 +79,10 @@ def make_batch(
     # so that every shard gets short and long ones alike.
     order = np.full(shards * rows, -1, np.int64)
     order[order.size - chosen.size :] = np.argsort(lengths, kind="stable")
-    order = order.reshape(rows, shards)
-    real = order >= 0
-    number = np.where(real, chosen[order], 0)
-    length = np.where(real, lengths[order], 1)
+    dealt = order.reshape(rows, shards)
+    real = dealt >= 0
+    number = np.where(real, chosen[dealt], 0)
+    length = np.where(real, lengths[dealt], 1)
     starts = examples.starts[number]
     longest = length.max(axis=1)
     layout = next(
@@ -149,7 +149,7 @@ def train_batches(
 def eval_batches(
     examples: Examples, batch_size: int, shards: int = 1
 ) -> Iterator[Batch]:
-    """Yields all examples once, shortest first, padded to one of at most two lengths."""
+    """Yields all examples once, shortest first, padded to one of two lengths."""
     rows = -(-batch_size // shards)
     max_length = int(examples.lengths.max())
     short = min(TIER_LENGTHS[1], max_length)

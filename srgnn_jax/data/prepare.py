@@ -46,8 +46,8 @@ def prepare(
 ) -> Prepared:
     """Filters sessions and items, splits the sessions by date, and numbers the items.
 
-    1. A session's clicks are sorted by time (stable), its date is that of its last click
-       in the file.
+    1. A session's clicks are sorted by time (stable); its date is that of its last
+       click in the file.
     2. Sessions with too few clicks are dropped, then items with too few clicks, then
        sessions that have too few left.
     3. With T the latest date, a session trains if its date < T - test_days and tests if
@@ -55,8 +55,9 @@ def prepare(
     4. Sessions are ordered by date, then by first appearance in the file.
     5. Items are numbered from 1 by first appearance in training. Test clicks on other
        items are dropped, and test sessions then too short.
-    6. The last `train_fraction` of the training examples is kept. The published code lists
-       a session's examples longest first, so a session on the border keeps its shortest.
+    6. The last `train_fraction` of the training examples is kept. The published code
+       lists a session's examples longest first, so one on the border keeps the
+       shortest.
 
     Args:
       clicks: in file order; session, item: text, time and, if it differs, date: int64
@@ -66,13 +67,18 @@ def prepare(
       test_days: the span of the test split before T, in days of 24 hours.
       test_start: tests on sessions from this date on, and trains on those before it,
         instead of `test_days`.
-      test_end: with `test_start`, drops sessions from this date on.
+      test_end: with `test_start`, leaves out sessions from this date on.
       train_fraction: in (0, 1].
       date_resolution_seconds: round dates down to a multiple of it; 0: keep them.
 
     Raises:
-      UserError: a split is empty.
+      UserError: a split is empty, or `test_end` is not after `test_start`.
     """
+    if test_end is not None and (test_start is None or test_end <= test_start):
+        raise UserError(
+            "config.test_end needs a config.test_start before it: together they bound "
+            "the test split"
+        )
     session = _codes(clicks["session"])
     item, raw_items = _codes_and_values(clicks["item"])
     time = clicks["time"].to_numpy()
@@ -90,9 +96,10 @@ def prepare(
     keep = _long_enough(session, keep, min_session_length)
     if not keep.any():
         raise UserError(
-            f"no clicks are left of {len(clicks)} after dropping sessions of fewer than "
-            f"{min_session_length} clicks and items of fewer than {min_item_count}; lower "
-            "config.min_session_length or config.min_item_count"
+            f"no clicks are left of {len(clicks)} after dropping sessions of fewer "
+            f"than {min_session_length} clicks and items of fewer than "
+            f"{min_item_count}; lower config.min_session_length or "
+            "config.min_item_count"
         )
     session, item = session[keep], item[keep]
     numbers, starts = np.unique(session, return_index=True)
@@ -101,7 +108,9 @@ def prepare(
 
     if test_start is not None:
         is_train = date < test_start
-        is_test = (date >= test_start) & (date < (test_end or np.inf))
+        is_test = (date >= test_start) & (
+            date < (np.inf if test_end is None else test_end)
+        )
     else:
         edge = date.max() - round(test_days * DAY)
         is_train, is_test = date < edge, date > edge
@@ -110,9 +119,10 @@ def prepare(
     test = kept.take(by_date[is_test[by_date]])
     if not len(train) or not len(test):
         raise UserError(
-            f"the split by time leaves {len(train)} sessions to train on and {len(test)} "
-            f"to test on, of {len(kept)} from {_text(date.min())} to {_text(date.max())}; "
-            "set config.test_days, or config.test_start and test_end"
+            f"the split by time leaves {len(train)} sessions to train on and "
+            f"{len(test)} to test on, of {len(kept)} from {_text(date.min())} to "
+            f"{_text(date.max())}; set config.test_days, or config.test_start and "
+            "config.test_end"
         )
 
     ids, first = np.unique(train.items, return_index=True)
@@ -124,9 +134,9 @@ def prepare(
     test = _known_items(test.replace_items(row), min_session_length)
     if not len(train) or not len(test):
         raise UserError(
-            f"{len(train)} sessions are left to train on and {len(test)} to test on, after "
-            "keeping config.train_fraction of the examples and dropping test clicks on "
-            "items that no training session holds"
+            f"{len(train)} sessions are left to train on and {len(test)} to test on, "
+            "after keeping config.train_fraction of the examples and dropping test "
+            "clicks on items that no training session holds"
         )
     vocabulary = Vocabulary(raw_items.gather(ids).to_list())
     counts = count({"train": train, "test": test}, vocabulary)
@@ -213,5 +223,5 @@ def _known_items(test: Sessions, least: int) -> Sessions:
     return Sessions(test.items[keep], offsets)
 
 
-def _text(microseconds: int) -> str:
-    return str(np.datetime64(int(microseconds), "us"))[:19].replace("T", " ")
+def _text(microseconds: np.int64) -> str:
+    return str(microseconds.astype("datetime64[us]"))[:19].replace("T", " ")

@@ -1,4 +1,4 @@
-"""Data sets built once, kept under a fingerprint, and mapped into memory at later starts.
+"""Data sets built once, kept under a fingerprint, and mapped at later starts.
 
     <prepared_dir>/<builder>-<fingerprint>/
         tfds/                      the TFDS data set: one record a session
@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import difflib
 import hashlib
+import io
 import json
 import logging
 import pathlib
@@ -89,8 +90,8 @@ def load_prepared(
     """Finds a data set prepared, or prepares it.
 
     Args:
-      dataset: name of a builder. "diginetica" and "yoochoose" stand for the raw file or,
-        where the folder has none, the published pickles.
+      dataset: name of a builder. "diginetica" and "yoochoose" stand for the raw file
+        or, where the folder has none, the published pickles.
       data_dir: folder of the source, only read.
       prepared_dir: folder for what is built.
       **settings: fields of `datasets.builder.PreparationConfig`.
@@ -173,11 +174,7 @@ def _build(builder, config, data_dir: pathlib.Path, folder: pathlib.Path) -> Non
     try:
         with _quiet_tfds() as tfds:
             download = tfds.download.DownloadConfig(manual_dir=str(data_dir))
-            made = builder(
-                config=config,
-                data_dir=str(unfinished / "tfds"),
-                file_format="array_record",
-            )
+            made = builder(config=config, data_dir=str(unfinished / "tfds"))
             made.download_and_prepare(download_config=download)
         contents = {
             "counts": dict(made.info.metadata["counts"]),
@@ -201,7 +198,7 @@ def _build(builder, config, data_dir: pathlib.Path, folder: pathlib.Path) -> Non
 
 @contextlib.contextmanager
 def _quiet_tfds():
-    """TFDS announces downloads that do not happen here."""
+    """TFDS logs and prints, on stdout, about downloads that do not happen here."""
     import tensorflow_datasets as tfds
 
     logger = logging.getLogger("absl")
@@ -209,13 +206,14 @@ def _quiet_tfds():
     logger.setLevel(logging.ERROR)
     tfds.disable_progress_bar()
     try:
-        yield tfds
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield tfds
     finally:
         logger.setLevel(level)
 
 
 def _read_records(source, split: str) -> Sessions:
-    sessions = []
+    sessions: list[np.ndarray] = []
     for start in tqdm(
         range(0, len(source), RECORDS_PER_READ),
         desc=f"read {split} records",

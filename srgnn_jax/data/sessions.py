@@ -55,7 +55,7 @@ class Sessions:
 
     @classmethod
     def from_lists(
-        cls, sessions: Iterable[Sequence[int]], last_only: bool = False
+        cls, sessions: Iterable[Sequence[int] | np.ndarray], last_only: bool = False
     ) -> "Sessions":
         """Builds sessions from lists of item rows."""
         lists = [np.asarray(session, np.int32) for session in sessions]
@@ -141,8 +141,15 @@ class Vocabulary:
         """Returns the row of each raw id, 0 where it is unknown."""
         return np.array([self._rows.get(str(raw), 0) for raw in raw_ids], np.int32)
 
-    def raw(self, rows: Iterable[int]) -> list[str]:
-        """Returns the raw id of each row, from 1 on."""
+    def raw(self, rows: Iterable[int] | Int[np.ndarray, " n"]) -> list[str]:
+        """Returns the raw id of each row, from 1 on.
+
+        Raises:
+          IndexError: a row has no raw id.
+        """
+        rows = np.fromiter(rows, np.int64)
+        if (rows < 1).any():
+            raise IndexError(f"row {rows.min()} has no raw id: they start at 1")
         return [self.ids[row - 1] for row in rows]
 
     def fingerprint(self) -> str:
@@ -165,4 +172,4 @@ class Vocabulary:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Vocabulary":
         """Reads what `save` wrote."""
-        return cls(pl.read_parquet(path)["item"].to_list())
+        return cls(pl.read_parquet(pathlib.Path(path))["item"].to_list())

@@ -37,6 +37,7 @@ class PreparationConfig(tfds.core.BuilderConfig):
     test_end: str = ""
     train_fraction: float = 1.0
     date_resolution_seconds: int = 0
+    recbole_time: str = "exact"
 
     @property
     def columns(self) -> Columns:
@@ -71,7 +72,9 @@ def _microseconds(field: str, text: str) -> int | None:
         ) from error
 
 
-class SessionsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class SessionsBuilder(  # type: ignore[call-arg]
+    tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
     """Builds one record a session: {"items": int32 item rows in time order}.
 
     Metadata holds the vocabulary (`item_ids`, that of row 1 first), the counts, and the
@@ -80,6 +83,10 @@ class SessionsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [PreparationConfig()]
+
+    def __init__(self, *, file_format: str = "array_record", **kwargs: Any):
+        """Takes what TFDS builders do; its own default format needs TensorFlow."""
+        super().__init__(file_format=file_format, **kwargs)
 
     @classmethod
     def source_files(
@@ -98,7 +105,7 @@ class SessionsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             builder=self,
             description=self.__doc__,
             features=tfds.features.FeaturesDict(
-                {"items": tfds.features.Sequence(np.int32)}
+                {"items": tfds.features.Tensor(shape=(None,), dtype=np.int32)}
             ),
             metadata=tfds.core.MetadataDict(),
             disable_shuffling=True,

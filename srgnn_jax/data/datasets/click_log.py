@@ -12,8 +12,8 @@ class ClickLog(SessionsBuilder):
     """Sessions of a click log of one's own."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Put one log file there (csv, tsv or parquet, with columns for session, item and "
-        "time), or name it with config.log_file."
+        "Put one log file there (csv, tsv or parquet, with columns for session, item "
+        "and time), or name it with config.log_file."
     )
 
     @classmethod

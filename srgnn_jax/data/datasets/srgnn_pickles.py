@@ -4,7 +4,6 @@ import pathlib
 import pickle
 from typing import Any, NoReturn
 
-
 from srgnn_jax.data.datasets.builder import PreparationConfig, SessionsBuilder
 from srgnn_jax.data.prepare import Prepared, count
 from srgnn_jax.data.sessions import Sessions, Vocabulary
@@ -17,7 +16,7 @@ class SrgnnPickles(SessionsBuilder):
     """The published, already prepared sessions: all_train_seq.txt and test.txt."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Put the two files there that preprocess.py of the published SR-GNN code writes: "
+        "Put the two files there that preprocess.py of the published code writes: "
         f"{TRAIN} (a list of training sessions) and {TEST} (prefixes and targets)."
     )
 
@@ -48,7 +47,7 @@ class SrgnnPickles(SessionsBuilder):
             and len(pairs[0]) == len(pairs[1])
         ):
             raise UserError(
-                f"{test_path} does not hold (prefixes, targets), two lists of one length"
+                f"{test_path} does not hold (prefixes, targets), two equally long lists"
             )
         prefixes, targets = pairs
         _sessions(test_path, prefixes, least=1)
@@ -87,8 +86,8 @@ def _sessions(
             or not all(type(i) is int and 0 < i < 2**31 for i in session)
         ):
             raise UserError(
-                f"{path}, session {number}: {str(session)[:80]} is not a list of at least "
-                f"{least} item numbers from 1 on"
+                f"{path}, session {number}: {str(session)[:80]} is not a list of at "
+                f"least {least} item numbers from 1 on"
             )
     return Sessions.from_lists(sessions, last_only)
 

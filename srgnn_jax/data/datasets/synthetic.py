@@ -32,9 +32,9 @@ class Synthetic(SessionsBuilder):
 def draw_clicks() -> pl.DataFrame:
     """Draws the click log: columns session, item and time.
 
-    Every session starts at an item by its popularity (Zipf). Each next click goes to one
-    of the item's few successors (55%), back to an item of the session (15%), to an item of
-    the category by popularity (22%), or anywhere (8%).
+    Every session starts at an item by its popularity (Zipf). Each next click goes to
+    one of the item's few successors (55%), back to an item of the session (15%), to an
+    item of the category by popularity (22%), or anywhere (8%).
     """
     rng = np.random.default_rng(SEED)
     popularity = 1 / (np.arange(ITEMS) + 10.0)

@@ -1,0 +1,112 @@
+"""The command line as users meet it: what works, and one clear line for what does not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import write_log
+
+ROOT = Path(__file__).parents[1]
+CLICK_LOG = "--config=configs/click_log.py"
+
+
+def srgnn(*arguments, cwd=ROOT):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "srgnn_jax.main", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config is missing"),
+        (["--config=configs/nowhere.py"], "no file configs/nowhere.py"),
+        ([CLICK_LOG, "--config.embeding_size=3"], "did you mean embedding_size?"),
+        ([CLICK_LOG, "--config.embedding_size=big"], "embedding_size=big"),
+        (["--config=configs/yoochoose.py:1_5"], "choose one of 1_64, 1_4"),
+        (["--mode=tarin"], "train|evaluate"),
+        ([CLICK_LOG, "extra"], "unexpected argument 'extra'"),
+        (["--mode=evaluate"], "needs --workdir"),
+    ],
+)
+def test_wrong_flags_end_in_one_line(arguments, message):
+    done = srgnn(*arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.select_on=tset"], "config.select_on is 'tset'; choose one of"),
+        (["--config.batch_size=0"], "config.batch_size is 0; it must be at least 1"),
+        (["--config.select_by=map@20"], "config.select_by is 'map@20'"),
+        (["--config.dataset=yoochose"], "did you mean yoochoose?"),
+        (["--config.data_dir=nowhere"], "no log in config.data_dir = 'nowhere'"),
+        (["--config.on_bad_row=error"], "log.csv, line 4: 2 fields instead of 3"),
+    ],
+)
+def test_what_the_user_can_mend_ends_in_one_line(tmp_path, arguments, message):
+    write_log(tmp_path / "data" / "log.csv")
+    lines = (tmp_path / "data" / "log.csv").read_text().splitlines()
+    lines.insert(3, "7,item3")
+    (tmp_path / "data" / "log.csv").write_text("\n".join(lines))
+    done = srgnn(
+        CLICK_LOG,
+        f"--config.data_dir={tmp_path / 'data'}",
+        f"--config.prepared_dir={tmp_path / 'prepared'}",
+        f"--workdir={tmp_path / 'run'}",
+        *arguments,
+    )
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_missing_raw_files_are_named_with_their_source(tmp_path):
+    for config, file, source in (
+        ("diginetica", "train-item-views.csv", "CIKM Cup 2016"),
+        ("yoochoose", "yoochoose-clicks.dat", "RecSys Challenge 2015"),
+    ):
+        done = srgnn(f"--config=configs/{config}.py", f"--config.data_dir={tmp_path}")
+        assert done.returncode == 1
+        for word in (file, source, str(tmp_path), "all_train_seq.txt"):
+            assert word in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_train_then_evaluate(tmp_path):
+    write_log(tmp_path / "data" / "log.csv")
+    settings = [
+        CLICK_LOG.replace("configs", str(ROOT / "configs")),
+        f"--config.data_dir={tmp_path / 'data'}",
+        f"--config.prepared_dir={tmp_path / 'prepared'}",
+        "--config.test_days=0.35",
+        "--config.embedding_size=8",
+        "--config.epochs=1",
+        "--config.parallel=jit",
+    ]
+    trained = srgnn(*settings, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    table = trained.stdout.split("best epoch")[1]
+    # The default workdir is named after the config.
+    counts = json.loads((tmp_path / "runs" / "click_log" / "counts.json").read_text())
+    assert counts["items"] == 20
+    evaluated = srgnn("--mode=evaluate", "--workdir=runs/click_log", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert evaluated.stdout.split("best epoch")[1] == table
+    # No control characters reach a log file.
+    assert "\r" not in trained.stdout + trained.stderr
+    assert "\x1b" not in trained.stdout + trained.stderr

@@ -1,0 +1,82 @@
+"""Several devices give the numbers of one."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from srgnn_jax import parallel
+from srgnn_jax.data import batches
+from srgnn_jax.data.sessions import Sessions
+from srgnn_jax.evaluate import Evaluator
+from srgnn_jax.model import SRGNN
+from srgnn_jax.optimizer import adam_with_l2
+from srgnn_jax.train import init_state, train_step
+
+ITEMS = 40
+
+
+@pytest.fixture(scope="module")
+def examples():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 24, 30)
+    sessions = Sessions.from_lists([rng.integers(1, ITEMS, n) for n in lengths])
+    return sessions.examples()
+
+
+def train(devices, examples, batch_size=37):
+    """Trains one epoch, whose last batch is partial; returns every step's mean loss."""
+    model = SRGNN(ITEMS, 8)
+    optimizer = adam_with_l2(0.01, 1e-3)
+    step = devices.compile(
+        functools.partial(
+            train_step,
+            model=model,
+            optimizer=optimizer,
+            seed=0,
+            axis_name=devices.axis_name,
+        ),
+        donate_state=True,
+    )
+    state = init_state(model, optimizer, 0)
+    losses = []
+    for batch in batches.train_batches(
+        examples, batch_size, seed=0, epoch=0, shards=devices.shards
+    ):
+        before = float(state.loss)
+        state = step(state, batch)
+        losses.append(float(state.loss) - before)
+    return losses, state
+
+
+def test_pmap_trains_like_one_device(examples):
+    assert len(examples) % 37
+    one, state_one = train(parallel.Devices(1), examples)
+    eight, state_eight = train(parallel.local_devices("pmap"), examples)
+    np.testing.assert_allclose(eight, one, rtol=1e-5)
+    assert float(state_eight.examples) == len(examples)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+        state_one.params,
+        state_eight.params,
+    )
+
+
+def test_pmap_evaluates_like_one_device(examples):
+    model = SRGNN(ITEMS, 8)
+    params = init_state(model, adam_with_l2(0.01, 0.0), 1).params
+    means = []
+    for devices in (parallel.Devices(1), parallel.local_devices("pmap")):
+        evaluate = Evaluator(model, examples, (5, 20), 50, devices)
+        mean = evaluate(params)
+        del mean["examples_per_second"]
+        means.append(mean)
+    assert means[0].keys() == means[1].keys()
+    for name in means[0]:
+        assert means[1][name] == pytest.approx(means[0][name], rel=1e-6)
+
+
+def test_auto_takes_what_is_there():
+    assert parallel.local_devices("auto").shards == jax.local_device_count() == 8
+    assert parallel.local_devices("jit").shards == 1

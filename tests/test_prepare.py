@@ -1,0 +1,321 @@
+"""The rules of preparation, against a plain reading of them."""
+
+import collections
+import os
+import pathlib
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from srgnn_jax.data.click_log import Columns, read_click_log
+from srgnn_jax.data.prepare import DAY, SECOND, count, prepare
+from srgnn_jax.data.sessions import Sessions, Vocabulary
+from srgnn_jax.errors import UserError
+
+RAW = pathlib.Path(__file__).parents[1].parent / "shared" / "data" / "raw"
+needs_raw = pytest.mark.skipif(not RAW.is_dir(), reason="no ../shared/data/raw")
+
+
+def frame(rows, dates=None):
+    clicks = pl.DataFrame(
+        rows,
+        schema={"session": pl.String, "item": pl.String, "time": pl.Int64},
+        orient="row",
+    )
+    return clicks if dates is None else clicks.with_columns(pl.Series("date", dates))
+
+
+def lists(sessions):
+    return [session.tolist() for session in sessions]
+
+
+def reference(
+    rows,
+    dates=None,
+    *,
+    min_session_length=2,
+    min_item_count=5,
+    test_days=1.0,
+    test_start=None,
+    test_end=None,
+    train_fraction=1.0,
+    date_resolution_seconds=0,
+):
+    """The published rules, click by click.
+
+    Returns:
+      Training examples in the published order, test sessions, raw ids by row, and the
+      number of sessions in neither split.
+    """
+    sessions, date = {}, {}
+    for number, (session, item, moment) in enumerate(rows):
+        sessions.setdefault(session, []).append((moment, item))
+        date[session] = moment if dates is None else dates[number]
+    if date_resolution_seconds:
+        unit = date_resolution_seconds * SECOND
+        date = {session: when // unit * unit for session, when in date.items()}
+    sessions = {
+        session: [item for _, item in sorted(clicks, key=lambda click: click[0])]
+        for session, clicks in sessions.items()
+        if len(clicks) >= min_session_length
+    }
+    clicks_of = collections.Counter(
+        item for items in sessions.values() for item in items
+    )
+    for session in list(sessions):
+        items = [i for i in sessions[session] if clicks_of[i] >= min_item_count]
+        sessions[session] = items
+        if len(items) < min_session_length:
+            del sessions[session]
+
+    train, test = [], []
+    latest = max((date[session] for session in sessions), default=0)
+    for session in sorted(sessions, key=lambda session: date[session]):
+        if test_start is None:
+            edge = latest - round(test_days * DAY)
+            if date[session] < edge:
+                train.append(sessions[session])
+            elif date[session] > edge:
+                test.append(sessions[session])
+        elif date[session] < test_start:
+            train.append(sessions[session])
+        elif test_end is None or date[session] < test_end:
+            test.append(sessions[session])
+    in_neither = len(sessions) - len(train) - len(test)
+
+    rows_of = {}
+    for items in train:
+        for item in items:
+            rows_of.setdefault(item, len(rows_of) + 1)
+    train = [[rows_of[item] for item in items] for items in train]
+    test = [[rows_of[item] for item in items if item in rows_of] for items in test]
+    test = [items for items in test if len(items) >= min_session_length]
+    examples = [
+        (items[:n], items[n]) for items in train for n in range(len(items) - 1, 0, -1)
+    ]
+    kept = int(len(examples) * train_fraction)
+    return examples[len(examples) - kept :], test, list(rows_of), in_neither
+
+
+def published_order(train):
+    """Spells training examples out, longest prefix of a session first."""
+    return [
+        (items[:n], items[n])
+        for items in lists(train)
+        for n in range(len(items) - 1, 0, -1)
+    ]
+
+
+def compare(rows, dates=None, **rules):
+    """Compares with the reference; returns whether there was anything to compare."""
+    examples, test, ids, in_neither = reference(rows, dates, **rules)
+    if not examples or not test:
+        with pytest.raises(UserError):
+            prepare(frame(rows, dates), **rules)
+        return False
+    prepared = prepare(frame(rows, dates), **rules)
+    assert published_order(prepared.splits["train"]) == examples
+    assert lists(prepared.splits["test"]) == test
+    assert prepared.vocabulary.ids == ids
+    assert prepared.counts["edge_sessions"] == in_neither
+    assert prepared.counts["train_examples"] == len(examples)
+    assert prepared.counts["raw_clicks"] == len(rows)
+    return True
+
+
+# Times in quarters of a second, so that ties, and dates rounded to one, are many.
+clicks_strategy = st.lists(
+    st.tuples(
+        st.integers(0, 9).map("s{}".format),
+        st.integers(0, 5).map("i{}".format),
+        st.integers(0, 40).map(lambda quarters: quarters * SECOND // 4),
+    ),
+    min_size=5,
+    max_size=60,
+)
+
+
+@settings(max_examples=150, deadline=None, database=None, derandomize=True)
+@given(clicks=clicks_strategy, data=st.data())
+def test_against_the_reference(clicks, data):
+    rules = {
+        "min_session_length": data.draw(st.sampled_from([2, 2, 3])),
+        "min_item_count": data.draw(st.sampled_from([1, 2, 5])),
+        "train_fraction": data.draw(st.sampled_from([1.0, 0.5, 1 / 4, 0.3])),
+        "date_resolution_seconds": data.draw(st.sampled_from([0, 1, 2])),
+    }
+    if data.draw(st.booleans()):
+        rules["test_days"] = data.draw(st.sampled_from([1, 2, 5])) / 86_400
+    else:
+        rules["test_start"] = data.draw(st.integers(1, 10)) * SECOND
+        span = data.draw(st.sampled_from([None, SECOND, 4 * SECOND]))
+        rules["test_end"] = span and rules["test_start"] + span
+    dates = None
+    if data.draw(st.booleans()):
+        dates = [data.draw(st.integers(0, 10)) * SECOND for _ in clicks]
+    compare(clicks, dates, **rules)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_against_the_reference_on_larger_logs(seed):
+    rng = np.random.default_rng(seed)
+    sessions, items = 300, 40
+    rows = []
+    for session in range(sessions):
+        start = int(rng.integers(0, 20)) * DAY // 4
+        for click in range(int(rng.integers(1, 9))):
+            # Items come up over time, so that some are in the test split only.
+            low = 15 * start // (5 * DAY)
+            item = int(rng.integers(low, low + items - 15))
+            rows.append((f"s{session}", f"i{item}", start + click % 4 * SECOND))
+    rows = [rows[i] for i in np.argsort(rng.normal(size=len(rows)))]
+    fraction = [1.0, 1 / 4, 1 / 64, 0.37][seed % 4]
+    days = [0.75, 1.0, 1.25, 0.6][seed // 2]
+    # All dates are then multiples of a quarter of a day, many of them on the edge.
+    rules = {"test_days": days, "date_resolution_seconds": 4}
+    assert compare(rows, train_fraction=fraction, **rules)
+    edge_sessions = prepare(frame(rows), **rules).counts["edge_sessions"]
+    assert edge_sessions > 0 or days == 0.6
+
+
+def walk(session, items, second):
+    """One session, a click a second."""
+    return [(session, item, (second + n) * SECOND) for n, item in enumerate(items)]
+
+
+def test_ties_keep_the_order_of_the_file_and_the_file_tells_the_date():
+    rows = [
+        ("a", "x", 9 * SECOND),
+        ("b", "y", 1 * SECOND),
+        ("a", "y", 2 * SECOND),
+        ("a", "z", 2 * SECOND),
+        ("b", "x", 1 * SECOND),
+        ("c", "z", 5 * SECOND),
+        ("c", "y", 6 * SECOND),
+        ("c", "x", 6 * SECOND),
+    ]
+    prepared = prepare(frame(rows), min_item_count=1, test_days=3.5 / 86_400)
+    # a dates from its last line, not from its latest click: b at 1, a at 2, c at 6.
+    assert prepared.vocabulary.ids == ["y", "x", "z"]
+    assert lists(prepared.splits["train"]) == [[1, 2], [1, 3, 2]]
+    assert lists(prepared.splits["test"]) == [[3, 1, 2]]
+
+
+def test_sessions_on_the_edge_do_neither():
+    rows = [
+        *walk("before", "ab", -1),
+        *walk("edge", "ab", 9),
+        *walk("after", "ab", 10),
+        *walk("last", "ab", 19),
+    ]
+    rows = [(session, item, moment + SECOND) for session, item, moment in rows]
+    prepared = prepare(frame(rows), min_item_count=1, test_days=10 / 86_400)
+    counts = prepared.counts
+    assert (counts["train_sessions"], counts["test_sessions"]) == (1, 2)
+    assert counts["edge_sessions"] == 1
+
+
+def test_the_latest_date_is_that_of_a_session_that_is_left():
+    rows = [
+        *walk("a", "xy", 0),
+        *walk("b", "xy", 100),
+        *walk("alone", "x", 1000),
+        *walk("rare", "pq", 2000),
+    ]
+    prepared = prepare(frame(rows), min_item_count=2, test_days=10 / 86_400)
+    assert prepared.counts["test_sessions"] == 1
+
+
+def test_items_are_counted_in_sessions_of_more_than_one_click():
+    rows = [*walk("a", "xyx", 0), *walk("b", "xyx", 100)]
+    alone = [row for n in range(5) for row in walk(f"alone{n}", "y", n)]
+    prepared = prepare(frame(rows + alone), min_item_count=3, test_days=1 / 86_400)
+    assert prepared.vocabulary.ids == ["x"]
+
+
+def test_the_border_session_keeps_its_shortest_prefixes():
+    rows = [*walk("a", "vwxyz", 0), *walk("b", "yx", 50), *walk("c", "vw", 100)]
+    prepared = prepare(
+        frame(rows), min_item_count=1, test_days=1 / 86_400, train_fraction=3 / 5
+    )
+    assert lists(prepared.splits["train"]) == [[1, 2, 3], [4, 3]]
+    assert prepared.counts["train_examples"] == 3
+    assert prepared.counts["items"] == 5
+
+
+def test_counts():
+    train = Sessions.from_lists([[1, 2, 1], [3, 4]])
+    test = Sessions.from_lists([[2, 5, 1]], last_only=True)
+    assert count({"train": train, "test": test}, Vocabulary(list("abcdefg"))) == {
+        "clicks": 8,
+        "train_sessions": 2,
+        "test_sessions": 1,
+        "train_examples": 3,
+        "test_examples": 1,
+        "items": 7,
+        "items_in_prefixes": 4,
+        "average_length": (2 + 3 + 2 + 3) / 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"min_item_count": 9}, "no clicks are left of 6"),
+        ({"min_session_length": 4}, "no clicks are left of 6"),
+        ({"test_days": 1.0}, "leaves 0 sessions to train on and 2 to test on, of 2"),
+        ({"test_days": 0.0}, "leaves 1 sessions to train on and 0 to test on, of 2"),
+        ({"test_start": 200 * SECOND}, "2 sessions to train on and 0 to test on"),
+        ({"train_fraction": 0.1}, "0 sessions are left to train on and 1 to test on"),
+    ],
+)
+def test_empty_splits_are_refused(rules, message):
+    rows = [*walk("a", "xyx", 0), *walk("b", "xyx", 100)]
+    rules = {"min_item_count": 2, "test_days": 1 / 86_400} | rules
+    with pytest.raises(UserError, match=message):
+        prepare(frame(rows), **rules)
+
+
+@pytest.mark.parametrize("bounds", [{}, {"test_start": 5}, {"test_start": 6}])
+def test_a_test_end_without_a_start_before_it_is_refused(bounds):
+    with pytest.raises(UserError, match=r"config\.test_end needs a config\.test_start"):
+        prepare(frame(walk("a", "xyx", 0)), test_end=5, **bounds)
+
+
+def test_test_clicks_on_unknown_items_only_are_refused():
+    rows = [*walk("a", "xyx", 0), *walk("b", "pqp", 100)]
+    with pytest.raises(UserError, match="1 sessions are left to train on and 0"):
+        prepare(frame(rows), min_item_count=1, test_days=1 / 86_400)
+
+
+@needs_raw
+def test_the_diginetica_sample_in_any_time_zone(monkeypatch):
+    try:
+        for zone in ("UTC", "America/Los_Angeles", "Asia/Tokyo"):
+            monkeypatch.setitem(os.environ, "TZ", zone)
+            time.tzset()
+            clicks, skipped = read_click_log(
+                RAW / "sample_train-item-views.csv",
+                Columns(time="timeframe", date="eventdate"),
+            )
+            counts = prepare(clicks, test_days=7.0).counts
+            assert skipped == 0
+            assert (counts["train_sessions"], counts["test_sessions"]) == (469, 47)
+            assert (counts["train_examples"], counts["test_examples"]) == (1_205, 99)
+            assert counts["items"] == 309
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@needs_raw
+def test_real_clicks_against_the_reference():
+    rows = []
+    for part in ("train_full", "test"):
+        path = RAW / f"yoochoose-clicks-100k_{part}.txt"
+        rows += read_click_log(path)[0].rows()
+    assert compare(rows, train_fraction=1 / 64, date_resolution_seconds=1)

@@ -1,0 +1,356 @@
+"""Data sets are built once, found again by fingerprint, and never served half-built."""
+
+import contextlib
+import pickle
+
+import numpy as np
+import pytest
+
+from srgnn_jax.data import prepared as prepared_module
+from srgnn_jax.data.datasets import ClickLog, Diginetica, SrgnnPickles, Yoochoose
+from srgnn_jax.data.prepared import PUBLISHED, counts_table, load_prepared
+from srgnn_jax.errors import UserError
+from tests.tiny import write_log
+
+RULES = {"test_days": 0.35}
+
+
+def load(folder, dataset="click_log", **settings):
+    return load_prepared(
+        dataset,
+        data_dir=folder / "data",
+        prepared_dir=folder / "cache" / "prepared",
+        **RULES | settings,
+    )
+
+
+def built(folder):
+    """The names of what has been built, or half built."""
+    return sorted(path.name for path in (folder / "cache" / "prepared").iterdir())
+
+
+def contents(prepared):
+    """All that a data set holds, in a form that can be compared."""
+    splits = [prepared.train, prepared.test]
+    return (
+        [[session.tolist() for session in split] for split in splits],
+        [split.last_only for split in splits],
+        prepared.vocabulary.ids,
+        prepared.counts,
+    )
+
+
+def count_reads(monkeypatch, builder=ClickLog):
+    """Lets a builder read as before, and returns a list that grows by one each time."""
+    reads, read = [], builder.read
+
+    def counted(files, config):
+        reads.append(files)
+        return read(files, config)
+
+    monkeypatch.setattr(builder, "read", staticmethod(counted))
+    return reads
+
+
+def write_diginetica(folder):
+    """Writes made views in the raw form of Diginetica, latest click of each first."""
+    folder.mkdir(exist_ok=True)
+    lines = ["session_id;user_id;item_id;timeframe;eventdate"]
+    for session in range(40):
+        day = f"2016-05-{session // 2 + 1:02}"
+        for position in (2, 1, 0):
+            lines.append(f"{session};NA;{10 + position};{position * 1000};{day}")
+    (folder / "train-item-views.csv").write_text("\n".join(lines))
+
+
+def write_yoochoose(folder):
+    """Writes made clicks in the raw form of Yoochoose."""
+    folder.mkdir(exist_ok=True)
+    lines = [
+        f"{session},2014-04-{session // 2 + 1:02}T10:0{position}:09.277Z,"
+        f"{21455 + position},0\n"
+        for session in range(40)
+        for position in range(3)
+    ]
+    (folder / "yoochoose-clicks.dat").write_text("".join(lines))
+
+
+def write_pickles(folder):
+    """Writes made sessions in the form of the published code."""
+    folder.mkdir(exist_ok=True)
+    train = [[1, 2, 3], [2, 4]]
+    test = ([[3, 1], [3], [4]], [2, 1, 1])
+    (folder / "all_train_seq.txt").write_bytes(pickle.dumps(train))
+    (folder / "test.txt").write_bytes(pickle.dumps(test))
+
+
+def test_a_data_set_is_built_once_and_mapped_from_then_on(tmp_path, monkeypatch):
+    reads = count_reads(monkeypatch)
+    write_log(tmp_path / "data" / "log.csv")
+    first = load(tmp_path)
+    again = load(tmp_path)
+    assert len(reads) == 1
+    assert contents(again) == contents(first)
+    assert again.fingerprint == first.fingerprint
+    assert built(tmp_path) == [f"click_log-{first.fingerprint[:16]}"]
+    for prepared in (first, again):
+        assert prepared.validation is None
+        for array in (prepared.train.items, prepared.test.offsets):
+            assert isinstance(array, np.memmap)
+            assert not array.flags.writeable
+        assert prepared.train.items.dtype == np.int32
+        assert prepared.train.offsets.dtype == np.int64
+
+
+def test_what_is_served_is_what_the_builder_prepared(tmp_path, monkeypatch):
+    kept, read = [], ClickLog.read
+
+    def keep(files, config):
+        kept.append(read(files, config))
+        return kept[0]
+
+    monkeypatch.setattr(ClickLog, "read", staticmethod(keep))
+    monkeypatch.setattr(prepared_module, "RECORDS_PER_READ", 7)
+    write_log(tmp_path / "data" / "log.csv")
+    served = contents(load(tmp_path))
+    splits = [kept[0].splits["train"], kept[0].splits["test"]]
+    assert served == (
+        [[session.tolist() for session in split] for split in splits],
+        [False, False],
+        kept[0].vocabulary.ids,
+        kept[0].counts,
+    )
+    assert len(splits[0]) > 14
+
+
+def test_a_changed_source_is_prepared_anew(tmp_path):
+    log = tmp_path / "data" / "log.csv"
+    write_log(log)
+    first = load(tmp_path)
+    log.write_text(log.read_text().replace("item3,", "item33,"))
+    changed = load(tmp_path)
+    assert "item33" not in first.vocabulary.ids
+    assert "item33" in changed.vocabulary.ids
+    write_log(log, sessions=120)
+    fewer = load(tmp_path)
+    assert fewer.counts["raw_clicks"] < first.counts["raw_clicks"]
+    assert len({p.fingerprint for p in (first, changed, fewer)}) == 3
+    assert len(built(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"test_days": 0.5},
+        {"min_item_count": 6},
+        {"train_fraction": 0.5},
+        {"on_bad_row": "skip"},
+        {"date_resolution_seconds": 1},
+    ],
+)
+def test_a_changed_setting_is_prepared_anew(tmp_path, monkeypatch, setting):
+    reads = count_reads(monkeypatch)
+    write_log(tmp_path / "data" / "log.csv")
+    prints = {load(tmp_path).fingerprint, load(tmp_path, **setting).fingerprint}
+    assert len(prints) == len(reads) == 2
+
+
+def test_a_changed_way_of_preparing_is_prepared_anew(tmp_path, monkeypatch):
+    write_log(tmp_path / "data" / "log.csv")
+    before = load(tmp_path)
+    monkeypatch.setattr(prepared_module, "PREPARATION_VERSION", -1)
+    assert load(tmp_path).fingerprint != before.fingerprint
+
+
+def test_where_the_source_lies_and_when_it_was_written_changes_nothing(tmp_path):
+    write_log(tmp_path / "data" / "log.csv")
+    first = load(tmp_path)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    write_log(tmp_path / "data" / "log.csv")
+    assert load(tmp_path).fingerprint == first.fingerprint
+
+
+def test_the_folder_of_the_source_is_only_read(tmp_path):
+    log = tmp_path / "data" / "log.csv"
+    write_log(log)
+    before = log.read_bytes(), log.stat().st_mtime_ns
+    log.chmod(0o444)
+    log.parent.chmod(0o555)
+    try:
+        load(tmp_path)
+    finally:
+        log.parent.chmod(0o755)
+    assert list(log.parent.iterdir()) == [log]
+    assert (log.read_bytes(), log.stat().st_mtime_ns) == before
+
+
+@pytest.mark.parametrize("place", ["cache", "cache/prepared"])
+def test_a_folder_that_cannot_be_written(tmp_path, place):
+    write_log(tmp_path / "data" / "log.csv")
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("a file")
+    with pytest.raises(UserError, match=r"cannot write to .*--config\.prepared_dir"):
+        load(tmp_path)
+    assert path.read_text() == "a file"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("step", ["read", "records", "save"])
+def test_a_build_that_breaks_off_leaves_nothing(tmp_path, monkeypatch, error, step):
+    def break_off(*args, **kwargs):
+        raise error("broken off")
+
+    write_log(tmp_path / "data" / "log.csv")
+    with monkeypatch.context() as patch, pytest.raises(error):
+        if step == "read":
+            patch.setattr(ClickLog, "read", break_off)
+        elif step == "records":
+            patch.setattr(prepared_module, "_read_records", break_off)
+        else:
+            patch.setattr(prepared_module.Vocabulary, "save", break_off)
+        load(tmp_path)
+    assert built(tmp_path) == []
+    assert len(load(tmp_path).train) > 0
+
+
+def test_what_a_killed_build_leaves_is_not_served(tmp_path, monkeypatch):
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    write_log(tmp_path / "data" / "log.csv")
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        # A killed process does not clean up.
+        patch.setattr(prepared_module.shutil, "rmtree", killed)
+        patch.setattr(prepared_module.Vocabulary, "save", killed)
+        load(tmp_path)
+    assert len(built(tmp_path)) == 1
+    whole = load(tmp_path)
+    assert len(built(tmp_path)) == 2
+    assert whole.counts["items"] == len(whole.vocabulary.ids)
+
+
+def test_two_processes_may_build_the_same(tmp_path, monkeypatch):
+    read, inner = ClickLog.read, []
+
+    def read_while_another_builds(files, config):
+        monkeypatch.undo()
+        inner.append(load(tmp_path))
+        return read(files, config)
+
+    monkeypatch.setattr(ClickLog, "read", staticmethod(read_while_another_builds))
+    write_log(tmp_path / "data" / "log.csv")
+    outer = load(tmp_path)
+    assert contents(outer) == contents(inner[0])
+    assert len(built(tmp_path)) == 1
+
+
+def test_nothing_is_printed(tmp_path, capfd):
+    write_log(tmp_path / "data" / "log.csv")
+    load(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_malformed_rows_are_told_or_counted(tmp_path):
+    log = tmp_path / "data" / "log.csv"
+    write_log(log)
+    good = load(tmp_path)
+    header, *lines = log.read_text().splitlines()
+    log.write_text("\n".join([header, "1,item1", *lines, "1,item1,soon"]))
+    with pytest.raises(UserError, match=r"log\.csv, line 2: 2 fields instead of 3"):
+        load(tmp_path)
+    skipping = load(tmp_path, on_bad_row="skip")
+    assert skipping.counts == good.counts | {"skipped_rows": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("digenetica", "diginetica"), ("click-log", "click_log"), ("yoochose", "yooch")],
+)
+def test_an_unknown_name_is_told_with_the_nearest(tmp_path, name, meant):
+    with pytest.raises(UserError, match=f"'{name}'; did you mean {meant}.*srgnn_pick"):
+        load(tmp_path, name)
+
+
+def test_a_name_that_is_near_to_none_is_told_with_all(tmp_path):
+    with pytest.raises(UserError, match="There are: click_log, diginetica") as error:
+        load(tmp_path, "x")
+    assert "did you mean" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "write_raw", "raw", "rules"),
+    [
+        ("diginetica", write_diginetica, Diginetica, {"test_days": 7.0}),
+        ("yoochoose", write_yoochoose, Yoochoose, {"test_days": 1.0}),
+    ],
+)
+def test_the_raw_file_is_taken_before_the_pickles(
+    tmp_path, monkeypatch, dataset, write_raw, raw, rules
+):
+    raw_reads = count_reads(monkeypatch, raw)
+    pickle_reads = count_reads(monkeypatch, SrgnnPickles)
+    with pytest.raises(UserError, match=r"(clicks|views)\..*all_train_seq\.txt"):
+        load(tmp_path, dataset, **rules)
+    write_pickles(tmp_path / "data")
+    from_pickles = load(tmp_path, dataset, **rules)
+    assert (len(raw_reads), len(pickle_reads)) == (0, 1)
+    assert from_pickles.test.last_only
+    write_raw(tmp_path / "data")
+    from_raw = load(tmp_path, dataset, **rules)
+    assert (len(raw_reads), len(pickle_reads)) == (1, 1)
+    assert not from_raw.test.last_only
+    names = [name.rsplit("-", 1)[0] for name in built(tmp_path)]
+    assert sorted(names) == sorted([dataset, "srgnn_pickles"])
+
+
+def test_views_are_ordered_by_timeframe(tmp_path):
+    write_diginetica(tmp_path / "data")
+    prepared = load(tmp_path, "diginetica", test_days=7.0)
+    assert prepared.vocabulary.ids == ["10", "11", "12"]
+    assert {tuple(session.tolist()) for session in prepared.test} == {(1, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "fraction", "published"),
+    [
+        ("diginetica", 1.0, "diginetica"),
+        ("yoochoose", 1 / 64, "yoochoose_1_64"),
+        ("yoochoose", 1 / 4, "yoochoose_1_4"),
+        ("yoochoose", 1.0, None),
+        ("srgnn_pickles", 1.0, None),
+    ],
+)
+def test_published_counts_go_with_their_data_set(
+    tmp_path, dataset, fraction, published
+):
+    write_pickles(tmp_path / "data")
+    prepared = load(tmp_path, dataset, train_fraction=fraction)
+    assert prepared.published == PUBLISHED.get(published, {})
+    assert set(prepared.published) <= set(prepared.counts)
+
+
+def test_table_of_counts():
+    counts = {"clicks": 982_961, "train_examples": 719_470, "average_length": 5.1234}
+    assert counts_table(counts, {}) == (
+        "counts                        here\n"
+        "clicks                     982,961\n"
+        "train examples             719,470\n"
+        "average length                5.12"
+    )
+    assert counts_table(counts, {"clicks": 982_961, "average_length": 5.12}) == (
+        "counts                        here     published\n"
+        "clicks                     982,961       982,961\n"
+        "train examples             719,470\n"
+        "average length                5.12          5.12"
+    )
+
+
+def test_the_table_of_counts_fits_a_terminal(tmp_path):
+    write_log(tmp_path / "data" / "log.csv")
+    counts = dict.fromkeys(load(tmp_path).counts, 10**10 - 1)
+    lines = counts_table(counts, counts).splitlines()
+    assert len(lines) == len(counts) + 1
+    assert max(map(len, lines)) <= 80
+    # Names and numbers do not run into each other.
+    assert all(len(line.rsplit("  ", 2)) == 3 for line in lines)

@@ -1,0 +1,44 @@
+"""metrics.jsonl: whole lines, none twice, also when a killed run comes again."""
+
+import contextlib
+import json
+
+from srgnn_jax.records import MetricsWriter
+
+
+def write(workdir, *records):
+    with contextlib.closing(MetricsWriter(workdir)) as writer:
+        for step, metrics in records:
+            writer.write(step, metrics)
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_one_object_a_line(tmp_path):
+    lines = write(tmp_path, (1, {"train/loss": 0.5}), (2, {"train/loss": 0.25}))
+    assert lines == [{"step": 1, "train/loss": 0.5}, {"step": 2, "train/loss": 0.25}]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_the_same_step_and_keys_are_not_written_twice(tmp_path):
+    write(tmp_path, (1, {"a": 1.0}), (1, {"a": 2.0}), (1, {"b": 3.0}))
+    lines = write(tmp_path, (1, {"a": 4.0}), (2, {"a": 5.0}))
+    assert lines == [
+        {"step": 1, "a": 1.0},
+        {"step": 1, "b": 3.0},
+        {"step": 2, "a": 5.0},
+    ]
+
+
+def test_half_a_line_is_dropped(tmp_path):
+    write(tmp_path, (1, {"a": 1.0}))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "a"')
+    lines = write(tmp_path, (2, {"a": 2.0}))
+    assert lines == [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}]
+
+
+def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path):
+    with contextlib.closing(MetricsWriter(tmp_path)) as writer:
+        writer.write(1, {"a": 1.0})
+        assert (tmp_path / "metrics.jsonl").read_text().endswith("\n")

@@ -1,0 +1,275 @@
+"""Training end to end on a tiny log: records, resuming, selection, refusals."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from srgnn_jax import train
+from srgnn_jax.errors import UserError
+from srgnn_jax.evaluate import evaluate_workdir
+from srgnn_jax.train import train_and_evaluate
+from tests.tiny import tiny_config, write_log
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny_config(tmp_path)
+
+
+def records(workdir):
+    """Reads metrics.jsonl, without what depends on the clock."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if "second" not in k}
+        for line in lines
+    ]
+
+
+def assert_same_state(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_run_records_what_it_did(config, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    state = train_and_evaluate(config, str(workdir))
+    lines = [
+        json.loads(s) for s in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+    epochs = [line for line in lines if "epoch" in line]
+    assert [line["epoch"] for line in epochs] == [1, 2]
+    assert epochs[-1]["step"] == int(state.step)
+    for line in epochs:
+        assert 0 <= line["valid/recall@20"] <= 1
+        assert line["train/examples_per_second"] > 0
+        assert line["valid/examples_per_second"] > 0
+    steps = [line for line in lines if "train/learning_rate" in line]
+    assert [line["step"] for line in steps] == [
+        s for s in range(1, int(state.step) + 1) if s % 5 == 0
+    ]
+    assert lines[-1].keys() >= {"test/mrr@20", "test/examples_per_second"}
+    counts = json.loads((workdir / "counts.json").read_text())
+    assert counts["train_examples"] > counts["valid_examples"] > 0
+    assert any((workdir / "tensorboard").iterdir())
+    out = capsys.readouterr().out
+    assert "train examples" in out
+    assert "POP test" in out
+    assert "validation" in out
+
+
+def test_the_epochs_loss_is_the_mean_over_its_examples(config, tmp_path):
+    config.log_every_steps = 1
+    config.epochs = 1
+    train_and_evaluate(config, str(tmp_path / "run"))
+    lines = records(tmp_path / "run")
+    counts = json.loads((tmp_path / "run" / "counts.json").read_text())
+    examples = counts["train_examples"] - counts["valid_examples"]
+    steps = [line["train/loss"] for line in lines if "train/learning_rate" in line]
+    sizes = [config.batch_size] * (len(steps) - 1)
+    sizes.append(examples - sum(sizes))
+    assert sizes[-1] != config.batch_size
+    epoch = next(line for line in lines if "epoch" in line)
+    assert epoch["train/loss"] == pytest.approx(np.average(steps, weights=sizes))
+
+
+def test_training_learns(config, tmp_path, capsys):
+    config.epochs = 8
+    config.select_on = "test"
+    train_and_evaluate(config, str(tmp_path / "run"))
+    table = capsys.readouterr().out.split("best epoch")[1]
+    row = next(line for line in table.splitlines() if line.startswith("mrr@20"))
+    _, ours, popularity = row.split()
+    assert float(ours) > 2 * float(popularity)
+
+
+@pytest.mark.parametrize("stops", [(3,), (7, 11)])
+def test_a_stopped_run_goes_on_exactly(config, tmp_path, stops):
+    config.checkpoint_every_steps = 4
+    whole = train_and_evaluate(config, str(tmp_path / "whole"))
+    for stop in stops:
+        config.max_steps = stop
+        train_and_evaluate(config, str(tmp_path / "parts"))
+    config.max_steps = 0
+    parts = train_and_evaluate(config, str(tmp_path / "parts"))
+    assert_same_state(whole, parts)
+    # A stop is reported by an evaluation of its own, which the whole run has not.
+    extra = [
+        line
+        for line in records(tmp_path / "parts")
+        if line not in records(tmp_path / "whole")
+    ]
+    assert {line["step"] for line in extra} <= set(stops)
+    for line in records(tmp_path / "whole"):
+        assert line in records(tmp_path / "parts")
+    assert evaluate_workdir(str(tmp_path / "parts")) == pytest.approx(
+        evaluate_workdir(str(tmp_path / "whole")), rel=0, abs=math.inf
+    )
+
+
+def test_a_killed_run_goes_on_exactly(config, tmp_path, monkeypatch):
+    whole = train_and_evaluate(config, str(tmp_path / "whole"))
+
+    def die(self):
+        raise KeyboardInterrupt
+
+    # The second epoch is trained, but neither recorded nor saved.
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Run, "report", die)
+        config.epochs = 1
+        with pytest.raises(KeyboardInterrupt):
+            train_and_evaluate(config, str(tmp_path / "killed"))
+    config.epochs = 2
+    path = tmp_path / "killed" / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 10, "train/lo')
+    killed = train_and_evaluate(config, str(tmp_path / "killed"))
+    assert_same_state(whole, killed)
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+
+
+def test_a_complete_run_says_so_and_changes_nothing(config, tmp_path, capsys):
+    first = train_and_evaluate(config, str(tmp_path / "run"))
+    before = records(tmp_path / "run")
+    capsys.readouterr()
+    second = train_and_evaluate(config, str(tmp_path / "run"))
+    assert "complete" in capsys.readouterr().out
+    assert records(tmp_path / "run") == before
+    assert_same_state(first, second)
+
+
+@pytest.mark.parametrize("select_on", ["valid", "test"])
+def test_evaluation_prints_the_numbers_of_training(config, tmp_path, capsys, select_on):
+    config.select_on = select_on
+    train_and_evaluate(config, str(tmp_path / "run"))
+    trained = capsys.readouterr().out.split("best epoch")[1]
+    metrics = evaluate_workdir(str(tmp_path / "run"))
+    evaluated = capsys.readouterr().out.split("best epoch")[1]
+    assert evaluated == trained
+    recorded = [r for r in records(tmp_path / "run") if "test/mrr@20" in r]
+    assert metrics["mrr@20"] in [r["test/mrr@20"] for r in recorded]
+
+
+def test_selection_on_test_holds_nothing_out_and_says_so(config, tmp_path, capsys):
+    config.select_on = "test"
+    train_and_evaluate(config, str(tmp_path / "run"))
+    assert "chosen by mrr@20 on TEST" in capsys.readouterr().out
+    counts = json.loads((tmp_path / "run" / "counts.json").read_text())
+    assert counts["valid_examples"] == 0
+    steps = max(line["step"] for line in records(tmp_path / "run"))
+    assert steps == 2 * math.ceil(counts["train_examples"] / config.batch_size)
+
+
+def test_the_best_epoch_is_kept_and_reported(config, tmp_path, monkeypatch):
+    config.epochs = 4
+    values = iter([0.1, 0.3, 0.2, 0.2, 0.9])
+    original = train.make_evaluator
+
+    def fixed(*arguments):
+        evaluate = original(*arguments)
+
+        def call(params):
+            return {**evaluate(params), "mrr@20": next(values)}
+
+        return call
+
+    monkeypatch.setattr(train, "make_evaluator", fixed)
+    train_and_evaluate(config, str(tmp_path / "run"))
+    lines = records(tmp_path / "run")
+    per_epoch = max(line["step"] for line in lines) // 4
+    assert lines[-1]["step"] == 2 * per_epoch
+    assert lines[-1]["test/mrr@20"] == 0.9
+    saved = {int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert saved == {2 * per_epoch, 3 * per_epoch, 4 * per_epoch}
+
+
+def test_patience_ends_a_run(config, tmp_path, monkeypatch):
+    config.epochs, config.patience = 9, 2
+    original = train.make_evaluator
+
+    def constant(*arguments):
+        evaluate = original(*arguments)
+        return lambda params: {**evaluate(params), "mrr@20": 0.5}
+
+    monkeypatch.setattr(train, "make_evaluator", constant)
+    train_and_evaluate(config, str(tmp_path / "run"))
+    assert [r["epoch"] for r in records(tmp_path / "run") if "epoch" in r] == [1, 2, 3]
+
+
+def test_zero_epochs_only_count(config, tmp_path):
+    config.epochs = 0
+    assert train_and_evaluate(config, str(tmp_path / "run")) is None
+    first = json.loads((tmp_path / "run" / "counts.json").read_text())
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    write_log(tmp_path / "data" / "log.csv", sessions=200)
+    train_and_evaluate(config, str(tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "counts.json").read_text()) != first
+
+
+def test_another_runs_workdir_is_refused(config, tmp_path):
+    config.epochs = 1
+    train_and_evaluate(config, str(tmp_path / "run"))
+    config.embedding_size, config.l2 = 4, 0.5
+    with pytest.raises(
+        UserError, match=r"embedding_size: 8 -> 4; config\.l2: .* -> 0.5"
+    ):
+        train_and_evaluate(config, str(tmp_path / "run"))
+
+
+def test_changed_data_is_refused(config, tmp_path):
+    config.epochs = 1
+    train_and_evaluate(config, str(tmp_path / "run"))
+    write_log(tmp_path / "data" / "log.csv", sessions=200)
+    with pytest.raises(UserError, match="fingerprint of the prepared data"):
+        train_and_evaluate(config, str(tmp_path / "run"))
+    with pytest.raises(UserError, match="fingerprint of the prepared data"):
+        evaluate_workdir(str(tmp_path / "run"))
+
+
+def test_what_changes_no_number_may_differ(config, tmp_path):
+    whole = train_and_evaluate(config, str(tmp_path / "whole"))
+    config.epochs = 1
+    train_and_evaluate(config, str(tmp_path / "parts"))
+    config.epochs, config.log_every_steps, config.name = 2, 7, "renamed"
+    assert_same_state(whole, train_and_evaluate(config, str(tmp_path / "parts")))
+
+
+def test_a_loss_that_is_not_finite_names_the_step(config, tmp_path, monkeypatch):
+    original = train.init_params
+
+    def broken(model, seed):
+        params = original(model, seed)
+        table = params["item_embedding"].at[3].set(jnp.nan)
+        return {**params, "item_embedding": table}
+
+    monkeypatch.setattr(train, "init_params", broken)
+    with pytest.raises(UserError, match="loss is nan at step 5"):
+        train_and_evaluate(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_bpr_trains(config, tmp_path):
+    config.loss_type, config.epochs = "BPR", 3
+    train_and_evaluate(config, str(tmp_path / "run"))
+    losses = [r["train/loss"] for r in records(tmp_path / "run") if "epoch" in r]
+    assert losses[-1] < losses[0] < 1
+
+
+def test_negatives_are_all_items_but_the_target():
+    target = jnp.tile(jnp.array([1, 3, 5]), 500)
+    drawn = train.sample_negatives(jax.random.key(0), target, num_items=6)
+    for t in (1, 3, 5):
+        assert set(drawn[target == t].tolist()) == {1, 2, 3, 4, 5} - {t}
+
+
+def test_a_workdir_that_cannot_be_made_is_named(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot make the workdir"):
+        train_and_evaluate(config, str(tmp_path / "file" / "run"))
+
+
+def test_evaluation_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no run has saved a checkpoint"):
+        evaluate_workdir(str(tmp_path / "nothing"))
