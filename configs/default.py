@@ -63,6 +63,7 @@ def get_config() -> ConfigDict:
     c.eval_batch_size = 512
 
     # Running.
+    c.max_scores = 2**26  # scores that a device holds at a time; 64 Mi are 256 MiB
     c.parallel = (
         "auto"  # "jit": one device, "pmap": all local ones; auto: what is there
     )

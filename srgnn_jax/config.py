@@ -69,6 +69,7 @@ _AT_LEAST = {
     "l2": 0,
     "log_every_steps": 1,
     "lr_decay_epochs": 0,
+    "max_scores": 1,
     "max_session_length": 0,
     "max_steps": 0,
     "min_item_count": 1,

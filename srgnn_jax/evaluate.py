@@ -22,9 +22,6 @@ from srgnn_jax.data.batches import Batch
 from srgnn_jax.data.sessions import Examples
 from srgnn_jax.model import SRGNN, Params, init_params
 
-# Scores that one evaluation step may hold per device: 64 Mi floats are 256 MiB.
-MAX_SCORES = 2**26
-
 
 def evaluate_step(
     params: Params,
@@ -60,6 +57,7 @@ class Evaluator:
         ks: Sequence[int],
         batch_size: int,
         devices: parallel.Devices,
+        max_scores: int = losses.MAX_SCORES,
         progress: bool = False,
     ):
         self._examples = examples
@@ -67,7 +65,7 @@ class Evaluator:
         self._progress = progress
         # A huge catalog is scored for fewer sessions at a time.
         rows = max(
-            1, min(-(-batch_size // devices.shards), MAX_SCORES // model.num_items)
+            1, min(-(-batch_size // devices.shards), max_scores // model.num_items)
         )
         self._batch_size = rows * devices.shards
         step = functools.partial(
@@ -114,7 +112,13 @@ def make_evaluator(
 ) -> Evaluator:
     """Builds the evaluator that a config asks for."""
     return Evaluator(
-        model, examples, config.ks, config.eval_batch_size, devices, config.progress
+        model,
+        examples,
+        config.ks,
+        config.eval_batch_size,
+        devices,
+        config.max_scores,
+        config.progress,
     )
 
 

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, Int
 
 # RecBole's BPRLoss adds it inside the logarithm.
 BPR_GAMMA = 1e-10
+# Scores that a softmax holds at a time: 64 Mi floats are 256 MiB.
+MAX_SCORES = 2**26
 
 
 def item_scores(
@@ -30,6 +32,7 @@ def full_softmax(
     item_embedding: Float[Array, "V D"],
     target: Int[Array | np.ndarray, " B"],
     score_padding: bool = False,
+    max_scores: int = MAX_SCORES,
 ) -> Float[Array, " B"]:
     """Cross entropy of the softmax over items: log sum_v exp(s . e_v) - s . e_target.
 
@@ -46,38 +49,95 @@ def full_softmax(
       target: row of the item that was clicked next, >= 1.
       score_padding: whether row 0 takes part in the softmax, as in RecBole; the paper's
         code leaves it out.
+      max_scores: where V * B exceeds it, the table is worked through in blocks of rows,
+        twice: at most so many scores are ever held, and the numbers are the same but
+        for rounding.
 
     Source: Wu et al. 2019, equations 8 to 10.
     """
-    return _full_softmax(session, item_embedding, target, score_padding)
+    return _full_softmax(session, item_embedding, target, score_padding, max_scores)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _full_softmax(session, item_embedding, target, score_padding):
-    return _full_softmax_forward(session, item_embedding, target, score_padding)[0]
+def _num_blocks(num_items: int, batch: int, max_scores: int) -> int:
+    return min(num_items, -(-num_items * batch // max_scores))
 
 
-def _full_softmax_forward(session, item_embedding, target, score_padding):
-    scores = item_scores(session, item_embedding)
-    if not score_padding:
-        scores = scores.at[0].set(-jnp.inf)
-    target_score = scores[target, jnp.arange(target.shape[0])]
-    maximum = scores.max(axis=0)
-    exponentials = jnp.exp(scores - maximum)
-    total = exponentials.sum(axis=0)
+def _block(session, item_embedding, score_padding, i, count):
+    """Returns the first row of block i of `count`, its rows, and their scores."""
+    num_items = item_embedding.shape[0]
+    rows = -(-num_items // count)
+    # The last block is as long as the others: it starts early, and its first rows,
+    # which the block before holds too, are masked.
+    first = jnp.minimum(i * rows, num_items - rows)
+    block = jax.lax.dynamic_slice_in_dim(item_embedding, first, rows)
+    row = first + jnp.arange(rows)
+    counts = (row >= i * rows) & ((row > 0) | score_padding)
+    scores = jnp.where(counts[:, None], item_scores(session, block), -jnp.inf)
+    return first, block, scores
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _full_softmax(session, item_embedding, target, score_padding, max_scores):
+    return _full_softmax_forward(
+        session, item_embedding, target, score_padding, max_scores
+    )[0]
+
+
+def _full_softmax_forward(session, item_embedding, target, score_padding, max_scores):
+    batch = session.shape[0]
+    count = _num_blocks(item_embedding.shape[0], batch, max_scores)
+    block = functools.partial(_block, session, item_embedding, score_padding)
+    if count == 1:
+        _, _, scores = block(0, 1)
+        maximum = scores.max(axis=0)
+        exponentials = jnp.exp(scores - maximum)
+        total = exponentials.sum(axis=0)
+    else:
+        exponentials = None  # Too many to keep: the backward pass makes them again.
+
+        def body(i, so_far):
+            maximum, total = so_far
+            _, _, scores = block(i, count)
+            higher = jnp.maximum(maximum, scores.max(axis=0))
+            total *= jnp.exp(maximum - higher)
+            return higher, total + jnp.exp(scores - higher).sum(axis=0)
+
+        lowest = jnp.full(batch, jnp.finfo(session.dtype).min, session.dtype)
+        start = lowest, jnp.zeros(batch, session.dtype)
+        maximum, total = jax.lax.fori_loop(0, count, body, start)
+    target_score = jnp.sum(session * item_embedding[target], axis=-1)
     loss = jnp.log(total) + maximum - target_score
-    return loss, (session, item_embedding, target, exponentials, total)
+    return loss, (session, item_embedding, target, maximum, total, exponentials)
 
 
-def _full_softmax_backward(score_padding, residuals, cotangent):
-    del score_padding  # exp(-inf) = 0 already keeps row 0 out of both products.
-    session, item_embedding, target, exponentials, total = residuals
+def _full_softmax_backward(score_padding, max_scores, residuals, cotangent):
+    session, item_embedding, target, maximum, total, exponentials = residuals
+    count = _num_blocks(item_embedding.shape[0], session.shape[0], max_scores)
     scale = (cotangent / total)[:, None]
+    scaled_session = scale * session
+    if count == 1:
+        d_table = exponentials @ scaled_session
+        d_session = exponentials.T @ item_embedding
+    else:
+
+        def body(i, so_far):
+            d_table, d_session = so_far
+            first, block, scores = _block(
+                session, item_embedding, score_padding, i, count
+            )
+            exponentials = jnp.exp(scores - maximum)
+            # Masked rows add nothing to what the block before has written.
+            rows = jax.lax.dynamic_slice_in_dim(d_table, first, block.shape[0])
+            d_table = jax.lax.dynamic_update_slice_in_dim(
+                d_table, rows + exponentials @ scaled_session, first, axis=0
+            )
+            return d_table, d_session + exponentials.T @ block
+
+        start = jnp.zeros_like(item_embedding), jnp.zeros_like(session)
+        d_table, d_session = jax.lax.fori_loop(0, count, body, start)
     weight = cotangent[:, None]
-    d_table = exponentials @ (scale * session)
     d_table = d_table.at[target].add(-weight * session)
-    d_session = scale * (exponentials.T @ item_embedding)
-    d_session -= weight * item_embedding[target]
+    d_session = scale * d_session - weight * item_embedding[target]
     return d_session, d_table, None
 
 

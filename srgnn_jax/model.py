@@ -262,12 +262,16 @@ class SRGNN(nn.Module):
         negative: Int[AnyArray, " B"] | None = None,
         loss_type: str = "CE",
         score_padding: bool = False,
+        max_scores: int = losses.MAX_SCORES,
     ) -> Float[Array, " B"]:
-        """Returns each session's loss; see `calculate_loss` for the arguments."""
+        """Returns each session's loss.
+
+        See `calculate_loss` for the arguments, and `losses.full_softmax` for the last.
+        """
         session = self.encode(tiers)
         if loss_type == "CE":
             return losses.full_softmax(
-                session, self.item_embedding, target, score_padding
+                session, self.item_embedding, target, score_padding, max_scores
             )
         if loss_type != "BPR":
             raise ValueError(f"loss_type is {loss_type!r}, not 'CE' or 'BPR'")

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from srgnn_jax import config as config_lib
-from srgnn_jax import parallel
+from srgnn_jax import losses, parallel
 from srgnn_jax.checkpoint import Checkpoints, Progress, check_same_run
 from srgnn_jax.data import batches
 from srgnn_jax.data.batches import Batch
@@ -82,6 +82,7 @@ def train_step(
     seed: int,
     loss_type: str = "CE",
     score_padding: bool = False,
+    max_scores: int = losses.MAX_SCORES,
     axis_name: str | None = None,
 ) -> TrainState:
     """Takes one optimizer step on the mean loss over the examples of a batch.
@@ -94,6 +95,7 @@ def train_step(
       seed: of the run; "BPR" draws its negatives from it and the step.
       loss_type: "CE" or "BPR".
       score_padding: whether row 0 takes part in the softmax.
+      max_scores: scores that the softmax may hold at a time.
       axis_name: axis of the devices that share the batch, or None.
     """
     target, weight = batch["target"], batch["weight"]
@@ -113,6 +115,7 @@ def train_step(
             negative,
             loss_type,
             score_padding,
+            max_scores,
             method="loss_per_example",
         )
         return jnp.sum(loss * weight) / examples
@@ -200,6 +203,7 @@ class _Run:
                 seed=config.seed,
                 loss_type=config.loss_type,
                 score_padding=config.score_padding,
+                max_scores=config.max_scores,
                 axis_name=self.devices.axis_name,
             ),
             donate_state=True,

@@ -54,7 +54,6 @@ def test_a_huge_catalog_is_scored_in_smaller_batches(monkeypatch):
     model, examples = SRGNN(ITEMS, 8), examples_of()
     params = init_params(model, 0)
     whole = Evaluator(model, examples, (5,), 64, parallel.Devices(1))(params)
-    monkeypatch.setattr(evaluate_module, "MAX_SCORES", 4 * ITEMS)
     sizes = []
     original = evaluate_module.batches.eval_batches
 
@@ -63,6 +62,7 @@ def test_a_huge_catalog_is_scored_in_smaller_batches(monkeypatch):
         return original(examples, batch_size, shards)
 
     monkeypatch.setattr(evaluate_module.batches, "eval_batches", spy)
-    small = Evaluator(model, examples, (5,), 64, parallel.Devices(1))(params)
+    few = Evaluator(model, examples, (5,), 64, parallel.Devices(1), 4 * ITEMS)
+    small = few(params)
     assert sizes == [4]
     assert small["mrr@5"] == pytest.approx(whole["mrr@5"])

@@ -25,19 +25,24 @@ def reference(session, table, target, score_padding):
     return optax.softmax_cross_entropy_with_integer_labels(scores, target)
 
 
+# 23 items of 6 sessions: whole, in halves, in blocks of 5 rows, row by row.
+@pytest.mark.parametrize("max_scores", [10_000, 100, 30, 1])
 @pytest.mark.parametrize("score_padding", [False, True])
-def test_full_softmax_matches_reference(score_padding):
+def test_full_softmax_matches_reference(score_padding, max_scores):
     session, table, target = random_problem()
     weight = jnp.array([0.3, 1.0, 2.0, 0.0, 0.7, 0.1])
+
+    def full_softmax(*arguments):
+        return losses.full_softmax(*arguments, max_scores)
 
     def weighted(loss):
         return lambda s, t: jnp.sum(weight * loss(s, t, target, score_padding))
 
-    ours = losses.full_softmax(session, table, target, score_padding)
+    ours = full_softmax(session, table, target, score_padding)
     np.testing.assert_allclose(
         ours, reference(session, table, target, score_padding), rtol=1e-5
     )
-    grad = jax.grad(weighted(losses.full_softmax), (0, 1))(session, table)
+    grad = jax.jit(jax.grad(weighted(full_softmax), (0, 1)))(session, table)
     expected = jax.grad(weighted(reference), (0, 1))(session, table)
     for a, b in zip(grad, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
@@ -53,6 +58,32 @@ def test_row_0_gets_a_gradient_only_where_it_is_scored():
 
     assert not row_0(False).any()
     assert row_0(True).any()
+
+
+def largest_array(jaxpr):
+    """Returns the most numbers that an array has in a traced computation."""
+    sizes = [v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars]
+    inner = [
+        largest_array(getattr(value, "jaxpr", value))
+        for eqn in jaxpr.eqns
+        for value in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")
+        )
+        if hasattr(value, "jaxpr") or hasattr(value, "eqns")
+    ]
+    return max(sizes + inner)
+
+
+@pytest.mark.parametrize(("max_scores", "bounded"), [(2_000, True), (10**6, False)])
+def test_blocks_never_hold_all_scores(max_scores, bounded):
+    session, table = jnp.zeros((64, 2)), jnp.zeros((500, 2))
+    target = jnp.ones(64, jnp.int32)
+
+    def loss(session, table):
+        return losses.full_softmax(session, table, target, max_scores=max_scores).sum()
+
+    traced = jax.make_jaxpr(jax.grad(loss, (0, 1)))(session, table)
+    assert (largest_array(traced.jaxpr) <= 2_100) == bounded
 
 
 def test_full_softmax_of_huge_scores_is_finite():

@@ -370,7 +370,7 @@ class _TimeParser:
             if not self._form and _mostly_iso(column):
                 self._form = "iso"
             if self._form == "iso":
-                return _parse_iso(column)
+                return parse_iso(column)
         number = column.cast(pl.Float64, strict=False)
         finite = number.is_finite()
         if self._any_number:
@@ -387,8 +387,12 @@ def _mostly_iso(column: pl.Series) -> bool:
     return 2 * int((~given.str.contains(_EPOCH)).sum()) > len(given)
 
 
-def _parse_iso(column: pl.Series) -> pl.Series:
-    """Parses ISO times, with or without fraction and offset, and plain dates."""
+def parse_iso(column: pl.Series) -> pl.Series:
+    """Parses ISO times, with or without fraction and offset, and plain dates.
+
+    Returns:
+      int64 microseconds since 1970, UTC; null where a value is no such time.
+    """
     # The usual forms have a way that is many times as fast.
     for parsed in (
         column.str.to_datetime("%Y-%m-%dT%H:%M:%S%.fZ", time_unit="us", strict=False),

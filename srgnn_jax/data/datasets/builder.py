@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
+import polars as pl
 import tensorflow_datasets as tfds
 
-from srgnn_jax.data.click_log import Columns
+from srgnn_jax.data.click_log import Columns, parse_iso
 from srgnn_jax.data.prepare import Prepared
 from srgnn_jax.data.sessions import Sessions
 from srgnn_jax.errors import UserError
@@ -63,13 +64,13 @@ class PreparationConfig(tfds.core.BuilderConfig):
 def _microseconds(field: str, text: str) -> int | None:
     if not text:
         return None
-    try:
-        return int(np.datetime64(text, "us").astype(np.int64))
-    except ValueError as error:
+    moment = parse_iso(pl.Series([text]))[0]
+    if moment is None:
         raise UserError(
             f"config.{field} is {text!r}; write a time in UTC such as 2014-09-29 or "
             "2014-09-29T12:00:00"
-        ) from error
+        )
+    return moment
 
 
 class SessionsBuilder(  # type: ignore[call-arg]

@@ -1,0 +1,485 @@
+"""The builders: alone through TFDS, without TensorFlow, and on the data they are for."""
+
+import collections
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from srgnn_jax.data.click_log import Columns, read_click_log
+from srgnn_jax.data.datasets import (
+    ClickLog,
+    Diginetica,
+    SrgnnPickles,
+    Synthetic,
+    Yoochoose,
+)
+from srgnn_jax.data.datasets.builder import PreparationConfig
+from srgnn_jax.data.datasets.synthetic import draw_clicks
+from srgnn_jax.data.prepared import PUBLISHED, load_prepared
+from srgnn_jax.errors import UserError
+from tests.tiny import write_log
+
+SHARED = pathlib.Path(__file__).parents[1].parent / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
+
+
+def read(builder, folder, **settings):
+    """Reads and prepares a folder without building records."""
+    config = PreparationConfig(**settings)
+    return builder.read(builder.source_files(folder, config), config)
+
+
+def lists(sessions):
+    return [session.tolist() for session in sessions]
+
+
+def write_views(path):
+    """Writes made Diginetica views, of 20 days; a session's clicks are out of order."""
+    lines = ["session_id;user_id;item_id;timeframe;eventdate"]
+    for session in range(40):
+        day = f"2016-05-{session // 2 + 1:02}"
+        lines += [
+            f"{session};NA;{10 + place};{place * 1000};{day}" for place in (2, 1, 0)
+        ]
+    path.write_text("\n".join(lines))
+
+
+def write_clicks(path, rows=None):
+    """Writes clicks (session, item, microseconds) as the Yoochoose challenge did."""
+    rows = rows or [
+        (session, 21455 + place, (session * 43_200 + place) * 1_000_000 + 277_000)
+        for session in range(40)
+        for place in range(3)
+    ]
+    text = np.datetime_as_string(
+        np.array([moment for *_, moment in rows], "datetime64[us]"), unit="ms"
+    )
+    path.write_text(
+        "".join(
+            f"{session},{moment}Z,{item},0\n"
+            for (session, item, _), moment in zip(rows, text, strict=True)
+        )
+    )
+
+
+def write_pickles(folder, train=None, test=None):
+    """Writes what the published code does; bytes stay as they are."""
+    train = [[1, 2, 3], [2, 4]] if train is None else train
+    test = ([[3, 1], [3], [4]], [2, 1, 1]) if test is None else test
+    for name, what in (("all_train_seq.txt", train), ("test.txt", test)):
+        data = what if isinstance(what, bytes) else pickle.dumps(what)
+        (folder / name).write_bytes(data)
+
+
+RAW_FILES = {
+    "click_log": lambda folder: write_log(folder / "log.csv"),
+    "diginetica": lambda folder: write_views(folder / "train-item-views.csv"),
+    "yoochoose/1_4": lambda folder: write_clicks(folder / "yoochoose-clicks.dat"),
+    "srgnn_pickles": write_pickles,
+}
+
+
+@pytest.mark.parametrize("name", RAW_FILES)
+def test_a_builder_serves_tfds_users_alone(tmp_path, name):
+    manual = tmp_path / "manual"
+    manual.mkdir()
+    RAW_FILES[name](manual)
+    built = tfds.builder(name, data_dir=tmp_path / "tfds")
+    built.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=manual)
+    )
+    prepared = built.read(
+        built.source_files(manual, built.builder_config), built.builder_config
+    )
+    # Found again, as later programs would.
+    again = tfds.builder(name, data_dir=tmp_path / "tfds")
+    assert list(again.info.metadata["item_ids"]) == prepared.vocabulary.ids
+    assert again.info.metadata["counts"] == prepared.counts
+    for split, sessions in prepared.splits.items():
+        records = again.as_data_source(split)
+        assert [records[i]["items"].tolist() for i in range(len(records))] == lists(
+            sessions
+        )
+        assert records[0]["items"].dtype == np.int32
+        assert (split in again.info.metadata["last_only"]) == sessions.last_only
+    by_name = tfds.data_source(name, data_dir=tmp_path / "tfds", split="train")
+    assert by_name[0]["items"].tolist() == prepared.splits["train"][0].tolist()
+
+
+def test_settings_go_into_a_builder_as_its_config(tmp_path):
+    write_log(tmp_path / "log.csv")
+    (tmp_path / "another.csv").touch()
+    config = PreparationConfig(name="mine", log_file="log.csv", test_days=0.35)
+    built = tfds.builder("click_log", config=config, data_dir=tmp_path / "tfds")
+    built.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=tmp_path)
+    )
+    expected = read(ClickLog, tmp_path, log_file="log.csv", test_days=0.35)
+    assert len(built.as_data_source("test")) == len(expected.splits["test"])
+
+
+def test_instructions_are_shown_where_the_file_is_missing(tmp_path):
+    built = tfds.builder("diginetica", data_dir=tmp_path / "tfds")
+    with pytest.raises(AssertionError, match=r"Get train-item-views\.csv from the CIKM"):
+        built.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / "none")
+        )
+
+
+WITHOUT_TENSORFLOW = """
+import pathlib, sys
+
+class Refuse:
+    tried = []
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("tensorflow", "torch"):
+            self.tried.append(name)
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse())
+import tensorflow_datasets as tfds
+from srgnn_jax.data.prepared import load_prepared
+from srgnn_jax.data.batches import train_batches
+
+folder = pathlib.Path(sys.argv[1])
+for _ in range(2):
+    data = load_prepared("click_log", data_dir=folder, prepared_dir=folder / "p")
+next(train_batches(data.train.examples(), 8, seed=0, epoch=0))
+built = tfds.builder("click_log", data_dir=folder / "tfds")
+built.download_and_prepare(
+    download_config=tfds.download.DownloadConfig(manual_dir=folder)
+)
+assert len(built.as_data_source("train")[0]["items"]) > 1
+assert not Refuse.tried, Refuse.tried
+assert "tensorflow" not in sys.modules
+"""
+
+
+def test_tensorflow_is_neither_needed_nor_imported(tmp_path):
+    write_log(tmp_path / "log.csv")
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TENSORFLOW, tmp_path],
+        cwd=pathlib.Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_one_log_is_found_whatever_lies_beside_it(tmp_path):
+    write_log(tmp_path / "log.csv")
+    (tmp_path / "readme.md").touch()
+    (tmp_path / "folder.csv").mkdir()
+    assert ClickLog.source_files(tmp_path, PreparationConfig()) == [
+        tmp_path / "log.csv"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "settings", "message"),
+    [
+        ([], {}, r"no log in config\.data_dir = .*Put one log file there"),
+        (["a.csv", "b.tsv.gz"], {}, r"several logs in .*\(a\.csv, b\.tsv\.gz\)"),
+        (["a.csv"], {"log_file": "b.csv"}, r"no file b\.csv in config\.data_dir"),
+    ],
+)
+def test_logs_that_are_not_there(tmp_path, files, settings, message):
+    for name in files:
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=message):
+        ClickLog.source_files(tmp_path, PreparationConfig(**settings))
+    with pytest.raises(UserError, match="no (log|file)"):
+        ClickLog.source_files(tmp_path / "nowhere", PreparationConfig(**settings))
+
+
+@pytest.mark.parametrize(
+    ("builder", "message"),
+    [
+        (Diginetica, r"no file .*train-item-views\.csv in .*CIKM Cup 2016"),
+        (Yoochoose, r"no file yoochoose-clicks\.dat in .*RecSys Challenge 2015"),
+        (SrgnnPickles, r"no file all_train_seq\.txt in .*preprocess\.py"),
+    ],
+)
+def test_a_missing_file_is_told_with_where_it_comes_from(tmp_path, builder, message):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=message):
+            builder.source_files(folder, PreparationConfig())
+
+
+def test_views_are_taken_before_the_sample_of_them(tmp_path):
+    sample = tmp_path / "sample_train-item-views.csv"
+    write_views(sample)
+    assert Diginetica.source_files(tmp_path, PreparationConfig()) == [sample]
+    write_views(tmp_path / "other_train-item-views.csv")
+    with pytest.raises(UserError, match="more than one file"):
+        Diginetica.source_files(tmp_path, PreparationConfig())
+    whole = tmp_path / "train-item-views.csv"
+    write_views(whole)
+    assert Diginetica.source_files(tmp_path, PreparationConfig()) == [whole]
+
+
+def test_views_are_in_the_order_of_timeframe(tmp_path):
+    write_views(tmp_path / "train-item-views.csv")
+    prepared = read(Diginetica, tmp_path, test_days=7.0)
+    assert prepared.vocabulary.ids == ["10", "11", "12"]
+    # Of 20 days, the last 7 test, and the one that is just 7 days before does neither.
+    assert lists(prepared.splits["train"]) == [[1, 2, 3]] * 24
+    assert lists(prepared.splits["test"]) == [[1, 2, 3]] * 14
+    assert prepared.counts["edge_sessions"] == 2
+
+
+def test_settings_of_rows_reach_every_raw_reader(tmp_path):
+    for builder, name, write in (
+        (Diginetica, "train-item-views.csv", write_views),
+        (Yoochoose, "yoochoose-clicks.dat", write_clicks),
+    ):
+        path = tmp_path / name
+        write(path)
+        path.write_text(path.read_text().rstrip("\n") + "\nbad")
+        lines = len(path.read_text().splitlines())
+        with pytest.raises(UserError, match=rf"{name}, line {lines}: 1 fields"):
+            read(builder, tmp_path)
+        prepared = read(builder, tmp_path, on_bad_row="skip")
+        assert prepared.counts["skipped_rows"] == 1
+        assert prepared.counts["raw_clicks"] == 120
+
+
+@pytest.mark.parametrize("field", ["test_start", "test_end"])
+def test_bounds_of_the_test_split_are_iso_times_in_utc(field):
+    def rule(text):
+        return PreparationConfig(**{field: text}).rules[field]
+
+    assert rule("") is None
+    assert rule("1970-01-02") == 86_400 * 1_000_000
+    assert rule("1970-01-01T00:00:01.5") == 1_500_000
+    with pytest.raises(UserError, match=rf"config\.{field} is '29\.9\.'"):
+        rule("29.9.")
+
+
+def test_pickles_as_published(tmp_path):
+    train = [[5, 2, 3], [2, 4]]
+    test = ([[3, 1, 2], [3, 1], [3], [4, 4], [4]], [5, 2, 1, 1, 4])
+    write_pickles(tmp_path, train, test)
+    prepared = read(SrgnnPickles, tmp_path)
+    assert lists(prepared.splits["train"]) == train
+    assert not prepared.splits["train"].last_only
+    assert lists(prepared.splits["test"]) == [
+        [*prefix, target] for prefix, target in zip(*test, strict=True)
+    ]
+    assert prepared.splits["test"].last_only
+    assert prepared.vocabulary.ids == ["1", "2", "3", "4", "5"]
+    counts = prepared.counts
+    assert (counts["train_sessions"], counts["test_sessions"]) == (2, 2)
+    assert (counts["train_examples"], counts["test_examples"]) == (3, 5)
+    assert counts["clicks"] == 5 + 4 + 3
+
+
+@pytest.mark.parametrize(
+    ("test", "sessions"),
+    [
+        # Two sessions of which one is the start of the other.
+        (([[1, 2], [1], [1]], [3, 2, 2]), 2),
+        # The same session twice.
+        (([[1, 2], [1], [1, 2], [1]], [3, 2, 3, 2]), 2),
+        # Shortest first, as others list them, every pair counts.
+        (([[1], [1, 2]], [2, 3]), 2),
+    ],
+)
+def test_sessions_behind_given_pairs(tmp_path, test, sessions):
+    write_pickles(tmp_path, test=test)
+    assert read(SrgnnPickles, tmp_path).counts["test_sessions"] == sessions
+
+
+class Payload:
+    """Runs a command as soon as it is unpickled in the usual way."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("name", ["all_train_seq.txt", "test.txt"])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, name, nested, protocol):
+    payload = Payload(f"touch '{tmp_path / 'touched'}'")
+    write_pickles(tmp_path)
+    what = [[1, 2], [3, [payload]]] if nested else payload
+    (tmp_path / name).write_bytes(pickle.dumps(what, protocol))
+    with pytest.raises(UserError, match=rf"refused to read .*{name}: .*system"):
+        read(SrgnnPickles, tmp_path)
+    assert not (tmp_path / "touched").exists()
+
+
+def huge_list():
+    """A list that is small in a pickle, and endless when printed."""
+    what = [1]
+    for _ in range(60):
+        what = [what, what]
+    return what
+
+
+BROKEN = {
+    "empty": (b"", "refused to read"),
+    "truncated": (pickle.dumps([[1, 2, 3]] * 50)[:-20], "refused to read"),
+    "no pickle": (b"1 2 3\n4 5\n", "refused to read"),
+    "objects outside": (b"\x80\x02]K\x01Qa.", "refers to objects outside the file"),
+    "a class": (pickle.dumps(pathlib.PurePosixPath("a")), "asks for pathlib"),
+    "no list": ({"a": [1]}, "does not hold a list of sessions"),
+    "empty list": ([], "does not hold a list of sessions"),
+    "numbers": ([1, 2], r"session 0: 1 is not a list"),
+    "an empty session": ([[1], []], r"session 1: \[\] is not a list"),
+    "text": ([[1], ["2"]], r"session 1: \['2'\] is not"),
+    "a fraction": ([[1.0]], r"session 0: \[1\.0\] is not"),
+    "a truth value": ([[True]], r"session 0: \[True\] is not"),
+    "padding": ([[1, 0]], r"session 0: \[1, 0\] is not"),
+    "too large": ([[2**31]], "session 0: .* is not"),
+    "far too large": ([[10**5000]], "session 0: .* is not"),
+    "a tuple": ([(1, 2)], r"session 0: \(1, 2\) is not"),
+    "deep": ([huge_list()], "session 0: .* is not"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_pickle_of_something_else(tmp_path, kind):
+    what, message = BROKEN[kind]
+    write_pickles(tmp_path, train=what)
+    with pytest.raises(UserError, match=message) as error:
+        read(SrgnnPickles, tmp_path)
+    assert str(tmp_path / "all_train_seq.txt") in str(error.value)
+    assert len(str(error.value)) < len(str(tmp_path)) + 400
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ([[1, 2], [3]], r"does not hold \(prefixes, targets\)"),
+        ([[1], [2], [3]], r"does not hold \(prefixes, targets\)"),
+        (([[1]], (2,)), r"does not hold \(prefixes, targets\)"),
+        (([1], [2]), "session 0: 1 is not a list"),
+        (([[]], [2]), r"session 0: \[\] is not a list"),
+        (([[1]], ["2"]), r"session 0: \[1, '2'\] is not a list"),
+        (([], []), "does not hold a list of sessions"),
+    ],
+)
+def test_a_test_file_of_something_else(tmp_path, test, message):
+    write_pickles(tmp_path, test=test)
+    with pytest.raises(UserError, match=rf"test\.txt.* {message}|test\.txt {message}"):
+        read(SrgnnPickles, tmp_path)
+
+
+def test_synthetic_clicks_are_the_same_every_time():
+    first, second = draw_clicks(), draw_clicks()
+    assert first.equals(second)
+    assert first.columns == ["session", "item", "time"]
+
+
+def test_synthetic_clicks_are_worth_learning():
+    prepared = read(Synthetic, pathlib.Path())
+    train, test = prepared.splits["train"], prepared.splits["test"]
+    assert len(train) > 15_000
+    assert 1_000 < len(test) < 5_000
+    popular = collections.Counter(train.items.tolist())
+    followers = collections.defaultdict(collections.Counter)
+    for session in train:
+        for item, target in zip(session[:-1].tolist(), session[1:].tolist(), strict=True):
+            followers[item][target] += 1
+    most_popular = {item for item, _ in popular.most_common(20)}
+    hits = {"popularity": 0, "successors": 0, "revisits": 0}
+    examples = test.examples()
+    for session in test:
+        clicks = session.tolist()
+        for n in range(1, len(clicks)):
+            likely = {item for item, _ in followers[clicks[n - 1]].most_common(20)}
+            hits["popularity"] += clicks[n] in most_popular
+            hits["successors"] += clicks[n] in likely
+            hits["revisits"] += clicks[n] in clicks[:n]
+    shares = {kind: count / len(examples) for kind, count in hits.items()}
+    assert shares["successors"] > 0.5
+    assert shares["popularity"] < 0.2
+    assert shares["revisits"] > 0.1
+
+
+@needs_shared
+@pytest.mark.parametrize("zone", ["UTC", "America/Los_Angeles", "Asia/Tokyo"])
+def test_the_diginetica_sample(monkeypatch, zone):
+    try:
+        monkeypatch.setitem(os.environ, "TZ", zone)
+        time.tzset()
+        counts = read(Diginetica, SHARED / "raw", test_days=7.0).counts
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert (counts["train_sessions"], counts["test_sessions"]) == (469, 47)
+    assert (counts["train_examples"], counts["test_examples"]) == (1_205, 99)
+    assert counts["items"] == 309
+    assert counts["skipped_rows"] == 0
+
+
+@needs_shared
+def test_the_same_clicks_as_yoochoose_and_as_tsv(tmp_path):
+    parts = [
+        SHARED / "raw" / f"yoochoose-clicks-100k_{part}.txt"
+        for part in ("train_full", "test")
+    ]
+    rows = [row for part in parts for row in read_click_log(part)[0].rows()]
+    write_clicks(tmp_path / "yoochoose-clicks.dat", rows)
+    header, *lines = parts[0].read_text().splitlines()
+    lines += parts[1].read_text().splitlines()[1:]
+    (tmp_path / "clicks.tsv").write_text("\n".join([header, *lines]))
+    settings = {"test_days": 1.0, "date_resolution_seconds": 1}
+    loaded = [
+        load_prepared(
+            dataset, data_dir=tmp_path, prepared_dir=tmp_path / "p", **more, **settings
+        )
+        for dataset, more in (
+            ("yoochoose", {}),
+            ("click_log", {"log_file": "clicks.tsv"}),
+        )
+    ]
+    dat, tsv = (
+        (lists(data.train), lists(data.test), data.vocabulary.ids, data.counts)
+        for data in loaded
+    )
+    assert dat == tsv
+    assert loaded[0].counts["raw_clicks"] == len(rows) == len(lines)
+    assert loaded[0].counts["train_examples"] > 10_000
+
+
+PICKLED = {
+    "diginetica": ("diginetica", 15_963),
+    "yoochoose_1_64": ("yoochoose1_64", 15_324),
+}
+
+
+@needs_shared
+@pytest.mark.slow  # Reading takes seconds, records half a minute, for each.
+@pytest.mark.parametrize("name", PICKLED)
+def test_published_counts(tmp_path, name):
+    folder, test_sessions = PICKLED[name]
+    data = load_prepared(
+        name.partition("_")[0],
+        data_dir=SHARED / folder,
+        prepared_dir=tmp_path,
+        train_fraction=1.0 if name == "diginetica" else 1 / 64,
+    )
+    assert data.published == PUBLISHED[name]
+    for count, published in PUBLISHED[name].items():
+        assert round(data.counts[count], 2) == published
+    assert data.counts["test_sessions"] == test_sessions
+    if name == "diginetica":
+        assert len(data.vocabulary.ids) == 43_097
+
+
+def test_columns_that_a_config_names_are_read():
+    config = PreparationConfig(session_column="a", item_column="b", time_column="c")
+    assert config.columns == Columns("a", "b", "c", "")
