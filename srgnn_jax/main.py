@@ -1,7 +1,9 @@
-"""Trains and evaluates SR-GNN.
+"""Trains and evaluates SR-GNN, and imports the weights of its PyTorch codes.
 
     python -m srgnn_jax.main --config=configs/yoochoose.py
     python -m srgnn_jax.main --mode=evaluate --workdir=runs/yoochoose_1_64
+    python -m srgnn_jax.main --mode=import --config=configs/diginetica.py \\
+        --torch_checkpoint=SRGNN.pth --workdir=runs/imported
 
 Every field of a config can be set: --config.batch_size=512 (see configs/default.py).
 """
@@ -15,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from srgnn_jax.errors import UserError
 
-MODES = ("train", "evaluate")
+MODES = ("train", "evaluate", "import")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum(
@@ -23,9 +25,22 @@ flags.DEFINE_enum(
     "train",
     MODES,
     "train: prepare data, train, evaluate; the same command again continues. "
-    "evaluate: evaluate the best checkpoint of --workdir.",
+    "evaluate: evaluate the best checkpoint of --workdir. "
+    "import: make a --workdir of the weights in --torch_checkpoint.",
 )
 flags.DEFINE_string("workdir", None, "Folder of the run [runs/<name of the config>].")
+flags.DEFINE_string(
+    "torch_checkpoint",
+    None,
+    "For import: a .pth or safetensors file of RecBole's "
+    "SRGNN or of the original code's SessionGraph.",
+)
+flags.DEFINE_string(
+    "vocabulary",
+    None,
+    "For import: a file with the raw id of each item row, one a line, where the rows "
+    "are not numbered as in the config's data set.",
+)
 config_flags.DEFINE_config_file("config", None, "A file of configs/, or your own.")
 
 
@@ -44,28 +59,35 @@ def parse(argv: Sequence[str]) -> list[str]:
             f"unexpected argument {rest[1]!r}; flags look like --name=value"
         )
     if FLAGS.config is not None and not isinstance(FLAGS.config, ConfigDict):
-        named = next(a for a in argv if a.lstrip("-").startswith("config="))
-        raise UserError(f"cannot load the config: no file {named.split('=', 1)[1]}")
+        path = re.search(r"--?config[= ](\S+)", " ".join(argv))
+        raise UserError(f"cannot load the config: no file {path[1] if path else ''}")
     return rest
 
 
-def run(mode: str, workdir: str | None, config: ConfigDict | None) -> None:
+def run() -> None:
     """Does what the flags ask for."""
+    mode, config, workdir = FLAGS.mode, FLAGS.config, FLAGS.workdir
     if workdir is None and config is not None:
         workdir = f"runs/{config.name}"
+    if config is None and mode != "evaluate":
+        raise UserError("--config is missing; try --config=configs/synthetic.py")
+    if workdir is None:
+        raise UserError(f"--mode={mode} needs --workdir, the folder of the run")
     # Imported late: a wrong flag is told at once, and --help needs no JAX.
-    if mode == "evaluate":
+    if mode == "train":
+        from srgnn_jax.train import train_and_evaluate
+
+        train_and_evaluate(config, workdir)
+    elif mode == "evaluate":
         from srgnn_jax.evaluate import evaluate_workdir
 
-        if workdir is None:
-            raise UserError("--mode=evaluate needs --workdir, the folder of the run")
         evaluate_workdir(workdir, config)
-        return
-    from srgnn_jax.train import train_and_evaluate
+    else:
+        from srgnn_jax.torch_import import import_checkpoint
 
-    if config is None or workdir is None:
-        raise UserError("--config is missing; try --config=configs/synthetic.py")
-    train_and_evaluate(config, workdir)
+        if FLAGS.torch_checkpoint is None:
+            raise UserError("--mode=import needs --torch_checkpoint, the file to read")
+        import_checkpoint(config, workdir, FLAGS.torch_checkpoint, FLAGS.vocabulary)
 
 
 def main() -> None:
@@ -83,7 +105,7 @@ def main() -> None:
     def after_parsing(_):
         if not FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
-        guarded(run, FLAGS.mode, FLAGS.workdir, FLAGS.config)
+        guarded(run)
 
     app.run(after_parsing, flags_parser=lambda argv: guarded(parse, argv))
 

@@ -102,15 +102,16 @@ def test_columns_that_are_not_there(tmp_path, header, columns, message):
 
 def test_a_file_without_header(tmp_path):
     text = "11,2014-04-07T10:51:09.277Z,21,0\n11,2014-04-07T10:54:09.868Z,22,S\n"
-    rows, _ = read_rows(
-        write(tmp_path, text, "yoochoose-clicks.dat"),
-        Columns("session", "item", "time"),
-        header=("session", "time", "item", "category"),
-    )
-    assert rows == [
-        ("11", "21", microseconds("2014-04-07T10:51:09.277")),
-        ("11", "22", microseconds("2014-04-07T10:54:09.868")),
-    ]
+    for mark in ("", "\ufeff"):
+        rows, _ = read_rows(
+            write(tmp_path, mark + text, "yoochoose-clicks.dat"),
+            Columns("session", "item", "time"),
+            header=("session", "time", "item", "category"),
+        )
+        assert rows == [
+            ("11", "21", microseconds("2014-04-07T10:51:09.277")),
+            ("11", "22", microseconds("2014-04-07T10:54:09.868")),
+        ]
 
 
 def test_quoted_fields(tmp_path):
@@ -144,15 +145,16 @@ def test_iso_times(tmp_path):
 
 
 def test_epoch_seconds_with_a_fraction_are_exact_microseconds(tmp_path):
-    times = [f"1396437466.{n:06d}" for n in range(0, 1_000_000, 997)]
-    expected = [1396437466 * SECOND + n for n in range(0, 1_000_000, 997)]
+    rng = np.random.default_rng(0)
+    expected = rng.integers(10**15, 2 * 10**15, 2000).tolist()
+    times = [f"{moment // SECOND}.{moment % SECOND:06d}" for moment in expected]
     assert read_times(tmp_path, *times) == expected
     assert read_times(tmp_path, "1396437466.94") == [1_396_437_466_940_000]
 
 
 def test_milliseconds_are_told_by_magnitude_for_the_whole_column(tmp_path, monkeypatch):
     monkeypatch.setattr(click_log, "CHUNK_ROWS", 2)
-    times = ["1396437466940", "1396437466941", "12", "1396437466942"]
+    times = ["1396437466940", "1396437466941", "12", "13", "14", "1396437466942"]
     assert read_times(tmp_path, *times) == [int(text) * 1000 for text in times]
     assert read_times(tmp_path, "1396437466", "12") == [1396437466 * SECOND, 12_000_000]
 
@@ -262,6 +264,15 @@ def test_files_without_clicks(tmp_path, text):
         read_click_log(write(tmp_path, text))
 
 
+def test_text_that_is_not_utf8_far_down_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(click_log, "CHUNK_ROWS", 1000)
+    lines = [b"time,session,item", *(b"5,s,%d" % n for n in range(20_000))]
+    lines += [b"5,s,\xff", b"5,s,last", b""]
+    rows, skipped = read_rows(write(tmp_path, b"\r\n".join(lines)), on_bad_row="skip")
+    assert [item for _, item, _ in rows] == [*map(str, range(20_000)), "last"]
+    assert skipped == 1
+
+
 def test_only_malformed_rows(tmp_path):
     path = write(tmp_path, "session,item,time\ns,i\ns,i,soon\n")
     with pytest.raises(UserError, match="holds no clicks: all 2 rows are malformed"):
@@ -279,7 +290,7 @@ def test_damaged_gzip(tmp_path):
     whole = path.read_bytes()
     damaged = bytearray(whole)
     damaged[len(whole) // 2] ^= 0xFF
-    for data in (whole[:-100], bytes(damaged)):
+    for data in (whole[:-100], bytes(damaged), whole[:10] + b"\xff" + whole[11:]):
         path.write_bytes(data)
         with pytest.raises(UserError, match=r"cannot read .*log\.csv\.gz"):
             read_click_log(path)

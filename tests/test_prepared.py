@@ -1,6 +1,7 @@
 """Data sets are built once, found again by fingerprint, and never served half-built."""
 
 import contextlib
+import errno
 import pickle
 
 import numpy as np
@@ -195,23 +196,42 @@ def test_a_folder_that_cannot_be_written(tmp_path, place):
     assert path.read_text() == "a file"
 
 
+BUILD_STEPS = {
+    "read": (ClickLog, "read"),
+    "records": (prepared_module, "_read_records"),
+    "save": (prepared_module.Vocabulary, "save"),
+}
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-@pytest.mark.parametrize("step", ["read", "records", "save"])
+@pytest.mark.parametrize("step", BUILD_STEPS)
 def test_a_build_that_breaks_off_leaves_nothing(tmp_path, monkeypatch, error, step):
     def break_off(*args, **kwargs):
         raise error("broken off")
 
     write_log(tmp_path / "data" / "log.csv")
-    with monkeypatch.context() as patch, pytest.raises(error):
-        if step == "read":
-            patch.setattr(ClickLog, "read", break_off)
-        elif step == "records":
-            patch.setattr(prepared_module, "_read_records", break_off)
-        else:
-            patch.setattr(prepared_module.Vocabulary, "save", break_off)
+    monkeypatch.setattr(*BUILD_STEPS[step], break_off)
+    with pytest.raises(error):
         load(tmp_path)
     assert built(tmp_path) == []
+    monkeypatch.undo()
     assert len(load(tmp_path).train) > 0
+
+
+@pytest.mark.parametrize("step", ["save", "rename"])
+def test_a_full_disk(tmp_path, monkeypatch, step):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_log(tmp_path / "data" / "log.csv")
+    with monkeypatch.context() as patch:
+        if step == "save":
+            patch.setattr(prepared_module.np, "save", full)
+        else:
+            patch.setattr(prepared_module.pathlib.Path, "rename", full)
+        with pytest.raises(UserError, match=r"cannot write to .*\(No space left"):
+            load(tmp_path)
+    assert built(tmp_path) == []
 
 
 def test_what_a_killed_build_leaves_is_not_served(tmp_path, monkeypatch):
@@ -278,6 +298,11 @@ def test_a_name_that_is_near_to_none_is_told_with_all(tmp_path):
     assert "did you mean" not in str(error.value)
 
 
+def test_an_unknown_setting_is_told_with_the_nearest(tmp_path):
+    with pytest.raises(UserError, match="'test_day'; did you mean test_days"):
+        load(tmp_path, test_day=2.0)
+
+
 @pytest.mark.parametrize(
     ("dataset", "write_raw", "raw", "rules"),
     [
@@ -336,13 +361,13 @@ def test_table_of_counts():
         "counts                        here\n"
         "clicks                     982,961\n"
         "train examples             719,470\n"
-        "average length                5.12"
+        "average length               5.123"
     )
     assert counts_table(counts, {"clicks": 982_961, "average_length": 5.12}) == (
         "counts                        here     published\n"
         "clicks                     982,961       982,961\n"
         "train examples             719,470\n"
-        "average length                5.12          5.12"
+        "average length               5.123          5.12"
     )
 
 

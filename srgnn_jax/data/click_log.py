@@ -184,9 +184,8 @@ def _split_chunks(
     for chunk in _line_chunks(path):
         if has_header:
             chunk = chunk.filter(pl.col("number") > 1)
-        chunk = chunk.with_columns(
-            pl.col("text").str.strip_prefix("\ufeff").str.strip_chars_end("\r")
-        )
+        # A byte order mark may stand before the first field of a file without header.
+        chunk = chunk.with_columns(pl.col("text").str.strip_prefix("\ufeff"))
         chunk = chunk.filter(pl.col("text").str.strip_chars() != "")
         text = chunk["text"]
         if text.str.contains('"', literal=True).any():
@@ -226,7 +225,7 @@ def _tolerant_line_chunks(path: pathlib.Path, skip: int) -> Iterator[pl.DataFram
             numbered = itertools.islice(enumerate(file, 1), skip, None)
             while rows := list(itertools.islice(numbered, CHUNK_ROWS)):
                 text = [
-                    line.rstrip(b"\n").decode("utf-8", "replace") for _, line in rows
+                    line.rstrip(b"\r\n").decode("utf-8", "replace") for _, line in rows
                 ]
                 yield pl.DataFrame({"number": [n for n, _ in rows], "text": text})
     except _UNREADABLE as error:

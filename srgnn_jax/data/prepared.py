@@ -18,7 +18,7 @@ import logging
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -97,8 +97,8 @@ def load_prepared(
       **settings: fields of `datasets.builder.PreparationConfig`.
 
     Raises:
-      UserError: a name is unknown, the source is missing or malformed, or prepared_dir
-        cannot be written.
+      UserError: a name is unknown, the source is missing or malformed, prepared_dir
+        cannot be written, or the disk is full.
     """
     # Imported late: TFDS takes seconds, and a wrong config should be told at once.
     from srgnn_jax.data import datasets
@@ -109,13 +109,12 @@ def load_prepared(
         for builder in (getattr(datasets, name) for name in datasets.__all__)
     }
     if dataset not in builders:
-        close = difflib.get_close_matches(dataset, builders, n=1)
-        raise UserError(
-            f"config.dataset is {dataset!r}"
-            + (f"; did you mean {close[0]}?" if close else "")
-            + f" There are: {', '.join(sorted(builders))}"
-        )
+        raise UserError(f"config.dataset is {dataset!r}{_nearest(dataset, builders)}")
     builder = builders[dataset]
+    known = [field.name for field in dataclasses.fields(PreparationConfig)]
+    for setting in settings:
+        if setting not in known:
+            raise UserError(f"no setting {setting!r}{_nearest(setting, known)}")
     config = PreparationConfig(name="prepared", **settings)
     if dataset in ("diginetica", "yoochoose"):
         pickles = builders["srgnn_pickles"]
@@ -129,6 +128,12 @@ def load_prepared(
     if dataset == "yoochoose":
         published += {1 / 64: "_1_64", 1 / 4: "_1_4"}.get(config.train_fraction, "")
     return _map(folder, fingerprint, PUBLISHED.get(published, {}))
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    meant = f"; did you mean {close[0]}?" if close else "."
+    return f"{meant} There are: {', '.join(sorted(known))}"
 
 
 def _raw_or_pickles(raw, pickles, data_dir: pathlib.Path, config):
@@ -153,8 +158,13 @@ def _fingerprint(
     about = [PREPARATION_VERSION, builder, sorted(settings.items())]
     digest.update(json.dumps(about).encode())
     for path in files:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+        try:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(
+                    file, lambda: hashlib.blake2b(digest_size=16)
+                )
+        except OSError as error:
+            raise UserError(f"cannot read {path} ({error.strerror})") from error
         digest.update(f"{path.name}\0".encode() + content.digest())
     return digest.hexdigest()
 
@@ -167,10 +177,7 @@ def _build(builder, config, data_dir: pathlib.Path, folder: pathlib.Path) -> Non
             tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent)
         )
     except OSError as error:
-        raise UserError(
-            f"cannot write to {folder.parent} ({error.strerror}); name another folder "
-            "with --config.prepared_dir"
-        ) from error
+        raise _cannot_write(folder.parent, error) from error
     try:
         with _quiet_tfds() as tfds:
             download = tfds.download.DownloadConfig(manual_dir=str(data_dir))
@@ -189,11 +196,23 @@ def _build(builder, config, data_dir: pathlib.Path, folder: pathlib.Path) -> Non
             unfinished / "vocabulary.parquet"
         )
         (unfinished / "contents.json").write_text(json.dumps(contents))
-        with contextlib.suppress(OSError):
-            # It fails where another process has built the same in the meantime.
+        try:
             unfinished.rename(folder)
+        except OSError:
+            # Another process has built the same in the meantime.
+            if not folder.exists():
+                raise
+    except OSError as error:
+        raise _cannot_write(folder.parent, error) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _cannot_write(folder: pathlib.Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write to {folder} ({error.strerror or error}); name another folder "
+        "with --config.prepared_dir"
+    )
 
 
 @contextlib.contextmanager
@@ -259,7 +278,7 @@ def counts_table(
     def show(value: int | float | None) -> str:
         if value is None:
             return ""
-        return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+        return f"{round(value, 3):,}"
 
     lines = [
         f"{'counts':<20}{'here':>14}" + (f"{'published':>14}" if published else "")

@@ -123,9 +123,11 @@ class SessionsBuilder(  # type: ignore[call-arg]
         self.info.metadata["last_only"] = [
             split for split, sessions in prepared.splits.items() if sessions.last_only
         ]
+        # TFDS refuses to write a split without records.
         return {
             split: self._generate_examples(sessions)
             for split, sessions in prepared.splits.items()
+            if len(sessions)
         }
 
     def _generate_examples(self, sessions: Sessions) -> Iterator[tuple[int, dict]]:

@@ -1,7 +1,10 @@
 """The prepared sessions that users of the published code have, as Python pickles."""
 
+import io
 import pathlib
 import pickle
+import pickletools
+import reprlib
 from typing import Any, NoReturn
 
 from srgnn_jax.data.datasets.builder import PreparationConfig, SessionsBuilder
@@ -10,6 +13,8 @@ from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.errors import UserError
 
 TRAIN, TEST = "all_train_seq.txt", "test.txt"
+# Every number up to the largest gets a row: one absurd number must not fill the memory.
+MOST_ITEMS = 20_000_000
 
 
 class SrgnnPickles(SessionsBuilder):
@@ -83,13 +88,21 @@ def _sessions(
         if (
             not isinstance(session, list)
             or len(session) < least
-            or not all(type(i) is int and 0 < i < 2**31 for i in session)
+            or not all(type(i) is int and 0 < i <= MOST_ITEMS for i in session)
         ):
             raise UserError(
-                f"{path}, session {number}: {str(session)[:80]} is not a list of at "
-                f"least {least} item numbers from 1 on"
+                f"{path}, session {number}: {_shown(session)} is not a list of at "
+                f"least {least} item numbers from 1 to {MOST_ITEMS:,}"
             )
     return Sessions.from_lists(sessions, last_only)
+
+
+def _shown(value: Any) -> str:
+    """Shows the start of a value, which may be endless when it is all printed."""
+    try:
+        return reprlib.repr(value)[:80]
+    except ValueError:  # Python prints no integer of thousands of digits.
+        return f"a {type(value).__name__} of numbers out of range"
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -106,9 +119,14 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def _load(path: pathlib.Path) -> Any:
     try:
-        with path.open("rb") as file:
-            return _PlainUnpickler(file).load()
+        data = path.read_bytes()
+        # The unpickler makes room for all memo slots below the one that is named.
+        for opcode, argument, _ in pickletools.genops(data):
+            slot = argument if opcode.name in ("PUT", "LONG_BINPUT") else None
+            if slot is not None and slot > len(data):
+                raise pickle.UnpicklingError(f"memo slot {slot} of a small file")
+        return _PlainUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # A broken pickle raises nearly anything.
         raise UserError(
-            f"refused to read {path}: {error or type(error).__name__}"
+            f"refused to read {path}: {str(error) or type(error).__name__}"
         ) from error
