@@ -51,8 +51,8 @@ def _draw_graph(axes: "Axes", labels: Sequence[str], outgoing: np.ndarray) -> No
     axes.axis("off")
     for start, end in np.argwhere(outgoing):
         if start == end:
-            loop = 1.28 * places[start]
-            axes.scatter(*loop, s=260, facecolors="none", edgecolors=INK, zorder=1)
+            x, y = 1.28 * places[start]
+            axes.scatter(x, y, s=260, facecolors="none", edgecolors=INK, zorder=1)
             continue
         arrow = {
             "arrowstyle": "-|>",
@@ -62,9 +62,9 @@ def _draw_graph(axes: "Axes", labels: Sequence[str], outgoing: np.ndarray) -> No
             "connectionstyle": "arc3,rad=0.18",
         }
         axes.annotate("", places[end], places[start], arrowprops=arrow, zorder=2)
-    axes.scatter(*places.T, s=520, color=ACCENT, zorder=3)
-    for place, label in zip(places, labels, strict=True):
-        axes.text(*place, label, ha="center", va="center", color="white", zorder=4)
+    axes.scatter(places[:, 0], places[:, 1], s=520, color=ACCENT, zorder=3)
+    for (x, y), label in zip(places, labels, strict=True):
+        axes.text(x, y, label, ha="center", va="center", color="white", zorder=4)
 
 
 def _draw_matrix(

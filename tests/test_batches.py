@@ -196,6 +196,20 @@ def test_a_batch_that_does_not_fit_falls_back_on_one_tier():
     ]
 
 
+def test_a_batch_fits_only_where_it_does_for_every_shard():
+    examples = Sessions.from_lists(
+        [[1, 2], [3, 4, 5, 6], [4, 5, 6, 7]], last_only=True
+    ).examples()
+    layouts = (((1, 1), (1, 3)), ((2, 3),))
+    batch = make_batch(examples, np.array([0, 1, 2]), layouts, shards=2)
+    assert shapes(batch) == ((2, 1), (2, 3))
+    # Of the two shorter ones, only that of one shard is short enough.
+    batch = make_batch(examples, np.array([0, 1, 2, 1]), layouts, shards=2)
+    assert shapes(batch) == ((4, 3),)
+    prefixes = [prefix for prefix, *_ in rows_of(batch, shards=2)]
+    assert sorted(prefixes) == [(1,), (3, 4, 5), (3, 4, 5), (4, 5, 6)]
+
+
 def test_training_falls_back_where_long_sessions_come_together(monkeypatch):
     # Without room for chance, about half of the batches do not fit their layout.
     monkeypatch.setattr(batches, "TIER_SIGMAS", 0.0)

@@ -79,8 +79,8 @@ def prepare(
             "config.test_end needs a config.test_start before it: together they bound "
             "the test split"
         )
-    session = _codes(clicks["session"])
-    item, raw_items = _codes_and_values(clicks["item"])
+    session, _ = number_values(clicks["session"])
+    item, raw_items = number_values(clicks["item"])
     time = clicks["time"].to_numpy()
     file_date = clicks["date"].to_numpy() if "date" in clicks.columns else time
     # The last assignment to an index wins: that of the last click in the file.
@@ -147,6 +147,21 @@ def prepare(
     return Prepared({"train": train, "test": test}, vocabulary, counts)
 
 
+def number_values(column: pl.Series) -> tuple[Int[np.ndarray, " C"], pl.Series]:
+    """Numbers the distinct values from 0 by first appearance.
+
+    Returns:
+      The number of each value, and the distinct values in that order.
+    """
+    name = column.name
+    values = column.unique(maintain_order=True)
+    numbered = values.to_frame().with_row_index("number")
+    numbers = column.to_frame().join(
+        numbered, on=name, how="left", maintain_order="left"
+    )
+    return numbers["number"].to_numpy().astype(np.int64), values
+
+
 def count(
     splits: dict[str, Sessions], vocabulary: Vocabulary
 ) -> dict[str, int | float]:
@@ -174,19 +189,6 @@ def count(
         "items_in_prefixes": int(in_prefix.sum()),
         "average_length": round(float(lengths.mean()) + 1, 4),
     }
-
-
-def _codes_and_values(column: pl.Series) -> tuple[Int[np.ndarray, " C"], pl.Series]:
-    """Numbers the distinct values from 0 by first appearance."""
-    name = column.name
-    values = column.unique(maintain_order=True)
-    numbered = values.to_frame().with_row_index("code")
-    codes = column.to_frame().join(numbered, on=name, how="left", maintain_order="left")
-    return codes["code"].to_numpy().astype(np.int64), values
-
-
-def _codes(column: pl.Series) -> Int[np.ndarray, " C"]:
-    return _codes_and_values(column)[0]
 
 
 def _long_enough(

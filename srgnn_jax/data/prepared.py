@@ -120,7 +120,8 @@ def load_prepared(
         pickles = builders["srgnn_pickles"]
         builder = _raw_or_pickles(builder, pickles, data_dir, config)
     files = builder.source_files(data_dir, config)
-    fingerprint = _fingerprint(files, builder.name, settings)
+    defaults = dataclasses.asdict(PreparationConfig())
+    fingerprint = _fingerprint(files, builder.name, settings, defaults)
     folder = prepared_dir / f"{builder.name}-{fingerprint[:16]}"
     if not folder.exists():
         _build(builder, config, data_dir, folder)
@@ -152,10 +153,16 @@ def _raw_or_pickles(raw, pickles, data_dir: pathlib.Path, config):
 
 
 def _fingerprint(
-    files: list[pathlib.Path], builder: str, settings: Mapping[str, Any]
+    files: list[pathlib.Path],
+    builder: str,
+    settings: Mapping[str, Any],
+    defaults: Mapping[str, Any],
 ) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    about = [PREPARATION_VERSION, builder, sorted(settings.items())]
+    # Those at their defaults are left out: a setting that comes to be added later
+    # does not turn what was prepared before into other data.
+    chosen = {k: v for k, v in settings.items() if v != defaults[k]}
+    about = [PREPARATION_VERSION, builder, sorted(chosen.items())]
     digest.update(json.dumps(about).encode())
     for path in files:
         try:

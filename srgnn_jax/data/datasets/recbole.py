@@ -17,7 +17,7 @@ from srgnn_jax.data.datasets.builder import (
     SessionsBuilder,
     the_one_file,
 )
-from srgnn_jax.data.prepare import Prepared, count
+from srgnn_jax.data.prepare import Prepared, count, number_values
 from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.errors import UserError
 
@@ -109,12 +109,12 @@ def leave_one_out(clicks: pl.DataFrame, kind: str) -> Prepared:
     Raises:
       UserError: no user has three clicks.
     """
-    user, _ = _codes(clicks["session"])
-    item, item_ids = _codes(clicks["item"])
+    user, _ = number_values(clicks["session"])
+    item, item_ids = number_values(clicks["item"])
     order = np.lexsort((time_key(clicks["time"].to_numpy(), kind), user))
     lengths = np.bincount(user)
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    users = Sessions(item[order] + 1, offsets)
+    users = Sessions((item[order] + 1).astype(np.int32), offsets)
     if lengths.max() < 3:
         raise UserError(
             f"no user has three clicks, of {len(users)} users with {len(clicks)} "
@@ -129,17 +129,10 @@ def leave_one_out(clicks: pl.DataFrame, kind: str) -> Prepared:
     for split in ("validation", "test"):
         pairs = splits[split]
         splits[split] = Sessions(pairs.items, pairs.offsets, last_only=True)
-    vocabulary = Vocabulary(item_ids)
+    vocabulary = Vocabulary(item_ids.to_list())
     counts = count(splits, vocabulary)
     counts["clicks"] = counts["raw_clicks"] = len(clicks)
     return Prepared(splits, vocabulary, counts)
-
-
-def _codes(column: pl.Series) -> tuple[Int[np.ndarray, " C"], list[str]]:
-    """Numbers the values from 0 by first appearance; returns the numbers and values."""
-    values = column.unique(maintain_order=True)
-    codes = column.cast(pl.Enum(values)).to_physical()
-    return codes.cast(pl.Int32).to_numpy(), values.to_list()
 
 
 def _first_clicks(users: Sessions, kept: Int[np.ndarray, " U"]) -> Sessions:
