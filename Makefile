@@ -1,11 +1,13 @@
-# make train   the main job on the embedded default data
-# make test    the tests; test-slow: the long ones; lint: ruff and mypy
-# make venv    .venv, with all that these need (they make it themselves)
+# make train    the main job on the embedded default data
+# make test     the tests; test-slow: the long ones; lint: ruff and mypy
+# make venv     .venv, with all that these need (they make it themselves)
+# make parity   compares with RecBole itself, in an environment of its own
+# make parity-table   prints the README's table of differences from PyTorch
 
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: venv train test test-slow lint clean
+.PHONY: venv train test test-slow lint parity parity-table clean
 
 venv: .venv/installed
 
@@ -28,5 +30,15 @@ lint: venv
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+.venv/torch: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[torch]'
+	touch $@
+
+parity: venv
+	$(BIN)/python -m tests.recreate_golden
+
+parity-table: .venv/torch
+	$(BIN)/python -m tests.parity_table
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache runs
+	rm -rf .venv .venv-recbole .pytest_cache .mypy_cache .ruff_cache runs

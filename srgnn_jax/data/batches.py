@@ -24,10 +24,12 @@ Batch = dict[str, Any]
 # (rows, length) of each tier, shortest first.
 Layout = tuple[tuple[int, int], ...]
 
-TIER_LENGTHS = (4, 8, 16)
+MAX_TIERS = 4
 # A tier boundary leaves room for this many standard deviations of the number of longer
 # sessions in a batch: about one batch in 30,000 needs the fallback.
 TIER_SIGMAS = 4.0
+# Evaluation sorts by length: two lengths serve all of its batches.
+SHORT_LENGTH = 8
 
 
 def tier_layout(
@@ -35,26 +37,38 @@ def tier_layout(
 ) -> Layout:
     """Chooses the tiers of a batch of `rows` random examples with these lengths.
 
+    Of all layouts of at most `MAX_TIERS` tiers that hold nearly every batch, it is the
+    one with the fewest positions, sum of rows * length.
+
     Args:
       lengths: the lengths of all examples, at least one.
       rows: batch size.
       max_length: the longest tier; the greatest of `lengths` unless given.
     """
     max_length = max_length or int(lengths.max())
+    ends = np.unique(np.geomspace(1, max_length, 64).round().astype(np.int64))
+    share = np.array([np.mean(lengths > end) for end in ends])
+    deviation = np.sqrt(rows * share * (1 - share))
+    # Rows that must be kept for sessions that are longer than each possible tier.
+    longer = np.minimum(np.ceil(rows * share + TIER_SIGMAS * deviation), rows)
+    # cost[k, j]: fewest positions of k + 1 tiers of which the last ends at ends[j].
+    cost = np.full((MAX_TIERS, len(ends)), np.inf)
+    before = np.zeros((MAX_TIERS, len(ends)), np.int64)
+    cost[0] = (rows - longer) * ends
+    earlier = np.tri(len(ends), k=-1, dtype=bool).T
+    for k in range(1, MAX_TIERS):
+        added = (longer[:, None] - longer) * ends
+        total = np.where(earlier, cost[k - 1][:, None] + added, np.inf)
+        before[k], cost[k] = total.argmin(axis=0), total.min(axis=0)
+    tiers = int(cost[:, -1].argmin())
     layout: list[tuple[int, int]] = []
-    taken = 0
-    for length in TIER_LENGTHS:
-        if length >= max_length:
-            break
-        share = float(np.mean(lengths > length))
-        mean, variance = rows * share, rows * share * (1 - share)
-        longer = min(rows, int(np.ceil(mean + TIER_SIGMAS * variance**0.5)))
-        if rows - longer > taken:
-            layout.append((rows - longer - taken, length))
-            taken = rows - longer
-    if taken < rows:
-        layout.append((rows - taken, max_length))
-    return tuple(layout)
+    end = len(ends) - 1
+    for k in range(tiers, -1, -1):
+        start = before[k, end]
+        tier_rows = (longer[start] if k else rows) - longer[end]
+        layout.append((int(tier_rows), int(ends[end])))
+        end = start
+    return tuple((n, length) for n, length in reversed(layout) if n)
 
 
 def make_batch(
@@ -152,7 +166,7 @@ def eval_batches(
     """Yields all examples once, shortest first, padded to one of two lengths."""
     rows = -(-batch_size // shards)
     max_length = int(examples.lengths.max())
-    short = min(TIER_LENGTHS[1], max_length)
+    short = min(SHORT_LENGTH, max_length)
     layouts = (((rows, short),), ((rows, max_length),))
     order = np.argsort(examples.lengths, kind="stable")
     for start in range(0, len(examples), batch_size):
