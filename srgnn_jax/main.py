@@ -68,7 +68,7 @@ def run() -> None:
     """Does what the flags ask for."""
     mode, config, workdir = FLAGS.mode, FLAGS.config, FLAGS.workdir
     if workdir is None and config is not None:
-        workdir = f"runs/{config.name}"
+        workdir = f"runs/{config.name or config.dataset}"
     if config is None and mode != "evaluate":
         raise UserError("--config is missing; try --config=configs/synthetic.py")
     if workdir is None:

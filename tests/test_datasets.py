@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from srgnn_jax.data.click_log import Columns, read_click_log
+from srgnn_jax.data.click_log import read_click_log
 from srgnn_jax.data.datasets import (
     ClickLog,
     Diginetica,
@@ -137,6 +137,33 @@ def test_a_split_without_sessions_is_left_out(tmp_path):
     assert lists(data.test) == [[1, 2, 3]] * 3
 
 
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("diginetica", {"test_days": 7.0}),
+        ("yoochoose", {"train_fraction": 1 / 64, "date_resolution_seconds": 1}),
+        ("yoochoose/1_64", {"train_fraction": 1 / 64, "date_resolution_seconds": 1}),
+        ("yoochoose/1_4", {"train_fraction": 1 / 4, "date_resolution_seconds": 1}),
+        ("click_log", {}),
+    ],
+)
+def test_a_builder_alone_follows_the_published_rules(tmp_path, name, published):
+    rules = tfds.builder(name, data_dir=tmp_path).builder_config.rules
+    assert (
+        rules
+        == {
+            "min_session_length": 2,
+            "min_item_count": 5,
+            "test_days": 1.0,
+            "test_start": None,
+            "test_end": None,
+            "train_fraction": 1.0,
+            "date_resolution_seconds": 0,
+        }
+        | published
+    )
+
+
 def test_instructions_are_shown_where_the_file_is_missing(tmp_path):
     built = tfds.builder("diginetica", data_dir=tmp_path / "tfds")
     with pytest.raises(
@@ -189,6 +216,21 @@ def test_tensorflow_is_neither_needed_nor_imported(tmp_path):
         text=True,
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_columns_and_separator_of_a_log_may_be_named(tmp_path):
+    write_log(tmp_path / "log.csv")
+    expected = read(ClickLog, tmp_path, test_days=0.35)
+    header, *lines = (tmp_path / "log.csv").read_text().splitlines()
+    assert header == "session_id,item_id,timestamp"
+    rows = [line.replace(",", "~") for line in lines]
+    (tmp_path / "log.csv").write_text("\n".join(["visit~a,b~when", *rows]))
+    named = {"session_column": "visit", "item_column": "a,b", "time_column": "when"}
+    prepared = read(ClickLog, tmp_path, test_days=0.35, separator="~", **named)
+    assert prepared.vocabulary.ids == expected.vocabulary.ids
+    assert prepared.counts == expected.counts
+    with pytest.raises(UserError, match=r"log\.csv: no date column 'day'"):
+        read(ClickLog, tmp_path, separator="~", date_column="day", **named)
 
 
 def test_one_log_is_found_whatever_lies_beside_it(tmp_path):
@@ -307,6 +349,8 @@ def test_pickles_as_published(tmp_path):
         (([[1, 2], [1], [1]], [3, 2, 2]), 2),
         # The same session twice.
         (([[1, 2], [1], [1, 2], [1]], [3, 2, 3, 2]), 2),
+        # The prefix goes on as the pair before does, but not to its last click.
+        (([[1, 2], [1]], [3, 5]), 2),
         # Shortest first, as others list them, every pair counts.
         (([[1], [1, 2]], [2, 3]), 2),
     ],
@@ -511,8 +555,3 @@ def test_published_data_through_records(tmp_path, name):
     for split, sessions in (("train", data.train), ("test", data.test)):
         np.testing.assert_array_equal(sessions.items, expected[split].items)
         np.testing.assert_array_equal(sessions.offsets, expected[split].offsets)
-
-
-def test_columns_that_a_config_names_are_read():
-    config = PreparationConfig(session_column="a", item_column="b", time_column="c")
-    assert config.columns == Columns("a", "b", "c", "")

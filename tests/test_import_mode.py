@@ -1,0 +1,171 @@
+"""A PyTorch checkpoint becomes a workdir: evaluated, trained on, its items known."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from srgnn_jax import config as config_lib
+from srgnn_jax.checkpoint import Checkpoints
+from srgnn_jax.data.sessions import Vocabulary
+from srgnn_jax.errors import UserError
+from srgnn_jax.evaluate import evaluate_workdir, make_evaluator
+from srgnn_jax.model import init_params
+from srgnn_jax.parallel import local_devices
+from srgnn_jax.torch_import import import_checkpoint, params_to_torch
+from srgnn_jax.train import train_and_evaluate
+from tests.tiny import ITEMS, tiny_config
+from tests.torch_files import Call, Global, tensors, write_pth, write_safetensors
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny_config(tmp_path)
+
+
+@pytest.fixture
+def data(config):
+    return config_lib.load_data(config)
+
+
+def make_checkpoint(folder, config, num_items=ITEMS + 1, seed=3):
+    """Returns random parameters, and the path of RecBole's form of them."""
+    params = init_params(config_lib.make_model(config, num_items), seed)
+    weights = params_to_torch(params, "recbole")
+    path = write_safetensors(folder / "weights.safetensors", weights)
+    return params, str(path)
+
+
+def imported_params(workdir, like, step=0):
+    checkpoints = Checkpoints(workdir)
+    params = checkpoints.restore({"params": like}, step)["params"]
+    checkpoints.close()
+    return params
+
+
+def test_workdir_is_evaluated_and_trained_on(tmp_path, config, data, capsys):
+    params, path = make_checkpoint(tmp_path, config)
+    workdir = tmp_path / "run"
+    import_checkpoint(config, str(workdir), path)
+    assert "imported 21 item rows of 8 numbers" in capsys.readouterr().out
+    found = imported_params(workdir, params)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+
+    examples = config_lib.make_splits(config, data).evaluated["test"]
+    model = config_lib.make_model(config, ITEMS + 1)
+    expected = make_evaluator(config, model, examples, local_devices("jit"))(params)
+    evaluated = evaluate_workdir(str(workdir))
+    for metrics in (evaluated, expected):
+        del metrics["examples_per_second"]
+    assert evaluated == expected
+    assert "step 0: no epoch is complete" in capsys.readouterr().out
+    train_and_evaluate(config, str(workdir))
+    assert "continuing from the checkpoint of step 0" in capsys.readouterr().out
+
+
+def test_one_step_from_imported_weights(tmp_path, config):
+    """The first step starts from the weights: Adam moves each by the learning rate."""
+    params, path = make_checkpoint(tmp_path, config)
+    import_checkpoint(config, str(tmp_path / "run"), path)
+    config.max_steps = 1
+    state = train_and_evaluate(config, str(tmp_path / "run"))
+    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), state.params, params)
+    assert all(
+        0 < step < 1.001 * config.learning_rate for step in jax.tree.leaves(moved)
+    )
+
+
+def test_the_checkpoint_decides_the_model(tmp_path, config, capsys):
+    params, _ = make_checkpoint(tmp_path, config)
+    recbole = Global("recbole.config.configurator", "Config")
+    root = {
+        "config": Call(recbole, state={"final_config_dict": {"step": 3}}),
+        "state_dict": tensors(params_to_torch(params, "recbole")),
+    }
+    path = write_pth(tmp_path / "SRGNN.pth", root)
+    config.embedding_size = 5
+    config.hybrid = False
+    import_checkpoint(config, str(tmp_path / "run"), str(path))
+    shown = capsys.readouterr().out
+    for field, value in {"embedding_size": 8, "hybrid": True, "step": 3}.items():
+        assert f"config.{field}: {value}, as the checkpoint has it" in shown
+    assert config.embedding_size == 5
+    checkpoints = Checkpoints(tmp_path / "run")
+    stored = checkpoints.progress().config
+    checkpoints.close()
+    assert [stored[f] for f in ("embedding_size", "hybrid", "step")] == [8, True, 3]
+    evaluate_workdir(str(tmp_path / "run"))
+
+
+def test_rows_are_matched_by_raw_id(tmp_path, config, data, capsys):
+    params, path = make_checkpoint(tmp_path, config, num_items=ITEMS + 3)
+    ids = [*reversed(data.vocabulary.ids), "gone1", "gone2"]
+    names = tmp_path / "ids.txt"
+    names.write_text("\n".join(["[PAD]", *ids]) + "\n")
+    workdir = tmp_path / "run"
+    import_checkpoint(config, str(workdir), path, str(names))
+    assert "dropped 2 item rows" in capsys.readouterr().out
+    expected = np.asarray(params["item_embedding"])
+    expected = np.concatenate([expected[:1], expected[ITEMS:0:-1]])
+    found = imported_params(workdir, {**params, "item_embedding": expected})
+    np.testing.assert_array_equal(found["item_embedding"], expected)
+    assert Vocabulary.load(workdir / "vocabulary.parquet").ids == data.vocabulary.ids
+    evaluate_workdir(str(workdir))
+
+
+def test_vocabulary_file_alone(tmp_path, config):
+    _, path = make_checkpoint(tmp_path, config, num_items=4)
+    names = tmp_path / "ids.txt"
+    names.write_bytes("b\r\n\u00e4 \u2028x\r\na".encode())
+    import_checkpoint(default.get_config(), str(tmp_path / "run"), path, str(names))
+    saved = Vocabulary.load(tmp_path / "run" / "vocabulary.parquet")
+    assert saved.ids == ["b", "\u00e4 \u2028x", "a"]
+    checkpoints = Checkpoints(tmp_path / "run")
+    progress = checkpoints.progress()
+    checkpoints.close()
+    assert progress.num_items == 4
+    assert progress.vocabulary == saved.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["a", "b"], "2 item ids, the weights have 20 item rows"),
+        (["a", "", "c"], r"ids.txt, line 2: an item id is empty"),
+        (
+            ["[PAD]", "a", "b", "a"],
+            r"ids.txt, line 4: item id 'a' stands on line 2 too",
+        ),
+        (None, "cannot be read"),
+        (
+            [f"other{n}" for n in range(ITEMS)],
+            "20 of the data set's 20 items have no row",
+        ),
+    ],
+)
+def test_vocabulary_files_that_do_not_fit(tmp_path, config, lines, message):
+    _, path = make_checkpoint(tmp_path, config)
+    names = tmp_path / "ids.txt"
+    if lines is not None:
+        names.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=message):
+        import_checkpoint(config, str(tmp_path / "run"), path, str(names))
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_refusals(tmp_path, config):
+    _, path = make_checkpoint(tmp_path, config, num_items=7)
+    workdir = str(tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"7 item rows .* click_log has 21.*--vocabulary"
+    ):
+        import_checkpoint(config, workdir, path)
+    with pytest.raises(UserError, match="no item ids: name the data set"):
+        import_checkpoint(default.get_config(), workdir, path)
+    _, path = make_checkpoint(tmp_path, config)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot make the workdir"):
+        import_checkpoint(config, str(tmp_path / "file" / "run"), path)
+    import_checkpoint(config, workdir, path)
+    with pytest.raises(UserError, match="holds a run already; choose another"):
+        import_checkpoint(config, workdir, path)
