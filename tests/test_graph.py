@@ -1,5 +1,7 @@
 """Session graphs against the published example and a plain Python construction."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from srgnn_jax import graph
 def by_item(item_seq):
     """Builds {item: {neighbour: weight}}, incoming and outgoing, edge by edge."""
     clicks = [item for item in item_seq if item]
-    edges = set(zip(clicks, clicks[1:], strict=False))
+    edges = set(itertools.pairwise(clicks))
     incoming = {v: {u for u, w in edges if w == v} for v in clicks}
     outgoing = {u: {w for v, w in edges if v == u} for u in clicks}
 

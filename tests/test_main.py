@@ -1,4 +1,4 @@
-"""The command line as users meet it: what works, and one clear line for what does not."""
+"""The command line as users meet it: what works, and one clear line if it does not."""
 
 import json
 import os

@@ -1,6 +1,7 @@
 """What the model promises: padding, tiers and revisits are handled exactly."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +155,7 @@ def test_every_step_propagates_once_more():
         run(SRGNN(ITEMS, SIZE, step), params, item_seq, item_seq_len)
         for step in (0, 1, 2, 3)
     ]
-    for before, after in zip(sessions, sessions[1:], strict=False):
+    for before, after in itertools.pairwise(sessions):
         assert abs(before - after).max() > 1e-4
 
 

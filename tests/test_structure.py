@@ -1,4 +1,4 @@
-"""The package keeps its layers: imports run one way, and TensorFlow is not among them."""
+"""Imports run one way, and TensorFlow is not among them."""
 
 import ast
 import subprocess
@@ -24,7 +24,7 @@ LAYERS = [
 def imported(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("srgnn"):
-            first, *rest = node.module.split(".")[1:] or [""]
+            first, *_rest = node.module.split(".")[1:] or [""]
             names = [first] if first else [alias.name for alias in node.names]
             yield from names
 

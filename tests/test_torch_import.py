@@ -1,5 +1,6 @@
 """PyTorch's checkpoints are read safely, and their names mapped completely."""
 
+import functools
 import io
 import pickle
 import re
@@ -17,7 +18,7 @@ import pytest
 
 from srgnn_jax import torch_file
 from srgnn_jax.errors import UserError
-from srgnn_jax.model import SRGNN
+from srgnn_jax.model import SRGNN, init_params
 from srgnn_jax.torch_import import (
     load_torch_checkpoint,
     params_from_torch,
@@ -38,11 +39,14 @@ from tests.torch_files import (
 NUM_ITEMS, D = 11, 4
 
 
+@functools.cache
+def random_params(hybrid: bool) -> dict:
+    return init_params(SRGNN(NUM_ITEMS, D, hybrid=hybrid), seed=1)
+
+
 def make_params(hybrid: bool = True, dtype=np.float32) -> dict:
-    item_seq, item_seq_len = np.ones((1, 2), np.int32), np.ones(1, np.int32)
-    model = SRGNN(NUM_ITEMS, D, hybrid=hybrid)
-    params = jax.jit(model.init)(jax.random.key(1), item_seq, item_seq_len)["params"]
-    return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
+    """Returns parameters to do with as one likes."""
+    return jax.tree.map(lambda leaf: np.array(leaf, dtype), random_params(hybrid))
 
 
 def assert_equal_trees(ours, theirs):
