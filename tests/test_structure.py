@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "srgnn_jax"
 LAYERS = [
     ["errors"],
     ["data", "graph", "losses", "metrics", "optimizer"],
-    ["model", "baselines"],
+    ["model", "baselines", "plots"],
     ["config", "parallel", "records"],
     ["checkpoint"],
     ["evaluate"],
@@ -24,9 +24,8 @@ LAYERS = [
 def imported(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("srgnn"):
-            first, *_rest = node.module.split(".")[1:] or [""]
-            names = [first] if first else [alias.name for alias in node.names]
-            yield from names
+            inner = node.module.split(".")[1:2]
+            yield from inner or [alias.name for alias in node.names]
 
 
 def test_imports_run_one_way():
