@@ -77,6 +77,7 @@ def test_recbole_round_trip_and_its_numbers():
         weights["linear_one.weight"], params["readout"]["linear_one"]["kernel"].T
     )
     np.testing.assert_array_equal(weights["gnn.b_ioh"], params["gnn"]["b_oah"])
+    np.testing.assert_array_equal(weights["gnn.w_ih"], params["gnn"]["w_ih"].T)
     assert all(array.flags.c_contiguous for array in weights.values())
     assert_equal_trees(params_from_torch(weights, "recbole"), params)
 
@@ -440,6 +441,8 @@ def test_absurd_contents_are_refused(tmp_path, root, message):
         (b"\x80\x02}r\xff\xff\xff\xff0.", "the instruction POP"),
         (b"\x80\x02\x82\x01.", "the instruction EXT1"),
         (b"(ios\nsystem\n.", "the instruction INST"),
+        # What Python warns of, in text: an escape that it does not know.
+        (b"\x80\x02c\\System\nx\n.", "its pickle names"),
         (b"\x80\x04\x8e" + (1 << 50).to_bytes(8, "little") + b"x.", "damaged"),
         (nested(20_000), "no state_dict but a list"),
         (b"\x80\x02}X\x01\x00\x00\x00a" + nested(20_000)[2:-1] + b"s.", "no tensors"),
@@ -474,6 +477,11 @@ def test_archives_that_torch_does_not_write_are_refused(tmp_path):
     path.write_bytes(whole.replace(TABLE.tobytes(), b"\1" * TABLE.nbytes))
     with pytest.raises(UserError, match=r"damaged \(Bad CRC"):
         load_torch_checkpoint(path)
+    # A file's name that claims to be 255 bytes long: the zip module quotes it all.
+    path.write_bytes(whole[:26] + b"\xff\0" + whole[28:])
+    with pytest.raises(UserError, match=r"damaged \(File name") as error:
+        load_torch_checkpoint(path)
+    assert len(str(error.value)) < len(str(path)) + 150
 
 
 @pytest.mark.parametrize(
