@@ -68,6 +68,19 @@ class Progress:
         )
 
 
+def make_workdir(workdir: str) -> pathlib.Path:
+    """Makes the folder of a run, unless it is there; raises UserError if it cannot."""
+    folder = pathlib.Path(workdir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the workdir {folder} ({error.strerror}); name another with "
+            "--workdir"
+        ) from error
+    return folder
+
+
 def check_same_run(stored: Progress, now: Progress) -> None:
     """Raises UserError, naming each difference, if `now` cannot go on from `stored`."""
     found = config_lib.differences(stored.config, now.config)

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from srgnn_jax import config as config_lib
-from srgnn_jax.checkpoint import Checkpoints, Progress
+from srgnn_jax.checkpoint import Checkpoints, Progress, make_workdir
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.optimizer import adam_with_l2
@@ -283,14 +283,7 @@ def import_checkpoint(
             "PyTorch checkpoints hold no item ids: name the data set with --config, or "
             "a file with the raw id of each row, one a line, with --vocabulary"
         )
-    folder = pathlib.Path(workdir).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make the workdir {folder} ({error.strerror}); name another with "
-            "--workdir"
-        ) from error
+    folder = make_workdir(workdir)
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         if checkpoints.latest_step() is not None:
             raise UserError(f"{folder} holds a run already; choose another --workdir")

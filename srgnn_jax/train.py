@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import math
-import pathlib
 import time
 from typing import NamedTuple
 
@@ -21,7 +20,12 @@ from tqdm import tqdm
 
 from srgnn_jax import config as config_lib
 from srgnn_jax import losses, parallel
-from srgnn_jax.checkpoint import Checkpoints, Progress, check_same_run
+from srgnn_jax.checkpoint import (
+    Checkpoints,
+    Progress,
+    check_same_run,
+    make_workdir,
+)
 from srgnn_jax.data import batches
 from srgnn_jax.data.batches import Batch
 from srgnn_jax.data.prepared import PreparedData, counts_table
@@ -146,12 +150,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState | None:
       UserError: what the user can mend, such as a file that is missing.
     """
     config_lib.validate(config)
-    folder = pathlib.Path(workdir).expanduser()
     data = config_lib.load_data(config)
     splits = config_lib.make_splits(config, data)
     counts = {**data.counts, **splits.counts}
     print(counts_table(counts, data.published), flush=True)
-    _make_workdir(folder)
+    folder = make_workdir(workdir)
     (folder / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
     if config.epochs == 0:
         return None
@@ -161,16 +164,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState | None:
         contextlib.closing(MetricsWriter(folder)) as writer,
     ):
         return _Run(config, data, splits, checkpoints, writer).run()
-
-
-def _make_workdir(folder: pathlib.Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make the workdir {folder} ({error.strerror}); name another with "
-            "--workdir"
-        ) from error
 
 
 class _Run:
