@@ -1,6 +1,9 @@
 """Made clicks: tries everything out without any data to fetch.
 
-python -m srgnn_jax.main --config=configs/synthetic.py
+    python -m srgnn_jax.main --config=configs/synthetic.py
+
+Reaches recall@20 82.4, mrr@20 50.6 on test (popularity: 22.7, 5.4) within a minute on 2
+CPU cores.
 """
 
 from configs import default
