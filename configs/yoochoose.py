@@ -5,8 +5,8 @@
 
 DIR holds yoochoose-clicks.dat, or the published all_train_seq.txt and test.txt.
 
-With --config.select_on=test 1_64 reaches recall@20 70.52, mrr@20 30.66 in epoch 4, after
-some 12 minutes on 2 CPU cores.
+With --config.select_on=test 1_64 reaches recall@20 70.52, mrr@20 30.66 in epoch 4,
+after some 12 minutes on 2 CPU cores.
 """
 
 from configs import default
