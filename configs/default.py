@@ -70,4 +70,4 @@ def get_config() -> ConfigDict:
     c.log_every_steps = 100
     c.checkpoint_every_steps = 0  # beside every epoch's end; 0: only then
     c.progress = True  # show progress bars
-    return c
+    return c.lock()

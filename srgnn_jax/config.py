@@ -4,7 +4,7 @@ This is the one place where config fields become the plain arguments of everythi
 """
 
 import dataclasses
-import difflib
+import math
 import pathlib
 from typing import Any
 
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from srgnn_jax.data.prepared import PreparedData, load_prepared
 from srgnn_jax.data.sessions import Examples, Sessions
-from srgnn_jax.errors import UserError
+from srgnn_jax.errors import UserError, nearest
 from srgnn_jax.model import SRGNN
 from srgnn_jax.optimizer import step_decay
 
@@ -25,6 +25,7 @@ MAY_DIFFER = frozenset(
         "checkpoint_every_steps",
         "data_dir",
         "epochs",
+        "eval_batch_size",
         "log_every_steps",
         "max_steps",
         "name",
@@ -81,12 +82,6 @@ _AT_LEAST = {
 }
 
 
-def nearest(name: str, known) -> str:
-    """Returns `; did you mean ...?` for a misspelt name, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
 def validate(config: ConfigDict) -> None:
     """Raises UserError naming the first field whose value cannot be used."""
     for field, choices in _CHOICES.items():
@@ -101,6 +96,12 @@ def validate(config: ConfigDict) -> None:
             raise UserError(
                 f"config.{field} is {config[field]}; it must be at least {least}"
             )
+    if not math.isfinite(config.test_days):
+        raise UserError(f"config.test_days is {config.test_days}; it must be finite")
+    if len(config.separator.replace("\\t", "\t")) > 1:
+        raise UserError(
+            f"config.separator is {config.separator!r}; it must be one character"
+        )
     for field in ("learning_rate", "lr_decay"):
         if not config[field] > 0:
             raise UserError(f"config.{field} is {config[field]}; it must be positive")
@@ -174,7 +175,6 @@ class Splits:
       train_sessions: the sessions behind `train`.
       train: the training examples.
       evaluated: the examples of "test", and of "valid" where sessions are held out.
-      counts: the numbers of training and validation examples, for counts.json.
     """
 
     train_sessions: Sessions
@@ -183,7 +183,7 @@ class Splits:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The counts that depend on what is held out."""
+        """The number of validation examples, held out of the training ones."""
         valid = self.evaluated.get("valid", ())
         return {"valid_examples": len(valid)}
 
@@ -198,18 +198,23 @@ def make_splits(config: ConfigDict, data: PreparedData) -> Splits:
         evaluated["valid"] = data.validation
     elif config.select_on == "valid":
         train, evaluated["valid"] = train.split_last(config.valid_fraction)
-    for split, sessions in {"train": train, **evaluated}.items():
-        if len(sessions) == 0:
-            raise UserError(
-                f"the {split} split is empty: of {len(data.train)} training sessions, "
-                f"config.valid_fraction = {config.valid_fraction} leaves none for it"
-            )
     longest = config.max_session_length
-    return Splits(
-        train,
-        train.examples(longest),
-        {split: sessions.examples(longest) for split, sessions in evaluated.items()},
-    )
+    examples = {
+        split: sessions.examples(longest)
+        for split, sessions in {"train": train, **evaluated}.items()
+    }
+    for split in examples:
+        if not len(examples[split]):
+            raise UserError(
+                f"the {split} split has no example: none of its sessions has two clicks"
+                + (
+                    f", of {len(data.train)} training sessions with "
+                    f"config.valid_fraction = {config.valid_fraction}"
+                    if split != "test" and "valid" in evaluated
+                    else ""
+                )
+            )
+    return Splits(train, examples.pop("train"), examples)
 
 
 def make_model(config: ConfigDict, num_items: int) -> SRGNN:

@@ -1,5 +1,8 @@
 """The one exception that is meant for the user's eyes."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Something the user can mend: bad input, a missing file, a config that is wrong.
@@ -7,3 +10,9 @@ class UserError(Exception):
     The message is one clear line: what was wrong, where (file, line, value), and what
     to do about it. `srgnn_jax.main` prints it without a traceback and exits with 1.
     """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns `; did you mean ...?` for a misspelt name, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

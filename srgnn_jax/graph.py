@@ -66,8 +66,7 @@ def connection_matrix(
       alias [B, L]: the node slot of each position, so that
         `nodes[b, alias[b, p]] == item_seq[b, p]`.
       A [B, L, 2L]: what RecBole's `GNNCell(A, hidden)` takes, `A[:, :, :L]` the
-      incoming
-        and `A[:, :, L:]` the outgoing connections, each row summing to 1 or 0.
+        incoming and `A[:, :, L:]` the outgoing connections, each row summing to 1 or 0.
 
     Source: Wu et al. 2019, figure 2 and equation 1.
     """

@@ -52,7 +52,14 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise UserError(_last_line(error)) from error
     except (AttributeError, KeyError) as error:
         raise UserError(_unknown_field(str(error))) from error
-    except (OSError, TypeError, ValueError) as error:
+    except (
+        ImportError,
+        NameError,
+        OSError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise UserError(f"cannot use --config: {_last_line(error)}") from error
     if rest[1:]:
         raise UserError(
@@ -67,11 +74,11 @@ def parse(argv: Sequence[str]) -> list[str]:
 def run() -> None:
     """Does what the flags ask for."""
     mode, config, workdir = FLAGS.mode, FLAGS.config, FLAGS.workdir
-    if workdir is None and config is not None:
+    if not workdir and config is not None:
         workdir = f"runs/{config.name or config.dataset}"
     if config is None and mode != "evaluate":
         raise UserError("--config is missing; try --config=configs/synthetic.py")
-    if workdir is None:
+    if not workdir:
         raise UserError(f"--mode={mode} needs --workdir, the folder of the run")
     # Imported late: a wrong flag is told at once, and --help needs no JAX.
     if mode == "train":
@@ -112,10 +119,12 @@ def main() -> None:
 
 def _unknown_field(text: str) -> str:
     """Names the field, and the nearest one if ml_collections found any."""
-    name = re.findall(r"[A-Za-z_]\w*", text)[0]
+    if "has no attribute" in text:
+        return f"cannot use --config: {text.strip().splitlines()[-1]}"
+    key = re.search(r'Key "(\w+)"', text) or re.search(r"([A-Za-z_]\w*)", text)
     near = re.search(r'Did you mean "(\w+)"', text)
     hint = f"; did you mean {near[1]}?" if near else "; see configs/default.py"
-    return f"the config has no field {name}{hint}"
+    return f"the config has no field {key[1] if key else text}{hint}"
 
 
 def _last_line(error: Exception) -> str:

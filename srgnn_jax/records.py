@@ -8,6 +8,8 @@ from typing import IO
 
 import tensorboardX
 
+from srgnn_jax.errors import UserError
+
 
 class MetricsWriter:
     """Appends to `metrics.jsonl` and to TensorBoard event files in a workdir.
@@ -24,11 +26,17 @@ class MetricsWriter:
         if self._path.exists():
             # A run that was killed may leave half a line at the end.
             with self._path.open("rb") as file:
-                for line in file:
+                for number, line in enumerate(file, 1):
                     if not line.endswith(b"\n"):
                         break
                     kept += len(line)
-                    self._seen.add(_key(json.loads(line)))
+                    try:
+                        self._seen.add(_key(json.loads(line)))
+                    except (ValueError, KeyError, TypeError) as error:
+                        raise UserError(
+                            f"{self._path}, line {number}: {line[:80]!r} is not a "
+                            "record of a run; mend or remove it"
+                        ) from error
             os.truncate(self._path, kept)
         # Line by line, for those who watch the file.
         self._file: IO[str] = self._path.open("a", buffering=1, encoding="utf-8")

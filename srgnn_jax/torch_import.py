@@ -237,7 +237,7 @@ def import_checkpoint(
     torch_checkpoint: str,
     vocabulary_file: str | None = None,
 ) -> None:
-    """Makes a workdir of a PyTorch checkpoint, to evaluate, recommend and train from.
+    """Makes a workdir of a PyTorch checkpoint, to evaluate and train from.
 
     What the file tells of the model goes before the config: `embedding_size`, and for
     RecBole's `hybrid` and, where its config is in the file, `step`. The optimizer
@@ -246,7 +246,7 @@ def import_checkpoint(
     No such file holds the items' raw ids. Without a vocabulary file its rows are taken
     to be numbered as in the data set that the config names. With one, rows are matched
     by raw id with that data set's, or keep their order where `config.dataset` is empty
-    (the workdir then serves to recommend only).
+    (the workdir then holds weights and vocabulary, and no data to evaluate on).
 
     Args:
       config: see configs/default.py.

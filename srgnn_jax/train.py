@@ -31,6 +31,7 @@ from srgnn_jax.data.batches import Batch
 from srgnn_jax.data.prepared import PreparedData, counts_table
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import make_evaluator, report
+from srgnn_jax.graph import AnyArray
 from srgnn_jax.model import SRGNN, Params, init_params
 from srgnn_jax.optimizer import adam_with_l2
 from srgnn_jax.records import MetricsWriter
@@ -70,10 +71,22 @@ def init_state(
 
 
 def sample_negatives(
-    key: jax.Array, target: Int[Array, " B"], num_items: int
+    key: jax.Array,
+    example: Int[AnyArray, " B"],
+    target: Int[AnyArray, " B"],
+    num_items: int,
 ) -> Int[Array, " B"]:
-    """Draws for each target one of the other items, all alike likely."""
-    drawn = jax.random.randint(key, target.shape, 1, max(num_items - 1, 2))
+    """Draws for each example one of the items that are not its target, evenly.
+
+    The draw depends on the key and the example's number, not on its place in the batch:
+    it is the same however a batch is split over devices.
+    """
+
+    def draw(example):
+        own = jax.random.fold_in(key, example)
+        return jax.random.randint(own, (), 1, max(num_items - 1, 2))
+
+    drawn = jax.vmap(draw)(example)
     return drawn + (drawn >= target)
 
 
@@ -106,9 +119,7 @@ def train_step(
     negative = None
     if loss_type == "BPR":
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        if axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        negative = sample_negatives(key, target, model.num_items)
+        negative = sample_negatives(key, batch["example"], target, model.num_items)
     examples = parallel.total(weight.sum(), axis_name)
 
     def share_of_mean(params):
@@ -155,15 +166,18 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState | None:
     counts = {**data.counts, **splits.counts}
     print(counts_table(counts, data.published), flush=True)
     folder = make_workdir(workdir)
-    (folder / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
-    if config.epochs == 0:
-        return None
-    data.vocabulary.save(folder / "vocabulary.parquet")
-    with (
-        contextlib.closing(Checkpoints(folder)) as checkpoints,
-        contextlib.closing(MetricsWriter(folder)) as writer,
-    ):
-        return _Run(config, data, splits, checkpoints, writer).run()
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        stored = None
+        if checkpoints.latest_step() is not None:
+            # Before anything is written into what may be another run's workdir.
+            stored = checkpoints.progress()
+            check_same_run(stored, Progress.at_start(config, data))
+        (folder / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
+        if config.epochs == 0:
+            return None
+        data.vocabulary.save(folder / "vocabulary.parquet")
+        with contextlib.closing(MetricsWriter(folder)) as writer:
+            return _Run(config, data, splits, checkpoints, stored, writer).run()
 
 
 class _Run:
@@ -175,6 +189,7 @@ class _Run:
         data: PreparedData,
         splits: config_lib.Splits,
         checkpoints: Checkpoints,
+        stored: Progress | None,
         writer: MetricsWriter,
     ):
         self.config = config
@@ -207,21 +222,18 @@ class _Run:
         }
         self.state = init_state(self.model, optimizer, config.seed)
         self.progress = Progress.at_start(config, data)
-        self.resume()
+        if stored is not None:
+            self.resume(stored)
 
-    def resume(self) -> None:
-        """Takes up the newest checkpoint, if there is one and it is of this run."""
-        step = self.checkpoints.latest_step()
-        if step is None:
-            return
-        stored = self.checkpoints.progress(step)
-        check_same_run(stored, self.progress)
-        self.state = self.checkpoints.restore(self.state, step)
+    def resume(self, stored: Progress) -> None:
+        """Takes up the run where its newest checkpoint was saved."""
+        self.state = self.checkpoints.restore(self.state, stored.step)
         self.progress = dataclasses.replace(stored, config=self.progress.config)
+        where = f"step {stored.step}, epoch {stored.epoch}"
         if self.is_complete():
-            print(f"the run is complete: step {step}, epoch {stored.epoch}", flush=True)
+            print(f"the run is complete: {where}", flush=True)
         else:
-            print(f"continuing from the checkpoint of step {step}", flush=True)
+            print(f"continuing from the checkpoint of {where}", flush=True)
 
     def is_complete(self) -> bool:
         """Whether epochs, steps or patience are used up."""
@@ -234,8 +246,19 @@ class _Run:
 
     def save(self) -> None:
         """Saves a checkpoint, the records that it stands for first."""
+        self.check_finite()
         self.writer.flush()
         self.checkpoints.save(self.state, self.progress)
+
+    def check_finite(self) -> None:
+        """Raises UserError once the loss has turned NaN or infinite."""
+        loss = float(self.state.loss)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {self.progress.step}; the last checkpoint "
+                "is kept. Try a smaller config.learning_rate or another config.seed, "
+                "with another --workdir"
+            )
 
     def train_epoch(self) -> None:
         """Trains to the end of the epoch that is under way, or up to `max_steps`."""
@@ -292,13 +315,9 @@ class _Run:
 
     def take_loss(self) -> float:
         """Moves the running sums into the epoch's; returns their mean."""
+        self.check_finite()
         loss, examples = float(self.state.loss), float(self.state.examples)
         progress = self.progress
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {progress.step}; the last checkpoint is "
-                "kept. Try a smaller config.learning_rate or another config.seed"
-            )
         self.state = self.state._replace(
             loss=jnp.zeros_like(self.state.loss),
             examples=jnp.zeros_like(self.state.examples),

@@ -37,6 +37,7 @@ def srgnn(*arguments, cwd=ROOT):
         (["--mode=tarin"], "train|evaluate"),
         ([CLICK_LOG, "extra"], "unexpected argument 'extra'"),
         (["--mode=evaluate"], "needs --workdir"),
+        (["--mode=evaluate", "--workdir="], "needs --workdir"),
     ],
 )
 def test_wrong_flags_end_in_one_line(arguments, message):
@@ -50,6 +51,8 @@ def test_wrong_flags_end_in_one_line(arguments, message):
     ("arguments", "message"),
     [
         (["--config.select_on=tset"], "config.select_on is 'tset'; choose one of"),
+        (["--config.test_days=inf"], "config.test_days is inf; it must be finite"),
+        (["--config.separator=;;"], "config.separator is ';;'; it must be one"),
         (["--config.batch_size=0"], "config.batch_size is 0; it must be at least 1"),
         (["--config.select_by=map@20"], "config.select_by is 'map@20'"),
         (["--config.dataset=yoochose"], "did you mean yoochoose?"),
@@ -110,3 +113,24 @@ def test_train_then_evaluate(tmp_path):
     # No control characters reach a log file.
     assert "\r" not in trained.stdout + trained.stderr
     assert "\x1b" not in trained.stdout + trained.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("c.embeding_size = 3", "has no field embeding_size; did you mean embedding_s"),
+        ("c.batch_size = 'many'", "batch_size"),
+        ("c.name = unheard_of", "unheard_of"),
+        ("c.name = default.get_confg()", "get_confg"),
+        ("c.name = = 1", "invalid syntax"),
+    ],
+)
+def test_a_broken_config_file_ends_in_one_line(tmp_path, line, message):
+    (tmp_path / "mine.py").write_text(
+        "from configs import default\n\n\ndef get_config():\n"
+        f"    c = default.get_config()\n    {line}\n    return c\n"
+    )
+    done = srgnn(f"--config={tmp_path / 'mine.py'}")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr

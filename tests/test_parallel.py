@@ -25,7 +25,7 @@ def examples():
     return sessions.examples()
 
 
-def train(devices, examples, batch_size=37):
+def train(devices, examples, loss_type="CE", batch_size=37):
     """Trains one epoch, whose last batch is partial; returns every step's mean loss."""
     model = SRGNN(ITEMS, 8)
     optimizer = adam_with_l2(0.01, 1e-3)
@@ -35,6 +35,7 @@ def train(devices, examples, batch_size=37):
             model=model,
             optimizer=optimizer,
             seed=0,
+            loss_type=loss_type,
             axis_name=devices.axis_name,
         ),
         donate_state=True,
@@ -50,10 +51,11 @@ def train(devices, examples, batch_size=37):
     return losses, state
 
 
-def test_pmap_trains_like_one_device(examples):
+@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
+def test_pmap_trains_like_one_device(examples, loss_type):
     assert len(examples) % 37
-    one, state_one = train(parallel.Devices(1), examples)
-    eight, state_eight = train(parallel.local_devices("pmap"), examples)
+    one, state_one = train(parallel.Devices(1), examples, loss_type)
+    eight, state_eight = train(parallel.local_devices("pmap"), examples, loss_type)
     np.testing.assert_allclose(eight, one, rtol=1e-5)
     assert float(state_eight.examples) == len(examples)
     jax.tree.map(

@@ -3,6 +3,9 @@
 import contextlib
 import json
 
+import pytest
+
+from srgnn_jax.errors import UserError
 from srgnn_jax.records import MetricsWriter
 
 
@@ -42,3 +45,11 @@ def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path):
     with contextlib.closing(MetricsWriter(tmp_path)) as writer:
         writer.write(1, {"a": 1.0})
         assert (tmp_path / "metrics.jsonl").read_text().endswith("\n")
+
+
+def test_a_line_that_is_no_record_is_named(tmp_path):
+    write(tmp_path, (1, {"a": 1.0}))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write("garbage\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2: .*garbage"):
+        write(tmp_path, (2, {"a": 2.0}))

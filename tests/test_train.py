@@ -212,10 +212,16 @@ def test_another_runs_workdir_is_refused(config, tmp_path):
     config.epochs = 1
     train_and_evaluate(config, str(tmp_path / "run"))
     config.embedding_size, config.l2 = 4, 0.5
-    with pytest.raises(
-        UserError, match=r"embedding_size: 8 -> 4; config\.l2: .* -> 0.5"
-    ):
-        train_and_evaluate(config, str(tmp_path / "run"))
+    files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
+    before = [path.read_bytes() for path in files]
+    write_log(tmp_path / "data" / "log.csv", sessions=200)
+    for epochs in (1, 0):
+        config.epochs = epochs
+        with pytest.raises(
+            UserError, match=r"embedding_size: 8 -> 4; config\.l2: .* -> 0.5"
+        ):
+            train_and_evaluate(config, str(tmp_path / "run"))
+    assert [path.read_bytes() for path in files] == before
 
 
 def test_changed_data_is_refused(config, tmp_path):
@@ -245,7 +251,8 @@ def test_a_loss_that_is_not_finite_names_the_step(config, tmp_path, monkeypatch)
         return {**params, "item_embedding": table}
 
     monkeypatch.setattr(train, "init_params", broken)
-    with pytest.raises(UserError, match="loss is nan at step 5"):
+    config.checkpoint_every_steps = 2
+    with pytest.raises(UserError, match="loss is nan at step 2"):
         train_and_evaluate(config, str(tmp_path / "run"))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -259,7 +266,8 @@ def test_bpr_trains(config, tmp_path):
 
 def test_negatives_are_all_items_but_the_target():
     target = jnp.tile(jnp.array([1, 3, 5]), 500)
-    drawn = train.sample_negatives(jax.random.key(0), target, num_items=6)
+    example = jnp.arange(1500)
+    drawn = train.sample_negatives(jax.random.key(0), example, target, num_items=6)
     for t in (1, 3, 5):
         assert set(drawn[target == t].tolist()) == {1, 2, 3, 4, 5} - {t}
 

@@ -9,6 +9,7 @@ one tier of the greatest length. Which examples share a batch is untouched by th
 A batch is a dict of arrays, all that ever travels to a device:
     tiers: ((item_seq [b, L] int32, item_seq_len [b] int32), ...), sum of b = B
     target: [B] int32
+    example: [B] int32, the example's number
     weight: [B] float32, 1 for an example, 0 for a row that only fills up the batch
 """
 
@@ -117,6 +118,7 @@ def make_batch(
     return {
         "tiers": tuple(tiers),
         "target": target.T.reshape(-1).astype(np.int32),
+        "example": number.T.reshape(-1).astype(np.int32),
         "weight": real.T.reshape(-1).astype(np.float32),
     }
 

@@ -167,6 +167,8 @@ def _text_chunks(
         raise UserError(
             f"{path} is empty, or its first line is, where the header belongs"
         )
+    # The shell hands on '\t' as it is typed, in two characters.
+    separator = separator.replace("\\t", "\t")
     separator = separator or _find_separator(path, first, header)
     names = header or tuple(next(csv.reader([first], delimiter=separator)))
     position = _find_columns(path, names, columns)

@@ -10,7 +10,6 @@ that changes is never served from what was built before.
 
 import contextlib
 import dataclasses
-import difflib
 import hashlib
 import io
 import json
@@ -18,14 +17,14 @@ import logging
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from srgnn_jax.data.sessions import Sessions, Vocabulary
-from srgnn_jax.errors import UserError
+from srgnn_jax.errors import UserError, nearest
 
 # Raise it when the same source and settings come to be prepared differently.
 PREPARATION_VERSION = 1
@@ -109,12 +108,15 @@ def load_prepared(
         for builder in (getattr(datasets, name) for name in datasets.__all__)
     }
     if dataset not in builders:
-        raise UserError(f"config.dataset is {dataset!r}{_nearest(dataset, builders)}")
+        raise UserError(
+            f"config.dataset is {dataset!r}{nearest(dataset, builders)}. There are: "
+            + ", ".join(sorted(builders))
+        )
     builder = builders[dataset]
     known = [field.name for field in dataclasses.fields(PreparationConfig)]
     for setting in settings:
         if setting not in known:
-            raise UserError(f"no setting {setting!r}{_nearest(setting, known)}")
+            raise UserError(f"no setting {setting!r}{nearest(setting, known)}")
     config = PreparationConfig(name="prepared", **settings)
     if dataset in ("diginetica", "yoochoose"):
         pickles = builders["srgnn_pickles"]
@@ -129,12 +131,6 @@ def load_prepared(
     if dataset == "yoochoose":
         published += {1 / 64: "_1_64", 1 / 4: "_1_4"}.get(config.train_fraction, "")
     return _map(folder, fingerprint, PUBLISHED.get(published, {}))
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    meant = f"; did you mean {close[0]}?" if close else "."
-    return f"{meant} There are: {', '.join(sorted(known))}"
 
 
 def _raw_or_pickles(raw, pickles, data_dir: pathlib.Path, config):

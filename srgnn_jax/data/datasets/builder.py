@@ -135,6 +135,14 @@ class SessionsBuilder(  # type: ignore[call-arg]
             yield s, {"items": sessions[s]}
 
 
+def named_file(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Returns the file that `config.log_file` names, or raises UserError."""
+    path = folder / name
+    if not path.is_file():
+        raise UserError(f"no file {name} in config.data_dir = {str(folder)!r}")
+    return path
+
+
 def the_one_file(folder: pathlib.Path, pattern: str, instructions: str) -> pathlib.Path:
     """Returns the one file in a folder whose name matches, or raises UserError."""
     found = sorted(path for path in folder.glob(pattern) if path.is_file())

@@ -3,7 +3,11 @@
 import pathlib
 
 from srgnn_jax.data.click_log import SUFFIXES, read_click_log
-from srgnn_jax.data.datasets.builder import PreparationConfig, SessionsBuilder
+from srgnn_jax.data.datasets.builder import (
+    PreparationConfig,
+    SessionsBuilder,
+    named_file,
+)
 from srgnn_jax.data.prepare import Prepared, prepare
 from srgnn_jax.errors import UserError
 
@@ -23,10 +27,7 @@ class ClickLog(SessionsBuilder):
         """Returns the log that is named, or the only one in the folder."""
         where = f"config.data_dir = {str(folder)!r}"
         if config.log_file:
-            path = folder / config.log_file
-            if not path.is_file():
-                raise UserError(f"no file {config.log_file} in {where}")
-            return [path]
+            return [named_file(folder, config.log_file)]
         logs = []
         if folder.is_dir():
             logs = sorted(

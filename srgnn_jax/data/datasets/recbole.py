@@ -15,6 +15,7 @@ from srgnn_jax.data.click_log import Columns, read_click_log
 from srgnn_jax.data.datasets.builder import (
     PreparationConfig,
     SessionsBuilder,
+    named_file,
     the_one_file,
 )
 from srgnn_jax.data.prepare import Prepared, count, number_values
@@ -35,8 +36,9 @@ class RecboleInter(SessionsBuilder):
         cls, folder: pathlib.Path, config: PreparationConfig
     ) -> list[pathlib.Path]:
         """Returns the .inter file that is named, or the only one in the folder."""
-        pattern = config.log_file or "*.inter"
-        return [the_one_file(folder, pattern, cls.MANUAL_DOWNLOAD_INSTRUCTIONS)]
+        if config.log_file:
+            return [named_file(folder, config.log_file)]
+        return [the_one_file(folder, "*.inter", cls.MANUAL_DOWNLOAD_INSTRUCTIONS)]
 
     @classmethod
     def read(cls, files: list[pathlib.Path], config: PreparationConfig) -> Prepared:
