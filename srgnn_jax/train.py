@@ -28,7 +28,7 @@ from srgnn_jax.checkpoint import (
 )
 from srgnn_jax.data import batches
 from srgnn_jax.data.batches import Batch
-from srgnn_jax.data.prepared import PreparedData, counts_table
+from srgnn_jax.data.prepared import counts_table
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import make_evaluator, report
 from srgnn_jax.graph import AnyArray
@@ -167,17 +167,17 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState | None:
     print(counts_table(counts, data.published), flush=True)
     folder = make_workdir(workdir)
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        stored = None
+        start, stored = Progress.at_start(config, data), None
         if checkpoints.latest_step() is not None:
             # Before anything is written into what may be another run's workdir.
             stored = checkpoints.progress()
-            check_same_run(stored, Progress.at_start(config, data))
+            check_same_run(stored, start)
         (folder / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
         if config.epochs == 0:
             return None
         data.vocabulary.save(folder / "vocabulary.parquet")
         with contextlib.closing(MetricsWriter(folder)) as writer:
-            return _Run(config, data, splits, checkpoints, stored, writer).run()
+            return _Run(config, splits, checkpoints, start, stored, writer).run()
 
 
 class _Run:
@@ -186,9 +186,9 @@ class _Run:
     def __init__(
         self,
         config: ConfigDict,
-        data: PreparedData,
         splits: config_lib.Splits,
         checkpoints: Checkpoints,
+        start: Progress,
         stored: Progress | None,
         writer: MetricsWriter,
     ):
@@ -200,7 +200,7 @@ class _Run:
             len(splits.train), config.batch_size
         )
         self.devices = parallel.local_devices(config.parallel)
-        self.model = config_lib.make_model(config, data.vocabulary.num_items)
+        self.model = config_lib.make_model(config, start.num_items)
         self.schedule = config_lib.make_schedule(config, self.steps_per_epoch)
         optimizer = adam_with_l2(self.schedule, config.l2)
         self.train_step = self.devices.compile(
@@ -221,7 +221,7 @@ class _Run:
             for split, examples in splits.evaluated.items()
         }
         self.state = init_state(self.model, optimizer, config.seed)
-        self.progress = Progress.at_start(config, data)
+        self.progress = start
         if stored is not None:
             self.resume(stored)
 
@@ -260,8 +260,12 @@ class _Run:
                 "with another --workdir"
             )
 
-    def train_epoch(self) -> None:
-        """Trains to the end of the epoch that is under way, or up to `max_steps`."""
+    def train_epoch(self) -> float:
+        """Trains to the end of the epoch that is under way, or up to `max_steps`.
+
+        Returns:
+          Examples per second.
+        """
         config, progress = self.config, self.progress
         first = progress.step - progress.epoch * self.steps_per_epoch
         start = time.perf_counter()
@@ -311,7 +315,7 @@ class _Run:
                     self.save()
         jax.block_until_ready(self.state)
         seconds = time.perf_counter() - start
-        self.examples_per_second = (done - first * config.batch_size) / seconds
+        return (done - first * config.batch_size) / seconds
 
     def take_loss(self) -> float:
         """Moves the running sums into the epoch's; returns their mean."""
@@ -326,7 +330,7 @@ class _Run:
         progress.epoch_examples += examples
         return loss / examples
 
-    def end_epoch(self) -> None:
+    def end_epoch(self, examples_per_second: float) -> None:
         """Evaluates, compares with the best epoch so far, records and saves."""
         config, progress = self.config, self.progress
         if float(self.state.examples):
@@ -342,7 +346,7 @@ class _Run:
             {
                 "epoch": progress.epoch,
                 "train/loss": loss,
-                "train/examples_per_second": self.examples_per_second,
+                "train/examples_per_second": examples_per_second,
                 **{f"{split}/{name}": value for name, value in metrics.items()},
                 f"{split}/examples_per_second": speed,
             },
@@ -358,7 +362,7 @@ class _Run:
             f"epoch {progress.epoch}: loss {loss:.4f}, {split} "
             + ", ".join(f"{name} {100 * metrics[name]:.2f}" for name in shown)
             + (", best so far" if progress.bad_epochs == 0 else "")
-            + f" ({self.examples_per_second:,.0f} examples/s)",
+            + f" ({examples_per_second:,.0f} examples/s)",
             flush=True,
         )
         self.save()
@@ -366,9 +370,9 @@ class _Run:
     def run(self) -> TrainState:
         """Trains until complete, then reports the best epoch."""
         while not self.is_complete():
-            self.train_epoch()
+            examples_per_second = self.train_epoch()
             if self.progress.step == (self.progress.epoch + 1) * self.steps_per_epoch:
-                self.end_epoch()
+                self.end_epoch(examples_per_second)
             else:
                 self.save()
         self.report()

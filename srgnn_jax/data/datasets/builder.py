@@ -6,15 +6,15 @@ TensorFlow is neither needed nor imported: records are array_record files, read 
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
 import tensorflow_datasets as tfds
 
-from srgnn_jax.data.click_log import Columns, parse_iso
-from srgnn_jax.data.prepare import Prepared
+from srgnn_jax.data.click_log import Columns, parse_iso, read_click_log
+from srgnn_jax.data.prepare import Prepared, prepare
 from srgnn_jax.data.sessions import Sessions
 from srgnn_jax.errors import UserError
 
@@ -133,6 +133,31 @@ class SessionsBuilder(  # type: ignore[call-arg]
     def _generate_examples(self, sessions: Sessions) -> Iterator[tuple[int, dict]]:
         for s in range(len(sessions)):
             yield s, {"items": sessions[s]}
+
+
+def prepare_log(
+    path: pathlib.Path,
+    columns: Columns,
+    config: PreparationConfig,
+    *,
+    header: Sequence[str] = (),
+    separator: str = "",
+) -> Prepared:
+    """Reads a click log and prepares it by the config's rules.
+
+    See `click_log.read_click_log` for the arguments; the rows that it skipped are added
+    to the counts.
+    """
+    clicks, skipped = read_click_log(
+        path,
+        columns,
+        header=header,
+        separator=separator,
+        on_bad_row=config.on_bad_row,
+    )
+    prepared = prepare(clicks, **config.rules)
+    prepared.counts["skipped_rows"] = skipped
+    return prepared
 
 
 def named_file(folder: pathlib.Path, name: str) -> pathlib.Path:

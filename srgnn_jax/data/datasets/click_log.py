@@ -2,13 +2,14 @@
 
 import pathlib
 
-from srgnn_jax.data.click_log import SUFFIXES, read_click_log
+from srgnn_jax.data.click_log import SUFFIXES
 from srgnn_jax.data.datasets.builder import (
     PreparationConfig,
     SessionsBuilder,
     named_file,
+    prepare_log,
 )
-from srgnn_jax.data.prepare import Prepared, prepare
+from srgnn_jax.data.prepare import Prepared
 from srgnn_jax.errors import UserError
 
 
@@ -47,12 +48,5 @@ class ClickLog(SessionsBuilder):
     @classmethod
     def read(cls, files: list[pathlib.Path], config: PreparationConfig) -> Prepared:
         """Reads the log."""
-        clicks, skipped = read_click_log(
-            files[0],
-            config.columns,
-            separator=config.separator,
-            on_bad_row=config.on_bad_row,
-        )
-        prepared = prepare(clicks, **config.rules)
-        prepared.counts["skipped_rows"] = skipped
-        return prepared
+        separator = config.separator
+        return prepare_log(files[0], config.columns, config, separator=separator)

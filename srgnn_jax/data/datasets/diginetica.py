@@ -3,13 +3,14 @@
 import pathlib
 from typing import ClassVar
 
-from srgnn_jax.data.click_log import Columns, read_click_log
+from srgnn_jax.data.click_log import Columns
 from srgnn_jax.data.datasets.builder import (
     PreparationConfig,
     SessionsBuilder,
+    prepare_log,
     the_one_file,
 )
-from srgnn_jax.data.prepare import Prepared, prepare
+from srgnn_jax.data.prepare import Prepared
 
 COLUMNS = Columns(
     session="session_id", item="item_id", time="timeframe", date="eventdate"
@@ -39,9 +40,4 @@ class Diginetica(SessionsBuilder):
     @classmethod
     def read(cls, files: list[pathlib.Path], config: PreparationConfig) -> Prepared:
         """Reads the views; `timeframe` orders those of a session, not the file."""
-        clicks, skipped = read_click_log(
-            files[0], COLUMNS, separator=";", on_bad_row=config.on_bad_row
-        )
-        prepared = prepare(clicks, **config.rules)
-        prepared.counts["skipped_rows"] = skipped
-        return prepared
+        return prepare_log(files[0], COLUMNS, config, separator=";")

@@ -3,13 +3,14 @@
 import pathlib
 from typing import ClassVar
 
-from srgnn_jax.data.click_log import Columns, read_click_log
+from srgnn_jax.data.click_log import Columns
 from srgnn_jax.data.datasets.builder import (
     PreparationConfig,
     SessionsBuilder,
+    prepare_log,
     the_one_file,
 )
-from srgnn_jax.data.prepare import Prepared, prepare
+from srgnn_jax.data.prepare import Prepared
 
 HEADER = ("session", "time", "item", "category")
 
@@ -40,13 +41,5 @@ class Yoochoose(SessionsBuilder):
     @classmethod
     def read(cls, files: list[pathlib.Path], config: PreparationConfig) -> Prepared:
         """Reads the clicks, which come without a header."""
-        clicks, skipped = read_click_log(
-            files[0],
-            Columns("session", "item", "time"),
-            header=HEADER,
-            separator=",",
-            on_bad_row=config.on_bad_row,
-        )
-        prepared = prepare(clicks, **config.rules)
-        prepared.counts["skipped_rows"] = skipped
-        return prepared
+        columns = Columns("session", "item", "time")
+        return prepare_log(files[0], columns, config, header=HEADER, separator=",")
