@@ -63,7 +63,10 @@ def get_config() -> ConfigDict:
     c.eval_batch_size = 512
 
     # Running.
-    c.max_scores = 2**26  # scores that a device holds at a time; 64 Mi are 256 MiB
+    c.compute_dtype = ""  # "bfloat16": matrix products on accelerators; "": float32
+    c.max_scores = 2**24  # items times sessions that a device scores at a time
+    c.max_positions = 0  # of sessions that it works on at a time; 0: as suits it
+    c.max_clicks = 2**28  # of a split that it keeps; of a longer one it is sent batches
     c.parallel = (
         "auto"  # "jit": one device, "pmap": all local ones; auto: what is there
     )

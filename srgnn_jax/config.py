@@ -11,11 +11,13 @@ from typing import Any
 import optax
 from ml_collections import ConfigDict
 
+from srgnn_jax import parallel
 from srgnn_jax.data.prepared import PreparedData, load_prepared
 from srgnn_jax.data.sessions import Examples, Sessions
 from srgnn_jax.errors import UserError, nearest
 from srgnn_jax.model import SRGNN
 from srgnn_jax.optimizer import step_decay
+from srgnn_jax.parallel import Devices
 
 DEFAULT_PREPARED_DIR = "~/.cache/srgnn_jax"
 
@@ -27,6 +29,9 @@ MAY_DIFFER = frozenset(
         "epochs",
         "eval_batch_size",
         "log_every_steps",
+        "max_clicks",
+        "max_positions",
+        "max_scores",
         "max_steps",
         "name",
         "parallel",
@@ -55,6 +60,7 @@ PREPARATION_FIELDS = (
 )
 
 _CHOICES = {
+    "compute_dtype": ("", "bfloat16", "float16"),
     "loss_type": ("CE", "BPR"),
     "on_bad_row": ("error", "skip"),
     "parallel": ("auto", "jit", "pmap"),
@@ -70,6 +76,8 @@ _AT_LEAST = {
     "l2": 0,
     "log_every_steps": 1,
     "lr_decay_epochs": 0,
+    "max_clicks": 1,
+    "max_positions": 0,
     "max_scores": 1,
     "max_session_length": 0,
     "max_steps": 0,
@@ -217,6 +225,16 @@ def make_splits(config: ConfigDict, data: PreparedData) -> Splits:
     return Splits(train, examples.pop("train"), examples)
 
 
+def local_devices(config: ConfigDict) -> Devices:
+    """Finds the devices that the config asks for."""
+    return parallel.local_devices(
+        config.parallel,
+        max_scores=config.max_scores,
+        max_positions=config.max_positions,
+        max_clicks=config.max_clicks,
+    )
+
+
 def make_model(config: ConfigDict, num_items: int) -> SRGNN:
     """Builds the model for a table of `num_items` rows, row 0 included."""
     return SRGNN(
@@ -224,6 +242,7 @@ def make_model(config: ConfigDict, num_items: int) -> SRGNN:
         embedding_size=config.embedding_size,
         step=config.step,
         hybrid=config.hybrid,
+        compute_dtype=config.compute_dtype or None,
     )
 
 

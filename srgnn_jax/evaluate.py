@@ -1,6 +1,6 @@
 """Evaluation: the target of every example is ranked among all items.
 
-Axes: B batch, V item rows.
+Axes: C clicks.
 """
 
 import contextlib
@@ -11,40 +11,58 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jaxtyping import Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from srgnn_jax import baselines, losses, metrics, parallel
+from srgnn_jax import baselines, item_table, metrics, parallel
 from srgnn_jax import config as config_lib
 from srgnn_jax.checkpoint import Checkpoints, Progress, check_same_run
 from srgnn_jax.data import batches
 from srgnn_jax.data.batches import Batch
 from srgnn_jax.data.sessions import Examples
+from srgnn_jax.graph import AnyArray
 from srgnn_jax.model import SRGNN, Params, init_params
+
+# Sessions that are at least ranked at a time, if the batch has so many.
+MIN_ROWS = 64
 
 
 def evaluate_step(
     params: Params,
+    clicks: Int[AnyArray, " C"],
     batch: Batch,
     *,
     model: SRGNN,
     ks: Sequence[int],
+    max_scores: int = item_table.MAX_SCORES,
     axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
     """Returns the sums of the ranking metrics over a batch; see `metrics.ranking_sums`.
 
     Args:
       params: of the model.
-      batch: see `data.batches`.
+      clicks: what the batch's starts point into.
+      batch: this device's parts of the batch; see `data.batches`.
       model: the model.
       ks: the list lengths.
+      max_scores: scores held at a time.
       axis_name: axis of the devices that share the batch, or None.
     """
-    session: Any = model.apply({"params": params}, batch["tiers"], method="encode")
-    scores = losses.item_scores(session, params["item_embedding"])
-    rank = metrics.target_rank(scores, batch["target"])
-    sums = metrics.ranking_sums(rank, batch["weight"], ks)
-    return parallel.total(sums, axis_name)
+
+    def sums_of_part(part):
+        rank: Any = model.apply(
+            {"params": params},
+            part.tiers,
+            part.target,
+            max_scores,
+            method="target_rank",
+        )
+        return metrics.ranking_sums(rank, part.weight, ks)
+
+    return parallel.total(
+        batches.sum_over_parts(sums_of_part, clicks, batch), axis_name
+    )
 
 
 class Evaluator:
@@ -57,19 +75,22 @@ class Evaluator:
         ks: Sequence[int],
         batch_size: int,
         devices: parallel.Devices,
-        max_scores: int = losses.MAX_SCORES,
         progress: bool = False,
     ):
         self._examples = examples
+        self._batch_size = batch_size
         self._devices = devices
         self._progress = progress
-        # A huge catalog is scored for fewer sessions at a time.
-        rows = max(
-            1, min(-(-batch_size // devices.shards), max_scores // model.num_items)
-        )
-        self._batch_size = rows * devices.shards
+        # Fewer rows at a time go over the whole table faster than many over blocks of
+        # it, unless they become too few to be worth the reading of the table.
+        self._max_rows = max(MIN_ROWS, devices.max_scores // model.num_items)
+        self._with_clicks = devices.hold_clicks(examples.items)
         step = functools.partial(
-            evaluate_step, model=model, ks=tuple(ks), axis_name=devices.axis_name
+            evaluate_step,
+            model=model,
+            ks=tuple(ks),
+            max_scores=devices.max_scores,
+            axis_name=devices.axis_name,
         )
         self._step = devices.compile(step)
 
@@ -86,13 +107,17 @@ class Evaluator:
             leave=False,
         )
         for batch in batches.eval_batches(
-            self._examples, self._batch_size, self._devices.shards
+            self._examples,
+            self._batch_size,
+            self._devices.shards,
+            self._devices.max_positions,
+            self._max_rows,
         ):
-            pending.append(self._step(params, batch))
+            pending.append(self._step(params, *self._with_clicks(batch)))
             if len(pending) == 8:
                 # Sums are fetched late, so that the device always has work in hand.
                 _add(sums, pending.pop(0))
-            bar.update(int(batch["weight"].sum()))
+            bar.update(batch.examples)
         for last in pending:
             _add(sums, last)
         bar.close()
@@ -117,7 +142,6 @@ def make_evaluator(
         config.ks,
         config.eval_batch_size,
         devices,
-        config.max_scores,
         config.progress,
     )
 
@@ -182,7 +206,7 @@ def evaluate_workdir(
         step = progress.best_step or progress.step
         params = checkpoints.restore(wanted, step)["params"]
     splits = config_lib.make_splits(config, data)
-    devices = parallel.local_devices(config.parallel)
+    devices = config_lib.local_devices(config)
     evaluate = make_evaluator(config, model, splits.evaluated["test"], devices)
     test = evaluate(params)
     print(report(config, progress, test, splits))

@@ -1,7 +1,10 @@
 """SR-GNN as Flax modules: modules own the parameters, functions do the maths.
 
-Axes: B batch, L positions (and node slots), D embedding, V item rows (row 0 is
-padding).
+A batch comes as *tiers*, groups of its sessions that are padded to one length each (see
+`data.batches`); what is done to every position alike is done to all tiers at once.
+
+Axes: B batch, b sessions of a tier, L positions (and node slots), P positions of all
+tiers, D embedding, V item rows (row 0 is padding).
 """
 
 from collections.abc import Sequence
@@ -10,42 +13,105 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from srgnn_jax import graph, losses
+from srgnn_jax import graph, item_table, losses
 from srgnn_jax.graph import AnyArray
 
 Params = dict[str, Any]
 # Some sessions of a batch, padded to one length: (item_seq [b, L], item_seq_len [b]).
 Tier = tuple[Int[AnyArray, "_ _"], Int[AnyArray, " _"]]
+# The incoming and the outgoing matrix of a tier's graphs.
+Connections = tuple[Float[Array, "_ _ _"], Float[Array, "_ _ _"]]
 
 
-def linear(params: Params, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+def linear(
+    params: Params, x: Float[Array, "*B I"], compute_dtype: str | None = None
+) -> Float[Array, "*B O"]:
     """Applies kernel [I, O] and, where there is one, bias [O]."""
-    y = x @ params["kernel"]
+    y = dot(x, params["kernel"], compute_dtype)
     return y + params["bias"] if "bias" in params else y
+
+
+def dot(a: Array, b: Array, compute_dtype: str | None) -> Array:
+    """Multiplies matrices in `compute_dtype`, the result in the type of `a`."""
+    if compute_dtype is None:
+        return a @ b
+    return (a.astype(compute_dtype) @ b.astype(compute_dtype)).astype(a.dtype)
+
+
+def split_tiers(flat: Float[Array, "P *D"], shapes: Sequence[tuple]) -> list[Array]:
+    """Cuts the positions of all tiers into arrays [b, L, ...], one for each (b, L)."""
+    ends = np.cumsum([b * length for b, length in shapes])[:-1]
+    return [
+        part.reshape(*shape, *flat.shape[1:])
+        for part, shape in zip(jnp.split(flat, ends), shapes, strict=True)
+    ]
+
+
+def join_tiers(tiers: Sequence[Array]) -> Array:
+    """Puts the positions of all tiers, [b, L, ...] each, into one array [P, ...]."""
+    return jnp.concatenate([x.reshape(-1, *x.shape[2:]) for x in tiers])
 
 
 def gnn_cell(
     params: Params,
-    incoming: Float[Array, "B L L"],
-    outgoing: Float[Array, "B L L"],
-    hidden: Float[Array, "B L D"],
-) -> Float[Array, "B L D"]:
+    connections: Sequence[Connections],
+    hidden: Float[Array, "P D"],
+    compute_dtype: str | None = None,
+) -> Float[Array, "P D"]:
     """Propagates once along the edges and updates every node by its gates.
 
         a  = [A_in (H W_in + b_in) + b_iah ; A_out (H W_out + b_out) + b_oah]
         z, r, n = gates of (a W_ih + b_ih) and (H W_hh + b_hh)
         H' = (1 - z) H + z n,   n = tanh(i_n + r * h_n)
 
+    As products associate, A_in H is multiplied by W_in W_ih at once, and each row of
+    A_in sums to 1 or 0, which says whether b_in W_ih joins; A_out likewise. The gates
+    are computed apart: cutting one product into three costs more on the way back.
+
     Source: Wu et al. 2019, equations 1 to 5; the gates lie in PyTorch's GRU order r, z,
     n.
     """
-    input_in = incoming @ linear(params["linear_edge_in"], hidden) + params["b_iah"]
-    input_out = outgoing @ linear(params["linear_edge_out"], hidden) + params["b_oah"]
-    inputs = jnp.concatenate([input_in, input_out], axis=-1)
-    i_r, i_z, i_n = jnp.split(inputs @ params["w_ih"] + params["b_ih"], 3, axis=-1)
-    h_r, h_z, h_n = jnp.split(hidden @ params["w_hh"] + params["b_hh"], 3, axis=-1)
+    shapes = [incoming.shape[:2] for incoming, _ in connections]
+    tiers = split_tiers(hidden, shapes)
+
+    def gates(x):
+        return jnp.split(x, 3, axis=-1)
+
+    def along(direction, linear_edge, w_ih):
+        matrices = [pair[direction] for pair in connections]
+        neighbours = join_tiers(
+            [dot(a, h, compute_dtype) for a, h in zip(matrices, tiers, strict=True)]
+        )
+        has_any = join_tiers([a.sum(axis=-1, keepdims=True) for a in matrices])
+        return [
+            dot(neighbours, kernel, compute_dtype) + has_any * bias
+            for kernel, bias in zip(
+                gates(linear_edge["kernel"] @ w_ih),
+                gates(linear_edge["bias"] @ w_ih),
+                strict=True,
+            )
+        ]
+
+    w_in, w_out = jnp.split(params["w_ih"], 2)
+    constant = params["b_iah"] @ w_in + params["b_oah"] @ w_out + params["b_ih"]
+    i_r, i_z, i_n = (
+        before + after + bias
+        for before, after, bias in zip(
+            along(0, params["linear_edge_in"], w_in),
+            along(1, params["linear_edge_out"], w_out),
+            gates(constant),
+            strict=True,
+        )
+    )
+    h_r, h_z, h_n = (
+        dot(hidden, kernel, compute_dtype) + bias
+        for kernel, bias in zip(
+            gates(params["w_hh"]), gates(params["b_hh"]), strict=True
+        )
+    )
     reset = jax.nn.sigmoid(i_r + h_r)
     update = jax.nn.sigmoid(i_z + h_z)
     new = jnp.tanh(i_n + reset * h_n)
@@ -54,24 +120,25 @@ def gnn_cell(
 
 def propagate(
     params: Params,
-    incoming: Float[Array, "B L L"],
-    outgoing: Float[Array, "B L L"],
-    hidden: Float[Array, "B L D"],
+    connections: Sequence[Connections],
+    hidden: Float[Array, "P D"],
     step: int,
-) -> Float[Array, "B L D"]:
+    compute_dtype: str | None = None,
+) -> Float[Array, "P D"]:
     """Applies `gnn_cell` `step` times with the same parameters."""
 
     def body(_, hidden):
-        return gnn_cell(params, incoming, outgoing, hidden)
+        return gnn_cell(params, connections, hidden, compute_dtype)
 
     return jax.lax.fori_loop(0, step, body, hidden)
 
 
 def attention_readout(
     params: Params,
-    hidden: Float[Array, "B L D"],
-    alias: Int[Array, "B L"],
-    item_seq_len: Int[AnyArray, " B"],
+    hidden: Float[Array, "P D"],
+    aliases: Sequence[Int[Array, "_ _"]],
+    item_seq_lens: Sequence[Int[AnyArray, " _"]],
+    compute_dtype: str | None = None,
 ) -> Float[Array, "B D"]:
     """Sums up a session from its last click and the attention over all of its clicks.
 
@@ -81,21 +148,35 @@ def attention_readout(
 
     Source: Wu et al. 2019, equations 6 and 7.
     """
-    position = jnp.arange(alias.shape[1])
-    last = jnp.take_along_axis(alias, item_seq_len[:, None] - 1, axis=1)
-    s_last = jnp.take_along_axis(hidden, last[:, :, None], axis=1)[:, 0]
-    query = linear(params["linear_one"], s_last)[:, None]
-    key = linear(params["linear_two"], hidden)
-    alpha = linear(params["linear_three"], jax.nn.sigmoid(query + key))[..., 0]
-    # alpha depends on the node alone, so a node's clicks are counted, not gathered.
-    is_click = position < item_seq_len[:, None]
-    is_node = alias[:, :, None] == position
-    clicks = jnp.sum(is_node & is_click[:, :, None], axis=1)
-    s_global = jnp.sum((alpha * clicks)[..., None] * hidden, axis=1)
+    shapes = [alias.shape for alias in aliases]
+    states = split_tiers(hidden, shapes)
+    lasts = []
+    for state, alias, item_seq_len in zip(states, aliases, item_seq_lens, strict=True):
+        last = jnp.take_along_axis(alias, item_seq_len[:, None] - 1, axis=1)
+        lasts.append(jnp.take_along_axis(state, last[:, :, None], axis=1)[:, 0])
+    s_last = jnp.concatenate(lasts)
+    queries = jnp.split(
+        linear(params["linear_one"], s_last, compute_dtype),
+        np.cumsum([b for b, _ in shapes])[:-1],
+    )
+    keys = split_tiers(linear(params["linear_two"], hidden, compute_dtype), shapes)
+    s_globals = []
+    for state, key, query, alias, item_seq_len in zip(
+        states, keys, queries, aliases, item_seq_lens, strict=True
+    ):
+        gate = jax.nn.sigmoid(query[:, None] + key)
+        alpha = linear(params["linear_three"], gate, compute_dtype)[..., 0]
+        # alpha depends on the node alone: a node's clicks are counted, not gathered.
+        position = jnp.arange(alias.shape[1])
+        is_click = position < item_seq_len[:, None]
+        is_node = alias[:, :, None] == position
+        clicks = jnp.sum(is_node & is_click[:, :, None], axis=1)
+        s_globals.append(jnp.sum((alpha * clicks)[..., None] * state, axis=1))
+    s_global = jnp.concatenate(s_globals)
     if "linear_transform" not in params:
         return s_global
     both = jnp.concatenate([s_global, s_last], axis=-1)
-    return linear(params["linear_transform"], both)
+    return linear(params["linear_transform"], both, compute_dtype)
 
 
 def uniform_init(embedding_size: int) -> nn.initializers.Initializer:
@@ -131,16 +212,23 @@ class GNN(nn.Module):
     Attributes:
       embedding_size: D.
       step: how often the nodes propagate along the edges.
+      compute_dtype: of the matrix products; None: that of the parameters.
     """
 
     embedding_size: int
     step: int = 1
+    compute_dtype: str | None = None
 
     @nn.compact
     def __call__(
-        self, item_seq: Int[AnyArray, "B L"], hidden: Float[Array, "B L D"]
-    ) -> tuple[Float[Array, "B L D"], Int[Array, "B L"]]:
-        """Returns the hidden state of each node slot and the alias of each position."""
+        self, item_seqs: Sequence[Int[AnyArray, "_ _"]], hidden: Float[Array, "P D"]
+    ) -> tuple[Float[Array, "P D"], list[Int[Array, "_ _"]]]:
+        """Returns the hidden state of each node slot and the alias of each position.
+
+        Args:
+          item_seqs: the item ids of each tier [b, L].
+          hidden: the state of each node slot to start from, of all tiers.
+        """
         d = self.embedding_size
         init = uniform_init(d)
         params = {
@@ -153,10 +241,13 @@ class GNN(nn.Module):
             "b_ih": self.param("b_ih", init, (3 * d,)),
             "b_hh": self.param("b_hh", init, (3 * d,)),
         }
-        alias = graph.node_alias(item_seq)
-        edges = graph.adjacency(item_seq, alias, hidden.dtype)
-        incoming, outgoing = graph.normalised_connections(edges)
-        return propagate(params, incoming, outgoing, hidden, self.step), alias
+        aliases = [graph.node_alias(item_seq) for item_seq in item_seqs]
+        connections = [
+            graph.normalised_connections(graph.adjacency(item_seq, alias, hidden.dtype))
+            for item_seq, alias in zip(item_seqs, aliases, strict=True)
+        ]
+        hidden = propagate(params, connections, hidden, self.step, self.compute_dtype)
+        return hidden, aliases
 
 
 class AttentionReadout(nn.Module):
@@ -165,17 +256,19 @@ class AttentionReadout(nn.Module):
     Attributes:
       embedding_size: D.
       hybrid: whether the last click's own state joins the attention's sum.
+      compute_dtype: of the matrix products; None: that of the parameters.
     """
 
     embedding_size: int
     hybrid: bool = True
+    compute_dtype: str | None = None
 
     @nn.compact
     def __call__(
         self,
-        hidden: Float[Array, "B L D"],
-        alias: Int[Array, "B L"],
-        item_seq_len: Int[AnyArray, " B"],
+        hidden: Float[Array, "P D"],
+        aliases: Sequence[Int[Array, "_ _"]],
+        item_seq_lens: Sequence[Int[AnyArray, " _"]],
     ) -> Float[Array, "B D"]:
         """Returns the session embeddings."""
         d = self.embedding_size
@@ -188,7 +281,9 @@ class AttentionReadout(nn.Module):
         if self.hybrid:
             transform = Linear(2 * d, d, init, name="linear_transform")
             params["linear_transform"] = transform()
-        return attention_readout(params, hidden, alias, item_seq_len)
+        return attention_readout(
+            params, hidden, aliases, item_seq_lens, self.compute_dtype
+        )
 
 
 class SRGNN(nn.Module):
@@ -202,12 +297,15 @@ class SRGNN(nn.Module):
       embedding_size: D.
       step: propagation steps of the GNN.
       hybrid: whether the last click's own state joins the readout.
+      compute_dtype: of the matrix products, such as "bfloat16"; parameters, sums,
+        activations and the softmax stay in float32. None: as the parameters are.
     """
 
     num_items: int
     embedding_size: int
     step: int = 1
     hybrid: bool = True
+    compute_dtype: str | None = None
 
     def setup(self):
         self.item_embedding = self.param(
@@ -215,35 +313,44 @@ class SRGNN(nn.Module):
             uniform_init(self.embedding_size),
             (self.num_items, self.embedding_size),
         )
-        self.gnn = GNN(self.embedding_size, self.step)
-        self.readout = AttentionReadout(self.embedding_size, self.hybrid)
+        self.gnn = GNN(self.embedding_size, self.step, self.compute_dtype)
+        self.readout = AttentionReadout(
+            self.embedding_size, self.hybrid, self.compute_dtype
+        )
 
-    def encode(self, tiers: Sequence[Tier]) -> Float[Array, "B D"]:
-        """Embeds sessions that come padded to several lengths, in the order given."""
-        # One lookup for all tiers: each would scatter its gradient over a whole table.
-        flat = jnp.concatenate([item_seq.reshape(-1) for item_seq, _ in tiers])
-        embedded = self.item_embedding[flat]
-        sessions = []
-        offset = 0
-        for item_seq, item_seq_len in tiers:
-            hidden = embedded[offset : offset + item_seq.size]
-            offset += item_seq.size
-            hidden, alias = self.gnn(item_seq, hidden.reshape(*item_seq.shape, -1))
-            sessions.append(self.readout(hidden, alias, item_seq_len))
-        return jnp.concatenate(sessions)
+    def encode(
+        self, tiers: Sequence[Tier]
+    ) -> tuple[Float[Array, "B D"], Float[Array, "V D"]]:
+        """Embeds sessions that come padded to several lengths, in the order given.
+
+        Args:
+          tiers: the sessions.
+
+        Returns:
+          The session embeddings, and the table to score them with; see
+          `item_table.lookup`.
+        """
+        item_seqs = [item_seq for item_seq, _ in tiers]
+        item_seq_lens = [item_seq_len for _, item_seq_len in tiers]
+        rows = jnp.concatenate([item_seq.reshape(-1) for item_seq in item_seqs])
+        embedded, table = item_table.lookup(self.item_embedding, rows)
+        hidden, aliases = self.gnn(item_seqs, embedded)
+        return self.readout(hidden, aliases, item_seq_lens), table
 
     def __call__(
         self, item_seq: Int[AnyArray, "B L"], item_seq_len: Int[AnyArray, " B"]
     ) -> Float[Array, "B D"]:
         """Returns the session embeddings."""
-        return self.encode([(item_seq, item_seq_len)])
+        return self.encode([(item_seq, item_seq_len)])[0]
 
     def full_sort_predict(
         self, item_seq: Int[AnyArray, "B L"], item_seq_len: Int[AnyArray, " B"]
     ) -> Float[Array, "B V"]:
         """Returns the score of every item row, the padding row included."""
         session = self(item_seq, item_seq_len)
-        return losses.item_scores(session, self.item_embedding).T
+        return item_table.item_scores(
+            session, self.item_embedding, self.compute_dtype
+        ).T
 
     def predict(
         self,
@@ -262,23 +369,43 @@ class SRGNN(nn.Module):
         negative: Int[AnyArray, " B"] | None = None,
         loss_type: str = "CE",
         score_padding: bool = False,
-        max_scores: int = losses.MAX_SCORES,
+        max_scores: int = item_table.MAX_SCORES,
     ) -> Float[Array, " B"]:
         """Returns each session's loss.
 
-        See `calculate_loss` for the arguments, and `losses.full_softmax` for the last.
+        See `calculate_loss` for the arguments, and `item_table.full_softmax` for
+        `max_scores`.
         """
-        session = self.encode(tiers)
+        session, table = self.encode(tiers)
         if loss_type == "CE":
-            return losses.full_softmax(
-                session, self.item_embedding, target, score_padding, max_scores
+            return item_table.full_softmax(
+                session,
+                table,
+                target,
+                score_padding,
+                max_scores,
+                compute_dtype=self.compute_dtype,
             )
         if loss_type != "BPR":
             raise ValueError(f"loss_type is {loss_type!r}, not 'CE' or 'BPR'")
         if negative is None:
             raise ValueError("loss_type 'BPR' needs `negative`, an item per example")
-        return losses.bpr(
-            session, self.item_embedding[target], self.item_embedding[negative]
+        pair, _ = item_table.lookup(table, jnp.concatenate([target, negative]))
+        return losses.bpr(session, *jnp.split(pair, 2))
+
+    def target_rank(
+        self,
+        tiers: Sequence[Tier],
+        target: Int[AnyArray, " B"],
+        max_scores: int = item_table.MAX_SCORES,
+    ) -> Int[Array, " B"]:
+        """Returns the rank of each session's target among all items, 1 = best.
+
+        See `item_table.target_rank`.
+        """
+        session, table = self.encode(tiers)
+        return item_table.target_rank(
+            session, table, target, max_scores, compute_dtype=self.compute_dtype
         )
 
     def calculate_loss(

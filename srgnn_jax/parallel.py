@@ -7,12 +7,18 @@ sum over that axis. The state, replicated, looks the same to callers either way.
 
 import ctypes
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+
+from srgnn_jax import item_table
+from srgnn_jax.data.batches import Batch, own_clicks
 
 AXIS = "batch"
+CPU_POSITIONS = 8192
 
 
 def total(x: Any, axis_name: str | None) -> Any:
@@ -25,21 +31,47 @@ class Devices:
     """The devices of this process, and how steps are run on them.
 
     Attributes:
-      shards: parts that a batch is cut into, one a device.
+      shards: devices that share a batch, each with as many of its parts.
+      max_scores: scores (items times sessions) that a device holds at a time.
+      max_positions: positions of sessions that it works on at a time.
+      max_clicks: clicks of a split that it keeps; of a longer one, each batch brings
+        its own.
     """
 
-    shards: int
+    shards: int = 1
+    max_scores: int = item_table.MAX_SCORES
+    max_positions: int = 2**30
+    max_clicks: int = 2**28
 
     @property
     def axis_name(self) -> str | None:
         """The axis over which a step function sums, or None."""
         return AXIS if self.shards > 1 else None
 
+    def put(self, x: np.ndarray) -> jax.Array:
+        """Puts an array on every device, once."""
+        if self.shards == 1:
+            return jax.device_put(x)
+        mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        return jax.device_put(x, whole)
+
+    def hold_clicks(self, clicks: np.ndarray) -> Callable[[Batch], tuple[Any, Batch]]:
+        """Keeps the clicks of a split on the devices, where they fit.
+
+        Returns:
+          What turns a batch into the arguments `clicks, batch` of a step.
+        """
+        if len(clicks) > self.max_clicks:
+            return functools.partial(own_clicks, clicks)
+        held = self.put(clicks)
+        return lambda batch: (held, batch)
+
     def compile(self, step: Callable, donate_state: bool = False) -> Callable:
-        """Compiles `step(state, batch) -> replicated results`.
+        """Compiles `step(state, clicks, batch) -> replicated results`.
 
         Args:
-          step: takes the whole state and one device's part of a batch.
+          step: takes the whole state, all clicks and one device's parts of a batch.
           donate_state: whether the state's buffers may be written over.
         """
         donate = (0,) if donate_state else ()
@@ -48,7 +80,7 @@ class Devices:
         run = jax.pmap(
             step,
             axis_name=AXIS,
-            in_axes=(None, 0),
+            in_axes=(None, None, 0),
             out_axes=None,
             devices=jax.local_devices(),
             donate_argnums=donate,
@@ -57,18 +89,24 @@ class Devices:
         def split(x):
             return x.reshape(self.shards, -1, *x.shape[1:])
 
-        return lambda state, batch: run(state, jax.tree.map(split, batch))
+        return lambda state, clicks, batch: run(
+            state, clicks, jax.tree.map(split, batch)
+        )
 
 
-def local_devices(parallel: str) -> Devices:
+def local_devices(parallel: str, **limits: int) -> Devices:
     """Returns what `config.parallel` asks for: "jit", "pmap", or "auto".
 
-    "auto" is pmap where this process has several devices, else jit.
+    "auto" is pmap where this process has several devices, else jit. The limits are
+    fields of `Devices`; those that are 0 or left out are chosen to suit the device.
     """
+    _reuse_freed_memory()
+    limits = {name: limit for name, limit in limits.items() if limit}
     if jax.default_backend() == "cpu":
-        _reuse_freed_memory()
+        # What a step holds then stays in the caches.
+        limits.setdefault("max_positions", CPU_POSITIONS)
     count = jax.local_device_count() if parallel in ("auto", "pmap") else 1
-    return Devices(count)
+    return Devices(count, **limits)
 
 
 def _reuse_freed_memory() -> None:

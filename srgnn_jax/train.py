@@ -1,6 +1,6 @@
 """Training: epochs of steps, each followed by an evaluation and a checkpoint.
 
-Axes: B batch.
+Axes: B batch, C clicks.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from srgnn_jax import config as config_lib
-from srgnn_jax import losses, parallel
+from srgnn_jax import item_table, parallel
 from srgnn_jax.checkpoint import (
     Checkpoints,
     Progress,
@@ -92,6 +92,7 @@ def sample_negatives(
 
 def train_step(
     state: TrainState,
+    clicks: Int[AnyArray, " C"],
     batch: Batch,
     *,
     model: SRGNN,
@@ -99,14 +100,15 @@ def train_step(
     seed: int,
     loss_type: str = "CE",
     score_padding: bool = False,
-    max_scores: int = losses.MAX_SCORES,
+    max_scores: int = item_table.MAX_SCORES,
     axis_name: str | None = None,
 ) -> TrainState:
     """Takes one optimizer step on the mean loss over the examples of a batch.
 
     Args:
       state: before the step.
-      batch: this device's part of the batch; see `data.batches`.
+      clicks: what the batch's starts point into.
+      batch: this device's parts of the batch; see `data.batches`.
       model: the model.
       optimizer: the optimizer.
       seed: of the run; "BPR" draws its negatives from it and the step.
@@ -115,28 +117,33 @@ def train_step(
       max_scores: scores that the softmax may hold at a time.
       axis_name: axis of the devices that share the batch, or None.
     """
-    target, weight = batch["target"], batch["weight"]
-    negative = None
-    if loss_type == "BPR":
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        negative = sample_negatives(key, batch["example"], target, model.num_items)
-    examples = parallel.total(weight.sum(), axis_name)
+    examples = parallel.total(jnp.sum(batch.length > 0), axis_name)
+    examples = examples.astype(state.examples.dtype)
 
-    def share_of_mean(params):
+    def loss_of_part(params, part):
+        negative = None
+        if loss_type == "BPR":
+            key = jax.random.fold_in(jax.random.key(seed), state.step)
+            negative = sample_negatives(key, part.example, part.target, model.num_items)
         loss = model.apply(
             {"params": params},
-            batch["tiers"],
-            target,
+            part.tiers,
+            part.target,
             negative,
             loss_type,
             score_padding,
             max_scores,
             method="loss_per_example",
         )
-        return jnp.sum(loss * weight) / examples
+        return jnp.sum(loss * part.weight) / examples
 
-    loss, gradient = jax.value_and_grad(share_of_mean)(state.params)
-    loss, gradient = parallel.total((loss, gradient), axis_name)
+    gradient_of_part = jax.value_and_grad(loss_of_part)
+    loss, gradient = parallel.total(
+        batches.sum_over_parts(
+            lambda part: gradient_of_part(state.params, part), clicks, batch
+        ),
+        axis_name,
+    )
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     return TrainState(
         state.step + 1,
@@ -161,6 +168,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState | None:
       UserError: what the user can mend, such as a file that is missing.
     """
     config_lib.validate(config)
+    devices = config_lib.local_devices(config)
     data = config_lib.load_data(config)
     splits = config_lib.make_splits(config, data)
     counts = {**data.counts, **splits.counts}
@@ -177,7 +185,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState | None:
             return None
         data.vocabulary.save(folder / "vocabulary.parquet")
         with contextlib.closing(MetricsWriter(folder)) as writer:
-            return _Run(config, splits, checkpoints, start, stored, writer).run()
+            run = _Run(config, devices, splits, checkpoints, start, stored, writer)
+            return run.run()
 
 
 class _Run:
@@ -186,6 +195,7 @@ class _Run:
     def __init__(
         self,
         config: ConfigDict,
+        devices: parallel.Devices,
         splits: config_lib.Splits,
         checkpoints: Checkpoints,
         start: Progress,
@@ -199,7 +209,8 @@ class _Run:
         self.steps_per_epoch = batches.steps_per_epoch(
             len(splits.train), config.batch_size
         )
-        self.devices = parallel.local_devices(config.parallel)
+        self.devices = devices
+        self.with_clicks = devices.hold_clicks(splits.train.items)
         self.model = config_lib.make_model(config, start.num_items)
         self.schedule = config_lib.make_schedule(config, self.steps_per_epoch)
         optimizer = adam_with_l2(self.schedule, config.l2)
@@ -211,8 +222,8 @@ class _Run:
                 seed=config.seed,
                 loss_type=config.loss_type,
                 score_padding=config.score_padding,
-                max_scores=config.max_scores,
-                axis_name=self.devices.axis_name,
+                max_scores=devices.max_scores,
+                axis_name=devices.axis_name,
             ),
             donate_state=True,
         )
@@ -287,11 +298,12 @@ class _Run:
                 progress.epoch,
                 first,
                 self.devices.shards,
+                self.devices.max_positions,
             ):
-                self.state = self.train_step(self.state, batch)
+                self.state = self.train_step(self.state, *self.with_clicks(batch))
                 progress.step += 1
                 step = progress.step
-                examples = int(batch["weight"].sum())
+                examples = batch.examples
                 done += examples
                 bar.update(examples)
                 if step % config.log_every_steps == 0:

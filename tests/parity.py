@@ -132,7 +132,9 @@ def differences(recording: Mapping[str, Any]) -> dict[str, float]:
         )
 
     def states_by_position(module, item_seq):
-        hidden, alias = module.gnn(item_seq, module.item_embedding[item_seq])
+        flat = module.item_embedding[item_seq.reshape(-1)]
+        hidden, (alias,) = module.gnn([item_seq], flat)
+        hidden = hidden.reshape(*item_seq.shape, -1)
         hidden = jnp.take_along_axis(hidden, alias[:, :, None], axis=1)
         return jnp.where(item_seq[:, :, None] > 0, hidden, 0)
 

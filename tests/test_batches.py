@@ -1,8 +1,11 @@
 """Batches: every example once, in its right place, in few shapes, and resumable."""
 
 import collections
+import dataclasses
+import functools
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
@@ -36,40 +39,40 @@ def expected(sessions, max_length=0):
     )
 
 
-def rows_of(batch, shards=1):
-    """Reads a batch back: (prefix, target, weight) of every row, shard by shard."""
-    target, weight = batch["target"], batch["weight"]
-    prefixes = [[] for _ in range(shards)]
-    for item_seq, item_seq_len in batch["tiers"]:
-        assert item_seq.dtype == item_seq_len.dtype == target.dtype == np.int32
-        parts = zip(
-            np.split(item_seq, shards), np.split(item_seq_len, shards), strict=True
-        )
-        for shard, (part, lengths) in enumerate(parts):
-            for row, length in zip(part.tolist(), lengths.tolist(), strict=True):
+def rows_of(batch, examples):
+    """Reads a batch back: (prefix, target, weight) of every row, part by part."""
+    rows = []
+    for n in range(len(batch.start)):
+        part = batches.gather_part(examples.items, batch, n)
+        prefixes = []
+        for item_seq, item_seq_len in part.tiers:
+            assert item_seq.dtype == item_seq_len.dtype == part.target.dtype == np.int32
+            for row, length in zip(
+                item_seq.tolist(), item_seq_len.tolist(), strict=True
+            ):
                 assert not any(row[length:])
-                prefixes[shard].append(tuple(row[:length]))
-    flat = [prefix for shard in prefixes for prefix in shard]
-    return list(zip(flat, target.tolist(), weight.tolist(), strict=True))
+                prefixes.append(tuple(row[:length]))
+        rows += zip(prefixes, part.target.tolist(), part.weight.tolist(), strict=True)
+    return rows
 
 
-def examples_of(epoch, shards=1):
+def examples_of(epoch, examples):
     """The examples of some batches, in their order, without rows that only fill up."""
     return [
         (prefix, target)
         for batch in epoch
-        for prefix, target, weight in rows_of(batch, shards)
+        for prefix, target, weight in rows_of(batch, examples)
         if weight
     ]
 
 
 def shapes(batch):
-    return tuple(item_seq.shape for item_seq, _ in batch["tiers"])
+    return len(batch.start), batch.layout
 
 
-def assert_equal(some, others):
+def assert_equal(some, others, examples):
     for batch, other in zip(some, others, strict=True):
-        assert rows_of(batch) == rows_of(other)
+        assert rows_of(batch, examples) == rows_of(other, examples)
         assert shapes(batch) == shapes(other)
 
 
@@ -81,14 +84,14 @@ def test_an_epoch_holds_every_example_once(shards, max_length):
     size = 28
     epoch = list(train_batches(examples, size, seed=1, epoch=0, shards=shards))
     assert len(epoch) == steps_per_epoch(len(examples), size)
-    assert sorted(examples_of(epoch, shards)) == expected(sessions, max_length)
-    rows = -(-size // shards) * shards
+    assert sorted(examples_of(epoch, examples)) == expected(sessions, max_length)
     for step, batch in enumerate(epoch):
         real = min(size, len(examples) - step * size)
-        weight = batch["weight"]
-        assert weight.dtype == np.float32
-        assert (len(weight), weight.sum()) == (rows, real)
-        for prefix, target, weight in rows_of(batch, shards):
+        assert (batch.length.shape, batch.examples) == (
+            (shards, -(-size // shards)),
+            real,
+        )
+        for prefix, target, weight in rows_of(batch, examples):
             # What only fills up is one click of padding, with a target that exists.
             assert weight == 1 or (weight, prefix, target) == (0, (0,), 1)
 
@@ -97,7 +100,7 @@ def test_the_order_is_that_of_seed_and_epoch():
     examples = draw_sessions().examples()
 
     def order(seed, epoch):
-        return examples_of(train_batches(examples, 1, seed, epoch))
+        return examples_of(train_batches(examples, 1, seed, epoch), examples)
 
     orders = [order(1, 0), order(1, 1), order(2, 0), order(2, 1)]
     assert order(1, 1) == orders[1]
@@ -111,7 +114,7 @@ def test_an_epoch_goes_on_where_it_was_left(first_step):
     examples = draw_sessions().examples()
     whole = list(train_batches(examples, 28, seed=3, epoch=2))
     rest = train_batches(examples, 28, seed=3, epoch=2, first_step=first_step)
-    assert_equal(rest, whole[first_step:])
+    assert_equal(rest, whole[first_step:], examples)
 
 
 def test_an_epoch_that_is_over_goes_on_with_nothing():
@@ -120,25 +123,87 @@ def test_an_epoch_that_is_over_goes_on_with_nothing():
     assert not list(train_batches(examples, 28, 3, 2, first_step=steps))
 
 
-def test_shards_share_the_examples_and_lengths_evenly():
+def test_parts_share_the_examples_and_lengths_evenly():
     examples = draw_sessions(count=200).examples()
     for batch in train_batches(examples, 64, seed=0, epoch=0, shards=4):
-        real = np.split(batch["weight"], 4)
-        if batch["weight"].sum() < 64:
+        if batch.examples < 64:
             continue
-        assert [part.sum() for part in real] == [16] * 4
-        for _, item_seq_len in batch["tiers"]:
-            # Sorted by length and dealt out: the shards' k-th rows are neighbours.
-            shard_lengths = np.stack(np.split(item_seq_len, 4))
-            assert (shard_lengths.max(0)[:-1] <= shard_lengths.min(0)[1:]).all()
+        assert np.count_nonzero(batch.length, axis=1).tolist() == [16] * 4
+        # Sorted by length and dealt out: the parts' k-th rows are neighbours.
+        assert (batch.length.max(0)[:-1] <= batch.length.min(0)[1:]).all()
 
 
-def test_shards_hold_the_batch_of_one_device():
+@pytest.mark.parametrize("limits", [{"shards": 3}, {"max_positions": 60}])
+def test_parts_hold_the_batch_of_one_device(limits):
     examples = draw_sessions().examples()
     one = train_batches(examples, 28, seed=1, epoch=0)
-    many = train_batches(examples, 28, seed=1, epoch=0, shards=3)
+    many = train_batches(examples, 28, seed=1, epoch=0, **limits)
     for batch, other in zip(one, many, strict=True):
-        assert sorted(examples_of([batch])) == sorted(examples_of([other], 3))
+        assert len(batch.start) == 1 < len(other.start)
+        assert sorted(examples_of([batch], examples)) == sorted(
+            examples_of([other], examples)
+        )
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("max_positions", [40, 100, 10_000])
+def test_parts_are_no_larger_than_a_device_may_hold(shards, max_positions):
+    lengths = draw_sessions(count=300).examples().lengths
+    layout, parts = batches.choose_layout(lengths, 96, shards, max_positions)
+    assert parts % shards == 0
+    assert parts * sum(rows for rows, _ in layout) >= 96
+    assert batches.num_positions(layout) <= max_positions
+    if parts > shards:
+        fewer = tier_layout(lengths, 96, parts // 2)
+        assert batches.num_positions(fewer) > max_positions
+
+
+def test_rows_of_a_part_can_be_limited():
+    lengths = draw_sessions().examples().lengths
+    layout, parts = batches.choose_layout(lengths, 28, 1, 10_000, max_rows=9)
+    assert (sum(rows for rows, _ in layout), parts) == (7, 4)
+
+
+def test_one_row_may_be_longer_than_the_limit():
+    assert batches.choose_layout(np.array([50, 50]), 2, 1, 8) == (((1, 50),), 2)
+
+
+@pytest.mark.parametrize("max_positions", [10_000, 60])
+def test_a_batch_can_bring_its_own_clicks(max_positions):
+    examples = draw_sessions().examples()
+    epoch = list(
+        train_batches(examples, 28, seed=1, epoch=0, max_positions=max_positions)
+    )
+    sizes = set()
+    for batch in epoch:
+        clicks, own = batches.own_clicks(examples.items, batch)
+        theirs = dataclasses.replace(examples, items=clicks)
+        assert rows_of(own, theirs) == rows_of(batch, examples)
+        sizes.add((batch.layout, len(clicks)))
+    assert len(sizes) == len({batch.layout for batch in epoch})
+
+
+@pytest.mark.parametrize("max_positions", [10_000, 60])
+def test_sums_over_parts_are_those_of_the_batch(max_positions):
+    examples = draw_sessions().examples()
+    batch = next(
+        train_batches(examples, 28, seed=1, epoch=0, max_positions=max_positions)
+    )
+
+    def sums(part):
+        return {
+            "clicks": sum(length.sum() for _, length in part.tiers),
+            "items": sum(item_seq.sum() for item_seq, _ in part.tiers),
+            "targets": (part.target * part.weight).sum(),
+        }
+
+    found = jax.jit(functools.partial(batches.sum_over_parts, sums))(
+        examples.items, batch
+    )
+    rows = rows_of(batch, examples)
+    assert found["clicks"] == sum(len(prefix) for prefix, *_ in rows)
+    assert found["items"] == sum(sum(prefix) for prefix, *_ in rows)
+    assert found["targets"] == sum(target * weight for _, target, weight in rows)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -162,8 +227,8 @@ def test_tiers_waste_little_on_padding():
     lengths = [length for _, length in layout]
     assert lengths == sorted(set(lengths))
     assert lengths[-1] == 59
-    assert len(lengths) == 4
-    assert sum(rows * length for rows, length in layout) < 256 * 59 / 3
+    assert len(lengths) == batches.MAX_TIERS
+    assert sum(rows * length for rows, length in layout) < 256 * 59 / 5
 
 
 def test_tiers_have_the_fewest_positions():
@@ -182,7 +247,7 @@ def test_tiers_have_the_fewest_positions():
 
     least = min(
         positions((*ends, 14))
-        for n in range(4)
+        for n in range(8)
         for ends in itertools.combinations(range(1, 14), n)
     )
     layout = tier_layout(lengths, 64)
@@ -202,37 +267,33 @@ def test_tiers_of_small_data(lengths, layout):
     assert tier_layout(np.array(lengths, np.int32), 8) == layout
 
 
-def test_the_longest_tier_may_be_given():
-    assert tier_layout(np.array([2, 3]), 8, 30) == ((8, 3),)
-
-
 def test_a_batch_that_does_not_fit_falls_back_on_one_tier():
     examples = Sessions.from_lists(
         [[1, 2, 3, 4, 5, 6], [2, 1, 3, 4, 5, 6], [7, 8], [8, 9]], last_only=True
     ).examples()
     layouts = (((2, 1), (1, 5)), ((3, 5),))
     fits = make_batch(examples, np.array([2, 0, 3]), layouts)
-    assert shapes(fits) == ((2, 1), (1, 5))
+    assert fits.layout == ((2, 1), (1, 5))
     does_not = make_batch(examples, np.array([1, 0, 3]), layouts)
-    assert shapes(does_not) == ((3, 5),)
-    assert sorted(examples_of([does_not])) == [
+    assert does_not.layout == ((3, 5),)
+    assert sorted(examples_of([does_not], examples)) == [
         ((1, 2, 3, 4, 5), 6),
         ((2, 1, 3, 4, 5), 6),
         ((8,), 9),
     ]
 
 
-def test_a_batch_fits_only_where_it_does_for_every_shard():
+def test_a_batch_fits_only_where_it_does_for_every_part():
     examples = Sessions.from_lists(
         [[1, 2], [3, 4, 5, 6], [4, 5, 6, 7]], last_only=True
     ).examples()
     layouts = (((1, 1), (1, 3)), ((2, 3),))
-    batch = make_batch(examples, np.array([0, 1, 2]), layouts, shards=2)
-    assert shapes(batch) == ((2, 1), (2, 3))
-    # Of the two shorter ones, only that of one shard is short enough.
-    batch = make_batch(examples, np.array([0, 1, 2, 1]), layouts, shards=2)
-    assert shapes(batch) == ((4, 3),)
-    prefixes = [prefix for prefix, *_ in rows_of(batch, shards=2)]
+    batch = make_batch(examples, np.array([0, 1, 2]), layouts, parts=2)
+    assert batch.layout == layouts[0]
+    # Of the two shorter ones, only that of one part is short enough.
+    batch = make_batch(examples, np.array([0, 1, 2, 1]), layouts, parts=2)
+    assert batch.layout == layouts[1]
+    prefixes = [prefix for prefix, *_ in rows_of(batch, examples)]
     assert sorted(prefixes) == [(1,), (3, 4, 5), (3, 4, 5), (4, 5, 6)]
 
 
@@ -240,26 +301,22 @@ def test_training_falls_back_where_long_sessions_come_together(monkeypatch):
     # Without room for chance, about half of the batches do not fit their layout.
     monkeypatch.setattr(batches, "TIER_SIGMAS", 0.0)
     sessions = draw_sessions(count=100)
-    epoch = list(train_batches(sessions.examples(), 32, seed=0, epoch=0))
+    examples = sessions.examples()
+    epoch = list(train_batches(examples, 32, seed=0, epoch=0))
     assert len({shapes(batch) for batch in epoch}) == 2
-    assert sorted(examples_of(epoch)) == expected(sessions)
+    assert sorted(examples_of(epoch, examples)) == expected(sessions)
 
 
 @pytest.mark.parametrize("max_length", [0, 3])
 @pytest.mark.parametrize("shards", [1, 2, 3, 8])
-def test_evaluation_covers_everything_once(shards, max_length):
+@pytest.mark.parametrize("max_positions", [40, 10_000])
+def test_evaluation_covers_everything_once(shards, max_length, max_positions):
     sessions = draw_sessions()
     examples = sessions.examples(max_length)
-    epoch = list(eval_batches(examples, 28, shards))
-    assert sorted(examples_of(epoch, shards)) == expected(sessions, max_length)
-    assert len({shapes(batch) for batch in epoch}) == (1 if max_length else 2)
-
-
-def test_evaluation_pads_short_examples_to_less():
-    epoch = list(eval_batches(draw_sessions().examples(), 28))
-    lengths = [batch["tiers"][0][0].shape[1] for batch in epoch]
-    assert lengths == sorted(lengths)
-    assert set(lengths) == {8, 29}
+    epoch = list(eval_batches(examples, 28, shards, max_positions))
+    assert sorted(examples_of(epoch, examples)) == expected(sessions, max_length)
+    assert len({shapes(batch) for batch in epoch}) == 1
+    assert max(batch.examples for batch in epoch) <= 28
 
 
 @pytest.mark.parametrize(

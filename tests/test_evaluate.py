@@ -50,19 +50,24 @@ def test_means_match_a_plain_ranking(batch_size):
     assert means["examples_per_second"] > 0
 
 
-def test_a_huge_catalog_is_scored_in_smaller_batches(monkeypatch):
-    model, examples = SRGNN(ITEMS, 8), examples_of()
-    params = init_params(model, 0)
-    whole = Evaluator(model, examples, (5,), 64, parallel.Devices(1))(params)
-    sizes = []
+def test_a_large_catalog_is_ranked_for_fewer_sessions_at_a_time(monkeypatch):
+    monkeypatch.setattr(evaluate_module, "MIN_ROWS", 2)
+    rows = []
     original = evaluate_module.batches.eval_batches
 
-    def spy(examples, batch_size, shards):
-        sizes.append(batch_size)
-        return original(examples, batch_size, shards)
+    def spy(*arguments):
+        for batch in original(*arguments):
+            rows.append(batch.start.shape[1])
+            yield batch
 
     monkeypatch.setattr(evaluate_module.batches, "eval_batches", spy)
-    few = Evaluator(model, examples, (5,), 64, parallel.Devices(1), 4 * ITEMS)
-    small = few(params)
-    assert sizes == [4]
-    assert small["mrr@5"] == pytest.approx(whole["mrr@5"])
+    model, examples = SRGNN(ITEMS, 8), examples_of()
+    params = init_params(model, 0)
+    found = []
+    for max_scores in (4 * ITEMS, 10):
+        devices = parallel.Devices(1, max_scores=max_scores)
+        found.append(Evaluator(model, examples, (5,), 64, devices)(params)["mrr@5"])
+        assert max(rows) == {4 * ITEMS: 4, 10: 2}[max_scores]
+        rows.clear()
+    whole = Evaluator(model, examples, (5,), 64, parallel.Devices(1))(params)
+    assert found == [pytest.approx(whole["mrr@5"])] * 2

@@ -82,7 +82,7 @@ def test_tiers_give_the_sessions_of_one_batch():
     n = int((item_seq_len <= 4).sum())
     tiers = [(item_seq[:n, :4], item_seq_len[:n]), (item_seq[n:], item_seq_len[n:])]
     np.testing.assert_allclose(
-        run(model, params, tiers, method="encode"),
+        run(model, params, tiers, method="encode")[0],
         run(model, params, item_seq, item_seq_len),
         atol=1e-6,
     )

@@ -36,17 +36,19 @@ def train(devices, examples, loss_type="CE", batch_size=37):
             optimizer=optimizer,
             seed=0,
             loss_type=loss_type,
+            max_scores=devices.max_scores,
             axis_name=devices.axis_name,
         ),
         donate_state=True,
     )
     state = init_state(model, optimizer, 0)
     losses = []
+    with_clicks = devices.hold_clicks(examples.items)
     for batch in batches.train_batches(
-        examples, batch_size, seed=0, epoch=0, shards=devices.shards
+        examples, batch_size, 0, 0, 0, devices.shards, devices.max_positions
     ):
         before = float(state.loss)
-        state = step(state, batch)
+        state = step(state, *with_clicks(batch))
         losses.append(float(state.loss) - before)
     return losses, state
 
@@ -63,6 +65,32 @@ def test_pmap_trains_like_one_device(examples, loss_type):
         state_one.params,
         state_eight.params,
     )
+
+
+@pytest.mark.parametrize(
+    "limits", [{"max_positions": 50}, {"max_scores": 300}, {"max_clicks": 10}]
+)
+def test_a_device_that_holds_little_trains_and_evaluates_alike(examples, limits):
+    large, small = parallel.Devices(1), parallel.Devices(1, **limits)
+    one, state_one = train(large, examples)
+    other, state_other = train(small, examples)
+    np.testing.assert_allclose(other, one, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+        state_one.params,
+        state_other.params,
+    )
+    means = [
+        Evaluator(SRGNN(ITEMS, 8), examples, (5, 20), 50, devices)(state_one.params)
+        for devices in (large, small)
+    ]
+    assert means[1]["mrr@20"] == pytest.approx(means[0]["mrr@20"], rel=1e-6)
+
+
+def test_limits_that_are_0_are_chosen_for_the_device():
+    devices = parallel.local_devices("jit", max_positions=0, max_scores=7)
+    assert devices.max_positions == parallel.CPU_POSITIONS
+    assert devices.max_scores == 7
 
 
 def test_pmap_evaluates_like_one_device(examples):

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from srgnn_jax import graph, losses, model
+from srgnn_jax import graph, item_table, model
+from srgnn_jax.data.batches import Batch
 from srgnn_jax.model import SRGNN
 from srgnn_jax.optimizer import adam_with_l2
 from srgnn_jax.torch_import import (
@@ -77,11 +78,14 @@ def test_step_that_training_takes():
         jnp.zeros((), jnp.int32), params, optimizer.init(params), zero, zero
     )
     steps, batch = inputs["target"].shape
+    width = inputs["item_seq"].shape[2]
     for t in range(steps):
-        tiers = ((inputs["item_seq"][t], inputs["item_seq_len"][t]),)
-        weight = np.ones(batch, np.float32)
-        data = {"tiers": tiers, "target": inputs["target"][t], "weight": weight}
-        state = step(state, data)
+        rows = np.pad(inputs["item_seq"][t], ((0, 0), (0, 1)))
+        length = inputs["item_seq_len"][t]
+        rows[np.arange(batch), length] = inputs["target"][t]
+        start = np.arange(batch, dtype=np.int32) * (width + 1)
+        whole = Batch(start[None], length[None], start[None], ((batch, width),))
+        state = step(state, rows.reshape(-1), whole)
     mean_loss = float(state.loss) / float(state.examples)
     assert mean_loss == pytest.approx(recorded["traj/loss"].mean(), abs=1e-5)
     after = params_from_torch(parity.part(recorded, "after"), "recbole")
@@ -115,9 +119,11 @@ def decouple_l2(monkeypatch):
 
 
 def leave_row_0_in(monkeypatch):
-    softmax = losses.full_softmax
+    softmax = item_table.full_softmax
     monkeypatch.setattr(
-        losses, "full_softmax", lambda s, e, t, _, *rest: softmax(s, e, t, True, *rest)
+        item_table,
+        "full_softmax",
+        lambda s, e, t, _, *rest, **named: softmax(s, e, t, True, *rest, **named),
     )
 
 

@@ -1,57 +1,173 @@
-"""Examples -> padded batches of a few static shapes.
+"""Examples -> batches of few static shapes.
 
 Most sessions are short: padding a batch to its longest one would spend nearly all
 work on padding. A batch is therefore sorted by length and cut into *tiers*, each padded
 to its own length; the layout, (rows, length) per tier, is chosen once for the data, so
-that all batches but one in many thousands have the same shapes. The others fall back on
-one tier of the greatest length. Which examples share a batch is untouched by this.
+that all training batches but one in many thousands have the same shapes. The others
+fall back on one tier of the greatest length. Which examples share a batch is untouched
+by this.
 
-A batch is a dict of arrays, all that ever travels to a device:
-    tiers: ((item_seq [b, L] int32, item_seq_len [b] int32), ...), sum of b = B
-    target: [B] int32
-    example: [B] int32, the example's number
-    weight: [B] float32, 1 for an example, 0 for a row that only fills up the batch
+A batch is also cut into *parts* of the same layout: as many as there are devices, or a
+multiple of it, where a device works through its parts one after another, so that what
+it holds at a time stays small. Sorted examples are dealt out to the parts like cards.
+
+The host only chooses and indexes: what travels is where each prefix starts in the flat
+array of clicks, which lies on the devices, and how long it is; the device gathers.
+
+Axes: E examples, C clicks, N parts of a batch, R rows of a part, L positions.
 """
 
-from collections.abc import Iterator
-from typing import Any
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import flax.struct
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Float, Int
 
 from srgnn_jax.data.sessions import Examples
 
-Batch = dict[str, Any]
-# (rows, length) of each tier, shortest first.
+AnyArray = Array | np.ndarray
+# (rows, length) of each tier of a part, shortest first.
 Layout = tuple[tuple[int, int], ...]
 
-MAX_TIERS = 4
+MAX_TIERS = 8
 # A tier boundary leaves room for this many standard deviations of the number of longer
 # sessions in a batch: about one batch in 30,000 needs the fallback.
 TIER_SIGMAS = 4.0
-# Evaluation sorts by length: two lengths serve all of its batches.
-SHORT_LENGTH = 8
+
+
+@flax.struct.dataclass
+class Batch:
+    """What a step needs to know of a batch, beside the clicks.
+
+    The arrays are [N, R], int32.
+
+    Attributes:
+      start: first click of each prefix, an index into the clicks.
+      length: number of its clicks, 0 for a row that only fills up the batch.
+      example: the example's number.
+      layout: how the rows of a part are padded.
+    """
+
+    start: Any
+    length: Any
+    example: Any
+    layout: Layout = flax.struct.field(pytree_node=False)
+
+    @property
+    def examples(self) -> int:
+        """How many examples the batch holds; on the host only."""
+        return int(np.count_nonzero(self.length))
+
+
+class Part(NamedTuple):
+    """A part of a batch, as the model takes it.
+
+    Attributes:
+      tiers: item ids [b, L], 0 = padding at the end, and lengths [b] >= 1 of each tier.
+      target: the item that was clicked next.
+      example: the example's number.
+      weight: 1 for an example, 0 for a row that only fills up.
+    """
+
+    tiers: tuple[tuple[Int[Array, "_ _"], Int[Array, " _"]], ...]
+    target: Int[Array, " R"]
+    example: Int[Array, " R"]
+    weight: Float[Array, " R"]
+
+
+def gather_part(clicks: Int[AnyArray, " C"], batch: Batch, n: int | Array) -> Part:
+    """Looks up what part n of a batch was clicked, on the device."""
+    clicks = jnp.asarray(clicks)
+    start, length, example = (
+        jnp.asarray(x)[n] for x in (batch.start, batch.length, batch.example)
+    )
+    tiers, row = [], 0
+    for rows, width in batch.layout:
+        part = slice(row, row + rows)
+        row += rows
+        position = jnp.arange(width)
+        item_seq = clicks.at[start[part, None] + position].get(mode="clip")
+        is_click = position < length[part, None]
+        tiers.append((jnp.where(is_click, item_seq, 0), jnp.maximum(length[part], 1)))
+    target = jnp.where(length > 0, clicks.at[start + length].get(mode="clip"), 1)
+    weight = (length > 0).astype(jnp.float32)
+    return Part(tuple(tiers), target, example, weight)
+
+
+def sum_over_parts(
+    function: Callable[[Part], Any], clicks: Int[AnyArray, " C"], batch: Batch
+) -> Any:
+    """Sums what a function returns for each part of a batch, one after another."""
+    parts = batch.start.shape[0]
+
+    def value(n):
+        return function(gather_part(clicks, batch, n))
+
+    if parts == 1:
+        return value(0)
+
+    def add(n, total):
+        return jax.tree.map(jnp.add, total, value(n))
+
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value, 0)
+    )
+    return jax.lax.fori_loop(0, parts, add, zeros)
+
+
+def own_clicks(
+    clicks: Int[np.ndarray, " C"], batch: Batch
+) -> tuple[Int[np.ndarray, " c"], Batch]:
+    """Cuts out the clicks of one batch, where all of them are too many for a device.
+
+    Returns:
+      The batch's clicks, of a size that the layout alone determines, and the batch with
+      its starts in them.
+    """
+    parts = batch.start.shape[0]
+    width = np.repeat(*np.array(batch.layout).T[::-1]) + 1
+    offset = np.concatenate([[0], np.cumsum(np.tile(width, parts))])
+    start = offset[:-1].astype(np.int32).reshape(batch.start.shape)
+    position = np.arange(offset[-1]) - np.repeat(offset[:-1], np.tile(width, parts))
+    index = np.repeat(batch.start.reshape(-1), np.tile(width, parts)) + position
+    return clicks[np.minimum(index, len(clicks) - 1)], dataclasses.replace(
+        batch, start=start
+    )
 
 
 def tier_layout(
-    lengths: Int[np.ndarray, " E"], rows: int, max_length: int | None = None
+    lengths: Int[np.ndarray, " E"],
+    batch_size: float | int,
+    parts: int = 1,
+    sigmas: float | int | None = None,
 ) -> Layout:
-    """Chooses the tiers of a batch of `rows` random examples with these lengths.
+    """Chooses the tiers of the parts of a batch of examples with these lengths.
 
     Of all layouts of at most `MAX_TIERS` tiers that hold nearly every batch, it is the
     one with the fewest positions, sum of rows * length.
 
     Args:
       lengths: the lengths of all examples, at least one.
-      rows: batch size.
-      max_length: the longest tier; the greatest of `lengths` unless given.
+      batch_size: how many are in a batch, on average.
+      parts: parts of a batch, which share its long and its short sessions evenly.
+      sigmas: room for so many standard deviations of the number of longer sessions;
+        `TIER_SIGMAS` if None, 0 where every batch holds its share of each length.
     """
-    max_length = max_length or int(lengths.max())
+    if sigmas is None:
+        sigmas = TIER_SIGMAS
+    rows = math.ceil(batch_size / parts)
+    max_length = int(lengths.max())
     ends = np.unique(np.geomspace(1, max_length, 64).round().astype(np.int64))
-    share = np.array([np.mean(lengths > end) for end in ends])
-    deviation = np.sqrt(rows * share * (1 - share))
-    # Rows that must be kept for sessions that are longer than each possible tier.
-    longer = np.minimum(np.ceil(rows * share + TIER_SIGMAS * deviation), rows)
+    share = 1 - np.searchsorted(np.sort(lengths), ends, side="right") / len(lengths)
+    most = batch_size * share + sigmas * np.sqrt(batch_size * share * (1 - share))
+    # Rows that must be kept for sessions that are longer than each possible tier. What
+    # rounding leaves of a whole number is no row.
+    longer = np.minimum(np.ceil(np.ceil(most - 1e-6) / parts), rows)
     # cost[k, j]: fewest positions of k + 1 tiers of which the last ends at ends[j].
     cost = np.full((MAX_TIERS, len(ends)), np.inf)
     before = np.zeros((MAX_TIERS, len(ends)), np.int64)
@@ -72,55 +188,80 @@ def tier_layout(
     return tuple((n, length) for n, length in reversed(layout) if n)
 
 
+def num_positions(layout: Layout) -> int:
+    """Returns the positions of a part, padding included."""
+    return sum(rows * length for rows, length in layout)
+
+
+def choose_layout(
+    lengths: Int[np.ndarray, " E"],
+    batch_size: float | int,
+    shards: int,
+    max_positions: int,
+    max_rows: float | int = math.inf,
+    sigmas: float | int | None = None,
+) -> tuple[Layout, int]:
+    """Chooses layout and parts so that no part exceeds what a device is to hold.
+
+    Args:
+      lengths: the lengths of all examples.
+      batch_size: how many are in a batch, on average.
+      shards: devices that share a batch.
+      max_positions: positions of a part, at most, if one row has no more.
+      max_rows: rows of a part, at most.
+      sigmas: see `tier_layout`.
+
+    Returns:
+      The layout of a part, and the number of parts, a multiple of `shards`.
+    """
+    each = 1  # Parts of each shard.
+    while True:
+        layout = tier_layout(lengths, batch_size, shards * each, sigmas)
+        rows = sum(tier_rows for tier_rows, _ in layout)
+        need = max(num_positions(layout) / max_positions, rows / max_rows)
+        if need <= 1 or rows == 1:
+            return layout, shards * each
+        each = min(math.ceil(each * need), math.ceil(batch_size / shards))
+
+
 def make_batch(
     examples: Examples,
     chosen: Int[np.ndarray, " n"],
-    layouts: tuple[Layout, ...],
-    shards: int = 1,
+    layouts: Sequence[Layout],
+    parts: int = 1,
 ) -> Batch:
-    """Gathers the chosen examples into one padded batch.
+    """Deals the chosen examples out to the parts of a batch.
 
     Args:
       examples: where they come from.
-      chosen: example numbers, at most `shards` times the layout's rows.
-      layouts: the layouts to try, in this order, for one shard; the last must hold any
-        example. All have the same number of rows.
-      shards: the batch is laid out for so many devices: each tier and `target` hold the
-        rows of shard 0, then those of shard 1, and so on, all of the same shapes.
+      chosen: example numbers, at most `parts` times the layout's rows.
+      layouts: the layouts to try, in this order; the last must hold any example. All
+        have the same number of rows.
+      parts: parts of the batch.
     """
     rows = sum(tier_rows for tier_rows, _ in layouts[0])
     lengths = examples.lengths[chosen]
-    # Fill-up rows come first: they are the shortest. The rest is dealt out like cards,
-    # so that every shard gets short and long ones alike.
-    order = np.full(shards * rows, -1, np.int64)
+    # Rows that only fill up come first: they are the shortest. The rest is dealt out
+    # like cards, so that every part gets short and long ones alike.
+    order = np.full(parts * rows, -1, np.int64)
     order[order.size - chosen.size :] = np.argsort(lengths, kind="stable")
-    dealt = order.reshape(rows, shards)
-    real = dealt >= 0
-    number = np.where(real, chosen[dealt], 0)
-    length = np.where(real, lengths[dealt], 1)
-    starts = examples.starts[number]
-    longest = length.max(axis=1)
+    dealt = order.reshape(rows, parts).T
+    number = chosen[dealt]
+    length = np.where(dealt >= 0, lengths[dealt], 0).astype(np.int32)
+    longest = length.max(axis=0)
     layout = next(
         layout for layout in layouts if layout is layouts[-1] or _fits(longest, layout)
     )
-    tiers = []
-    row = 0
-    for tier_rows, tier_length in layout:
-        part = slice(row, row + tier_rows)
-        row += tier_rows
-        n, start = length[part].T.reshape(-1), starts[part].T.reshape(-1)
-        position = np.arange(tier_length)
-        is_click = (position < n[:, None]) & real[part].T.reshape(-1)[:, None]
-        index = np.where(is_click, start[:, None] + position, 0)
-        item_seq = np.where(is_click, examples.items[index], 0)
-        tiers.append((item_seq.astype(np.int32), n.astype(np.int32)))
-    target = np.where(real, examples.items[starts + length], 1)
-    return {
-        "tiers": tuple(tiers),
-        "target": target.T.reshape(-1).astype(np.int32),
-        "example": number.T.reshape(-1).astype(np.int32),
-        "weight": real.T.reshape(-1).astype(np.float32),
-    }
+    # Beyond int32 only `own_clicks` can follow.
+    start = examples.starts[number]
+    if len(examples.items) < 2**31:
+        start = start.astype(np.int32)
+    return Batch(
+        start=start,
+        length=length,
+        example=number.astype(np.int32),
+        layout=layout,
+    )
 
 
 def _fits(longest: Int[np.ndarray, " R"], layout: Layout) -> bool:
@@ -140,6 +281,7 @@ def train_batches(
     epoch: int,
     first_step: int = 0,
     shards: int = 1,
+    max_positions: int = 2**30,
 ) -> Iterator[Batch]:
     """Yields an epoch's batches, in an order that (seed, epoch) alone determine.
 
@@ -149,27 +291,38 @@ def train_batches(
       seed: of the run.
       epoch: counted from 0.
       first_step: skips this many batches: where an interrupted epoch goes on.
-      shards: number of devices that the batch is laid out for.
+      shards: number of devices that share a batch; it has a multiple of so many parts.
+      max_positions: positions that a device holds at a time; see `choose_layout`.
     """
-    rows = -(-batch_size // shards)
-    max_length = int(examples.lengths.max())
-    layouts = (
-        tier_layout(examples.lengths, rows, max_length),
-        ((rows, max_length),),
-    )
+    layout, parts = choose_layout(examples.lengths, batch_size, shards, max_positions)
+    rows = sum(tier_rows for tier_rows, _ in layout)
+    layouts = layout, ((rows, int(examples.lengths.max())),)
     order = np.random.default_rng([seed, epoch]).permutation(len(examples))
     for start in range(first_step * batch_size, len(examples), batch_size):
-        yield make_batch(examples, order[start : start + batch_size], layouts, shards)
+        yield make_batch(examples, order[start : start + batch_size], layouts, parts)
 
 
 def eval_batches(
-    examples: Examples, batch_size: int, shards: int = 1
+    examples: Examples,
+    batch_size: int,
+    shards: int = 1,
+    max_positions: int = 2**30,
+    max_rows: float | int = math.inf,
 ) -> Iterator[Batch]:
-    """Yields all examples once, shortest first, padded to one of two lengths."""
-    rows = -(-batch_size // shards)
-    max_length = int(examples.lengths.max())
-    short = min(SHORT_LENGTH, max_length)
-    layouts = (((rows, short),), ((rows, max_length),))
+    """Yields all examples once, in batches of one shape.
+
+    Every batch gets its share of short and long examples, so none needs a fallback.
+    `batch_size` is the most that a batch holds; for the rest see `choose_layout`.
+    """
+    count = -(-len(examples) // batch_size)
+    layout, parts = choose_layout(
+        examples.lengths,
+        len(examples) / count,
+        shards,
+        max_positions,
+        max_rows,
+        sigmas=0,
+    )
     order = np.argsort(examples.lengths, kind="stable")
-    for start in range(0, len(examples), batch_size):
-        yield make_batch(examples, order[start : start + batch_size], layouts, shards)
+    for n in range(count):
+        yield make_batch(examples, order[n::count], (layout,), parts)

@@ -1,0 +1,182 @@
+"""The item table: softmax, its hand-written gradient, lookups and ranks, in blocks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from srgnn_jax import item_table
+
+
+def random_problem(batch=6, items=23, size=5, scale=1.0):
+    rng = np.random.default_rng(0)
+    session = jnp.array(rng.normal(size=(batch, size)) * scale, jnp.float32)
+    table = jnp.array(rng.normal(size=(items, size)), jnp.float32)
+    # Two examples share a target: their gradients must add up.
+    target = jnp.array(rng.integers(1, items, batch)).at[1].set(4).at[2].set(4)
+    return session, table, target
+
+
+def reference(session, table, target, score_padding):
+    scores = session @ table.T
+    if not score_padding:
+        scores, target = scores[:, 1:], target - 1
+    return optax.softmax_cross_entropy_with_integer_labels(scores, target)
+
+
+# 23 items of 6 sessions: whole, in halves, in blocks of 5 rows, row by row.
+@pytest.mark.parametrize("max_scores", [10_000, 100, 30, 1])
+@pytest.mark.parametrize("score_padding", [False, True])
+def test_full_softmax_matches_reference(score_padding, max_scores):
+    session, table, target = random_problem()
+    weight = jnp.array([0.3, 1.0, 2.0, 0.0, 0.7, 0.1])
+
+    def full_softmax(*arguments):
+        return item_table.full_softmax(*arguments, max_scores)
+
+    def weighted(loss):
+        return lambda s, t: jnp.sum(weight * loss(s, t, target, score_padding))
+
+    ours = full_softmax(session, table, target, score_padding)
+    np.testing.assert_allclose(
+        ours, reference(session, table, target, score_padding), rtol=1e-5
+    )
+    grad = jax.jit(jax.grad(weighted(full_softmax), (0, 1)))(session, table)
+    expected = jax.grad(weighted(reference), (0, 1))(session, table)
+    for a, b in zip(grad, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_row_0_gets_a_gradient_only_where_it_is_scored():
+    session, table, target = random_problem()
+
+    def row_0(score_padding):
+        return jax.grad(
+            lambda t: item_table.full_softmax(session, t, target, score_padding).sum()
+        )(table)[0]
+
+    assert not row_0(False).any()
+    assert row_0(True).any()
+
+
+def largest_array(jaxpr):
+    """Returns the most numbers that an array has in a traced computation."""
+    sizes = [v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars]
+    inner = [
+        largest_array(getattr(value, "jaxpr", value))
+        for eqn in jaxpr.eqns
+        for value in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")
+        )
+        if hasattr(value, "jaxpr") or hasattr(value, "eqns")
+    ]
+    return max(sizes + inner)
+
+
+@pytest.mark.parametrize(("max_scores", "bounded"), [(2_000, True), (10**6, False)])
+def test_blocks_never_hold_all_scores(max_scores, bounded):
+    session, table = jnp.zeros((64, 2)), jnp.zeros((500, 2))
+    target = jnp.ones(64, jnp.int32)
+
+    def loss(session, table):
+        return item_table.full_softmax(
+            session, table, target, max_scores=max_scores
+        ).sum()
+
+    traced = jax.make_jaxpr(jax.grad(loss, (0, 1)))(session, table)
+    assert (largest_array(traced.jaxpr) <= 2_100) == bounded
+
+
+def test_full_softmax_of_huge_scores_is_finite():
+    session, table, target = random_problem(scale=1e4)
+    loss, grad = jax.value_and_grad(
+        lambda s: item_table.full_softmax(s, table, target).sum()
+    )(session)
+    expected = reference(session, table, target, False).sum()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert jnp.isfinite(grad).all()
+
+
+def test_lookup_adds_its_gradient_to_that_of_the_table():
+    _, table, _ = random_problem()
+    rows = jnp.array([3, 0, 3, 22])
+    weight = jnp.arange(20.0).reshape(4, 5)
+
+    def ours(table):
+        found, same = item_table.lookup(table, rows)
+        return (weight * found).sum() + (same**3).sum()
+
+    def expected(table):
+        return (weight * table[rows]).sum() + (table**3).sum()
+
+    np.testing.assert_allclose(
+        jax.grad(ours)(table), jax.grad(expected)(table), rtol=1e-6
+    )
+
+
+def rank_of(scores, target):
+    """Ranks by given scores [V, B]."""
+    scored = jnp.arange(len(scores)) > 0
+    target_score = scores[target, jnp.arange(scores.shape[1])]
+    return item_table.count_not_below(scores, target_score, scored)
+
+
+def test_rank_matches_sorting():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(50, 8)).astype(np.float32)
+    target = rng.integers(1, 50, 8)
+    ranks = rank_of(jnp.array(scores), jnp.array(target))
+    for b in range(8):
+        order = 1 + np.argsort(-scores[1:, b])
+        assert order[ranks[b] - 1] == target[b]
+
+
+def test_padding_row_is_never_ranked():
+    scores = jnp.array([[99.0], [1.0], [2.0]])
+    assert rank_of(scores, jnp.array([2])).tolist() == [1]
+
+
+@pytest.mark.parametrize("value", [0.0, jnp.nan, jnp.inf, -jnp.inf])
+def test_equal_scores_rank_the_target_last(value):
+    scores = jnp.full((40, 3), value)
+    assert rank_of(scores, jnp.array([1, 20, 39])).tolist() == [39] * 3
+
+
+def test_ties_and_nan_count_against_the_target():
+    scores = jnp.array([[0.0], [1.0], [3.0], [3.0], [jnp.nan], [5.0]])
+    # Ahead of row 2: row 5 is better, row 3 is equal, row 4 cannot be compared.
+    assert rank_of(scores, jnp.array([2])).tolist() == [4]
+    assert rank_of(scores, jnp.array([4])).tolist() == [5]
+
+
+@pytest.mark.parametrize("max_scores", [10_000, 100, 30, 1])
+def test_ranks_are_those_of_all_scores(max_scores):
+    session, table, target = random_problem()
+    # Equal rows tie exactly, in whatever block they lie; a NaN row beats all.
+    table = table.at[7].set(table[4]).at[20].set(table[4]).at[11].set(jnp.nan)
+    expected = rank_of(item_table.item_scores(session, table), target)
+    ranks = item_table.target_rank(session, table, target, max_scores)
+    assert ranks.tolist() == expected.tolist()
+    assert (ranks[1:3] >= 4).all()
+
+
+def test_bfloat16_products_are_close_and_sums_stay_float32():
+    session, table, target = random_problem(batch=64, items=500, size=32, scale=0.2)
+
+    def loss(compute_dtype, max_scores):
+        return jax.value_and_grad(
+            lambda s, t: item_table.full_softmax(
+                s, t, target, max_scores=max_scores, compute_dtype=compute_dtype
+            ).mean(),
+            (0, 1),
+        )(session, table)
+
+    exact, gradient = loss(None, 10**6)
+    for max_scores in (10**6, 3_000):
+        rounded, rounded_gradient = loss("bfloat16", max_scores)
+        assert rounded.dtype == jnp.float32
+        assert 0 < abs(rounded - exact) < 2e-3 * exact
+        for ours, theirs in zip(rounded_gradient, gradient, strict=True):
+            assert ours.dtype == jnp.float32
+            assert abs(ours - theirs).max() < 0.02 * abs(theirs).max()
