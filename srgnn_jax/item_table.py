@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 AnyArray = Array | np.ndarray
 # Scores that are held at a time: 16 Mi floats are 64 MiB.
-MAX_SCORES = 2**24
+MAX_SCORES = 2**23
 
 
 def _here(
@@ -130,7 +130,7 @@ def _block(session, table, i, count, scored_from, num_items, axis_name, compute_
 def full_softmax(
     session: Float[Array, "B D"],
     table: Float[Array, "R D"],
-    target: Int[AnyArray, " B"],
+    target_embedding: Float[Array, "B D"],
     score_padding: bool = False,
     max_scores: int = MAX_SCORES,
     *,
@@ -140,17 +140,15 @@ def full_softmax(
 ) -> Float[Array, " B"]:
     """Cross entropy of the softmax over items: log sum_v exp(s . e_v) - s . e_target.
 
-    The gradient is written by hand. With p the softmax, it is
-        d loss / d table   = (p - onehot(target)) session
-        d loss / d session = (p - onehot(target))^T table
-    where the one-hot part touches B rows only and the division by the softmax's sum
-    moves to the [B, D] side, so that no pass over [V, B] is made beside the two
-    products.
+    The gradient of the first term is written by hand. With p the softmax, it is
+        d / d table = p session,   d / d session = p^T table
+    where the division by the softmax's sum moves to the [B, D] side, so that no pass
+    over [V, B] is made beside the two products.
 
     Args:
       session: session embeddings s.
       table: the item table, or this device's rows of it.
-      target: row of the item that was clicked next, >= 1.
+      target_embedding: the row of the item that was clicked next, from `lookup`.
       score_padding: whether row 0 takes part in the softmax, as in RecBole; the paper's
         code leaves it out.
       max_scores: where R * B exceeds it, the table is worked through in blocks of rows,
@@ -165,15 +163,16 @@ def full_softmax(
     if num_items is None:
         num_items = table.shape[0]
     static = score_padding, max_scores, num_items, axis_name, compute_dtype
-    return _full_softmax(session, table, target, static)
+    target_score = jnp.sum(session * target_embedding, axis=-1)
+    return _log_sum_exp(session, table, static) - target_score
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _full_softmax(session, table, target, static):
-    return _full_softmax_forward(session, table, target, static)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _log_sum_exp(session, table, static):
+    return _log_sum_exp_forward(session, table, static)[0]
 
 
-def _full_softmax_forward(session, table, target, static):
+def _log_sum_exp_forward(session, table, static):
     score_padding, max_scores, num_items, axis_name, compute_dtype = static
     batch = session.shape[0]
     count = _num_blocks(table.shape[0], batch, max_scores)
@@ -212,16 +211,13 @@ def _full_softmax_forward(session, table, target, static):
             maximum = jax.lax.pmax(own, axis_name)
             total *= jnp.exp(own - maximum)
     total = _sum(total, axis_name)
-    target_row = _gather(target, table, axis_name)
-    target_score = jnp.sum(session * target_row, axis=-1)
-    loss = jnp.log(total) + maximum - target_score
-    residuals = session, table, target, target_row, maximum, total, exponentials
-    return loss, residuals
+    residuals = session, table, maximum, total, exponentials
+    return jnp.log(total) + maximum, residuals
 
 
-def _full_softmax_backward(static, residuals, cotangent):
+def _log_sum_exp_backward(static, residuals, cotangent):
     score_padding, max_scores, num_items, axis_name, compute_dtype = static
-    session, table, target, target_row, maximum, total, exponentials = residuals
+    session, table, maximum, total, exponentials = residuals
     count = _num_blocks(table.shape[0], session.shape[0], max_scores)
     scale = (cotangent / total)[:, None]
     scaled_session = scale * session
@@ -247,14 +243,10 @@ def _full_softmax_backward(static, residuals, cotangent):
 
         start = jnp.zeros_like(table), jnp.zeros_like(session)
         d_table, d_session = jax.lax.fori_loop(0, count, body, start)
-    weight = cotangent[:, None]
-    index = _here(target, table, axis_name)
-    d_table = d_table.at[index].add(-weight * session, mode="drop")
-    d_session = scale * _sum(d_session, axis_name) - weight * target_row
-    return d_session, d_table, None
+    return scale * _sum(d_session, axis_name), d_table
 
 
-_full_softmax.defvjp(_full_softmax_forward, _full_softmax_backward)
+_log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)
 
 
 def count_not_below(

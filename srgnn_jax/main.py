@@ -8,6 +8,7 @@
 Every field of a config can be set: --config.batch_size=512 (see configs/default.py).
 """
 
+import pathlib
 import re
 import sys
 from collections.abc import Sequence
@@ -81,6 +82,12 @@ def run() -> None:
     if not workdir:
         raise UserError(f"--mode={mode} needs --workdir, the folder of the run")
     # Imported late: a wrong flag is told at once, and --help needs no JAX.
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        folder = pathlib.Path("~/.cache/srgnn_jax/compiled").expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if mode == "train":
         from srgnn_jax.train import train_and_evaluate
 

@@ -319,23 +319,28 @@ class SRGNN(nn.Module):
         )
 
     def encode(
-        self, tiers: Sequence[Tier]
-    ) -> tuple[Float[Array, "B D"], Float[Array, "V D"]]:
+        self, tiers: Sequence[Tier], *others: Int[AnyArray, " B"]
+    ) -> tuple[Array, ...]:
         """Embeds sessions that come padded to several lengths, in the order given.
 
         Args:
           tiers: the sessions.
+          others: items whose embeddings are wanted too.
 
         Returns:
-          The session embeddings, and the table to score them with; see
-          `item_table.lookup`.
+          The session embeddings [B, D], the item table [V, D] to score them with (see
+          `item_table.lookup`), and the embeddings [B, D] of each of `others`.
         """
         item_seqs = [item_seq for item_seq, _ in tiers]
         item_seq_lens = [item_seq_len for _, item_seq_len in tiers]
-        rows = jnp.concatenate([item_seq.reshape(-1) for item_seq in item_seqs])
-        embedded, table = item_table.lookup(self.item_embedding, rows)
-        hidden, aliases = self.gnn(item_seqs, embedded)
-        return self.readout(hidden, aliases, item_seq_lens), table
+        # One lookup for all: each would make a pass over the table's gradient.
+        rows = [*(item_seq.reshape(-1) for item_seq in item_seqs), *others]
+        ends = np.cumsum([len(part) for part in rows])[:-1]
+        found, table = item_table.lookup(self.item_embedding, jnp.concatenate(rows))
+        embedded = jnp.split(found, ends[len(tiers) - 1 :])
+        hidden, aliases = self.gnn(item_seqs, embedded[0])
+        session = self.readout(hidden, aliases, item_seq_lens)
+        return session, table, *embedded[1:]
 
     def __call__(
         self, item_seq: Int[AnyArray, "B L"], item_seq_len: Int[AnyArray, " B"]
@@ -376,12 +381,12 @@ class SRGNN(nn.Module):
         See `calculate_loss` for the arguments, and `item_table.full_softmax` for
         `max_scores`.
         """
-        session, table = self.encode(tiers)
         if loss_type == "CE":
+            session, table, target_embedding = self.encode(tiers, target)
             return item_table.full_softmax(
                 session,
                 table,
-                target,
+                target_embedding,
                 score_padding,
                 max_scores,
                 compute_dtype=self.compute_dtype,
@@ -390,8 +395,8 @@ class SRGNN(nn.Module):
             raise ValueError(f"loss_type is {loss_type!r}, not 'CE' or 'BPR'")
         if negative is None:
             raise ValueError("loss_type 'BPR' needs `negative`, an item per example")
-        pair, _ = item_table.lookup(table, jnp.concatenate([target, negative]))
-        return losses.bpr(session, *jnp.split(pair, 2))
+        session, _, *pair = self.encode(tiers, target, negative)
+        return losses.bpr(session, *pair)
 
     def target_rank(
         self,

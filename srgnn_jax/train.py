@@ -144,6 +144,8 @@ def train_step(
         ),
         axis_name,
     )
+    # Else XLA moves the decay before the lookup's scatter, a pass over the table more.
+    gradient = jax.lax.optimization_barrier(gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     return TrainState(
         state.step + 1,

@@ -18,6 +18,12 @@ def random_problem(batch=6, items=23, size=5, scale=1.0):
     return session, table, target
 
 
+def full_softmax(session, table, target, *arguments, **named):
+    """Looks the targets up and scores, as the model does."""
+    embedding, table = item_table.lookup(table, target)
+    return item_table.full_softmax(session, table, embedding, *arguments, **named)
+
+
 def reference(session, table, target, score_padding):
     scores = session @ table.T
     if not score_padding:
@@ -32,17 +38,18 @@ def test_full_softmax_matches_reference(score_padding, max_scores):
     session, table, target = random_problem()
     weight = jnp.array([0.3, 1.0, 2.0, 0.0, 0.7, 0.1])
 
-    def full_softmax(*arguments):
-        return item_table.full_softmax(*arguments, max_scores)
+    def ours(*arguments):
+        return full_softmax(*arguments, max_scores)
 
     def weighted(loss):
         return lambda s, t: jnp.sum(weight * loss(s, t, target, score_padding))
 
-    ours = full_softmax(session, table, target, score_padding)
     np.testing.assert_allclose(
-        ours, reference(session, table, target, score_padding), rtol=1e-5
+        ours(session, table, target, score_padding),
+        reference(session, table, target, score_padding),
+        rtol=1e-5,
     )
-    grad = jax.jit(jax.grad(weighted(full_softmax), (0, 1)))(session, table)
+    grad = jax.jit(jax.grad(weighted(ours), (0, 1)))(session, table)
     expected = jax.grad(weighted(reference), (0, 1))(session, table)
     for a, b in zip(grad, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
@@ -53,7 +60,7 @@ def test_row_0_gets_a_gradient_only_where_it_is_scored():
 
     def row_0(score_padding):
         return jax.grad(
-            lambda t: item_table.full_softmax(session, t, target, score_padding).sum()
+            lambda t: full_softmax(session, t, target, score_padding).sum()
         )(table)[0]
 
     assert not row_0(False).any()
@@ -80,9 +87,7 @@ def test_blocks_never_hold_all_scores(max_scores, bounded):
     target = jnp.ones(64, jnp.int32)
 
     def loss(session, table):
-        return item_table.full_softmax(
-            session, table, target, max_scores=max_scores
-        ).sum()
+        return full_softmax(session, table, target, max_scores=max_scores).sum()
 
     traced = jax.make_jaxpr(jax.grad(loss, (0, 1)))(session, table)
     assert (largest_array(traced.jaxpr) <= 2_100) == bounded
@@ -90,9 +95,9 @@ def test_blocks_never_hold_all_scores(max_scores, bounded):
 
 def test_full_softmax_of_huge_scores_is_finite():
     session, table, target = random_problem(scale=1e4)
-    loss, grad = jax.value_and_grad(
-        lambda s: item_table.full_softmax(s, table, target).sum()
-    )(session)
+    loss, grad = jax.value_and_grad(lambda s: full_softmax(s, table, target).sum())(
+        session
+    )
     expected = reference(session, table, target, False).sum()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert jnp.isfinite(grad).all()
@@ -166,7 +171,7 @@ def test_bfloat16_products_are_close_and_sums_stay_float32():
 
     def loss(compute_dtype, max_scores):
         return jax.value_and_grad(
-            lambda s, t: item_table.full_softmax(
+            lambda s, t: full_softmax(
                 s, t, target, max_scores=max_scores, compute_dtype=compute_dtype
             ).mean(),
             (0, 1),
