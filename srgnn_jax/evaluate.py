@@ -83,7 +83,7 @@ class Evaluator:
         self._progress = progress
         # Fewer rows at a time go over the whole table faster than many over blocks of
         # it, unless they become too few to be worth the reading of the table.
-        self._max_rows = max(MIN_ROWS, devices.max_scores // model.num_items)
+        self.max_rows = max(MIN_ROWS, devices.max_scores // model.num_items)
         self._with_clicks = devices.hold_clicks(examples.items)
         step = functools.partial(
             evaluate_step,
@@ -111,7 +111,7 @@ class Evaluator:
             self._batch_size,
             self._devices.shards,
             self._devices.max_positions,
-            self._max_rows,
+            self.max_rows,
         ):
             pending.append(self._step(params, *self._with_clicks(batch)))
             if len(pending) == 8:

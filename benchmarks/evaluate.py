@@ -1,0 +1,69 @@
+"""Throughput of evaluation beside what the machine allows for its one matrix product.
+
+    python -m benchmarks.evaluate --items=43098 --embedding_size=100
+
+The limit is the time of [V, D] x [D, B] alone, for as many sessions as are ranked at a
+time, measured in turn in the same process. What it leaves out: the gated network, and
+comparing each score with the target's.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import common
+from srgnn_jax import parallel
+from srgnn_jax.evaluate import Evaluator
+from srgnn_jax.model import SRGNN, init_params
+
+
+def main():
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--items", type=int, default=43_098)
+    parser.add_argument("--embedding_size", type=int, default=100)
+    parser.add_argument("--eval_batch_size", type=int, default=512)
+    parser.add_argument("--examples", type=int, default=8192)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    v, d, examples = arguments.items, arguments.embedding_size, arguments.examples
+
+    devices = parallel.local_devices("jit")
+    model = SRGNN(v, d)
+    params = init_params(model, 0)
+    evaluate = Evaluator(
+        model,
+        common.made_examples(v, examples),
+        (20,),
+        arguments.eval_batch_size,
+        devices,
+    )
+    rows = min(evaluate.max_rows, arguments.eval_batch_size)
+    session = jnp.asarray(np.random.default_rng(0).random((rows, d), np.float32))
+    product = jax.jit(jnp.matmul)
+
+    def limit():
+        for _ in range(-(-examples // rows)):
+            scores = product(params["item_embedding"], session.T)
+        return scores
+
+    seconds = common.in_turn(
+        {"evaluation": lambda: evaluate(params)["mrr@20"], "limit": limit},
+        arguments.rounds,
+    )
+    ratio = common.ratios(seconds["evaluation"], seconds["limit"])
+    common.show(
+        "evaluate",
+        {"arguments": vars(arguments), "ranked_at_a_time": rows, "ratio": ratio},
+        [
+            {"what": name, "examples/s": examples / float(np.median(times))}
+            for name, times in seconds.items()
+        ]
+        + [{"what": "time / limit", "examples/s": ratio["median"]}],
+    )
+
+
+if __name__ == "__main__":
+    main()
