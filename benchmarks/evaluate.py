@@ -30,7 +30,7 @@ def main():
     arguments = parser.parse_args()
     v, d, examples = arguments.items, arguments.embedding_size, arguments.examples
 
-    devices = parallel.local_devices("jit")
+    devices = parallel.find_devices("jit")
     model = SRGNN(v, d)
     params = init_params(model, 0)
     evaluate = Evaluator(

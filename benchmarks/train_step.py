@@ -35,13 +35,13 @@ class Trainer:
     def __init__(
         self, examples: Examples, num_items: int, embedding_size: int, batch_size: int
     ):
-        devices = parallel.local_devices("jit")
+        devices = parallel.find_devices("jit")
         model = SRGNN(num_items, embedding_size)
         optimizer = adam_with_l2(1e-3, 1e-5)
         self.state = init_state(model, optimizer, seed=0)
         self._step = devices.compile(
             functools.partial(train_step, model=model, optimizer=optimizer, seed=0),
-            donate_state=True,
+            updates_state=True,
         )
         with_clicks = devices.hold_clicks(examples.items)
         self._batches = (

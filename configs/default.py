@@ -67,9 +67,9 @@ def get_config() -> ConfigDict:
     c.max_scores = 2**24  # items times sessions that a device scores at a time
     c.max_positions = 0  # of sessions that it works on at a time; 0: as suits it
     c.max_clicks = 2**28  # of a split that it keeps; of a longer one it is sent batches
-    c.parallel = (
-        "auto"  # "jit": one device, "pmap": all local ones; auto: what is there
-    )
+    # "jit": one device, "pmap": all of this process, "mesh": all, "auto": as it suits.
+    c.parallel = "auto"
+    c.mesh_shape = (0, 0)  # (data, items): devices that share a batch, the item table
     c.log_every_steps = 100
     c.checkpoint_every_steps = 0  # beside every epoch's end; 0: only then
     c.progress = True  # show progress bars

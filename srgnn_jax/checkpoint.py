@@ -168,21 +168,26 @@ class Checkpoints:
         return Progress(**restored.progress)
 
     def restore(self, wanted: T, step: int) -> T:
-        """Reads arrays of one checkpoint onto this process's first device.
+        """Reads arrays of one checkpoint.
 
         Args:
-          wanted: the state, or a dict of some of its fields, with the shapes and types
-            that are expected.
+          wanted: shapes, types and shardings of the state, or of a dict of some of its
+            fields. A table that is filled up with rows to another multiple than it was
+            saved with is cut, or filled up with zeros.
           step: which checkpoint.
         """
         self._policy.best_steps.append(self.progress(step).best_step)
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), wanted
-        )
         how = ocp.args.PyTreeRestore(
-            abstract,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+            wanted,
+            restore_args=jax.tree.map(
+                lambda x: ocp.ArrayRestoreArgs(
+                    sharding=x.sharding,
+                    global_shape=x.shape,
+                    dtype=x.dtype,
+                    strict=False,
+                ),
+                wanted,
+            ),
             partial_restore=True,
         )
         return self._manager().restore(step, args=ocp.args.Composite(state=how)).state

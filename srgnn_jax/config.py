@@ -33,6 +33,7 @@ MAY_DIFFER = frozenset(
         "max_positions",
         "max_scores",
         "max_steps",
+        "mesh_shape",
         "name",
         "parallel",
         "prepared_dir",
@@ -63,7 +64,7 @@ _CHOICES = {
     "compute_dtype": ("", "bfloat16", "float16"),
     "loss_type": ("CE", "BPR"),
     "on_bad_row": ("error", "skip"),
-    "parallel": ("auto", "jit", "pmap"),
+    "parallel": ("auto", "jit", "pmap", "mesh"),
     "recbole_time": ("exact", "float32", "normalized"),
     "select_on": ("valid", "test"),
 }
@@ -119,6 +120,11 @@ def validate(config: ConfigDict) -> None:
             raise UserError(
                 f"config.{field} is {config[field]}; it must lie between 0 and 1"
             )
+    if len(config.mesh_shape) != 2 or not all(n >= 0 for n in config.mesh_shape):
+        raise UserError(
+            f"config.mesh_shape is {tuple(config.mesh_shape)}; it must be two numbers, "
+            "(data, items)"
+        )
     if not config.ks or not all(isinstance(k, int) and k > 0 for k in config.ks):
         raise UserError(
             f"config.ks is {tuple(config.ks)}; it must hold list lengths such as 5, 20"
@@ -225,10 +231,11 @@ def make_splits(config: ConfigDict, data: PreparedData) -> Splits:
     return Splits(train, examples.pop("train"), examples)
 
 
-def local_devices(config: ConfigDict) -> Devices:
+def find_devices(config: ConfigDict) -> Devices:
     """Finds the devices that the config asks for."""
-    return parallel.local_devices(
+    return parallel.find_devices(
         config.parallel,
+        config.mesh_shape,
         max_scores=config.max_scores,
         max_positions=config.max_positions,
         max_clicks=config.max_clicks,

@@ -83,11 +83,12 @@ class Evaluator:
         self._progress = progress
         # Fewer rows at a time go over the whole table faster than many over blocks of
         # it, unless they become too few to be worth the reading of the table.
-        self.max_rows = max(MIN_ROWS, devices.max_scores // model.num_items)
+        scores = devices.max_scores * devices.item_shards
+        self.max_rows = max(MIN_ROWS, scores // model.num_items)
         self._with_clicks = devices.hold_clicks(examples.items)
         step = functools.partial(
             evaluate_step,
-            model=model,
+            model=devices.split_model(model),
             ks=tuple(ks),
             max_scores=devices.max_scores,
             axis_name=devices.axis_name,
@@ -142,7 +143,7 @@ def make_evaluator(
         config.ks,
         config.eval_batch_size,
         devices,
-        config.progress,
+        config.progress and parallel.is_main_process(),
     )
 
 
@@ -199,15 +200,16 @@ def evaluate_workdir(
         if config is None:
             config = config_lib.from_dict(progress.config)
         config_lib.validate(config)
-        data = config_lib.load_data(config)
+        devices = config_lib.find_devices(config)
+        with parallel.main_process_first():
+            data = config_lib.load_data(config)
         check_same_run(progress, Progress.at_start(config, data))
         model = config_lib.make_model(config, progress.num_items)
-        wanted = {"params": jax.eval_shape(lambda: init_params(model, config.seed))}
+        shapes = {"params": jax.eval_shape(lambda: init_params(model, config.seed))}
         step = progress.best_step or progress.step
-        params = checkpoints.restore(wanted, step)["params"]
+        params = checkpoints.restore(devices.layout(shapes), step)["params"]
     splits = config_lib.make_splits(config, data)
-    devices = config_lib.local_devices(config)
     evaluate = make_evaluator(config, model, splits.evaluated["test"], devices)
     test = evaluate(params)
-    print(report(config, progress, test, splits))
+    parallel.say(report(config, progress, test, splits))
     return test

@@ -299,6 +299,9 @@ class SRGNN(nn.Module):
       hybrid: whether the last click's own state joins the readout.
       compute_dtype: of the matrix products, such as "bfloat16"; parameters, sums,
         activations and the softmax stay in float32. None: as the parameters are.
+      item_axis: mesh axis that the item table is split over by rows, or None; see
+        `item_table`. Only `encode`, the losses and the ranks know split tables.
+      item_shards: the number of devices along it.
     """
 
     num_items: int
@@ -306,12 +309,14 @@ class SRGNN(nn.Module):
     step: int = 1
     hybrid: bool = True
     compute_dtype: str | None = None
+    item_axis: str | None = None
+    item_shards: int = 1
 
     def setup(self):
         self.item_embedding = self.param(
             "item_embedding",
             uniform_init(self.embedding_size),
-            (self.num_items, self.embedding_size),
+            (-(-self.num_items // self.item_shards), self.embedding_size),
         )
         self.gnn = GNN(self.embedding_size, self.step, self.compute_dtype)
         self.readout = AttentionReadout(
@@ -336,7 +341,9 @@ class SRGNN(nn.Module):
         # One lookup for all: each would make a pass over the table's gradient.
         rows = [*(item_seq.reshape(-1) for item_seq in item_seqs), *others]
         ends = np.cumsum([len(part) for part in rows])[:-1]
-        found, table = item_table.lookup(self.item_embedding, jnp.concatenate(rows))
+        found, table = item_table.lookup(
+            self.item_embedding, jnp.concatenate(rows), self.item_axis
+        )
         embedded = jnp.split(found, ends[len(tiers) - 1 :])
         hidden, aliases = self.gnn(item_seqs, embedded[0])
         session = self.readout(hidden, aliases, item_seq_lens)
@@ -389,6 +396,8 @@ class SRGNN(nn.Module):
                 target_embedding,
                 score_padding,
                 max_scores,
+                num_items=self.num_items,
+                axis_name=self.item_axis,
                 compute_dtype=self.compute_dtype,
             )
         if loss_type != "BPR":
@@ -410,7 +419,13 @@ class SRGNN(nn.Module):
         """
         session, table = self.encode(tiers)
         return item_table.target_rank(
-            session, table, target, max_scores, compute_dtype=self.compute_dtype
+            session,
+            table,
+            target,
+            max_scores,
+            num_items=self.num_items,
+            axis_name=self.item_axis,
+            compute_dtype=self.compute_dtype,
         )
 
     def calculate_loss(

@@ -1,25 +1,58 @@
-"""How a step function runs: by jit on one device, or by pmap over the local devices.
+"""How a step function runs: by jit, by pmap, or on a mesh of devices (data, items).
 
 A step function is written for one device's part of a batch. It names its collectives by
 the axis that it is given, which is None where there is only one part; `total` is the
-sum over that axis. The state, replicated, looks the same to callers either way.
+sum over that axis. The state looks the same to callers in all three ways; on a mesh
+each device holds its rows of the item table and of the table's Adam moments only, and
+all else whole. Every process makes all of every batch, which is a few numbers a row.
 """
 
 import contextlib
 import ctypes
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from srgnn_jax import item_table
 from srgnn_jax.data.batches import Batch, own_clicks
+from srgnn_jax.errors import UserError
+from srgnn_jax.model import SRGNN
 
-AXIS = "batch"
+T = TypeVar("T")
+
+DATA_AXIS, ITEM_AXIS = "data", "items"
 CPU_POSITIONS = 8192
+# The default of 100 s is a long time to wait for a peer that is gone.
+HEARTBEAT_SECONDS = 30
+
+
+def join_processes(
+    coordinator_address: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Joins the processes of one run; before anything else is asked of JAX.
+
+    Without arguments, JAX finds them in the environment of a TPU pod or of Slurm.
+
+    Args:
+      coordinator_address: host:port of process 0.
+      num_processes: how many there are.
+      process_id: which one this is.
+    """
+    try:
+        jax.distributed.initialize(
+            coordinator_address,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"cannot join the other processes: {error}") from error
 
 
 def total(x: Any, axis_name: str | None) -> Any:
@@ -29,10 +62,11 @@ def total(x: Any, axis_name: str | None) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """The devices of this process, and how steps are run on them.
+    """The devices of a run, and how steps are run on them.
 
     Attributes:
-      shards: devices that share a batch, each with as many of its parts.
+      shards: devices, or columns of the mesh, that share a batch.
+      mesh: the mesh with the axes "data" and "items"; None for jit and pmap.
       max_scores: scores (items times sessions) that a device holds at a time.
       max_positions: positions of sessions that it works on at a time.
       max_clicks: clicks of a split that it keeps; of a longer one, each batch brings
@@ -40,6 +74,7 @@ class Devices:
     """
 
     shards: int = 1
+    mesh: Mesh | None = None
     max_scores: int = item_table.MAX_SCORES
     max_positions: int = 2**30
     max_clicks: int = 2**28
@@ -47,15 +82,18 @@ class Devices:
     @property
     def axis_name(self) -> str | None:
         """The axis over which a step function sums, or None."""
-        return AXIS if self.shards > 1 else None
+        return DATA_AXIS if self.shards > 1 else None
 
-    def put(self, x: np.ndarray) -> jax.Array:
-        """Puts an array on every device, once."""
-        if self.shards == 1:
-            return jax.device_put(x)
-        mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
-        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        return jax.device_put(x, whole)
+    @property
+    def item_shards(self) -> int:
+        """Devices that the item table is split over."""
+        return 1 if self.mesh is None else self.mesh.shape[ITEM_AXIS]
+
+    def split_model(self, model: SRGNN) -> SRGNN:
+        """Returns the model as a step function of these devices needs it."""
+        if self.item_shards == 1:
+            return model
+        return model.clone(item_axis=ITEM_AXIS, item_shards=self.item_shards)
 
     def hold_clicks(self, clicks: np.ndarray) -> Callable[[Batch], tuple[Any, Batch]]:
         """Keeps the clicks of a split on the devices, where they fit.
@@ -68,23 +106,76 @@ class Devices:
         held = self.put(clicks)
         return lambda batch: (held, batch)
 
-    def compile(self, step: Callable, donate_state: bool = False) -> Callable:
-        """Compiles `step(state, clicks, batch) -> replicated results`.
+    def put(self, x: np.ndarray) -> jax.Array:
+        """Puts an array on every device, whole."""
+        if self.mesh is not None:
+            return jax.device_put(x, NamedSharding(self.mesh, PartitionSpec()))
+        if self.shards == 1:
+            return jax.device_put(x)
+        mesh = Mesh(np.array(jax.local_devices()), (DATA_AXIS,))
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
+
+    def layout(self, state: T) -> T:
+        """Describes how a state lies on the devices.
 
         Args:
-          step: takes the whole state, all clicks and one device's parts of a batch.
-          donate_state: whether the state's buffers may be written over.
+          state: arrays, or their shapes and types, with the table as a whole.
+
+        Returns:
+          The same tree of `jax.ShapeDtypeStruct` with shardings; the rows of the item
+          table and its moments are filled up to a multiple of the devices.
         """
-        donate = (0,) if donate_state else ()
-        if self.shards == 1:
-            return _compile_ahead(jax.jit(step, donate_argnums=donate))
+        shards = self.item_shards
+
+        def leaf(path, x):
+            shape, spec = list(x.shape), PartitionSpec()
+            if _is_table(path):
+                shape[0] = -(-shape[0] // shards) * shards
+                spec = PartitionSpec(ITEM_AXIS)
+            sharding = (
+                jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+                if self.mesh is None
+                else NamedSharding(self.mesh, spec)
+            )
+            return jax.ShapeDtypeStruct(tuple(shape), x.dtype, sharding=sharding)
+
+        return jax.tree_util.tree_map_with_path(leaf, state)
+
+    def make(self, function: Callable[[], T]) -> T:
+        """Calls a function that makes a state, and lays what it makes out."""
+        if self.mesh is None:
+            return function()
+        layout = self.layout(jax.eval_shape(function))
+
+        def fill_up(x, wanted):
+            missing = zip(x.shape, wanted.shape, strict=True)
+            zero = jax.numpy.zeros((), x.dtype)
+            return jax.lax.pad(x, zero, [(0, m - n, 0) for n, m in missing])
+
+        def filled_up():
+            return jax.tree.map(fill_up, function(), layout)
+
+        shardings = jax.tree.map(lambda x: x.sharding, layout)
+        return jax.jit(filled_up, out_shardings=shardings)()
+
+    def compile(self, step: Callable, updates_state: bool = False) -> Callable:
+        """Compiles `step(state, clicks, batch)`.
+
+        Args:
+          step: takes the state as this device holds it, all clicks and this device's
+            parts of a batch; returns what is the same on all devices, or a state.
+          updates_state: whether it returns the state, whose buffers may be written
+            over.
+        """
+        if self.mesh is not None or self.shards == 1:
+            return self._compile_ahead(step, updates_state)
         run = jax.pmap(
             step,
-            axis_name=AXIS,
+            axis_name=DATA_AXIS,
             in_axes=(None, None, 0),
             out_axes=None,
             devices=jax.local_devices(),
-            donate_argnums=donate,
+            donate_argnums=(0,) if updates_state else (),
         )
 
         def split(x):
@@ -94,38 +185,145 @@ class Devices:
             state, clicks, jax.tree.map(split, batch)
         )
 
+    def lower(self, step: Callable, arguments: tuple, updates_state: bool) -> Any:
+        """Lowers a step of jit or of a mesh, to be compiled.
 
-def local_devices(parallel: str, **limits: int) -> Devices:
-    """Returns what `config.parallel` asks for: "jit", "pmap", or "auto".
+        Args:
+          step: see `compile`.
+          arguments: state, clicks and batch, or what they look like.
+          updates_state: see `compile`.
+        """
+        donate = (0,) if updates_state else ()
+        if self.mesh is None:
+            return jax.jit(step, donate_argnums=donate).lower(*arguments)
+        whole, by_part = PartitionSpec(), PartitionSpec(DATA_AXIS)
+        specs = jax.tree_util.tree_map_with_path(
+            lambda path, _: PartitionSpec(ITEM_AXIS) if _is_table(path) else whole,
+            arguments[0],
+        )
+        on_mesh = jax.shard_map(
+            step,
+            mesh=self.mesh,
+            in_specs=(specs, whole, by_part),
+            out_specs=specs if updates_state else whole,
+            # Gradients are taken inside, where each sum over the items' axis has a
+            # gradient of its own; see `item_table`.
+            check_vma=False,
+        )
+        state, clicks, batch = arguments
+        return jax.jit(on_mesh, donate_argnums=donate).lower(
+            state, clicks, jax.tree.map(self._place, batch)
+        )
 
-    "auto" is pmap where this process has several devices, else jit. The limits are
-    fields of `Devices`; those that are 0 or left out are chosen to suit the device.
+    def _place(self, x: Any) -> Any:
+        """Splits an array of a batch over the mesh; every process has all of it."""
+        if self.mesh is None:
+            return x
+        sharding = NamedSharding(self.mesh, PartitionSpec(DATA_AXIS))
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
+
+    def _compile_ahead(self, step: Callable, updates_state: bool) -> Callable:
+        """Compiles for each new shape before the first call with it.
+
+        The compiler's memory, hundreds of megabytes, is then given back before a step
+        needs its own.
+        """
+        compiled: dict[Any, Callable] = {}
+
+        def run(state, clicks, batch):
+            if self.mesh is not None and not isinstance(clicks, jax.Array):
+                clicks = self.put(clicks)
+            shapes = batch.layout, batch.start.shape, clicks.shape
+            if shapes not in compiled:
+                lowered = self.lower(step, (state, clicks, batch), updates_state)
+                compiled[shapes] = lowered.compile()
+                _glibc("malloc_trim", 0)
+            return compiled[shapes](state, clicks, jax.tree.map(self._place, batch))
+
+        return run
+
+
+def _is_table(path: tuple) -> bool:
+    return any(getattr(key, "key", None) == "item_embedding" for key in path)
+
+
+def find_devices(
+    parallel: str, mesh_shape: Sequence[int] = (0, 0), **limits: Any
+) -> Devices:
+    """Returns what `config.parallel` asks for: "jit", "pmap", "mesh", or "auto".
+
+    "auto" is jit where this process has one device, else pmap; with several processes
+    it is a mesh of all of their devices.
+
+    Args:
+      parallel: how to run.
+      mesh_shape: (data, items), whose product is the number of all devices; one of them
+        may be 0, which takes what the other leaves, and (0, 0) is (all, 1).
+      limits: fields of `Devices`; those that are 0 or left out suit the device.
+
+    Raises:
+      UserError: the devices cannot be had in that way.
     """
     _reuse_freed_memory()
     limits = {name: limit for name, limit in limits.items() if limit}
     if jax.default_backend() == "cpu":
         # What a step holds then stays in the caches.
         limits.setdefault("max_positions", CPU_POSITIONS)
-    count = jax.local_device_count() if parallel in ("auto", "pmap") else 1
-    return Devices(count, **limits)
+    several = jax.process_count() > 1
+    if parallel == "auto":
+        parallel = "mesh" if several or any(mesh_shape) else "pmap"
+    elif several and parallel != "mesh":
+        raise UserError(
+            f"config.parallel is {parallel!r}, which serves one process, and there are "
+            f"{jax.process_count()}; choose 'mesh'"
+        )
+    if parallel != "mesh":
+        return Devices(1 if parallel == "jit" else jax.local_device_count(), **limits)
+    data, items = mesh_shape
+    count = jax.device_count()
+    if not data:
+        items = items or 1
+        data = count // items
+    items = items or count // data
+    if data * items != count:
+        raise UserError(
+            f"config.mesh_shape is {tuple(mesh_shape)}; (data, items) must multiply to "
+            f"the {count} devices that there are"
+        )
+    mesh = jax.make_mesh(
+        (data, items), (DATA_AXIS, ITEM_AXIS), axis_types=(AxisType.Auto,) * 2
+    )
+    return Devices(data, mesh, **limits)
 
 
-def _compile_ahead(jitted: Any) -> Callable:
-    """Compiles for each new shape before the first call with it.
+def layout_of(state: T) -> T:
+    """Returns shapes, types and shardings of a state's arrays, as `Devices.layout`."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
 
-    The compiler's memory, hundreds of megabytes, is then given back before a step needs
-    its own.
-    """
-    compiled: dict[Any, Callable] = {}
 
-    def run(state, clicks, batch):
-        shapes = batch.layout, batch.start.shape, clicks.shape
-        if shapes not in compiled:
-            compiled[shapes] = jitted.lower(state, clicks, batch).compile()
-            _glibc("malloc_trim", 0)
-        return compiled[shapes](state, clicks, batch)
+def is_main_process() -> bool:
+    """Whether this process is the one that prints and records."""
+    return jax.process_index() == 0
 
-    return run
+
+def say(text: str) -> None:
+    """Prints, in the main process only."""
+    if is_main_process():
+        print(text, flush=True)
+
+
+@contextlib.contextmanager
+def main_process_first() -> Iterator[None]:
+    """Lets the others wait until the main process has done what is inside."""
+    if not is_main_process():
+        multihost_utils.sync_global_devices("main process first")
+    yield
+    if is_main_process():
+        multihost_utils.sync_global_devices("main process first")
 
 
 def _reuse_freed_memory() -> None:

@@ -19,7 +19,11 @@ class MetricsWriter:
     is there already, the same step with the same keys, is not written twice.
     """
 
-    def __init__(self, workdir: pathlib.Path):
+    def __init__(self, workdir: pathlib.Path, enabled: bool = True):
+        """Opens the files; where not enabled, nothing is read nor written."""
+        self._enabled = enabled
+        if not enabled:
+            return
         self._path = workdir / "metrics.jsonl"
         self._seen = set()
         kept = 0
@@ -45,7 +49,7 @@ class MetricsWriter:
     def write(self, step: int, metrics: Mapping[str, int | float]) -> None:
         """Records metrics of one step, unless the very same ones are there already."""
         record = {"step": step, **metrics}
-        if _key(record) in self._seen:
+        if not self._enabled or _key(record) in self._seen:
             return
         self._seen.add(_key(record))
         self._file.write(json.dumps(record) + "\n")
@@ -54,12 +58,16 @@ class MetricsWriter:
 
     def flush(self) -> None:
         """Brings all that was written to disk, before a checkpoint relies on it."""
+        if not self._enabled:
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
         self._board.flush()
 
     def close(self) -> None:
         """Flushes and closes the files."""
+        if not self._enabled:
+            return
         self.flush()
         self._file.close()
         self._board.close()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
@@ -170,11 +171,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState | None:
       UserError: what the user can mend, such as a file that is missing.
     """
     config_lib.validate(config)
-    devices = config_lib.local_devices(config)
-    data = config_lib.load_data(config)
+    devices = config_lib.find_devices(config)
+    with parallel.main_process_first():
+        data = config_lib.load_data(config)
     splits = config_lib.make_splits(config, data)
     counts = {**data.counts, **splits.counts}
-    print(counts_table(counts, data.published), flush=True)
+    parallel.say(counts_table(counts, data.published))
     folder = make_workdir(workdir)
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         start, stored = Progress.at_start(config, data), None
@@ -182,11 +184,16 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState | None:
             # Before anything is written into what may be another run's workdir.
             stored = checkpoints.progress()
             check_same_run(stored, start)
-        (folder / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
+        if parallel.is_main_process():
+            (folder / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
         if config.epochs == 0:
             return None
-        data.vocabulary.save(folder / "vocabulary.parquet")
-        with contextlib.closing(MetricsWriter(folder)) as writer:
+        if parallel.is_main_process():
+            vocabulary = data.vocabulary.with_clicks(splits.train_sessions.items)
+            vocabulary.save(folder / "vocabulary.parquet")
+        with contextlib.closing(
+            MetricsWriter(folder, parallel.is_main_process())
+        ) as writer:
             run = _Run(config, devices, splits, checkpoints, start, stored, writer)
             return run.run()
 
@@ -213,13 +220,13 @@ class _Run:
         )
         self.devices = devices
         self.with_clicks = devices.hold_clicks(splits.train.items)
-        self.model = config_lib.make_model(config, start.num_items)
+        model = config_lib.make_model(config, start.num_items)
         self.schedule = config_lib.make_schedule(config, self.steps_per_epoch)
         optimizer = adam_with_l2(self.schedule, config.l2)
         self.train_step = self.devices.compile(
             functools.partial(
                 train_step,
-                model=self.model,
+                model=devices.split_model(model),
                 optimizer=optimizer,
                 seed=config.seed,
                 loss_type=config.loss_type,
@@ -227,26 +234,28 @@ class _Run:
                 max_scores=devices.max_scores,
                 axis_name=devices.axis_name,
             ),
-            donate_state=True,
+            updates_state=True,
         )
         self.evaluate = {
-            split: make_evaluator(config, self.model, examples, self.devices)
+            split: make_evaluator(config, model, examples, devices)
             for split, examples in splits.evaluated.items()
         }
-        self.state = init_state(self.model, optimizer, config.seed)
+        self.state = devices.make(lambda: init_state(model, optimizer, config.seed))
         self.progress = start
         if stored is not None:
             self.resume(stored)
 
     def resume(self, stored: Progress) -> None:
         """Takes up the run where its newest checkpoint was saved."""
-        self.state = self.checkpoints.restore(self.state, stored.step)
+        self.state = self.checkpoints.restore(
+            parallel.layout_of(self.state), stored.step
+        )
         self.progress = dataclasses.replace(stored, config=self.progress.config)
         where = f"step {stored.step}, epoch {stored.epoch}"
         if self.is_complete():
-            print(f"the run is complete: {where}", flush=True)
+            parallel.say(f"the run is complete: {where}")
         else:
-            print(f"continuing from the checkpoint of {where}", flush=True)
+            parallel.say(f"continuing from the checkpoint of {where}")
 
     def is_complete(self) -> bool:
         """Whether epochs, steps or patience are used up."""
@@ -288,7 +297,7 @@ class _Run:
             initial=done,
             desc=f"epoch {progress.epoch + 1}/{config.epochs}",
             unit=" examples",
-            disable=None if config.progress else True,
+            disable=None if config.progress and parallel.is_main_process() else True,
             leave=False,
         )
         logged = time.perf_counter(), done
@@ -337,8 +346,8 @@ class _Run:
         loss, examples = float(self.state.loss), float(self.state.examples)
         progress = self.progress
         self.state = self.state._replace(
-            loss=jnp.zeros_like(self.state.loss),
-            examples=jnp.zeros_like(self.state.examples),
+            loss=self.devices.put(np.zeros((), self.state.loss.dtype)),
+            examples=self.devices.put(np.zeros((), self.state.examples.dtype)),
         )
         progress.epoch_loss += loss
         progress.epoch_examples += examples
@@ -372,12 +381,11 @@ class _Run:
             progress.best_metrics = metrics
             progress.bad_epochs = 0
         shown = (f"recall@{max(config.ks)}", config.select_by)
-        print(
+        parallel.say(
             f"epoch {progress.epoch}: loss {loss:.4f}, {split} "
             + ", ".join(f"{name} {100 * metrics[name]:.2f}" for name in shown)
             + (", best so far" if progress.bad_epochs == 0 else "")
-            + f" ({examples_per_second:,.0f} examples/s)",
-            flush=True,
+            + f" ({examples_per_second:,.0f} examples/s)"
         )
         self.save()
 
@@ -400,7 +408,7 @@ class _Run:
         else:
             params = self.state.params
             if progress.best_step not in (0, progress.step):
-                wanted = {"params": params}
+                wanted = {"params": parallel.layout_of(params)}
                 restored = self.checkpoints.restore(wanted, progress.best_step)
                 params = restored["params"]
             test = self.evaluate["test"](params)
@@ -408,4 +416,4 @@ class _Run:
                 progress.best_step or progress.step,
                 {f"test/{name}": value for name, value in test.items()},
             )
-        print(report(config, progress, test, self.splits), flush=True)
+        parallel.say(report(config, progress, test, self.splits))

@@ -151,7 +151,7 @@ def compare_ml100k(folder: Path, report: Report) -> None:
     largest = parity.difference(scores, outputs["scores"])
     report.line("ml-100k: scores of 64 users, after import", largest, 1e-5)
 
-    evaluate = make_evaluator(config, model, examples, parallel.local_devices("jit"))
+    evaluate = make_evaluator(config, model, examples, parallel.find_devices("jit"))
     found = evaluate(params)
     for name, theirs_rounded in json.loads(
         (folder / "ml100k.json").read_text()

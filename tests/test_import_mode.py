@@ -11,7 +11,7 @@ from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import evaluate_workdir, make_evaluator
 from srgnn_jax.model import init_params
-from srgnn_jax.parallel import local_devices
+from srgnn_jax.parallel import find_devices
 from srgnn_jax.torch_import import import_checkpoint, params_to_torch
 from srgnn_jax.train import train_and_evaluate
 from tests.tiny import ITEMS, tiny_config
@@ -53,7 +53,7 @@ def test_workdir_is_evaluated_and_trained_on(tmp_path, config, data, capsys):
 
     examples = config_lib.make_splits(config, data).evaluated["test"]
     model = config_lib.make_model(config, ITEMS + 1)
-    expected = make_evaluator(config, model, examples, local_devices("jit"))(params)
+    expected = make_evaluator(config, model, examples, find_devices("jit"))(params)
     evaluated = evaluate_workdir(str(workdir))
     for metrics in (evaluated, expected):
         del metrics["examples_per_second"]
