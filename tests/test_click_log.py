@@ -144,6 +144,69 @@ def test_iso_times(tmp_path):
         assert read_times(tmp_path, text) == [moment]
 
 
+@pytest.mark.parametrize("year", [1970, 1999, 2000, 2016, 2100, 2260])
+def test_every_day_of_a_year(tmp_path, year):
+    """Also those that are none: they are told apart by the calendar."""
+    days = [f"{year}-{month:02}-{day:02}" for month in range(14) for day in range(33)]
+
+    def expected(day):
+        try:
+            return microseconds(datetime.date.fromisoformat(day))
+        except ValueError:
+            return None
+
+    parsed = click_log.parse_iso(pl.Series(days)).to_list()
+    assert parsed == [expected(day) for day in days]
+
+
+LAYOUTS = [
+    "%Y-%m-%d",
+    "%Y-%m-%dT%H:%MZ",
+    "%Y-%m-%d %H:%M:%S",
+    "%Y-%m-%dT%H:%M:%S,%f",
+    "%Y-%m-%d %H:%M:%S.%f%z",
+]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_iso_times_in_any_layout_and_mix(mixed):
+    rng = np.random.default_rng(0)
+    moments = [
+        datetime.datetime(1970, 1, 2, tzinfo=datetime.UTC)
+        + datetime.timedelta(microseconds=int(n))
+        for n in rng.integers(0, 9 * 10**15, 500)
+    ]
+    zone = datetime.timezone(datetime.timedelta(hours=-3, minutes=-30))
+    texts, expected = [], []
+    for n, moment in enumerate(moments):
+        layout = LAYOUTS[n % 5 if mixed else n // 100]
+        texts.append(moment.astimezone(zone).strftime(layout))
+        stated = datetime.datetime.strptime(texts[-1], layout)
+        if stated.tzinfo is None:
+            stated = stated.replace(tzinfo=datetime.UTC)
+        since = stated - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+        expected.append(since // datetime.timedelta(microseconds=1))
+    parts = [texts] if mixed else [texts[n : n + 100] for n in range(0, 500, 100)]
+    parsed = [click_log.parse_iso(pl.Series(part)).to_list() for part in parts]
+    assert [moment for part in parsed for moment in part] == expected
+
+
+def test_iso_times_of_one_length_and_several_layouts():
+    texts = [
+        "2014-04-07 10:51",
+        "2014-04-07T10:51",
+        "2014-04-07T10:5x",
+        "2014-04-07+02:00",
+    ]
+    parsed = click_log.parse_iso(pl.Series(texts)).to_list()
+    expected = [
+        microseconds("2014-04-07T10:51"),
+        None,
+        microseconds("2014-04-06T22:00"),
+    ]
+    assert parsed == [expected[0], *expected]
+
+
 def test_epoch_seconds_with_a_fraction_are_exact_microseconds(tmp_path):
     rng = np.random.default_rng(0)
     expected = rng.integers(10**15, 2 * 10**15, 2000).tolist()
@@ -239,6 +302,33 @@ def test_malformed_rows(tmp_path, monkeypatch, kind, chunk_rows):
     assert message in told
     assert "on_bad_row=skip" in told
     assert read_rows(path, on_bad_row="skip") == (EXPECTED, 2)
+
+
+def test_rows_of_too_many_fields_do_not_make_up_for_rows_of_too_few(tmp_path):
+    text = "session,item,time\ns1,i1\ns1,i1,5,6\ns1,i1,5\n"
+    with pytest.raises(UserError, match="line 2: 2 fields instead of 3"):
+        read_rows(write(tmp_path, text))
+    rows = read_rows(write(tmp_path, text), on_bad_row="skip")
+    assert rows == ([("s1", "i1", 5 * SECOND)], 2)
+
+
+def test_a_separator_of_several_bytes(tmp_path):
+    text = "session§item§time\ns1§i1§5\ns2§i2§3\ns1§i1§4\n"
+    assert read_rows(write(tmp_path, text), separator="§") == (EXPECTED, 0)
+
+
+def test_one_column_may_be_two_things(tmp_path):
+    path = write(tmp_path, "other,user,time\n9,s1,5\n9,s2,3\n")
+    rows, _ = read_rows(path, Columns(session="user", item="user"))
+    assert rows == [("s1", "s1", 5 * SECOND), ("s2", "s2", 3 * SECOND)]
+
+
+def test_a_byte_order_mark_further_down_is_part_of_an_id(tmp_path):
+    text = "session,item,time\n\ufeffs,i,5\n"
+    assert read_rows(write(tmp_path, text)) == ([("\ufeffs", "i", 5 * SECOND)], 0)
+    text = "\ufeffs,i,5\n\ufeffs,i,5\n"
+    rows, _ = read_rows(write(tmp_path, text), header=("session", "item", "time"))
+    assert [row[0] for row in rows] == ["s", "\ufeffs"]
 
 
 @pytest.mark.parametrize(

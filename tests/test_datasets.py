@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer
 
 from srgnn_jax.data.click_log import read_click_log
 from srgnn_jax.data.datasets import (
@@ -20,9 +21,14 @@ from srgnn_jax.data.datasets import (
     Synthetic,
     Yoochoose,
 )
-from srgnn_jax.data.datasets.builder import PreparationConfig
+from srgnn_jax.data.datasets.builder import (
+    PreparationConfig,
+    deserialize,
+    serialize,
+)
 from srgnn_jax.data.datasets.synthetic import draw_clicks
 from srgnn_jax.data.prepared import PUBLISHED, load_prepared
+from srgnn_jax.data.sessions import Sessions
 from srgnn_jax.errors import UserError
 from tests.tiny import write_log
 
@@ -123,6 +129,86 @@ def test_settings_go_into_a_builder_as_its_config(tmp_path):
     )
     expected = read(ClickLog, tmp_path, log_file="log.csv", test_days=0.35)
     assert len(built.as_data_source("test")) == len(expected.splits["test"])
+
+
+def made_sessions():
+    """Sessions of one to 9,000 clicks, on rows of one to five bytes as varints."""
+    rng = np.random.default_rng(0)
+    edges = [bound for k in (7, 14, 21, 28) for bound in (2**k - 1, 2**k)]
+    sessions = [[1], edges, [2**31 - 1] * 40]
+    for top in (2**7, 50_000, 2**24, 2**31 - 1):
+        lengths = [1, 3, *rng.integers(1, 60, 30), 127, 128, 9_000]
+        sessions += [rng.integers(1, top, length).tolist() for length in lengths]
+    return sessions
+
+
+def test_records_are_those_that_tfds_writes():
+    features = tfds.features.FeaturesDict(
+        {"items": tfds.features.Tensor(shape=(None,), dtype=np.int32)}
+    )
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    sessions = made_sessions()
+    records = serialize(Sessions.from_lists(sessions))
+    assert records == [
+        serializer.serialize_example(features.encode_example({"items": session}))
+        for session in sessions
+    ]
+    read = deserialize(records)
+    assert lists(read) == sessions
+    assert (read.items.dtype, read.offsets.dtype) == (np.int32, np.int64)
+    for record, session in zip(records, sessions, strict=True):
+        assert features.deserialize_example_np(record)["items"].tolist() == session
+
+
+GOOD_RECORD = serialize(Sessions.from_lists([[1, 300]]))[0]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (b"", "has 0 bytes"),
+        (GOOD_RECORD[:9], "has 9 bytes"),
+        (GOOD_RECORD[:-1], "is no record of a session"),
+        (GOOD_RECORD.replace(b"items", b"other"), "is no record of a session"),
+        (GOOD_RECORD[:-1] + b"\x80", "ends within a number"),
+        (
+            serialize(Sessions.from_lists([[1] * 9]))[0][:-9] + b"\x80" * 8 + b"\x01",
+            "32",
+        ),
+    ],
+)
+def test_records_of_something_else(record, message):
+    with pytest.raises(ValueError, match=message):
+        deserialize([GOOD_RECORD, record, GOOD_RECORD])
+
+
+def test_records_hold_only_the_sessions_that_the_fraction_needs(tmp_path):
+    write_clicks(tmp_path / "yoochoose-clicks.dat")
+    needed = {}
+    for name in ("1_4", "1_64"):
+        built = tfds.builder(f"yoochoose/{name}", data_dir=tmp_path / "tfds")
+        built.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(manual_dir=tmp_path)
+        )
+        needed[name] = len(built.as_data_source("train"))
+    # 37 sessions of two examples each train, of which 18 and 1 examples are kept.
+    assert needed == {"1_4": 9, "1_64": 1}
+
+
+def test_records_in_several_files(tmp_path):
+    write_log(tmp_path / "log.csv")
+    built = tfds.builder("click_log", data_dir=tmp_path / "tfds")
+    built.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=tmp_path, num_shards=3)
+    )
+    expected = lists(read(ClickLog, tmp_path).splits["train"])
+    info = built.info.splits["train"]
+    assert len(info.filepaths) == 3
+    assert info.num_examples == len(expected)
+    again = tfds.builder("click_log", data_dir=tmp_path / "tfds")
+    source = again.as_data_source("train")
+    assert [source[n]["items"].tolist() for n in range(len(source))] == expected
+    assert lists(again.read_sessions("train")) == expected
 
 
 def test_a_split_without_sessions_is_left_out(tmp_path):
@@ -539,7 +625,7 @@ def test_published_counts(name):
 
 
 @needs_shared
-@pytest.mark.slow  # Records of whole data sets take half a minute each.
+@pytest.mark.slow  # Whole data sets take ten seconds each.
 @pytest.mark.parametrize("name", PICKLED)
 def test_published_data_through_records(tmp_path, name):
     folder = SHARED / PICKLED[name][0]

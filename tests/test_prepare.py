@@ -1,6 +1,8 @@
 """The rules of preparation, against a plain reading of them."""
 
 import collections
+import csv
+import datetime
 import os
 import pathlib
 import time
@@ -11,8 +13,10 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.prepare import make_log
 from srgnn_jax.data.click_log import Columns, read_click_log
-from srgnn_jax.data.prepare import DAY, SECOND, count, prepare
+from srgnn_jax.data.datasets import Yoochoose
+from srgnn_jax.data.prepare import DAY, SECOND, count, number_values, prepare
 from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.errors import UserError
 
@@ -112,19 +116,25 @@ def published_order(train):
 
 def compare(rows, dates=None, **rules):
     """Compares with the reference; returns whether there was anything to compare."""
-    examples, test, ids, in_neither = reference(rows, dates, **rules)
+    examples, test, _, _ = reference(rows, dates, **rules)
     if not examples or not test:
         with pytest.raises(UserError):
             prepare(frame(rows, dates), **rules)
         return False
-    prepared = prepare(frame(rows, dates), **rules)
+    compare_prepared(prepare(frame(rows, dates), **rules), rows, dates, **rules)
+    return True
+
+
+def compare_prepared(prepared, rows, dates=None, **rules):
+    """Compares what was prepared with the reference."""
+    examples, test, ids, in_neither = reference(rows, dates, **rules)
     assert published_order(prepared.splits["train"]) == examples
     assert lists(prepared.splits["test"]) == test
     assert prepared.vocabulary.ids == ids
     assert prepared.counts["edge_sessions"] == in_neither
     assert prepared.counts["train_examples"] == len(examples)
+    assert prepared.counts["test_examples"] == sum(len(items) - 1 for items in test)
     assert prepared.counts["raw_clicks"] == len(rows)
-    return True
 
 
 # Times in quarters of a second, so that ties, and dates rounded to one, are many.
@@ -185,6 +195,9 @@ def test_against_the_reference_on_larger_logs(seed):
     # All dates are then multiples of a quarter of a day, many of them on the edge.
     rules = {"test_days": days, "date_resolution_seconds": 4}
     assert compare(rows, train_fraction=fraction, **rules)
+    # As most logs have it, a session's clicks stand together.
+    together = sorted(rows, key=lambda row: row[0])
+    assert compare(together, train_fraction=fraction, **rules)
     edge_sessions = prepare(frame(rows), **rules).counts["edge_sessions"]
     assert edge_sessions > 0 or days == 0.6
 
@@ -297,6 +310,47 @@ def test_test_clicks_on_unknown_items_only_are_refused():
     rows = [*walk("a", "xyx", 0), *walk("b", "pqp", 100)]
     with pytest.raises(UserError, match="1 sessions are left to train on and 0"):
         prepare(frame(rows), min_item_count=1, test_days=1 / 86_400)
+
+
+@pytest.mark.parametrize("fraction", [1 / 64, 1 / 4])
+def test_a_raw_file_against_the_reference(tmp_path, fraction):
+    """A file as the benchmark makes it, whose rows Python reads one by one."""
+    path = tmp_path / "yoochoose-clicks.dat"
+    make_log(path, 20_000, num_items=300)
+    with path.open(newline="") as file:
+        rows = [
+            (
+                session,
+                item,
+                (
+                    datetime.datetime.fromisoformat(moment)
+                    - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+                )
+                // datetime.timedelta(microseconds=1),
+            )
+            for session, moment, item, _ in csv.reader(file)
+        ]
+    assert len(rows) == 20_000
+    name = "1_4" if fraction == 1 / 4 else "1_64"
+    (config,) = (c for c in Yoochoose.BUILDER_CONFIGS if c.name == name)
+    prepared = Yoochoose.read([path], config)
+    rules = {"train_fraction": fraction, "date_resolution_seconds": 1}
+    compare_prepared(prepared, rows, **rules)
+    assert prepared.counts["train_examples"] > 100
+
+
+def test_values_are_numbered_by_first_appearance(monkeypatch):
+    rng = np.random.default_rng(0)
+    values = [f"v{n}" for n in rng.integers(0, 999, 5_000)]
+    # polars may number in any order, and other values too.
+    categories = pl.Categories.random()
+    others = pl.Series([*values, "more"][::-1]).cast(pl.Categorical(categories))
+    monkeypatch.setattr(pl.Categories, "random", lambda: categories)
+    numbers, distinct = number_values(pl.Series(values))
+    assert others[-1] == values[0]  # They are kept numbered until here.
+    first = list(dict.fromkeys(values))
+    assert distinct.to_list() == first
+    assert numbers.tolist() == [first.index(value) for value in values]
 
 
 @needs_raw

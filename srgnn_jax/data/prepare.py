@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Integer
 
 from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.errors import UserError
@@ -89,8 +89,9 @@ def prepare(
     if date_resolution_seconds:
         date -= date % (date_resolution_seconds * SECOND)
 
-    order = np.lexsort((time, session))
-    session, item = session[order], item[order]
+    if not _in_order(session, time):
+        order = np.lexsort((time, session))
+        session, item = session[order], item[order]
     keep = _long_enough(session, np.ones(len(session), bool), min_session_length)
     keep &= (np.bincount(item[keep], minlength=len(raw_items)) >= min_item_count)[item]
     keep = _long_enough(session, keep, min_session_length)
@@ -102,9 +103,9 @@ def prepare(
             "config.min_item_count"
         )
     session, item = session[keep], item[keep]
-    numbers, starts = np.unique(session, return_index=True)
-    kept = Sessions(item, np.append(starts, len(item)).astype(np.int64))
-    date = date[numbers]
+    starts = np.flatnonzero(np.diff(session, prepend=-1))
+    kept = Sessions(item, np.append(starts, len(item)))
+    date = date[session[starts]]
 
     if test_start is not None:
         is_train = date < test_start
@@ -125,8 +126,7 @@ def prepare(
             "config.test_end"
         )
 
-    ids, first = np.unique(train.items, return_index=True)
-    ids = ids[np.argsort(first)]
+    ids = _by_first_appearance(train.items)
     row = np.zeros(len(raw_items), np.int32)
     row[ids] = np.arange(1, len(ids) + 1)
     train = _last_examples(train.replace_items(row), train_fraction)
@@ -151,15 +151,35 @@ def number_values(column: pl.Series) -> tuple[Int[np.ndarray, " C"], pl.Series]:
     """Numbers the distinct values from 0 by first appearance.
 
     Returns:
-      The number of each value, and the distinct values in that order.
+      The number of each value, in int32, and the distinct values in that order.
     """
-    name = column.name
-    values = column.unique(maintain_order=True)
-    numbered = values.to_frame().with_row_index("number")
-    numbers = column.to_frame().join(
-        numbered, on=name, how="left", maintain_order="left"
-    )
-    return numbers["number"].to_numpy().astype(np.int64), values
+    # polars hashes once and numbers the values in an order of its own.
+    own = column.cast(pl.Categorical(pl.Categories.random())).to_physical().to_numpy()
+    order = _by_first_appearance(own)
+    number = np.empty(own.max() + 1, np.int32)
+    number[order] = np.arange(len(order))
+    return number[own], column.gather(_first_positions(own)[order])
+
+
+def _first_positions(numbers: Integer[np.ndarray, " C"]) -> Int[np.ndarray, " N"]:
+    """Returns where each number from 0 on stands first; C where it stands nowhere."""
+    first = np.full(numbers.max() + 1, len(numbers))
+    # The last assignment to an index wins.
+    first[numbers[::-1]] = np.arange(len(numbers))[::-1]
+    return first
+
+
+def _by_first_appearance(numbers: Integer[np.ndarray, " C"]) -> Int[np.ndarray, " N"]:
+    """Returns the distinct numbers in the order in which they come up."""
+    first = _first_positions(numbers)
+    return np.argsort(first, kind="stable")[: np.count_nonzero(first < len(numbers))]
+
+
+def _in_order(session: Int[np.ndarray, " C"], time: np.ndarray) -> bool:
+    """Whether the clicks are sorted by session, then time, as many logs are."""
+    same = session[1:] == session[:-1]
+    later = (session[1:] > session[:-1]) | (same & (time[1:] >= time[:-1]))
+    return bool(later.all())
 
 
 def count(

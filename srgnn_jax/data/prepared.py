@@ -3,9 +3,13 @@
     <prepared_dir>/<builder>-<fingerprint>/
         tfds/                      the TFDS data set: one record a session
         <split>.items.npy, <split>.offsets.npy, vocabulary.parquet, contents.json
+        start-<hash>-<fingerprint>
 
 The fingerprint is that of the source's bytes and of every setting: a file or a setting
-that changes is never served from what was built before.
+that changes is never served from what was built before. The empty `start` file is left
+by a start that has read all of the source; its hash is that of the settings and of the
+names, sizes, inodes and times of the files in the source's folder. While these stay the
+same, later starts neither read the source nor import TFDS.
 """
 
 import contextlib
@@ -17,18 +21,19 @@ import logging
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.errors import UserError, nearest
 
 # Raise it when the same source and settings come to be prepared differently.
 PREPARATION_VERSION = 1
-RECORDS_PER_READ = 10_000
+# File systems keep times to a few milliseconds, the coarsest of them to two seconds.
+SETTLED_NANOSECONDS = 3_000_000_000
 
 # Counts of Wu et al. 2019, table 1.
 PUBLISHED: dict[str, dict[str, int | float]] = {
@@ -99,7 +104,61 @@ def load_prepared(
       UserError: a name is unknown, the source is missing or malformed, prepared_dir
         cannot be written, or the disk is full.
     """
-    # Imported late: TFDS takes seconds, and a wrong config should be told at once.
+    published = dataset
+    if dataset == "yoochoose":
+        fraction = settings.get("train_fraction", 1.0)
+        published += {1 / 64: "_1_64", 1 / 4: "_1_4"}.get(fraction, "")
+    start, settled = _look(dataset, data_dir, settings)
+    left = next(prepared_dir.glob(f"*/start-{start}-*"), None)
+    if left is not None:
+        folder, fingerprint = left.parent, left.name.rpartition("-")[2]
+    else:
+        folder, fingerprint = _find_or_build(dataset, data_dir, prepared_dir, settings)
+        if settled:
+            # Another user's folder may not be written; then every start reads all.
+            with contextlib.suppress(OSError):
+                (folder / f"start-{start}-{fingerprint}").touch()
+    return _map(folder, fingerprint, PUBLISHED.get(published, {}))
+
+
+def _look(
+    dataset: str, data_dir: pathlib.Path, settings: Mapping[str, Any]
+) -> tuple[str, bool]:
+    """Looks at the source's folder, but not into its files.
+
+    Returns:
+      A hash of what was asked for and of what lies there; and whether every file has
+      been left alone for some time, so that any change from now on shows in its times.
+    """
+    now = time.time_ns()
+    files, youngest = [], 0
+    paths = [data_dir / settings.get("log_file", "")]
+    with contextlib.suppress(OSError):
+        paths += sorted(data_dir.iterdir())
+    for path in paths:
+        try:
+            stat = path.stat()
+        except OSError:
+            continue
+        if path.is_file():
+            # The time of change cannot be set, unlike that of modification.
+            times = stat.st_mtime_ns, stat.st_ctime_ns
+            files.append((path.name, stat.st_size, stat.st_ino, *times))
+            youngest = max(youngest, *times)
+    about = [PREPARATION_VERSION, dataset, str(data_dir.resolve())]
+    about += [sorted(settings.items()), files]
+    digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=16)
+    return digest.hexdigest(), now - youngest > SETTLED_NANOSECONDS
+
+
+def _find_or_build(
+    dataset: str,
+    data_dir: pathlib.Path,
+    prepared_dir: pathlib.Path,
+    settings: Mapping[str, Any],
+) -> tuple[pathlib.Path, str]:
+    """Returns the folder of what is prepared, and its fingerprint."""
+    # Imported late: TFDS takes a second or more.
     from srgnn_jax.data import datasets
     from srgnn_jax.data.datasets.builder import PreparationConfig
 
@@ -127,10 +186,7 @@ def load_prepared(
     folder = prepared_dir / f"{builder.name}-{fingerprint[:16]}"
     if not folder.exists():
         _build(builder, config, data_dir, folder)
-    published = dataset
-    if dataset == "yoochoose":
-        published += {1 / 64: "_1_64", 1 / 4: "_1_4"}.get(config.train_fraction, "")
-    return _map(folder, fingerprint, PUBLISHED.get(published, {}))
+    return folder, fingerprint
 
 
 def _raw_or_pickles(raw, pickles, data_dir: pathlib.Path, config):
@@ -192,7 +248,7 @@ def _build(builder, config, data_dir: pathlib.Path, folder: pathlib.Path) -> Non
             "splits": list(made.info.splits),
         }
         for split in contents["splits"]:
-            sessions = _read_records(made.as_data_source(split), split)
+            sessions = made.read_sessions(split)
             np.save(unfinished / f"{split}.items.npy", sessions.items)
             np.save(unfinished / f"{split}.offsets.npy", sessions.offsets)
         Vocabulary(made.info.metadata["item_ids"]).save(
@@ -232,20 +288,6 @@ def _quiet_tfds():
             yield tfds
     finally:
         logger.setLevel(level)
-
-
-def _read_records(source, split: str) -> Sessions:
-    sessions: list[np.ndarray] = []
-    for start in tqdm(
-        range(0, len(source), RECORDS_PER_READ),
-        desc=f"read {split} records",
-        disable=None,
-        leave=False,
-    ):
-        stop = min(start + RECORDS_PER_READ, len(source))
-        records = source.__getitems__(list(range(start, stop)))
-        sessions.extend(record["items"] for record in records)
-    return Sessions.from_lists(sessions)
 
 
 def _map(
