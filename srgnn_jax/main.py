@@ -42,6 +42,14 @@ flags.DEFINE_string(
     "For import: a file with the raw id of each item row, one a line, where the rows "
     "are not numbered as in the config's data set.",
 )
+flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Join the other processes of a TPU pod or a Slurm job, which JAX finds by itself.",
+)
+flags.DEFINE_string("coordinator_address", None, "Elsewhere: host:port of process 0,")
+flags.DEFINE_integer("num_processes", None, "the number of processes,")
+flags.DEFINE_integer("process_id", None, "and which of them this is, from 0.")
 config_flags.DEFINE_config_file("config", None, "A file of configs/, or your own.")
 
 
@@ -84,10 +92,14 @@ def run() -> None:
     # Imported late: a wrong flag is told at once, and --help needs no JAX.
     import jax
 
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.values["jax_compilation_cache_dir"]:
         folder = pathlib.Path("~/.cache/srgnn_jax/compiled").expanduser()
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if FLAGS.distributed or FLAGS.coordinator_address:
+        from srgnn_jax.parallel import join_processes
+
+        join_processes(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
     if mode == "train":
         from srgnn_jax.train import train_and_evaluate
 

@@ -11,6 +11,8 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -109,7 +111,8 @@ class Devices:
     def put(self, x: np.ndarray) -> jax.Array:
         """Puts an array on every device, whole."""
         if self.mesh is not None:
-            return jax.device_put(x, NamedSharding(self.mesh, PartitionSpec()))
+            whole = NamedSharding(self.mesh, PartitionSpec())
+            return jax.make_array_from_callback(x.shape, whole, lambda at: x[at])
         if self.shards == 1:
             return jax.device_put(x)
         mesh = Mesh(np.array(jax.local_devices()), (DATA_AXIS,))
@@ -324,6 +327,29 @@ def main_process_first() -> Iterator[None]:
     yield
     if is_main_process():
         multihost_utils.sync_global_devices("main process first")
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Ends this process at once when another one of the run is gone.
+
+    Whatever waits for it, such as a checkpoint that is being saved, would wait for
+    minutes.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        print(
+            f"error: process {jax.process_index()} cannot go on, as another one of the "
+            f"run is gone ({reason[0]}); start them all again: they continue from the "
+            "last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
 
 
 def _reuse_freed_memory() -> None:

@@ -195,7 +195,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState | None:
             MetricsWriter(folder, parallel.is_main_process())
         ) as writer:
             run = _Run(config, devices, splits, checkpoints, start, stored, writer)
-            return run.run()
+            with parallel.together():
+                return run.run()
 
 
 class _Run:
