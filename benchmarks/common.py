@@ -161,3 +161,19 @@ def train_here(
     )
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return seconds, [json.loads(line) for line in lines]
+
+
+def load_of_others() -> float:
+    """Returns the machine's load before anything is measured; warns if there is any.
+
+    Processes that share the cores slow all down, but not alike: torch's threads wait
+    for each other at every operation, and lose the most.
+    """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > 0.5:
+        print(
+            f"other processes are running (load {load:.1f}): the ratios will be off",
+            file=sys.stderr,
+            flush=True,
+        )
+    return load
