@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
 
     # Running.
     c.compute_dtype = ""  # "bfloat16": matrix products on accelerators; "": float32
-    c.max_scores = 2**24  # items times sessions that a device scores at a time
+    c.max_scores = 2**23  # items times sessions that a device scores at a time
     c.max_positions = 0  # of sessions that it works on at a time; 0: as suits it
     c.max_clicks = 2**28  # of a split that it keeps; of a longer one it is sent batches
     # "jit": one device, "pmap": all of this process, "mesh": all, "auto": as it suits.

@@ -10,15 +10,20 @@ device holds, D embedding.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 AnyArray = Array | np.ndarray
-# Scores that are held at a time: 16 Mi floats are 64 MiB.
+# Scores that are held at a time: 8 Mi floats are 32 MiB.
 MAX_SCORES = 2**23
+# Rows that are compared with the target at a time.
+COUNTED_ROWS = 2048
+# Below, the search for the best items is done session by session.
+FEW_SESSIONS = 16
 
 
 def _here(
@@ -182,10 +187,21 @@ def _log_sum_exp_forward(session, table, static):
             *(session, table, i, count, 0 if score_padding else 1, num_items),
             *(axis_name, compute_dtype),
         )
-        return jnp.where(scored[:, None], scores, -jnp.inf)
+        return scored, scores
 
     if count == 1:
-        scores = scores_of(0)
+        scored, scores = scores_of(0)
+        # Only row 0 and the last rows, which fill a table up, can be unscored: with V
+        # known, a choice for every row, one more pass over all scores, is saved.
+        held = table.shape[0]
+        shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+        edges = [slice(0, held)]
+        if isinstance(num_items, int):
+            filled_up = min(held * shards - num_items, held)
+            edges = [slice(0, 1), slice(held - filled_up, held)]
+        for edge in edges:
+            kept = jnp.where(scored[edge, None], scores[edge], -jnp.inf)
+            scores = scores.at[edge].set(kept)
         maximum = scores.max(axis=0)
         if axis_name is not None:
             maximum = jax.lax.pmax(maximum, axis_name)
@@ -198,7 +214,8 @@ def _log_sum_exp_forward(session, table, static):
 
         def body(i, so_far):
             maximum, total = so_far
-            scores = scores_of(i)
+            scored, scores = scores_of(i)
+            scores = jnp.where(scored[:, None], scores, -jnp.inf)
             higher = jnp.maximum(maximum, scores.max(axis=0))
             total *= jnp.exp(maximum - higher)
             return higher, total + jnp.exp(scores - higher).sum(axis=0)
@@ -260,8 +277,26 @@ def count_not_below(
     either side) counts against it too: a model whose scores are all equal, or NaN,
     ranks its target last, never first.
     """
-    not_below = ~(scores < target_score) & scored[:, None]
-    return not_below.sum(axis=0, dtype=jnp.int32)
+    held, batch = scores.shape
+    rows = min(COUNTED_ROWS, held)
+
+    def not_below(first, rows):
+        part = jax.lax.dynamic_slice_in_dim(scores, first, rows)
+        counts = jax.lax.dynamic_slice_in_dim(scored, first, rows)
+        return (~(part < target_score) & counts[:, None]).astype(jnp.int32)
+
+    # Some rows at a time: on CPU the comparison's result then stays in the cache, which
+    # halves the time.
+    blocks = held // rows
+    counts = jax.lax.fori_loop(
+        0,
+        blocks,
+        lambda i, counts: counts + not_below(i * rows, rows),
+        jnp.zeros((rows, batch), jnp.int32),
+    ).sum(axis=0)
+    if held > blocks * rows:
+        counts += not_below(blocks * rows, held - blocks * rows).sum(axis=0)
+    return counts
 
 
 def target_rank(
@@ -315,3 +350,140 @@ def target_rank(
     target_score = _sum(jax.lax.fori_loop(0, count, find, zeros), axis_name)
     ranks = jax.lax.fori_loop(0, count, rank, jnp.zeros(batch, jnp.int32))
     return _sum(ranks, axis_name)
+
+
+def log_sum_exp(
+    session: Float[Array, "B D"],
+    table: Float[Array, "R D"],
+    score_padding: bool = False,
+    max_scores: int = MAX_SCORES,
+    *,
+    num_items: int | Int[Array, ""] | None = None,
+    axis_name: str | None = None,
+    compute_dtype: str | None = None,
+) -> Float[Array, " B"]:
+    """Returns the logarithm of what the softmax divides by.
+
+    The arguments are those of `full_softmax`, but `num_items` may be traced, and there
+    is no gradient written for it.
+    """
+    if num_items is None:
+        num_items = table.shape[0]
+    count = _num_blocks(table.shape[0], session.shape[0], max_scores)
+
+    def body(i, so_far):
+        *_, scored, scores = _block(
+            *(session, table, i, count, 0 if score_padding else 1, num_items),
+            *(axis_name, compute_dtype),
+        )
+        scores = jnp.where(scored[:, None], scores, -jnp.inf)
+        return jnp.logaddexp(so_far, jax.nn.logsumexp(scores, axis=0))
+
+    nothing = jnp.full(session.shape[0], -jnp.inf, session.dtype)
+    total = jax.lax.fori_loop(0, count, body, nothing)
+    if axis_name is None:
+        return total
+    return jax.nn.logsumexp(jax.lax.all_gather(total, axis_name), axis=0)
+
+
+def top_k(
+    session: Float[Array, "B D"],
+    table: Float[Array, "R D"],
+    k: int,
+    max_scores: int = MAX_SCORES,
+    *,
+    num_items: int | Int[Array, ""] | None = None,
+    axis_name: str | None = None,
+    compute_dtype: str | None = None,
+    recall: float = 1.0,
+) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
+    """Finds the items with the highest scores among rows 1 to V - 1, best first.
+
+    Of equal scores the lower row comes first.
+
+    Args:
+      session: session embeddings.
+      table: the item table, or this device's rows of it.
+      k: how many items are wanted.
+      max_scores: where R * B exceeds it, the table is worked through in blocks of rows.
+      num_items: V, where it is not the table's number of rows; it may be traced.
+      axis_name: mesh axis that the table is split over, or None.
+      compute_dtype: of the matrix product's factors; None: as they come.
+      recall: share of the true items that `jax.lax.approx_max_k` is to find; 1 is
+        exact.
+
+    Returns:
+      Scores and rows, K = min(k, rows of the whole table). Where fewer rows are scored
+      the last scores are -inf, and the rows beside them mean nothing.
+    """
+    held, batch = table.shape[0], session.shape[0]
+    if num_items is None:
+        num_items = held
+    count = _num_blocks(held, batch, max_scores)
+
+    def best_of(i):
+        first, _, scored, scores = _block(
+            *(session, table, i, count, 1, num_items, axis_name, compute_dtype)
+        )
+        best, row = _largest(scores, scored, min(k, scores.shape[0]), recall)
+        return best, first + row
+
+    def merge(best, row, wanted):
+        best, index = jax.lax.top_k(best, min(wanted, best.shape[1]))
+        return best, jnp.take_along_axis(row, index, axis=1)
+
+    def body(i, so_far):
+        # Rows that came earlier stand first, so that they win ties.
+        pairs = zip(so_far, best_of(i), strict=True)
+        best, row = (jnp.concatenate(pair, axis=1) for pair in pairs)
+        return merge(best, row, min(k, held))
+
+    if count == 1:
+        best, row = best_of(0)
+    else:
+        shape = batch, min(k, held)
+        start = jnp.full(shape, -jnp.inf, session.dtype), jnp.zeros(shape, jnp.int32)
+        best, row = jax.lax.fori_loop(0, count, body, start)
+    if axis_name is None:
+        return best, row
+    row += jax.lax.axis_index(axis_name) * held
+    best, row = (
+        jax.lax.all_gather(x, axis_name, axis=1, tiled=True) for x in (best, row)
+    )
+    return merge(best, row, k)
+
+
+def _largest(
+    scores: Float[Array, "R B"], scored: Bool[Array, " R"], k: int, recall: float
+) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
+    """Returns the k largest of each column and their rows, -inf where none is scored.
+
+    The k largest lie in the k groups of rows whose maxima are the largest: one cheap
+    pass finds the maxima, and only those groups are searched. For few sessions that
+    pass costs more than it saves.
+    """
+    rows, batch = scores.shape
+    # Maxima to sort and items to sort are then about equally many.
+    size = 2 ** max(round(math.log2(rows / max(k, 1)) / 2), 0)
+    groups = rows // size
+    if recall < 1 or size == 1 or groups <= k or batch < FEW_SESSIONS:
+        scores = jnp.where(scored[:, None], scores, -jnp.inf).T
+        if recall < 1:
+            best, row = jax.lax.approx_max_k(scores, k, recall_target=recall)
+        else:
+            best, row = jax.lax.top_k(scores, k)
+        return best, row
+    whole = groups * size
+    maxima = jnp.where(scored[:whole, None], scores[:whole], -jnp.inf)
+    maxima = maxima.reshape(groups, size, batch)
+    # By halves, which the CPU does at the speed of its memory, unlike a reduction.
+    while maxima.shape[1] > 1:
+        maxima = jnp.maximum(*jnp.split(maxima, 2, axis=1))
+    # In the order of their rows, so that the lower one of equal scores is found first.
+    chosen = jnp.sort(jax.lax.top_k(maxima[:, 0].T, k)[1], axis=1)
+    row = (chosen[:, :, None] * size + jnp.arange(size)).reshape(batch, k * size)
+    rest = jnp.arange(whole, rows, dtype=row.dtype)
+    row = jnp.concatenate([row, jnp.tile(rest, (batch, 1))], axis=1)
+    best = jnp.where(scored[row], scores[row, jnp.arange(batch)[:, None]], -jnp.inf)
+    best, index = jax.lax.top_k(best, k)
+    return best, jnp.take_along_axis(row, index, axis=1)

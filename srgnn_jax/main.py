@@ -1,13 +1,18 @@
-"""Trains and evaluates SR-GNN, and imports the weights of its PyTorch codes.
+"""Trains and evaluates SR-GNN, recommends, and imports weights of its PyTorch codes.
 
     python -m srgnn_jax.main --config=configs/yoochoose.py
     python -m srgnn_jax.main --mode=evaluate --workdir=runs/yoochoose_1_64
+    python -m srgnn_jax.main --mode=recommend --workdir=runs/yoochoose_1_64 \\
+        --sessions=sessions.jsonl > items.jsonl
+    python -m srgnn_jax.main --mode=export --workdir=runs/yoochoose_1_64 \\
+        --output=exported
     python -m srgnn_jax.main --mode=import --config=configs/diginetica.py \\
         --torch_checkpoint=SRGNN.pth --workdir=runs/imported
 
 Every field of a config can be set: --config.batch_size=512 (see configs/default.py).
 """
 
+import os
 import pathlib
 import re
 import sys
@@ -18,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 
 from srgnn_jax.errors import UserError
 
-MODES = ("train", "evaluate", "import")
+MODES = ("train", "evaluate", "recommend", "export", "import")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum(
@@ -26,7 +31,11 @@ flags.DEFINE_enum(
     "train",
     MODES,
     "train: prepare data, train, evaluate; the same command again continues. "
-    "evaluate: evaluate the best checkpoint of --workdir. "
+    "evaluate: evaluate the best checkpoint of --workdir, on its test split or on the "
+    "click log --sessions. "
+    "recommend: print the next items of each session in --sessions. "
+    "export: write the best checkpoint of --workdir to --output, to recommend without "
+    "this package. "
     "import: make a --workdir of the weights in --torch_checkpoint.",
 )
 flags.DEFINE_string("workdir", None, "Folder of the run [runs/<name of the config>].")
@@ -50,6 +59,30 @@ flags.DEFINE_bool(
 flags.DEFINE_string("coordinator_address", None, "Elsewhere: host:port of process 0,")
 flags.DEFINE_integer("num_processes", None, "the number of processes,")
 flags.DEFINE_integer("process_id", None, "and which of them this is, from 0.")
+flags.DEFINE_string(
+    "sessions",
+    None,
+    'For recommend: a file, or - for stdin, with a line {"session": ["id", ...]} '
+    "per session, or a csv with the ids of a session a line, or a click log in csv. "
+    "For evaluate: a click log, instead of the test split.",
+)
+flags.DEFINE_integer("k", 20, "For recommend and export: items per session.")
+flags.DEFINE_bool("exclude_seen", False, "For recommend: leave out clicked items.")
+flags.DEFINE_string(
+    "candidates",
+    None,
+    "For recommend: a file with the ids that may be recommended, one a line.",
+)
+flags.DEFINE_bool(
+    "as_probabilities", False, "For recommend: print probabilities, not scores."
+)
+flags.DEFINE_float(
+    "recall",
+    1.0,
+    "For recommend: below 1, approximate lists that are to hold this share of the "
+    "best items; faster on a TPU.",
+)
+flags.DEFINE_string("output", None, "For export: a new folder.")
 config_flags.DEFINE_config_file("config", None, "A file of configs/, or your own.")
 
 
@@ -85,7 +118,7 @@ def run() -> None:
     mode, config, workdir = FLAGS.mode, FLAGS.config, FLAGS.workdir
     if not workdir and config is not None:
         workdir = f"runs/{config.name or config.dataset}"
-    if config is None and mode != "evaluate":
+    if config is None and mode in ("train", "import"):
         raise UserError("--config is missing; try --config=configs/synthetic.py")
     if not workdir:
         raise UserError(f"--mode={mode} needs --workdir, the folder of the run")
@@ -105,9 +138,34 @@ def run() -> None:
 
         train_and_evaluate(config, workdir)
     elif mode == "evaluate":
-        from srgnn_jax.evaluate import evaluate_workdir
+        if FLAGS.sessions:
+            from srgnn_jax.recommend import evaluate_sessions
 
-        evaluate_workdir(workdir, config)
+            evaluate_sessions(workdir, FLAGS.sessions, config)
+        else:
+            from srgnn_jax.evaluate import evaluate_workdir
+
+            evaluate_workdir(workdir, config)
+    elif mode == "recommend":
+        from srgnn_jax.recommend import recommend_file
+
+        if not FLAGS.sessions:
+            raise UserError("--mode=recommend needs --sessions, a file, or - for stdin")
+        recommend_file(
+            workdir,
+            FLAGS.sessions,
+            k=FLAGS.k,
+            exclude_seen=FLAGS.exclude_seen,
+            candidates=FLAGS.candidates,
+            as_probabilities=FLAGS.as_probabilities,
+            recall=FLAGS.recall,
+        )
+    elif mode == "export":
+        from srgnn_jax.export import export_workdir
+
+        if not FLAGS.output:
+            raise UserError("--mode=export needs --output, the folder to write")
+        export_workdir(workdir, FLAGS.output, k=FLAGS.k)
     else:
         from srgnn_jax.torch_import import import_checkpoint
 
@@ -124,6 +182,11 @@ def main() -> None:
             return do(*arguments)
         except UserError as error:
             sys.exit(f"error: {error}")
+        except BrokenPipeError:
+            # Whoever read stdout, such as head, has enough. Python would complain when
+            # it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
         except KeyboardInterrupt:
             print("\ninterrupted; the same command continues", file=sys.stderr)
             sys.exit(130)

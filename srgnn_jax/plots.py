@@ -15,12 +15,23 @@ if TYPE_CHECKING:
 INK, ACCENT = "#1f2d3d", "#d9622b"
 
 
-def session_graph(session: Sequence[Hashable]) -> "Figure":
+def session_graph(
+    session: Sequence[Hashable], attention: Sequence[float] | None = None
+) -> "Figure":
     """Draws a session's graph, and its connection matrices beside it.
 
     Args:
       session: item ids in click order, numbers or text.
+      attention: the weight of each click, drawn as bars below; both as
+        `Recommender.explain` gives them.
+
+    Raises:
+      ValueError: there are not as many weights as clicks.
     """
+    if attention is not None and len(attention) != len(session):
+        raise ValueError(
+            f"{len(attention)} attention weights for {len(session)} clicks"
+        )
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(session))
@@ -33,13 +44,23 @@ def session_graph(session: Sequence[Hashable]) -> "Figure":
     incoming, outgoing = incoming[np.ix_(slots, slots)], outgoing[np.ix_(slots, slots)]
     labels = [str(names[nodes[slot] - 1]) for slot in slots]
 
-    figure = Figure(figsize=(9, 2.9), layout="constrained")
-    axes = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
+    figure = Figure(
+        figsize=(9, 2.9 if attention is None else 4.4), layout="constrained"
+    )
+    grid = figure.add_gridspec(
+        1 if attention is None else 2,
+        3,
+        width_ratios=(1.5, 1, 1),
+        height_ratios=None if attention is None else (2.9, 1.3),
+    )
+    axes = [figure.add_subplot(grid[0, n]) for n in range(3)]
     clicks = " → ".join(str(item) for item in session)
     figure.suptitle(f"session {clicks}", color=INK, fontsize=12)
     _draw_graph(axes[0], labels, outgoing)
     _draw_matrix(axes[1], labels, incoming, "incoming")
     _draw_matrix(axes[2], labels, outgoing, "outgoing")
+    if attention is not None:
+        _draw_attention(figure.add_subplot(grid[1, :]), session, attention)
     return figure
 
 
@@ -80,3 +101,18 @@ def _draw_matrix(
     for row, column in np.argwhere(matrix):
         weight = Fraction(float(matrix[row, column])).limit_denominator(99)
         axes.text(column, row, str(weight), ha="center", va="center", color=INK)
+
+
+def _draw_attention(
+    axes: "Axes", session: Sequence[Hashable], attention: Sequence[float]
+) -> None:
+    """Draws a bar for each click."""
+    bars = axes.bar(range(len(session)), attention, color=ACCENT, width=0.6)
+    axes.bar_label(bars, fmt="%.2f", color=INK, fontsize=8, padding=2)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.margins(y=0.25)
+    axes.set_xticks(range(len(session)), [str(item) for item in session])
+    axes.set_yticks([])
+    axes.set_title("attention to each click", fontsize=10, color=INK)
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    axes.tick_params(length=0)

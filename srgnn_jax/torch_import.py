@@ -266,7 +266,8 @@ def import_checkpoint(
     raw_ids = vocabulary_file and _read_vocabulary(vocabulary_file, len(table))
     if config.dataset:
         data = config_lib.load_data(config)
-        vocabulary, fingerprint = data.vocabulary, data.fingerprint
+        vocabulary = data.vocabulary.with_clicks(data.train.items)
+        fingerprint = data.fingerprint
         if raw_ids:
             params["item_embedding"] = _match_rows(table, raw_ids, vocabulary)
         elif vocabulary.num_items != len(table):

@@ -137,6 +137,18 @@ def test_rank_matches_sorting():
         assert order[ranks[b] - 1] == target[b]
 
 
+@pytest.mark.parametrize("rows", [1, 7, 23, 100])
+def test_ranks_do_not_depend_on_how_many_rows_are_compared_at_a_time(rows, monkeypatch):
+    session, table, target = random_problem()
+    scores = item_table.item_scores(session, table)
+    expected = [
+        1 + int((np.array(scores)[1:, b] > float(scores[row, b])).sum())
+        for b, row in enumerate(target.tolist())
+    ]
+    monkeypatch.setattr(item_table, "COUNTED_ROWS", rows)
+    assert rank_of(scores, target).tolist() == expected
+
+
 def test_padding_row_is_never_ranked():
     scores = jnp.array([[99.0], [1.0], [2.0]])
     assert rank_of(scores, jnp.array([2])).tolist() == [1]
@@ -185,3 +197,101 @@ def test_bfloat16_products_are_close_and_sums_stay_float32():
         for ours, theirs in zip(rounded_gradient, gradient, strict=True):
             assert ours.dtype == jnp.float32
             assert abs(ours - theirs).max() < 0.02 * abs(theirs).max()
+
+
+def sorted_top_k(scores, k):
+    """Sorts the scores [V, B] of rows from 1 on; the lower row wins ties."""
+    order = 1 + np.argsort(-np.asarray(scores)[1:], axis=0, kind="stable")[:k].T
+    return np.take_along_axis(np.asarray(scores).T, order, axis=1), order
+
+
+# 700 items of 20 sessions: whole, in 2, 9, and blocks of fewer rows than are wanted.
+@pytest.mark.parametrize("max_scores", [14_000, 7_000, 1_600, 120])
+@pytest.mark.parametrize("k", [1, 7, 100])
+def test_top_k_is_that_of_sorting(k, max_scores):
+    session, table, _ = random_problem(batch=20, items=700)
+    # Equal rows tie exactly, in groups and blocks far from each other.
+    table = table.at[jnp.array([3, 4, 90, 350, 699])].set(table[200])
+    best, row = jax.jit(item_table.top_k, static_argnums=(2, 3))(
+        session, table, k, max_scores
+    )
+    expected, order = sorted_top_k(item_table.item_scores(session, table), k)
+    np.testing.assert_allclose(best, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(row, order)
+
+
+def test_top_k_gives_no_score_to_rows_that_do_not_count():
+    session, table, _ = random_problem(items=700)
+    expected, order = sorted_top_k(item_table.item_scores(session, table[:12]), 20)
+    for max_scores in (10_000, 500):
+        best, row = jax.jit(item_table.top_k, static_argnums=(2, 3))(
+            session, table, 20, max_scores, num_items=jnp.int32(12)
+        )
+        assert best.shape == (6, 20)
+        np.testing.assert_array_equal(row[:, :11], order)
+        np.testing.assert_allclose(best[:, :11], expected, rtol=1e-5)
+        assert (best[:, 11:] == -jnp.inf).all()
+    best, _ = item_table.top_k(session, table[:12], 20)
+    assert best.shape == (6, 12)
+
+
+@pytest.mark.parametrize("max_scores", [10_000, 200])
+def test_top_k_of_a_split_table_is_that_of_the_whole(max_scores):
+    session, table, _ = random_problem(items=701)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("items",))
+    filled_up = jnp.pad(table, [(0, 3), (0, 0)], constant_values=100)
+    spec = jax.sharding.PartitionSpec
+
+    def top_k(session, table):
+        return item_table.top_k(
+            session, table, 200, max_scores, num_items=701, axis_name="items"
+        )
+
+    split = jax.shard_map(
+        top_k,
+        mesh=mesh,
+        in_specs=(spec(), spec("items")),
+        out_specs=spec(),
+        check_vma=False,
+    )
+    best, row = jax.jit(split)(session, filled_up)
+    expected, order = sorted_top_k(item_table.item_scores(session, table), 200)
+    np.testing.assert_allclose(best, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(row, order)
+
+
+def test_top_k_of_many_items_sorts_few_of_them():
+    session, table = jnp.ones((16, 3)), jnp.ones((40_000, 3))
+    traced = jax.make_jaxpr(lambda s, t: item_table.top_k(s, t, 20))(session, table)
+    sizes = [
+        eqn.invars[0].aval.shape[-1]
+        for eqn in traced.jaxpr.eqns
+        if eqn.primitive.name == "top_k"
+    ]
+    assert len(sizes) == 2
+    assert max(sizes) < 2_000
+
+
+def test_approximate_top_k_is_asked_of_the_hardware():
+    session, table, _ = random_problem(items=700)
+    _, row = item_table.top_k(session, table, 10, recall=0.9)
+    _, order = sorted_top_k(item_table.item_scores(session, table), 10)
+    found = [
+        len({*a} & {*b}) for a, b in zip(row.tolist(), order.tolist(), strict=True)
+    ]
+    assert np.mean(found) >= 9
+    traced = jax.make_jaxpr(lambda s, t: item_table.top_k(s, t, 10, recall=0.9))(
+        session, table
+    )
+    assert "approx_top_k" in str(traced)
+
+
+@pytest.mark.parametrize("max_scores", [10_000, 30])
+@pytest.mark.parametrize("score_padding", [False, True])
+def test_log_sum_exp_is_that_of_the_softmax(score_padding, max_scores):
+    session, table, _ = random_problem()
+    total = jax.jit(item_table.log_sum_exp, static_argnums=(2, 3))(
+        session, table, score_padding, max_scores, num_items=jnp.int32(20)
+    )
+    scores = item_table.item_scores(session, table)[0 if score_padding else 1 : 20]
+    np.testing.assert_allclose(total, jax.nn.logsumexp(scores, axis=0), rtol=1e-5)

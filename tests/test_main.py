@@ -15,7 +15,8 @@ CLICK_LOG = "--config=configs/click_log.py"
 
 
 def srgnn(*arguments, cwd=ROOT):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     return subprocess.run(
         [sys.executable, "-m", "srgnn_jax.main", *arguments],
         cwd=cwd,
@@ -38,6 +39,9 @@ def srgnn(*arguments, cwd=ROOT):
         ([CLICK_LOG, "extra"], "unexpected argument 'extra'"),
         (["--mode=evaluate"], "needs --workdir"),
         (["--mode=evaluate", "--workdir="], "needs --workdir"),
+        (["--mode=recommend"], "needs --workdir"),
+        (["--mode=recommend", "--workdir=x"], "needs --sessions, a file, or -"),
+        (["--mode=export", "--workdir=x"], "needs --output"),
     ],
 )
 def test_wrong_flags_end_in_one_line(arguments, message):

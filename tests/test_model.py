@@ -167,3 +167,22 @@ def test_a_revisited_item_counts_again():
     # what its attention gives, which both sessions share as both end on item 5.
     alone = run(model, params, jnp.array([[5]]), jnp.array([1]))
     np.testing.assert_allclose(session[0] - session[1], 2 * alone[0], atol=1e-6)
+
+
+def test_bfloat16_products_cost_little_accuracy():
+    item_seq, item_seq_len, target = random_sessions()
+    params = make(step=2)[1]
+    exact, rounded = (
+        loss_and_gradient(
+            SRGNN(ITEMS, SIZE, 2, compute_dtype=dtype),
+            *(params, item_seq, item_seq_len, target),
+        )
+        for dtype in (None, "bfloat16")
+    )
+    # bfloat16 has 8 bits: a product's relative error is up to 2^-8.
+    assert 0 < abs(exact[0] - rounded[0]) < 2**-8 * exact[0]
+    for a, b in zip(
+        jax.tree.leaves(exact[1]), jax.tree.leaves(rounded[1]), strict=True
+    ):
+        assert a.dtype == b.dtype == jnp.float32
+        assert abs(a - b).max() < 0.05 * max(abs(a).max(), 0.01)

@@ -2,6 +2,8 @@
 
 import io
 
+import pytest
+
 from srgnn_jax.plots import session_graph
 
 
@@ -17,3 +19,13 @@ def test_session_graph_shows_items_and_weights():
     file = io.BytesIO()
     figure.savefig(file, format="png")
     assert file.getbuffer().nbytes > 5000
+
+
+def test_attention_is_drawn_click_by_click():
+    figure = session_graph(["a", "b", "a"], [0.5, -0.25, 1.0])
+    bars = figure.axes[3]
+    assert [bar.get_height() for bar in bars.patches] == [0.5, -0.25, 1.0]
+    assert [label.get_text() for label in bars.get_xticklabels()] == ["a", "b", "a"]
+    assert [text.get_text() for text in bars.texts] == ["0.50", "-0.25", "1.00"]
+    with pytest.raises(ValueError, match="1 attention weights for 2 clicks"):
+        session_graph(["a", "b"], [1.0])

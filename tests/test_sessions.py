@@ -118,3 +118,17 @@ def test_fingerprint_tells_ids_and_their_order():
     ]
     assert len(set(fingerprints)) == len(fingerprints)
     assert Vocabulary(list(IDS)).fingerprint() == fingerprints[0]
+
+
+def test_clicks_of_training_are_counted_saved_and_no_part_of_the_fingerprint(tmp_path):
+    path = tmp_path / "vocabulary.parquet"
+    vocabulary = Vocabulary(IDS)
+    counted = vocabulary.with_clicks(np.array([3, 1, 3, 3]))
+    assert counted.clicks.tolist() == [1, 0, 3, 0]
+    assert counted.fingerprint() == vocabulary.fingerprint()
+    counted.save(path)
+    assert Vocabulary.load(path).clicks.tolist() == [1, 0, 3, 0]
+    vocabulary.save(path)
+    assert Vocabulary.load(path).clicks is None
+    with pytest.raises(ValueError, match="2 click counts for 4 item ids"):
+        Vocabulary(IDS, np.array([1, 2]))

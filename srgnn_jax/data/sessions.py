@@ -124,20 +124,28 @@ class Vocabulary:
 
     Attributes:
       ids: raw id of row 1, of row 2, and so on.
+      clicks: how often each of them was clicked in training, None where unknown.
     """
 
-    def __init__(self, ids: Sequence[str]):
+    def __init__(self, ids: Sequence[str], clicks: Int[np.ndarray, " n"] | None = None):
         self.ids = list(ids)
+        self.clicks = clicks
         self._rows = {raw: row for row, raw in enumerate(self.ids, 1)}
         if len(self._rows) != len(self.ids):
             raise ValueError("the item ids of a vocabulary must differ")
+        if clicks is not None and len(clicks) != len(self.ids):
+            raise ValueError(f"{len(clicks)} click counts for {len(self.ids)} item ids")
+
+    def with_clicks(self, items: Int[np.ndarray, " C"]) -> "Vocabulary":
+        """Returns the vocabulary with the item rows of training's clicks counted."""
+        return Vocabulary(self.ids, np.bincount(items, minlength=self.num_items)[1:])
 
     @property
     def num_items(self) -> int:
         """V: the number of rows, the padding included."""
         return len(self.ids) + 1
 
-    def rows(self, raw_ids: Iterable[str | int]) -> Int[np.ndarray, " n"]:
+    def rows(self, raw_ids: Iterable[str | int | np.integer]) -> Int[np.ndarray, " n"]:
         """Returns the row of each raw id, 0 where it is unknown."""
         return np.array([self._rows.get(str(raw), 0) for raw in raw_ids], np.int32)
 
@@ -161,15 +169,18 @@ class Vocabulary:
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the ids to a parquet file, as a whole or not at all."""
+        """Writes ids and clicks to a parquet file, as a whole or not at all."""
         path = pathlib.Path(path)
         unfinished = path.with_name(path.name + ".unfinished")
-        pl.DataFrame({"item": self.ids}, schema={"item": pl.String}).write_parquet(
-            unfinished
-        )
+        columns = [pl.Series("item", self.ids, pl.String)]
+        if self.clicks is not None:
+            columns.append(pl.Series("clicks", self.clicks, pl.Int64))
+        pl.DataFrame(columns).write_parquet(unfinished)
         unfinished.replace(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Vocabulary":
         """Reads what `save` wrote."""
-        return cls(pl.read_parquet(pathlib.Path(path))["item"].to_list())
+        columns = pl.read_parquet(pathlib.Path(path))
+        clicks = columns["clicks"].to_numpy() if "clicks" in columns.columns else None
+        return cls(columns["item"].to_list(), clicks)

@@ -1,0 +1,171 @@
+"""Speed of recommending beside what the machine allows, and beside PyTorch.
+
+    python -m benchmarks.recommend --items=43098
+    python -m benchmarks.recommend --items=1000000 --sessions=2000
+
+One session: seconds of `Recommender.recommend` of one session, from raw ids to raw ids,
+beside the bare product of the table with one vector and its top-k, and beside the same
+in PyTorch, where it is installed: `torch.matmul` and `topk`, as the original code
+scores. Many sessions: the same for batches of as many sessions as `recommend` scores at
+a time. The stream is what the command line does, from JSON lines to JSON lines; its
+limit is the matrix products alone. All are measured in turn in one process. What the
+limits leave out: the gated network, raw ids and JSON.
+"""
+
+import argparse
+import io
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import common
+from srgnn_jax import parallel
+from srgnn_jax.data.sessions import Vocabulary
+from srgnn_jax.model import SRGNN, init_params
+from srgnn_jax.recommend import Recommender, recommend_stream
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    """Returns p50 and p99 in milliseconds."""
+    p50, p99 = np.percentile(seconds, [50, 99]) * 1e3
+    return {"p50 ms": float(p50), "p99 ms": float(p99)}
+
+
+def torch_top_k(
+    table: np.ndarray, session: np.ndarray, k: int
+) -> Callable[[], object] | None:
+    """Returns scoring as the original code does it; None without PyTorch."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    table_there, session_there = torch.from_numpy(table), torch.from_numpy(session)
+
+    def score():
+        with torch.no_grad():
+            scores = torch.matmul(session_there, table_there[1:].transpose(1, 0))
+            return scores.topk(k)[0].numpy()
+
+    return score
+
+
+def bare(table: jax.Array, session: jax.Array, k: int) -> Callable[[], object]:
+    """Returns the product with the table and its top-k, compiled."""
+    compiled = jax.jit(lambda s, t: jax.lax.top_k(s @ t.T, k))
+    return lambda: compiled(session, table)
+
+
+def rows_of(seconds: Mapping[str, list[float]], sessions: int) -> list[dict]:
+    """Renders the rate of each, and its time beside that of `recommend`."""
+    ours = seconds["recommend"]
+    return [
+        {
+            "what": f"{sessions} at a time, {name}",
+            "sessions/s": sessions / statistics.median(times),
+            "recommend / it": common.ratios(ours, times)["median"],
+            **(percentiles(times) if sessions == 1 else {"p50 ms": "", "p99 ms": ""}),
+        }
+        for name, times in seconds.items()
+    ]
+
+
+def main():
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--items", type=int, default=43_098)
+    parser.add_argument("--embedding_size", type=int, default=100)
+    parser.add_argument("--sessions", type=int, default=10_000)
+    parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--k", type=int, default=20)
+    parser.add_argument("--recall", type=float, default=0.95)
+    arguments = parser.parse_args()
+    v, d, k = arguments.items, arguments.embedding_size, arguments.k
+
+    parallel.find_devices("jit")
+    model = SRGNN(v, d)
+    vocabulary = Vocabulary([str(200_000_000 + row) for row in range(1, v)])
+    recommender = Recommender(model, init_params(model, 0), vocabulary)
+    table = recommender.params["item_embedding"]
+    examples = common.made_examples(v, arguments.sessions)
+    sessions = [
+        vocabulary.raw(examples.items[start : start + length])
+        for start, length in zip(examples.starts, examples.lengths, strict=True)
+    ]
+    rng = np.random.default_rng(0)
+    results: list[dict] = []
+
+    def compare(count: int, rounds: int) -> dict[str, list[float]]:
+        session = rng.random((count, d), np.float32)
+        parts = [sessions[n : n + count] for n in range(0, len(sessions), count)]
+        queue = itertools.cycle(parts)
+        functions: dict[str, Callable[[], object]] = {
+            "recommend": lambda: recommender.recommend(next(queue), k),
+            "product and top-k": bare(table, jnp.asarray(session), k),
+        }
+        there = torch_top_k(np.array(table), session, k)
+        if there is not None:
+            functions["product and top-k in torch"] = there
+        # Every length that comes up is compiled before.
+        recommender.recommend(sessions, k)
+        for part in parts[:1000]:
+            recommender.recommend(part, k)
+        return common.in_turn(functions, rounds)
+
+    one = compare(1, arguments.calls)
+    many = compare(recommender.max_rows, max(arguments.calls // 10, 5))
+    results += rows_of(one, 1) + rows_of(many, recommender.max_rows)
+
+    lines = "".join(json.dumps({"session": s}) + "\n" for s in sessions).encode()
+    session = jnp.asarray(rng.random((recommender.max_rows, d), np.float32))
+    product = jax.jit(lambda s, t: t @ s.T)
+
+    def stream():
+        output = io.StringIO()
+        recommend_stream(recommender, io.BytesIO(lines), output, k=k)
+
+    def products():
+        for _ in range(-(-len(sessions) // recommender.max_rows)):
+            scores = product(session, table)
+        return scores
+
+    streamed = common.in_turn({"stream": stream, "limit": products}, arguments.rounds)
+    ratio = common.ratios(streamed["stream"], streamed["limit"])
+    results += [
+        {
+            "what": f"JSON lines, {name}",
+            "sessions/s": len(sessions) / statistics.median(times),
+            "recommend / it": ratio["median"] if name == "limit" else 1.0,
+            "p50 ms": "",
+            "p99 ms": "",
+        }
+        for name, times in streamed.items()
+    ]
+    alone = statistics.median(one["recommend"])
+    exact = recommender.recommend(sessions[:1000], k)
+    rough = recommender.recommend(sessions[:1000], k, recall=arguments.recall)
+    found = [len({*a.items} & {*b.items}) for a, b in zip(exact, rough, strict=True)]
+    common.show(
+        "recommend",
+        {
+            "arguments": vars(arguments),
+            "stream / limit": ratio,
+            "one session / bare": common.ratios(
+                one["recommend"], one["product and top-k"]
+            ),
+            "stream, times one by one": alone
+            * len(sessions)
+            / statistics.median(streamed["stream"]),
+            "recall of the approximate lists": sum(found) / (k * len(exact)),
+        },
+        results,
+    )
+
+
+if __name__ == "__main__":
+    main()

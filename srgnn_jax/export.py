@@ -1,0 +1,156 @@
+"""Exports a trained model: StableHLO, weights and vocabulary, and what loads them.
+
+    <output>/manifest.json         how it was made, and a hash of every other file
+    <output>/top_k_<length>.bin    `jax.export`: sessions of a length -> items
+    <output>/weights.npz           the parameters, by path
+    <output>/vocabulary.json       raw ids and clicks of the item rows
+    <output>/recommender.py        the loader, `srgnn_jax.exported`
+
+`jax.export` keeps its promise of compatibility for six months. The checkpoint stays the
+source: the same command exports anew.
+
+Axes: B sessions, L positions, K items of a list.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Array, Float, Int
+
+import srgnn_jax
+from srgnn_jax import exported, item_table
+from srgnn_jax.errors import UserError
+from srgnn_jax.graph import AnyArray
+from srgnn_jax.model import SRGNN, Params
+from srgnn_jax.recommend import load
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+# Sessions are filled up to one of these lengths, or to the longest that there is.
+LENGTHS = (4, 16, 64)
+
+
+def export_workdir(workdir: str, output: str, *, k: int = 20) -> None:
+    """Exports the best checkpoint of a workdir.
+
+    Args:
+      workdir: of a run.
+      output: a folder that is new, empty, or an earlier export, which is replaced.
+      k: length of the lists, at most.
+
+    Raises:
+      UserError: the workdir or the folder cannot be used, or flatbuffers is missing.
+    """
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise UserError(
+            "--mode=export needs flatbuffers; install it: pip install flatbuffers"
+        )
+    if k < 1:
+        raise UserError(f"k is {k}; lists have at least one item")
+    folder = pathlib.Path(output).expanduser()
+    if folder.exists() and not (
+        folder.is_dir()
+        and (not any(folder.iterdir()) or (folder / "manifest.json").is_file())
+    ):
+        raise UserError(f"{folder} holds something else; choose another --output")
+    recommender, progress, step = load(workdir)
+    model, vocabulary = recommender.model, recommender.vocabulary
+    max_length = recommender.max_length
+    lengths = [*(n for n in LENGTHS if n < max_length), max_length]
+    k = min(k, model.num_items - 1)
+    functions = {n: export_top_k(model, recommender.params, n, k) for n in lengths}
+    clicks = None if vocabulary.clicks is None else vocabulary.clicks.tolist()
+    manifest: dict[str, Any] = {
+        "k": k,
+        "max_length": max_length,
+        "lengths": lengths,
+        "num_items": model.num_items,
+        "platforms": PLATFORMS,
+        "srgnn_jax": srgnn_jax.__version__,
+        "jax": jax.__version__,
+        "calling_convention": functions[max_length].calling_convention_version,
+        "step": step,
+        "data": progress.data,
+        "vocabulary": progress.vocabulary,
+        "config": progress.config,
+    }
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = pathlib.Path(
+            tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent)
+        )
+        try:
+            for n, function in functions.items():
+                (unfinished / f"top_k_{n}.bin").write_bytes(function.serialize())
+            weights = traverse_util.flatten_dict(recommender.params, sep="/")
+            np.savez(unfinished / "weights.npz", **jax.tree.map(np.asarray, weights))
+            (unfinished / "vocabulary.json").write_text(
+                json.dumps({"items": vocabulary.ids, "clicks": clicks})
+            )
+            shutil.copy(str(exported.__file__), unfinished / "recommender.py")
+            manifest["files"] = {
+                path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in sorted(unfinished.iterdir())
+            }
+            (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1))
+            unfinished.chmod(0o777 & ~_umask())
+            if folder.exists():
+                shutil.rmtree(folder)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot write to --output={output}: {error}") from error
+    print(f"exported step {step} of {workdir} to {folder}, for lists of {k} items")
+
+
+def export_top_k(
+    model: SRGNN, params: Params, length: int, k: int
+) -> jax.export.Exported:
+    """Exports (params, item_seq [B, L], item_seq_len [B]) -> (scores, rows), [B, K].
+
+    Args:
+      model: the model.
+      params: for their shapes.
+      length: L; B may be any number.
+      k: length of the lists.
+    """
+
+    def one(
+        params: Params, item_seq: Int[AnyArray, " L"], item_seq_len: Int[AnyArray, ""]
+    ) -> tuple[Float[Array, " K"], Int[Array, " K"]]:
+        tiers = [(item_seq[None], item_seq_len[None])]
+        encoded: Any = model.apply({"params": params}, tiers, method="encode")
+        session, table = encoded
+        best, row = item_table.top_k(
+            session,
+            table,
+            k,
+            max_scores=model.num_items,
+            compute_dtype=model.compute_dtype,
+        )
+        return best[0], row[0]
+
+    (batch,) = jax.export.symbolic_shape("b")
+    return jax.export.export(
+        jax.jit(jax.vmap(one, in_axes=(None, 0, 0))), platforms=PLATFORMS
+    )(
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params),
+        jax.ShapeDtypeStruct((batch, length), np.int32),
+        jax.ShapeDtypeStruct((batch,), np.int32),
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,480 @@
+"""Recommendations for raw ids, from Python and from the command line."""
+
+import contextlib
+import functools
+import io
+import json
+import logging
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pytest
+
+from srgnn_jax import recommend as recommend_module
+from srgnn_jax.data.sessions import Vocabulary
+from srgnn_jax.errors import UserError
+from srgnn_jax.model import SRGNN, init_params
+from srgnn_jax.recommend import Recommender, evaluate_sessions, recommend_stream
+from srgnn_jax.train import train_and_evaluate
+from tests.test_main import ROOT, srgnn
+from tests.tiny import tiny_config
+
+ITEMS = 40
+IDS = [f"i{n}" for n in range(1, ITEMS)]
+# Item i5 is the most popular, i7 the next, then all others alike.
+CLICKS = np.ones(ITEMS - 1, np.int64)
+CLICKS[[4, 6]] = 9, 8
+
+
+@pytest.fixture(scope="module")
+def recommender():
+    return make(SRGNN(ITEMS, 8))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A trained run, its raw data in `data` beside it."""
+    folder = tmp_path_factory.mktemp("trained")
+    with contextlib.redirect_stdout(io.StringIO()):
+        train_and_evaluate(tiny_config(folder), str(folder / "run"))
+    return folder / "run"
+
+
+def make(model, clicks=CLICKS, **options):
+    params = init_params(model, 0)
+    return Recommender(model, params, Vocabulary(IDS, clicks), **options)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def full_sort_predict(model, params, item_seq, item_seq_len):
+    return model.apply(
+        {"params": params}, item_seq, item_seq_len, method="full_sort_predict"
+    )
+
+
+def scores_of(recommender, session):
+    """Scores every row for known ids, as the model itself does."""
+    rows = recommender.vocabulary.rows(session)
+    item_seq = np.pad(rows, (0, 64 - len(rows)))[None]
+    return np.asarray(
+        full_sort_predict(
+            recommender.model, recommender.params, item_seq, np.array([len(rows)])
+        )
+    )[0]
+
+
+def ranking(recommender, session, k):
+    order = np.argsort(-scores_of(recommender, session)[1:], kind="stable")
+    return [recommender.vocabulary.ids[n] for n in order[:k]]
+
+
+def random_sessions(count=30, seed=0, longest=12):
+    rng = np.random.default_rng(seed)
+    return [
+        [IDS[n] for n in rng.integers(0, ITEMS - 1, rng.integers(1, longest))]
+        for _ in range(count)
+    ]
+
+
+def test_lists_are_the_ranking_of_full_sort_predict(recommender):
+    sessions = random_sessions()
+    for session, found in zip(sessions, recommender.recommend(sessions), strict=True):
+        assert found.items == ranking(recommender, session, 20)
+        best = np.sort(scores_of(recommender, session)[1:])[::-1][:20]
+        np.testing.assert_allclose(found.scores, best, atol=1e-5)
+        assert (found.unknown, found.fallback) == ([], False)
+
+
+def test_what_else_is_in_the_batch_changes_nothing(recommender, monkeypatch):
+    monkeypatch.setattr(recommend_module, "CHUNK", 16)
+    sessions = [*random_sessions(50), [], ["i1"] * 70, ["nope"]]
+    for together, session in zip(
+        recommender.recommend(sessions), sessions, strict=True
+    ):
+        (alone,) = recommender.recommend([session])
+        assert together.items == alone.items
+        np.testing.assert_allclose(together.scores, alone.scores, atol=1e-5)
+
+
+def test_unknown_ids_are_dropped_and_reported_once(recommender):
+    with_unknown, without = recommender.recommend(
+        [["x", "i3", "y", "i4", "x"], ["i3", "i4"]]
+    )
+    assert with_unknown.items == without.items
+    assert with_unknown.unknown == ["x", "y"]
+    assert not with_unknown.fallback
+
+
+@pytest.mark.parametrize("session", [[], ["x", "y"]])
+def test_without_a_known_id_the_most_popular_come_first(recommender, session):
+    (found,) = recommender.recommend([session], k=4)
+    assert found.items == ["i5", "i7", "i1", "i2"]
+    assert found.scores == [9.0, 8.0, 1.0, 1.0]
+    assert found.fallback
+    assert found.unknown == session
+    (share,) = recommender.recommend([session], k=1, as_probabilities=True)
+    assert share.scores == [9 / CLICKS.sum()]
+
+
+def test_a_fallback_keeps_to_the_candidates(recommender):
+    (found,) = recommender.recommend([[]], candidates=["i9", "i7", "i8"])
+    assert found.items == ["i7", "i8", "i9"]
+
+
+def test_whole_numbers_stand_for_their_text():
+    model = SRGNN(4, 8)
+    numbers = Recommender(model, init_params(model, 0), Vocabulary(["12", "7", "300"]))
+    as_text, as_int, as_array = numbers.recommend(
+        [["7", "12"], [7, 12], np.array([7, 12])]
+    )
+    assert as_text == as_int == as_array
+    assert not as_int.fallback
+
+
+@pytest.mark.parametrize("wrong", ["[1.5]", "[null]", "[true]", '[["i1"]]', "{}", "1"])
+def test_what_is_no_id_is_refused(recommender, wrong):
+    (found,) = stream(recommender, f'{{"session": {wrong}}}')
+    assert re.search("no list of item ids|are text or integers", found["error"])
+
+
+def test_what_is_no_session_is_refused_by_its_place(recommender):
+    with pytest.raises(UserError, match="session 1: 'i1' is no list of item ids"):
+        recommender.recommend([["i1"], "i1"])
+
+
+def test_long_sessions_keep_their_last_clicks():
+    short = make(SRGNN(ITEMS, 8), max_length=5)
+    (session,) = random_sessions(1, seed=3, longest=2)
+    tail = ["i2", "i9", "i2", "i4", "i30"]
+    found = short.recommend([session * 9_995 + tail, tail])
+    assert found[0].items == found[1].items == ranking(short, tail, 20)
+    whole = make(SRGNN(ITEMS, 8), max_length=6)
+    assert whole.recommend([[*session, *tail]])[0].items == ranking(
+        whole, [*session, *tail], 20
+    )
+
+
+def test_repeated_clicks_count_again(recommender):
+    once, twice = recommender.recommend([["i1", "i2"], ["i1", "i2", "i2"]])
+    assert twice.items == ranking(recommender, ["i1", "i2", "i2"], 20)
+    assert once.scores != twice.scores
+
+
+def test_k_beyond_the_catalog_gives_all_items(recommender):
+    (found,) = recommender.recommend([["i1"]], k=1000)
+    assert sorted(found.items) == sorted(IDS)
+    assert found.items == ranking(recommender, ["i1"], 1000)
+
+
+@pytest.mark.parametrize("k", [0, -3])
+def test_lists_of_no_item_are_refused(recommender, k):
+    with pytest.raises(UserError, match=f"k is {k}"):
+        recommender.recommend([["i1"]], k=k)
+
+
+@pytest.mark.parametrize("max_length", [256, 3])
+def test_what_was_seen_is_left_out(max_length):
+    recommender = make(SRGNN(ITEMS, 8), max_length=max_length)
+    sessions = [["i1", "i2", "i3", "i2"], IDS[5:25], [], ["i8"], IDS]
+    found = recommender.recommend(sessions, k=25, exclude_seen=True)
+    for session, one in zip(sessions, found, strict=True):
+        if session:
+            ranked = ranking(recommender, session[-max_length:], ITEMS)
+            assert one.items == [i for i in ranked if i not in session][:25]
+            assert len(one.scores) == len(one.items)
+    assert found[-1].items == []
+    assert found[2].fallback
+
+
+def test_candidates_restrict_the_lists(recommender):
+    session = ["i1", "i2"]
+    allowed = {"i2", "i9", "i30", "i31", "unknown"}
+    (found,) = recommender.recommend([session], candidates=allowed)
+    assert found.items == [i for i in ranking(recommender, session, 40) if i in allowed]
+    (unseen,) = recommender.recommend([session], candidates=allowed, exclude_seen=True)
+    assert unseen.items == [i for i in found.items if i != "i2"]
+
+
+@pytest.mark.parametrize("candidates", [[], ["unknown"]])
+def test_without_a_known_candidate_lists_are_empty(recommender, candidates):
+    for found in recommender.recommend([["i1"], []], candidates=candidates):
+        assert (found.items, found.scores) == ([], [])
+
+
+@pytest.mark.parametrize("score_padding", [False, True])
+def test_probabilities_are_the_softmax(score_padding):
+    recommender = make(SRGNN(ITEMS, 8), score_padding=score_padding)
+    session = ["i1", "i2"]
+    scores = scores_of(recommender, session)
+    (found,) = recommender.recommend([session], k=3, as_probabilities=True)
+    softmax = np.exp(scores) / np.exp(scores[0 if score_padding else 1 :]).sum()
+    expected = [softmax[IDS.index(i) + 1] for i in found.items]
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-4)
+    (some,) = recommender.recommend(
+        [session], candidates=["i1", "i5", "i6"], as_probabilities=True
+    )
+    assert sum(some.scores) == pytest.approx(1, abs=1e-5)
+
+
+def test_approximate_lists_find_the_share_that_is_asked_for(recommender):
+    sessions = random_sessions()
+    exact = recommender.recommend(sessions, k=10)
+    rough = recommender.recommend(sessions, k=10, recall=0.9)
+    hits = [len({*a.items} & {*b.items}) for a, b in zip(exact, rough, strict=True)]
+    assert np.mean(hits) >= 9
+    with pytest.raises(UserError, match=r"recall is 0\.0"):
+        recommender.recommend(sessions, recall=0.0)
+
+
+def test_few_shapes_are_compiled(recommender):
+    step = recommender._step
+    for count in range(1, 40, 3):
+        recommender.recommend(random_sessions(count, seed=count), k=7)
+    # Widths 4, 8 and 16, each of 1, 8 or 64 rows.
+    assert step._cache_size() <= 9 + 30
+
+
+def test_attention_is_that_of_the_model():
+    recommender = make(SRGNN(ITEMS, 8, hybrid=False))
+    session = ["i4", "nope", "i9", "i4", "i2", "i2"]
+    explained = recommender.explain(session)
+    assert explained.items == ["i4", "i9", "i4", "i2", "i2"]
+    assert explained.unknown == ["nope"]
+    rows = recommender.vocabulary.rows(explained.items)
+
+    def states(module):
+        hidden, aliases = module.gnn([rows[None]], module.item_embedding[rows])
+        return hidden[aliases[0][0]]
+
+    # Without the last click's part the session is just the sum over its clicks.
+    of_click = recommender.model.apply({"params": recommender.params}, method=states)
+    session_embedding = recommender.model.apply(
+        {"params": recommender.params}, rows[None], np.array([5])
+    )[0]
+    np.testing.assert_allclose(
+        jnp.array(explained.attention) @ of_click, session_embedding, atol=1e-6
+    )
+    assert explained.edges == [
+        ("i4", "i9", 0.5),
+        ("i4", "i2", 0.5),
+        ("i9", "i4", 1.0),
+        ("i2", "i2", 1.0),
+    ]
+    with pytest.raises(UserError, match="nothing to explain"):
+        recommender.explain(["nope"])
+
+
+def stream(recommender, text, name="-", **options):
+    """Returns what is printed for a text, parsed."""
+    output = io.StringIO()
+    source = io.BufferedReader(io.BytesIO(text.encode()))
+    recommend_stream(recommender, source, output, name=name, **options)
+    return [json.loads(line) for line in output.getvalue().splitlines()]
+
+
+def test_json_lines_keep_their_order_and_errors_their_place(recommender, capsys):
+    text = (
+        '{"session": ["i1", "x"]}\n'
+        "{not json}\n"
+        '{"sessions": ["i1"]}\n'
+        '{"session": "i1"}\n'
+        "\n"
+        '{"session": []}\r\n'
+        '{"session": ["i2", 3]}'
+    )
+    found = stream(recommender, text, k=2)
+    (first,) = recommender.recommend([["i1"]], k=2)
+    assert found[0] == {
+        "items": first.items,
+        "scores": first.scores,
+        "unknown": ["x"],
+        "fallback": False,
+    }
+    assert [one.get("line") for one in found[1:5]] == [2, 3, 4, 5]
+    assert found[3]["error"] == "'i1' is no list of item ids"
+    assert found[5]["fallback"]
+    assert found[6]["unknown"] == ["3"]
+    assert "3 sessions, 1 fallbacks, 4 unreadable lines" in capsys.readouterr().err
+
+
+def test_a_csv_holds_a_session_a_line(recommender):
+    found = stream(recommender, 'i1,i2\n"i3", i4\n\n"i5\ni6\n', name="x.csv", k=3)
+    expected = recommender.recommend([["i1", "i2"], ["i3", "i4"], [], ["i6"]], k=3)
+    assert [one["items"] for n, one in enumerate(found) if n != 3] == [
+        one.items for one in expected
+    ]
+    assert found[3]["line"] == 4
+
+
+def test_a_click_log_is_read_session_by_session(recommender, monkeypatch):
+    # Sessions that go on in the next block of what is read.
+    monkeypatch.setattr(recommend_module, "READ_BYTES", 10)
+    text = "item_id;SessionId\ni1;a\ni2;a\ni3;b\nbroken\n;b\ni4;b\n\ni5;a\n"
+    found = stream(recommender, text, k=3)
+    expected = recommender.recommend([["i1", "i2"], ["i3", "i4"], ["i5"]], k=3)
+    lists = [one for one in found if "items" in one]
+    assert [one["session"] for one in lists] == ["a", "b", "a"]
+    assert [one["items"] for one in lists] == [one.items for one in expected]
+    assert [one["line"] for one in found if "error" in one] == [5, 6]
+
+
+def test_text_that_is_not_utf8_is_an_error_in_its_place(recommender):
+    source = io.BytesIO(b'{"session": ["i1"]}\n{"session": ["\xff"]}\n')
+    output = io.StringIO()
+    recommend_stream(recommender, source, output)
+    assert json.loads(output.getvalue().splitlines()[1]) == {
+        "error": "text that is not UTF-8",
+        "line": 2,
+    }
+
+
+def test_answers_come_before_the_input_ends(workdir):
+    command = [sys.executable, "-m", "srgnn_jax.main", "--mode=recommend", "--k=2"]
+    with subprocess.Popen(
+        [*command, f"--workdir={workdir}", "--sessions=-"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for item in ("item1", "item2"):
+            process.stdin.write(json.dumps({"session": [item]}) + "\n")
+            process.stdin.flush()
+            assert len(json.loads(process.stdout.readline())["items"]) == 2
+        # The reader goes away, as head does.
+        process.stdout.close()
+        process.stdin.write('{"session": []}\n' * 10)
+        process.stdin.close()
+        errors = process.stderr.read()
+        process.stdout = process.stdin = None
+    assert process.returncode == 0, errors
+    assert errors == ""
+
+
+def test_a_stream_is_read_as_it_is_answered(recommender, monkeypatch):
+    monkeypatch.setattr(recommend_module, "READ_BYTES", 500)
+    line = b'{"session": ["i1", "i2"]}\n'
+    left = []
+
+    class Source(io.BytesIO):
+        def read1(self, size=-1):
+            left.append(len(output.getvalue()))
+            return super().read1(size)
+
+    output = io.StringIO()
+    recommend_stream(recommender, Source(line * 200), output, k=1)
+    assert len(output.getvalue().splitlines()) == 200
+    # Whenever more is read, what was read before has been answered.
+    assert left == sorted(left)
+    assert left[3] > 0
+
+
+def test_the_best_checkpoint_is_loaded_with_popularity(workdir):
+    recommender = Recommender.load(workdir)
+    log = pl.read_csv(workdir.parent / "data" / "log.csv")
+    (found,) = recommender.recommend([[]], k=20)
+    assert found.fallback
+    assert set(found.items) == set(log["item_id"].unique())
+    assert found.scores == sorted(found.scores, reverse=True)
+    assert 0 < sum(found.scores) < len(log)
+
+
+def test_an_older_vocabulary_falls_back_on_its_order(workdir, tmp_path, caplog):
+    (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
+    vocabulary = Vocabulary.load(workdir / "vocabulary.parquet")
+    with pytest.raises(UserError, match=r"vocabulary.parquet is missing"):
+        Recommender.load(tmp_path)
+    Vocabulary(vocabulary.ids).save(tmp_path / "vocabulary.parquet")
+    with caplog.at_level(logging.WARNING):
+        old = Recommender.load(tmp_path)
+    assert "no clicks of training" in caplog.text
+    assert old.recommend([[]], k=3)[0].items == vocabulary.ids[:3]
+    Vocabulary(vocabulary.ids[::-1]).save(tmp_path / "vocabulary.parquet")
+    with pytest.raises(UserError, match="belongs to another run"):
+        Recommender.load(tmp_path)
+
+
+def test_a_workdir_without_a_run_is_named(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        Recommender.load(tmp_path)
+
+
+def prefixes(log):
+    """Lists the prefixes of a log's sessions and what was clicked next."""
+    pairs = []
+    grouped = pl.read_csv(log, infer_schema=False).group_by(
+        "session_id", maintain_order=True
+    )
+    for _, session in grouped:
+        items = session["item_id"].to_list()
+        pairs += [(items[:n], items[n]) for n in range(1, len(items))]
+    return pairs
+
+
+def test_the_command_line_agrees_with_evaluation_on_raw_sessions(workdir, tmp_path):
+    log = workdir.parent / "data" / "log.csv"
+    pairs = prefixes(log)
+    (tmp_path / "sessions.jsonl").write_text(
+        "".join(json.dumps({"session": prefix}) + "\n" for prefix, _ in pairs)
+    )
+    recommended = srgnn(
+        "--mode=recommend",
+        f"--workdir={workdir}",
+        f"--sessions={tmp_path / 'sessions.jsonl'}",
+        "--k=5",
+    )
+    assert recommended.returncode == 0, recommended.stderr
+    lists = [json.loads(line)["items"] for line in recommended.stdout.splitlines()]
+    hits = [target in items for items, (_, target) in zip(lists, pairs, strict=True)]
+    # Shuffled sessions are put in order by time.
+    lines = log.read_text().splitlines()
+    np.random.default_rng(0).shuffle(rows := lines[1:])
+    (tmp_path / "own.csv").write_text("\n".join([lines[0], *rows, "new,nope,1"]))
+    evaluated = srgnn(
+        "--mode=evaluate",
+        f"--workdir={workdir}",
+        f"--sessions={tmp_path / 'own.csv'}",
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    printed = re.search(r"recall@5 +([\d.]+)", evaluated.stdout)[1]
+    assert printed == f"{100 * np.mean(hits):.2f}"
+    assert "1 on unknown items are dropped" in evaluated.stdout
+    assert f"{len(pairs)} examples" in evaluated.stdout
+
+
+def test_a_log_without_a_known_session_is_refused(workdir, tmp_path):
+    (tmp_path / "log.csv").write_text("session,item,time\n1,item1,1\n1,nope,2\n")
+    with pytest.raises(UserError, match="nothing to evaluate on: none of its 1 sess"):
+        evaluate_sessions(str(workdir), str(tmp_path / "log.csv"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sessions=nowhere.jsonl"], "cannot read --sessions=nowhere.jsonl: No such"),
+        (["--sessions=README.md", "--candidates=nowhere"], "--candidates=nowhere"),
+        (["--sessions=README.md", "--k=0"], "k is 0"),
+    ],
+)
+def test_what_is_missing_is_named(workdir, arguments, message):
+    done = srgnn("--mode=recommend", f"--workdir={workdir}", *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_importing_the_package_imports_no_jax():
+    code = (
+        "import sys, srgnn_jax\n"
+        "assert 'jax' not in sys.modules\n"
+        "assert srgnn_jax.Recommender.__module__ == 'srgnn_jax.recommend'\n"
+        "assert not hasattr(srgnn_jax, 'nothing')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
