@@ -11,7 +11,7 @@ from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import evaluate_workdir, make_evaluator
 from srgnn_jax.model import init_params
-from srgnn_jax.parallel import find_devices
+from srgnn_jax.parallel import Devices, find_devices
 from srgnn_jax.torch_import import import_checkpoint, params_to_torch
 from srgnn_jax.train import train_and_evaluate
 from tests.tiny import ITEMS, tiny_config
@@ -38,7 +38,8 @@ def make_checkpoint(folder, config, num_items=ITEMS + 1, seed=3):
 
 def imported_params(workdir, like, step=0):
     checkpoints = Checkpoints(workdir)
-    params = checkpoints.restore({"params": like}, step)["params"]
+    wanted = Devices().layout({"params": like})
+    params = checkpoints.restore(wanted, step)["params"]
     checkpoints.close()
     return params
 
