@@ -19,7 +19,6 @@ import torch
 # It makes RecBole 1.2.1 work with the NumPy and torch of today.
 from tests.recbole_side import (
     SRGNN,
-    Config,
     Trainer,
     create_dataset,
     data_preparation,
@@ -55,18 +54,7 @@ class TimedTrainer(Trainer):
 
 def main(folder: Path, epochs: int) -> None:
     """Trains, and writes the figures."""
-    config = Config(
-        model="SRGNN",
-        dataset="ml-100k",
-        config_dict={
-            "epochs": epochs,
-            # Cross entropy draws no negatives, and RecBole wants that said.
-            "train_neg_sample_args": None,
-            "use_gpu": False,
-            "show_progress": False,
-            "checkpoint_dir": str(folder / "saved"),
-        },
-    )
+    config = ml100k_config(epochs, folder / "saved")
     dataset = create_dataset(config)
     train, valid, test = data_preparation(config, dataset)
     torch.manual_seed(0)

@@ -175,10 +175,31 @@ def report(
             f"{config.select_by} on {split[config.select_on]}"
         )
     lines = ["", title, "", " " * 10 + "".join(f"{name:>14}" for name in columns)]
-    for name in (f"{m}@{k}" for k in config.ks for m in ("recall", "mrr", "ndcg")):
-        values = "".join(f"{100 * column[name]:14.2f}" for column in columns.values())
-        lines.append(f"{name:<10}{values}")
-    return "\n".join(lines)
+    return "\n".join(lines + metric_lines(config.ks, *columns.values()))
+
+
+def metric_lines(ks: Sequence[int], *columns: Mapping[str, float]) -> list[str]:
+    """Renders each metric's name and its value in each column, in percent."""
+    return [
+        f"{name:<10}" + "".join(f"{100 * column[name]:14.2f}" for column in columns)
+        for name in (f"{m}@{k}" for k in ks for m in ("recall", "mrr", "ndcg"))
+    ]
+
+
+def restore_best(
+    checkpoints: Checkpoints,
+    progress: Progress,
+    model: SRGNN,
+    devices: parallel.Devices,
+) -> tuple[Params, int]:
+    """Reads the parameters of the best epoch, or of the last step while there is none.
+
+    Returns:
+      The parameters, laid out for the devices, and their step.
+    """
+    shapes = {"params": jax.eval_shape(lambda: init_params(model, 0))}
+    step = progress.best_step or progress.step
+    return checkpoints.restore(devices.layout(shapes), step)["params"], step
 
 
 def evaluate_workdir(
@@ -205,9 +226,7 @@ def evaluate_workdir(
             data = config_lib.load_data(config)
         check_same_run(progress, Progress.at_start(config, data))
         model = config_lib.make_model(config, progress.num_items)
-        shapes = {"params": jax.eval_shape(lambda: init_params(model, config.seed))}
-        step = progress.best_step or progress.step
-        params = checkpoints.restore(devices.layout(shapes), step)["params"]
+        params, _ = restore_best(checkpoints, progress, model, devices)
     splits = config_lib.make_splits(config, data)
     evaluate = make_evaluator(config, model, splits.evaluated["test"], devices)
     test = evaluate(params)

@@ -167,7 +167,7 @@ def full_softmax(
     """
     if num_items is None:
         num_items = table.shape[0]
-    static = score_padding, max_scores, num_items, axis_name, compute_dtype
+    static = int(not score_padding), max_scores, num_items, axis_name, compute_dtype
     target_score = jnp.sum(session * target_embedding, axis=-1)
     return _log_sum_exp(session, table, static) - target_score
 
@@ -178,19 +178,13 @@ def _log_sum_exp(session, table, static):
 
 
 def _log_sum_exp_forward(session, table, static):
-    score_padding, max_scores, num_items, axis_name, compute_dtype = static
+    scored_from, max_scores, num_items, axis_name, compute_dtype = static
     batch = session.shape[0]
     count = _num_blocks(table.shape[0], batch, max_scores)
-
-    def scores_of(i):
-        *_, scored, scores = _block(
-            *(session, table, i, count, 0 if score_padding else 1, num_items),
-            *(axis_name, compute_dtype),
-        )
-        return scored, scores
+    how = scored_from, num_items, axis_name, compute_dtype
 
     if count == 1:
-        scored, scores = scores_of(0)
+        *_, scored, scores = _block(session, table, 0, count, *how)
         # Only row 0 and the last rows, which fill a table up, can be unscored: with V
         # known, a choice for every row, one more pass over all scores, is saved.
         held = table.shape[0]
@@ -214,7 +208,7 @@ def _log_sum_exp_forward(session, table, static):
 
         def body(i, so_far):
             maximum, total = so_far
-            scored, scores = scores_of(i)
+            *_, scored, scores = _block(session, table, i, count, *how)
             scores = jnp.where(scored[:, None], scores, -jnp.inf)
             higher = jnp.maximum(maximum, scores.max(axis=0))
             total *= jnp.exp(maximum - higher)
@@ -233,8 +227,9 @@ def _log_sum_exp_forward(session, table, static):
 
 
 def _log_sum_exp_backward(static, residuals, cotangent):
-    score_padding, max_scores, num_items, axis_name, compute_dtype = static
+    scored_from, max_scores, num_items, axis_name, compute_dtype = static
     session, table, maximum, total, exponentials = residuals
+    how = scored_from, num_items, axis_name, compute_dtype
     count = _num_blocks(table.shape[0], session.shape[0], max_scores)
     scale = (cotangent / total)[:, None]
     scaled_session = scale * session
@@ -245,10 +240,7 @@ def _log_sum_exp_backward(static, residuals, cotangent):
 
         def body(i, so_far):
             d_table, d_session = so_far
-            first, block, scored, scores = _block(
-                *(session, table, i, count, 0 if score_padding else 1, num_items),
-                *(axis_name, compute_dtype),
-            )
+            first, block, scored, scores = _block(session, table, i, count, *how)
             exponentials = jnp.where(scored[:, None], jnp.exp(scores - maximum), 0)
             # Rows that do not count add nothing to what the block before has written.
             rows = jax.lax.dynamic_slice_in_dim(d_table, first, block.shape[0])
@@ -369,21 +361,8 @@ def log_sum_exp(
     """
     if num_items is None:
         num_items = table.shape[0]
-    count = _num_blocks(table.shape[0], session.shape[0], max_scores)
-
-    def body(i, so_far):
-        *_, scored, scores = _block(
-            *(session, table, i, count, 0 if score_padding else 1, num_items),
-            *(axis_name, compute_dtype),
-        )
-        scores = jnp.where(scored[:, None], scores, -jnp.inf)
-        return jnp.logaddexp(so_far, jax.nn.logsumexp(scores, axis=0))
-
-    nothing = jnp.full(session.shape[0], -jnp.inf, session.dtype)
-    total = jax.lax.fori_loop(0, count, body, nothing)
-    if axis_name is None:
-        return total
-    return jax.nn.logsumexp(jax.lax.all_gather(total, axis_name), axis=0)
+    static = int(not score_padding), max_scores, num_items, axis_name, compute_dtype
+    return _log_sum_exp_forward(session, table, static)[0]
 
 
 def top_k(

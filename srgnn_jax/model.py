@@ -133,6 +133,17 @@ def propagate(
     return jax.lax.fori_loop(0, step, body, hidden)
 
 
+def attention(
+    params: Params,
+    query: Float[Array, "B 1 D"],
+    key: Float[Array, "B L D"],
+    compute_dtype: str | None = None,
+) -> Float[Array, "B L"]:
+    """Weighs each key for its session's query: q . sigmoid(query + key)."""
+    gate = jax.nn.sigmoid(query + key)
+    return linear(params["linear_three"], gate, compute_dtype)[..., 0]
+
+
 def attention_readout(
     params: Params,
     hidden: Float[Array, "P D"],
@@ -164,8 +175,7 @@ def attention_readout(
     for state, key, query, alias, item_seq_len in zip(
         states, keys, queries, aliases, item_seq_lens, strict=True
     ):
-        gate = jax.nn.sigmoid(query[:, None] + key)
-        alpha = linear(params["linear_three"], gate, compute_dtype)[..., 0]
+        alpha = attention(params, query[:, None], key, compute_dtype)
         # alpha depends on the node alone: a node's clicks are counted, not gathered.
         position = jnp.arange(alias.shape[1])
         is_click = position < item_seq_len[:, None]

@@ -10,7 +10,6 @@ all else whole. Every process makes all of every batch, which is a few numbers a
 import contextlib
 import ctypes
 import dataclasses
-import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -104,9 +103,24 @@ class Devices:
           What turns a batch into the arguments `clicks, batch` of a step.
         """
         if len(clicks) > self.max_clicks:
-            return functools.partial(own_clicks, clicks)
+
+            def bring(batch):
+                own, batch = own_clicks(clicks, batch)
+                return self.put(own), self._place(batch)
+
+            return bring
         held = self.put(clicks)
-        return lambda batch: (held, batch)
+        return lambda batch: (held, self._place(batch))
+
+    def _place(self, batch: Batch) -> Batch:
+        """Splits a batch over the mesh; every process has all of it."""
+        if self.mesh is None:
+            return batch
+        by_part = NamedSharding(self.mesh, PartitionSpec(DATA_AXIS))
+        return jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, by_part, lambda at: x[at]),
+            batch,
+        )
 
     def put(self, x: np.ndarray) -> jax.Array:
         """Puts an array on every device, whole."""
@@ -131,14 +145,13 @@ class Devices:
         shards = self.item_shards
 
         def leaf(path, x):
-            shape, spec = list(x.shape), PartitionSpec()
+            shape = list(x.shape)
             if _is_table(path):
                 shape[0] = -(-shape[0] // shards) * shards
-                spec = PartitionSpec(ITEM_AXIS)
             sharding = (
                 jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
                 if self.mesh is None
-                else NamedSharding(self.mesh, spec)
+                else NamedSharding(self.mesh, _spec(path))
             )
             return jax.ShapeDtypeStruct(tuple(shape), x.dtype, sharding=sharding)
 
@@ -193,7 +206,8 @@ class Devices:
 
         Args:
           step: see `compile`.
-          arguments: state, clicks and batch, or what they look like.
+          arguments: state, or what it looks like, and clicks and batch as
+            `hold_clicks` returns them.
           updates_state: see `compile`.
         """
         donate = (0,) if updates_state else ()
@@ -201,8 +215,7 @@ class Devices:
             return jax.jit(step, donate_argnums=donate).lower(*arguments)
         whole, by_part = PartitionSpec(), PartitionSpec(DATA_AXIS)
         specs = jax.tree_util.tree_map_with_path(
-            lambda path, _: PartitionSpec(ITEM_AXIS) if _is_table(path) else whole,
-            arguments[0],
+            lambda path, _: _spec(path), arguments[0]
         )
         on_mesh = jax.shard_map(
             step,
@@ -213,19 +226,7 @@ class Devices:
             # gradient of its own; see `item_table`.
             check_vma=False,
         )
-        state, clicks, batch = arguments
-        return jax.jit(on_mesh, donate_argnums=donate).lower(
-            state, clicks, jax.tree.map(self._place, batch)
-        )
-
-    def _place(self, x: Any) -> Any:
-        """Splits an array of a batch over the mesh; every process has all of it."""
-        if self.mesh is None:
-            return x
-        sharding = NamedSharding(self.mesh, PartitionSpec(DATA_AXIS))
-        if isinstance(x, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
+        return jax.jit(on_mesh, donate_argnums=donate).lower(*arguments)
 
     def _compile_ahead(self, step: Callable, updates_state: bool) -> Callable:
         """Compiles for each new shape before the first call with it.
@@ -236,20 +237,23 @@ class Devices:
         compiled: dict[Any, Callable] = {}
 
         def run(state, clicks, batch):
-            if self.mesh is not None and not isinstance(clicks, jax.Array):
-                clicks = self.put(clicks)
             shapes = batch.layout, batch.start.shape, clicks.shape
             if shapes not in compiled:
                 lowered = self.lower(step, (state, clicks, batch), updates_state)
                 compiled[shapes] = lowered.compile()
                 _glibc("malloc_trim", 0)
-            return compiled[shapes](state, clicks, jax.tree.map(self._place, batch))
+            return compiled[shapes](state, clicks, batch)
 
         return run
 
 
 def _is_table(path: tuple) -> bool:
     return any(getattr(key, "key", None) == "item_embedding" for key in path)
+
+
+def _spec(path: tuple) -> PartitionSpec:
+    """Returns how the array at a path of a state is split over a mesh."""
+    return PartitionSpec(ITEM_AXIS) if _is_table(path) else PartitionSpec()
 
 
 def find_devices(

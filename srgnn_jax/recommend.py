@@ -44,9 +44,9 @@ from srgnn_jax.data.click_log import (
 from srgnn_jax.data.prepare import number_values
 from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import Evaluator
+from srgnn_jax.evaluate import make_evaluator, metric_lines, restore_best
 from srgnn_jax.graph import AnyArray
-from srgnn_jax.model import SRGNN, Params, init_params, linear
+from srgnn_jax.model import SRGNN, Params, attention, linear
 
 # Clicks that the model sees of a session, unless the run was trained on fewer.
 MAX_LENGTH = 256
@@ -65,7 +65,6 @@ JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 
 log = logging.getLogger(__name__)
-
 
 # Raw ids, oldest click first.
 RawSession = Sequence[str | int] | np.ndarray
@@ -442,10 +441,8 @@ def load(workdir: str | os.PathLike) -> tuple[Recommender, Progress, int]:
         progress = checkpoints.progress()
         config = config_lib.from_dict(progress.config)
         model = config_lib.make_model(config, progress.num_items)
-        shapes = {"params": jax.eval_shape(lambda: init_params(model, 0))}
-        step = progress.best_step or progress.step
         devices = parallel.find_devices("jit")
-        params = checkpoints.restore(devices.layout(shapes), step)["params"]
+        params, step = restore_best(checkpoints, progress, model, devices)
     path = folder / "vocabulary.parquet"
     if not path.is_file():
         raise UserError(f"{path} is missing: it holds the raw id of each item row")
@@ -553,8 +550,7 @@ def attention_weights(
     readout = params["readout"]
     query = linear(readout["linear_one"], last, model.compute_dtype)
     key = linear(readout["linear_two"], of_click, model.compute_dtype)
-    gate = jax.nn.sigmoid(query + key)
-    return linear(readout["linear_three"], gate, model.compute_dtype)[..., 0]
+    return attention(readout, query, key, model.compute_dtype)
 
 
 def evaluate_sessions(
@@ -605,14 +601,7 @@ def evaluate_sessions(
     devices = parallel.find_devices(
         "jit", max_scores=config.max_scores, max_positions=config.max_positions
     )
-    evaluate = Evaluator(
-        recommender.model,
-        examples,
-        config.ks,
-        config.eval_batch_size,
-        devices,
-        config.progress,
-    )
+    evaluate = make_evaluator(config, recommender.model, examples, devices)
     means = evaluate(recommender.params)
     lines = [
         "",
@@ -621,12 +610,7 @@ def evaluate_sessions(
         f"{np.count_nonzero(rows == 0):,} on unknown items are dropped; "
         f"{len(examples):,} examples",
         "",
-        *(
-            f"{name:<10}{100 * means[name]:14.2f}"
-            for name in (
-                f"{m}@{k}" for k in config.ks for m in ("recall", "mrr", "ndcg")
-            )
-        ),
+        *metric_lines(config.ks, means),
     ]
     parallel.say("\n".join(lines))
     return means

@@ -136,19 +136,25 @@ def score_exported(source: Path, destination: Path) -> None:
         np.save(destination, model.full_sort_predict(interaction(inputs, 0)).numpy())
 
 
-def train_on_ml100k(folder: Path) -> None:
-    """Trains an epoch; keeps checkpoint, test result and the scores of 64 users."""
-    config = Config(
+def ml100k_config(epochs: int, checkpoint_dir: Path) -> Config:
+    """Returns RecBole's own configuration for ml-100k, on the CPU."""
+    return Config(
         model="SRGNN",
         dataset="ml-100k",
         config_dict={
-            "epochs": 1,
+            "epochs": epochs,
+            # Cross entropy draws no negatives, and RecBole wants that said.
             "train_neg_sample_args": None,
             "use_gpu": False,
             "show_progress": False,
-            "checkpoint_dir": str(folder / "ml100k"),
+            "checkpoint_dir": str(checkpoint_dir),
         },
     )
+
+
+def train_on_ml100k(folder: Path) -> None:
+    """Trains an epoch; keeps checkpoint, test result and the scores of 64 users."""
+    config = ml100k_config(1, folder / "ml100k")
     dataset = create_dataset(config)
     train, valid, test = data_preparation(config, dataset)
     torch.manual_seed(0)

@@ -1,7 +1,6 @@
 """Several devices give the numbers of one."""
 
 import contextlib
-import functools
 import math
 import re
 
@@ -16,8 +15,7 @@ from srgnn_jax.data.sessions import Sessions
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import Evaluator
 from srgnn_jax.model import SRGNN, init_params
-from srgnn_jax.optimizer import adam_with_l2
-from srgnn_jax.train import init_state, train_step
+from tests.tiny import training_step
 
 ITEMS = 40
 
@@ -32,21 +30,8 @@ def examples():
 
 def setup(devices, loss_type="CE", num_items=ITEMS):
     """Returns a step function and the state to start from."""
-    model = SRGNN(num_items, 8)
-    optimizer = adam_with_l2(0.01, 1e-3)
-    step = devices.compile(
-        functools.partial(
-            train_step,
-            model=devices.split_model(model),
-            optimizer=optimizer,
-            seed=0,
-            loss_type=loss_type,
-            max_scores=devices.max_scores,
-            axis_name=devices.axis_name,
-        ),
-        updates_state=True,
-    )
-    return step, devices.make(lambda: init_state(model, optimizer, 0))
+    step, start = training_step(devices, num_items, loss_type=loss_type)
+    return devices.compile(step, updates_state=True), devices.make(start)
 
 
 def train(devices, examples, loss_type="CE", batch_size=37):
@@ -148,18 +133,9 @@ def test_each_device_holds_its_rows_of_the_table_and_its_moments():
 def collectives(layout, num_items, examples):
     """Returns the sizes of what a compiled step's collectives carry."""
     devices = parallel.find_devices(*layout)
-    model = SRGNN(num_items, 8)
-    optimizer = adam_with_l2(0.01, 1e-3)
-    step = functools.partial(
-        train_step,
-        model=devices.split_model(model),
-        optimizer=optimizer,
-        seed=0,
-        axis_name=devices.axis_name,
-    )
-    state = devices.make(lambda: init_state(model, optimizer, 0))
+    step, start = training_step(devices, num_items)
     batch = next(batches.train_batches(examples, 32, 0, 0, 0, devices.shards))
-    arguments = state, *devices.hold_clicks(examples.items)(batch)
+    arguments = devices.make(start), *devices.hold_clicks(examples.items)(batch)
     text = devices.lower(step, arguments, updates_state=True).compile().as_text()
     sizes = []
     for line in text.splitlines():

@@ -1,34 +1,21 @@
 """The planner counts what XLA's own memory analysis finds."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from srgnn_jax import parallel, plan
 from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Examples
 from srgnn_jax.errors import UserError
-from srgnn_jax.model import SRGNN
-from srgnn_jax.optimizer import adam_with_l2
-from srgnn_jax.train import init_state, train_step
+from tests.tiny import training_step
 
 
 def analysed(items, d, batch_size, mesh):
     """Returns arguments + temporaries + outputs - aliased of a compiled step."""
     devices = parallel.find_devices("mesh", mesh)
-    model, optimizer = SRGNN(items, d), adam_with_l2(1e-3, 1e-5)
-    step = functools.partial(
-        train_step,
-        model=devices.split_model(model),
-        optimizer=optimizer,
-        seed=0,
-        max_scores=devices.max_scores,
-        axis_name=devices.axis_name,
-    )
-    state = devices.layout(jax.eval_shape(lambda: init_state(model, optimizer, 0)))
+    step, start = training_step(devices, items, d)
+    state = devices.layout(jax.eval_shape(start))
     lengths = np.minimum(np.random.default_rng(1).geometric(1 / 4, 20_000), 70)
     ends = np.cumsum(lengths + 1)
     examples = Examples(
@@ -39,9 +26,8 @@ def analysed(items, d, batch_size, mesh):
             examples, batch_size, 0, 0, 0, devices.shards, devices.max_positions
         )
     )
-    whole = NamedSharding(devices.mesh, PartitionSpec())
-    clicks = jax.ShapeDtypeStruct((1000,), np.int32, sharding=whole)
-    lowered = devices.lower(step, (state, clicks, batch), updates_state=True)
+    arguments = state, *devices.hold_clicks(examples.items)(batch)
+    lowered = devices.lower(step, arguments, updates_state=True)
     found = lowered.compile().memory_analysis()
     return (
         found.argument_size_in_bytes

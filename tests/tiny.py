@@ -1,8 +1,13 @@
-"""A click log and a config small enough to train on within a second."""
+"""A click log, a config and a training step, small enough to run within a second."""
+
+import functools
 
 import numpy as np
 
 from configs import click_log
+from srgnn_jax.model import SRGNN
+from srgnn_jax.optimizer import adam_with_l2
+from srgnn_jax.train import init_state, train_step
 
 ITEMS = 20
 
@@ -35,3 +40,18 @@ def tiny_config(folder):
     config.log_every_steps = 5
     config.parallel = "jit"
     return config
+
+
+def training_step(devices, num_items, embedding_size=8, loss_type="CE"):
+    """Returns a step function for some devices, and what makes the state before it."""
+    model, optimizer = SRGNN(num_items, embedding_size), adam_with_l2(0.01, 1e-3)
+    step = functools.partial(
+        train_step,
+        model=devices.split_model(model),
+        optimizer=optimizer,
+        seed=0,
+        loss_type=loss_type,
+        max_scores=devices.max_scores,
+        axis_name=devices.axis_name,
+    )
+    return step, lambda: init_state(model, optimizer, 0)
