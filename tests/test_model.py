@@ -179,6 +179,13 @@ def test_bfloat16_products_cost_little_accuracy():
         )
         for dtype in (None, "bfloat16")
     )
+    # The encoder's products are rounded too, not only those of the softmax.
+    sessions = [
+        run(SRGNN(ITEMS, SIZE, 2, compute_dtype=dtype), params, item_seq, item_seq_len)
+        for dtype in (None, "bfloat16")
+    ]
+    assert sessions[1].dtype == jnp.float32
+    assert 0 < abs(sessions[0] - sessions[1]).max() < 2**-6
     # bfloat16 has 8 bits: a product's relative error is up to 2^-8.
     assert 0 < abs(exact[0] - rounded[0]) < 2**-8 * exact[0]
     for a, b in zip(

@@ -53,3 +53,11 @@ def test_a_line_that_is_no_record_is_named(tmp_path):
         file.write("garbage\n")
     with pytest.raises(UserError, match=r"metrics.jsonl, line 2: .*garbage"):
         write(tmp_path, (2, {"a": 2.0}))
+
+
+def test_a_disabled_writer_leaves_the_workdir_alone(tmp_path):
+    writer = MetricsWriter(tmp_path, enabled=False)
+    writer.write(1, {"train/loss": 2.0})
+    writer.flush()
+    writer.close()
+    assert not list(tmp_path.iterdir())
