@@ -12,9 +12,10 @@ its own, on the CPU. Counted are
 
 - training: examples a second, from the indices of a batch to the updated weights, over
   all steps but the first window, which with us holds the compilation;
-- evaluation: examples a second, from the indices to the metrics, compilation included;
-- the process from its start to its end, reading the data included (with us, prepared
-  before, in a run that is not counted).
+- evaluation: examples a second, from the indices to the metrics, again without the
+  compilation;
+- the process from its start to its end, reading the data and compiling included (with
+  us, data prepared before, in a run that is not counted).
 
 Losses and metrics are shown to tell that both train the same model.
 """

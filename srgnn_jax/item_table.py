@@ -15,15 +15,16 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 AnyArray = Array | np.ndarray
 # Scores that are held at a time: 8 Mi floats are 32 MiB.
 MAX_SCORES = 2**23
 # Rows that are compared with the target at a time.
 COUNTED_ROWS = 2048
-# Below, the search for the best items is done session by session.
+# Below, the search for the best items is done session by session, row by row.
 FEW_SESSIONS = 16
+FEW_ROWS = 8192
 
 
 def _here(
@@ -92,8 +93,11 @@ def item_scores(
     """Returns the score of every item row for every session, items first.
 
     Items come first because the gradient of the table is then written row by row, and
-    sums over items are sums over whole rows: on CPU a third of the time of [B, V].
+    sums over items are sums over whole rows: on CPU a third of the time of [B, V]. Of
+    one session both lie alike, and XLA reads the table faster as the second factor.
     """
+    if session.shape[0] == 1:
+        return product(session, table.T, compute_dtype).T
     return product(table, session.T, compute_dtype)
 
 
@@ -130,6 +134,22 @@ def _block(session, table, i, count, scored_from, num_items, axis_name, compute_
         row = row + jax.lax.axis_index(axis_name) * held
     scored = (index >= i * rows) & (row >= scored_from) & (row < num_items)
     return first, block, scored, item_scores(session, block, compute_dtype)
+
+
+def _without_unscored(scores, scored, num_items, axis_name):
+    """Sets the scores of all rows of a table to -inf where they are not scored."""
+    held = scores.shape[0]
+    # Only row 0 and the last rows, which fill a table up, can be unscored: with V
+    # known, a choice for every row, one more pass over all scores, is saved.
+    edges = [slice(0, held)]
+    if isinstance(num_items, int):
+        shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+        filled_up = min(held * shards - num_items, held)
+        edges = [slice(0, 1), slice(held - filled_up, held)]
+    for edge in edges:
+        kept = jnp.where(scored[edge, None], scores[edge], -jnp.inf)
+        scores = scores.at[edge].set(kept)
+    return scores
 
 
 def full_softmax(
@@ -185,17 +205,7 @@ def _log_sum_exp_forward(session, table, static):
 
     if count == 1:
         *_, scored, scores = _block(session, table, 0, count, *how)
-        # Only row 0 and the last rows, which fill a table up, can be unscored: with V
-        # known, a choice for every row, one more pass over all scores, is saved.
-        held = table.shape[0]
-        shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-        edges = [slice(0, held)]
-        if isinstance(num_items, int):
-            filled_up = min(held * shards - num_items, held)
-            edges = [slice(0, 1), slice(held - filled_up, held)]
-        for edge in edges:
-            kept = jnp.where(scored[edge, None], scores[edge], -jnp.inf)
-            scores = scores.at[edge].set(kept)
+        scores = _without_unscored(scores, scored, num_items, axis_name)
         maximum = scores.max(axis=0)
         if axis_name is not None:
             maximum = jax.lax.pmax(maximum, axis_name)
@@ -404,7 +414,11 @@ def top_k(
         first, _, scored, scores = _block(
             *(session, table, i, count, 1, num_items, axis_name, compute_dtype)
         )
-        best, row = _largest(scores, scored, min(k, scores.shape[0]), recall)
+        if count == 1:
+            scores = _without_unscored(scores, scored, num_items, axis_name)
+        else:
+            scores = jnp.where(scored[:, None], scores, -jnp.inf)
+        best, row = _largest(scores, min(k, scores.shape[0]), recall)
         return best, first + row
 
     def merge(best, row, wanted):
@@ -433,28 +447,27 @@ def top_k(
 
 
 def _largest(
-    scores: Float[Array, "R B"], scored: Bool[Array, " R"], k: int, recall: float
+    scores: Float[Array, "R B"], k: int, recall: float
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
-    """Returns the k largest of each column and their rows, -inf where none is scored.
+    """Returns the k largest of each column and their rows.
 
     The k largest lie in the k groups of rows whose maxima are the largest: one cheap
-    pass finds the maxima, and only those groups are searched. For few sessions that
-    pass costs more than it saves.
+    pass finds the maxima, and only those groups are searched. For few sessions or
+    rows that pass costs more than it saves.
     """
     rows, batch = scores.shape
     # Maxima to sort and items to sort are then about equally many.
     size = 2 ** max(round(math.log2(rows / max(k, 1)) / 2), 0)
     groups = rows // size
-    if recall < 1 or size == 1 or groups <= k or batch < FEW_SESSIONS:
-        scores = jnp.where(scored[:, None], scores, -jnp.inf).T
+    if recall < 1 or groups <= k or batch < FEW_SESSIONS or rows < FEW_ROWS:
         if recall < 1:
-            best, row = jax.lax.approx_max_k(scores, k, recall_target=recall)
+            best, row = jax.lax.approx_max_k(scores.T, k, recall_target=recall)
         else:
-            best, row = jax.lax.top_k(scores, k)
+            best, row = jax.lax.top_k(scores.T, k)
         return best, row
     whole = groups * size
-    maxima = jnp.where(scored[:whole, None], scores[:whole], -jnp.inf)
-    maxima = maxima.reshape(groups, size, batch)
+    grouped = scores[:whole].reshape(groups, size, batch)
+    maxima = grouped
     # By halves, which the CPU does at the speed of its memory, unlike a reduction.
     while maxima.shape[1] > 1:
         maxima = jnp.maximum(*jnp.split(maxima, 2, axis=1))
@@ -463,6 +476,7 @@ def _largest(
     row = (chosen[:, :, None] * size + jnp.arange(size)).reshape(batch, k * size)
     rest = jnp.arange(whole, rows, dtype=row.dtype)
     row = jnp.concatenate([row, jnp.tile(rest, (batch, 1))], axis=1)
-    best = jnp.where(scored[row], scores[row, jnp.arange(batch)[:, None]], -jnp.inf)
-    best, index = jax.lax.top_k(best, k)
+    in_groups = jax.vmap(lambda g, of_session: grouped[g, :, of_session])
+    found = in_groups(chosen, jnp.arange(batch)).reshape(batch, k * size)
+    best, index = jax.lax.top_k(jnp.append(found, scores[whole:].T, axis=1), k)
     return best, jnp.take_along_axis(row, index, axis=1)

@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import io
 import itertools
-import json
 import logging
 import os
 import pathlib
@@ -28,6 +27,7 @@ from typing import Any, NamedTuple, TextIO
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orjson
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -184,22 +184,35 @@ class Recommender:
         self._ids = np.array(["", *vocabulary.ids], object)
         rows = max(BATCH_SIZES[-2], max_scores // model.num_items)
         self.max_rows = max(size for size in BATCH_SIZES if size <= rows)
-        self._step = jax.jit(
-            functools.partial(
-                recommend_step,
+        # Constants to the compiler, which then multiplies weights with weights itself.
+        weights = {**params}
+        item_embedding = weights.pop("item_embedding")
+        weights = jax.device_get(weights)
+
+        def step(item_embedding, *arguments, **options):
+            return recommend_step(
+                {
+                    **jax.tree.map(jnp.asarray, weights),
+                    "item_embedding": item_embedding,
+                },
+                *arguments,
                 model=model,
                 max_scores=max_scores,
                 score_padding=score_padding,
-            ),
-            static_argnames=("k", "as_probabilities", "recall"),
-        )
+                **options,
+            )
+
+        self._step = jax.jit(step, static_argnames=("k", "as_probabilities", "recall"))
         clicks = vocabulary.clicks
         if clicks is None:
             clicks = np.zeros(model.num_items - 1, np.int64)
         popular = 1 + np.argsort(-clicks, kind="stable")
-        table = params["item_embedding"]
         self._everything = _Scope(
-            table, None, len(table), popular, clicks[popular - 1].astype(np.float64)
+            item_embedding,
+            None,
+            len(item_embedding),
+            popular,
+            clicks[popular - 1].astype(np.float64),
         )
 
     @classmethod
@@ -378,10 +391,10 @@ class Recommender:
                 (
                     chosen,
                     self._step(
-                        self.params,
+                        self.params["item_embedding"],
                         scope.table,
                         scope.rows,
-                        np.int32(scope.count),
+                        None if scope.rows is None else np.int32(scope.count),
                         *arrays,
                         k=k,
                         as_probabilities=as_probabilities,
@@ -406,8 +419,8 @@ class Recommender:
         """Cuts the sessions with known clicks into batches, long ones first.
 
         Yields:
-          The sessions of a batch, and item_seq, item_seq_len and seen (None unless it
-          is needed) for `recommend_step`, filled up with rows that do not count.
+          The sessions of a batch, and item_seq and seen (None unless it is needed) for
+          `recommend_step`, filled up with rows that do not count.
         """
         lengths = np.diff(clicks.offsets)
         order = np.argsort(-lengths, kind="stable")
@@ -422,12 +435,11 @@ class Recommender:
             size = _batch_size(len(order), min(self.max_rows, limit))
             chosen, order = order[:size], order[size:]
             item_seq = _last_clicks(clicks, chosen, width, self.max_length, size)
-            item_seq_len = np.maximum(np.count_nonzero(item_seq, axis=1), 1)
             seen = None
             if exclude_seen:
                 seen = _last_clicks(clicks, chosen, num_seen, longest, size)
                 seen.sort(axis=1)
-            yield chosen, (item_seq, item_seq_len.astype(np.int32), seen)
+            yield chosen, (item_seq, seen)
 
 
 def load(workdir: str | os.PathLike) -> tuple[Recommender, Progress, int]:
@@ -470,9 +482,8 @@ def recommend_step(
     params: Params,
     table: Float[Array, "N D"],
     rows: Int[AnyArray, " N"] | None,
-    count: Int[AnyArray, ""],
+    count: Int[AnyArray, ""] | None,
     item_seq: Int[AnyArray, "B L"],
-    item_seq_len: Int[AnyArray, " B"],
     seen: Int[AnyArray, "B M"] | None,
     *,
     model: SRGNN,
@@ -488,9 +499,8 @@ def recommend_step(
       params: of the model.
       table: embeddings of the items to choose from, row 0 of the padding.
       rows: the item row of each of the table's rows; None: they are the same.
-      count: rows of the table that count; those beyond only fill it up.
+      count: rows of the table that count, those beyond only fill it up; None: all.
       item_seq: item rows in click order, 0 = padding at the end.
-      item_seq_len: number of clicks, at least 1.
       seen: item rows to leave out, sorted, with 0 as padding; None: none.
       model: the model.
       k: how many items are wanted, fewer than the table has rows.
@@ -502,9 +512,8 @@ def recommend_step(
     Returns:
       Scores, -inf where there is no item left, and item rows.
     """
-    session: Any = model.apply(
-        {"params": params}, [(item_seq, item_seq_len)], method="encode"
-    )[0]
+    item_seq_len = jnp.maximum(jnp.count_nonzero(jnp.asarray(item_seq), axis=1), 1)
+    session: Any = model.apply({"params": params}, item_seq, item_seq_len)
     wanted = k if seen is None else min(k + seen.shape[1], table.shape[0])
     how: dict[str, Any] = {"num_items": count, "compute_dtype": model.compute_dtype}
     best, row = item_table.top_k(
@@ -727,7 +736,7 @@ def _json_lines(
             fields = next(recommendations)._asdict()
             if entry.label is not None:
                 fields["session"] = entry.label
-        yield json.dumps(fields) + "\n"
+        yield orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE).decode()
 
 
 class _Entry(NamedTuple):
@@ -806,8 +815,8 @@ def _json_entry(number: int, line: str | None) -> _Entry:
     if line is None:
         return _Entry(number, error=_NOT_UTF8)
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
         return _Entry(number, error=f"no JSON: {error}")
     if not isinstance(record, dict) or "session" not in record:
         return _Entry(number, error='no object with a field "session"')
