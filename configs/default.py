@@ -40,7 +40,14 @@ def get_config() -> ConfigDict:
     # Model.
     c.embedding_size = 100
     c.step = 1  # propagation steps of the GNN
-    c.hybrid = True  # join the last click's state to the attention's sum
+    # What sums up a session: "attention" over its clicks, their "average", the last
+    # click, "local", or "hybrid", the paper's: attention and the last click.
+    c.readout = "hybrid"
+    c.normalize = False  # scale items to the length 1, and sessions to the length
+    c.scale = 16.0  # so much (without normalize it plays no part)
+    c.item_dropout = 0.0  # share of the clicked items' numbers to drop in training
+    c.reverse_positions = 0  # last clicks that attention tells apart by place; 0: none
+    c.softmax_attention = False  # have the clicks' attention sum to 1
 
     # Training.
     c.seed = 0

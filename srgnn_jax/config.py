@@ -15,7 +15,7 @@ from srgnn_jax import parallel
 from srgnn_jax.data.prepared import PreparedData, load_prepared
 from srgnn_jax.data.sessions import Examples, Sessions
 from srgnn_jax.errors import UserError, nearest
-from srgnn_jax.model import SRGNN
+from srgnn_jax.model import ATTENTION_READOUTS, READOUTS, SRGNN
 from srgnn_jax.optimizer import step_decay
 from srgnn_jax.parallel import Devices
 
@@ -65,6 +65,7 @@ _CHOICES = {
     "loss_type": ("CE", "BPR"),
     "on_bad_row": ("error", "skip"),
     "parallel": ("auto", "jit", "pmap", "mesh"),
+    "readout": READOUTS,
     "recbole_time": ("exact", "float32", "normalized"),
     "select_on": ("valid", "test"),
 }
@@ -85,6 +86,7 @@ _AT_LEAST = {
     "min_item_count": 1,
     "min_session_length": 2,
     "patience": 0,
+    "reverse_positions": 0,
     "seed": 0,
     "step": 0,
     "test_days": 0,
@@ -111,9 +113,21 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"config.separator is {config.separator!r}; it must be one character"
         )
-    for field in ("learning_rate", "lr_decay"):
+    for field in ("learning_rate", "lr_decay", "scale"):
         if not config[field] > 0:
             raise UserError(f"config.{field} is {config[field]}; it must be positive")
+    if not 0 <= config.item_dropout < 1:
+        raise UserError(
+            f"config.item_dropout is {config.item_dropout}; it must be 0, or a share "
+            "below 1"
+        )
+    for field in ("reverse_positions", "softmax_attention"):
+        if config[field] and config.readout not in ATTENTION_READOUTS:
+            raise UserError(
+                f"config.{field} is {config[field]}, but config.readout = "
+                f"{config.readout!r} has no attention; leave it out, or choose the "
+                f"readout {' or '.join(ATTENTION_READOUTS)}"
+            )
     for field in ("train_fraction", "valid_fraction"):
         whole = field == "train_fraction"
         if not (0 < config[field] < 1 or (whole and config[field] == 1)):
@@ -248,7 +262,12 @@ def make_model(config: ConfigDict, num_items: int) -> SRGNN:
         num_items=num_items,
         embedding_size=config.embedding_size,
         step=config.step,
-        hybrid=config.hybrid,
+        readout=config.readout,
+        normalize=config.normalize,
+        scale=config.scale,
+        item_dropout=config.item_dropout,
+        reverse_positions=config.reverse_positions,
+        softmax_attention=config.softmax_attention,
         compute_dtype=config.compute_dtype or None,
     )
 

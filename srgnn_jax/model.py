@@ -4,7 +4,7 @@ A batch comes as *tiers*, groups of its sessions that are padded to one length e
 `data.batches`); what is done to every position alike is done to all tiers at once.
 
 Axes: B batch, b sessions of a tier, L positions (and node slots), P positions of all
-tiers, D embedding, V item rows (row 0 is padding).
+tiers, D embedding, V item rows (row 0 is padding), N any rows.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from srgnn_jax import graph, item_table, losses
 from srgnn_jax.graph import AnyArray
@@ -24,6 +24,10 @@ Params = dict[str, Any]
 Tier = tuple[Int[AnyArray, "_ _"], Int[AnyArray, " _"]]
 # The incoming and the outgoing matrix of a tier's graphs.
 Connections = tuple[Float[Array, "_ _ _"], Float[Array, "_ _ _"]]
+# How a session is summed up: the paper's SR-GNN, and the SR-GNN-ATT, SR-GNN-AVG and
+# SR-GNN-L of its ablation.
+ATTENTION_READOUTS = ("hybrid", "attention")
+READOUTS = (*ATTENTION_READOUTS, "average", "local")
 
 
 def linear(
@@ -53,6 +57,45 @@ def split_tiers(flat: Float[Array, "P *D"], shapes: Sequence[tuple]) -> list[Arr
 def join_tiers(tiers: Sequence[Array]) -> Array:
     """Puts the positions of all tiers, [b, L, ...] each, into one array [P, ...]."""
     return jnp.concatenate([x.reshape(-1, *x.shape[2:]) for x in tiers])
+
+
+def normalise(rows: Float[Array, "N D"]) -> Float[Array, "N D"]:
+    """Scales each row to the Euclidean length 1; a row of zeros stays one.
+
+    The padding row shrinks under Adam's decay until its squares underflow, where a
+    plain norm has a NaN gradient: hence the epsilon inside the root.
+    """
+    squares = jnp.sum(rows * rows, axis=-1, keepdims=True)
+    return rows * jax.lax.rsqrt(squares + 1e-12)
+
+
+def dropout(
+    embedded: Float[Array, "P D"],
+    shapes: Sequence[tuple],
+    keys: Key[Array, " B"],
+    rate: float,
+) -> Float[Array, "P D"]:
+    """Zeroes a share of the numbers at random, and scales up what is left.
+
+    What befalls a click depends on its session's key and its position alone: neither on
+    the padding nor on the sessions beside it.
+
+    Args:
+      embedded: the clicks of all tiers.
+      shapes: (b, L) of each tier.
+      keys: of the sessions of all tiers.
+      rate: the share.
+    """
+    lengths = [length for b, length in shapes for _ in range(b)]
+    session = np.repeat(np.arange(len(lengths)), lengths)
+    position = np.concatenate([np.arange(length) for length in lengths])
+
+    def draw(key, position):
+        own = jax.random.fold_in(key, position)
+        return jax.random.bernoulli(own, 1 - rate, embedded.shape[1:])
+
+    kept = jax.vmap(draw)(keys[session], position)
+    return jnp.where(kept, embedded / (1 - rate), 0)
 
 
 def gnn_cell(
@@ -144,49 +187,131 @@ def attention(
     return linear(params["linear_three"], gate, compute_dtype)[..., 0]
 
 
-def attention_readout(
+def by_click(
+    hidden: Float[Array, "P D"], aliases: Sequence[Int[Array, "_ _"]]
+) -> tuple[Float[Array, "P D"], list[Int[Array, "_ _"]]]:
+    """Gives every click a slot of its own, as if no item were clicked twice."""
+    states = split_tiers(hidden, [alias.shape for alias in aliases])
+    of_clicks = [
+        jnp.take_along_axis(state, alias[:, :, None], axis=1)
+        for state, alias in zip(states, aliases, strict=True)
+    ]
+    own = [
+        jnp.broadcast_to(jnp.arange(alias.shape[1]), alias.shape) for alias in aliases
+    ]
+    return join_tiers(of_clicks), own
+
+
+def add_reverse_positions(
+    params: Params,
+    hidden: Float[Array, "P D"],
+    item_seq_lens: Sequence[Int[AnyArray, " _"]],
+    shapes: Sequence[tuple],
+    compute_dtype: str | None = None,
+) -> Float[Array, "P D"]:
+    """Joins each click's state with its distance from the end of the session.
+
+        z_i = tanh(W4 [s_i ; p_(n - i)] + b4)
+
+    of n clicks, counted from 1; clicks that are further away than there are embeddings
+    p share the last one.
+
+    Source: Wang et al. 2020 (GCE-GNN), section "Session Representation Layer".
+    """
+    distances = [
+        jnp.asarray(item_seq_len)[:, None] - 1 - jnp.arange(length)
+        for item_seq_len, (_, length) in zip(item_seq_lens, shapes, strict=True)
+    ]
+    w_state, w_position = jnp.split(params["linear_position"]["kernel"], 2)
+    positions = dot(params["position_embedding"], w_position, compute_dtype)
+    positions = positions + params["linear_position"]["bias"]
+    index = jnp.clip(join_tiers(distances), 0, len(positions) - 1)
+    return jnp.tanh(dot(hidden, w_state, compute_dtype) + positions[index])
+
+
+def read_out(
     params: Params,
     hidden: Float[Array, "P D"],
     aliases: Sequence[Int[Array, "_ _"]],
     item_seq_lens: Sequence[Int[AnyArray, " _"]],
+    readout: str = "hybrid",
+    softmax_attention: bool = False,
     compute_dtype: str | None = None,
-) -> Float[Array, "B D"]:
-    """Sums up a session from its last click and the attention over all of its clicks.
+) -> tuple[Float[Array, "B D"], list[Float[Array, "_ _"]]]:
+    """Sums up each session from the states of its clicks.
 
         alpha_i  = q . sigmoid(W1 s_last + b1 + W2 s_i + b2)      (no softmax)
         s_global = sum_i alpha_i s_i over positions: a revisited item counts again
-        s        = W3 [s_global ; s_last] + b3, or s_global alone without W3
+        s        = W3 [s_global ; s_last] + b3
 
-    Source: Wu et al. 2019, equations 6 and 7.
+    is the paper's "hybrid"; "attention" is s_global alone, "average" the mean of the
+    s_i, "local" s_last. Where there are `position_embedding`s, W2 is applied to
+    `add_reverse_positions`' z_i.
+
+    Args:
+      params: of `Readout`.
+      hidden: the state of each node slot.
+      aliases: the node slot of each position.
+      item_seq_lens: number of clicks.
+      readout: one of `READOUTS`.
+      softmax_attention: whether the alpha_i go through a softmax over the clicks.
+      compute_dtype: of the matrix products.
+
+    Returns:
+      The session embeddings, and the weight of each node slot [b, L] in the sum, all of
+      its clicks together; of each click's slot after `by_click`.
+
+    Source: Wu et al. 2019, equations 6 and 7, and section "Comparison with Variants of
+    Session Embeddings".
     """
     shapes = [alias.shape for alias in aliases]
+    if "position_embedding" in params:
+        # The weights of two clicks on one item differ.
+        hidden, aliases = by_click(hidden, aliases)
     states = split_tiers(hidden, shapes)
-    lasts = []
+    slots, lasts = [], []
     for state, alias, item_seq_len in zip(states, aliases, item_seq_lens, strict=True):
         last = jnp.take_along_axis(alias, item_seq_len[:, None] - 1, axis=1)
+        slots.append(last)
         lasts.append(jnp.take_along_axis(state, last[:, :, None], axis=1)[:, 0])
     s_last = jnp.concatenate(lasts)
-    queries = jnp.split(
-        linear(params["linear_one"], s_last, compute_dtype),
-        np.cumsum([b for b, _ in shapes])[:-1],
-    )
-    keys = split_tiers(linear(params["linear_two"], hidden, compute_dtype), shapes)
-    s_globals = []
-    for state, key, query, alias, item_seq_len in zip(
-        states, keys, queries, aliases, item_seq_lens, strict=True
+    has_attention = readout in ATTENTION_READOUTS
+    if has_attention:
+        queries = jnp.split(
+            linear(params["linear_one"], s_last, compute_dtype),
+            np.cumsum([b for b, _ in shapes])[:-1],
+        )
+        if "position_embedding" in params:
+            hidden = add_reverse_positions(
+                params, hidden, item_seq_lens, shapes, compute_dtype
+            )
+        keys = split_tiers(linear(params["linear_two"], hidden, compute_dtype), shapes)
+    weights, s_globals = [], []
+    for n, (state, alias, item_seq_len) in enumerate(
+        zip(states, aliases, item_seq_lens, strict=True)
     ):
-        alpha = attention(params, query[:, None], key, compute_dtype)
+        if has_attention:
+            alpha = attention(params, queries[n][:, None], keys[n], compute_dtype)
         # alpha depends on the node alone: a node's clicks are counted, not gathered.
         position = jnp.arange(alias.shape[1])
         is_click = position < item_seq_len[:, None]
         is_node = alias[:, :, None] == position
         clicks = jnp.sum(is_node & is_click[:, :, None], axis=1)
-        s_globals.append(jnp.sum((alpha * clicks)[..., None] * state, axis=1))
+        if readout == "local":
+            weight = (position == slots[n]).astype(state.dtype)
+        elif readout == "average":
+            weight = clicks / item_seq_len[:, None]
+        elif softmax_attention:
+            weight = jax.nn.softmax(alpha + jnp.log(clicks))
+        else:
+            weight = alpha * clicks
+        weights.append(weight)
+        s_globals.append(jnp.sum(weight[..., None] * state, axis=1))
     s_global = jnp.concatenate(s_globals)
-    if "linear_transform" not in params:
-        return s_global
-    both = jnp.concatenate([s_global, s_last], axis=-1)
-    return linear(params["linear_transform"], both, compute_dtype)
+    if readout == "hybrid":
+        both = jnp.concatenate([s_global, s_last], axis=-1)
+        return linear(params["linear_transform"], both, compute_dtype), weights
+    return s_global, weights
 
 
 def uniform_init(embedding_size: int) -> nn.initializers.Initializer:
@@ -260,17 +385,21 @@ class GNN(nn.Module):
         return hidden, aliases
 
 
-class AttentionReadout(nn.Module):
+class Readout(nn.Module):
     """Turns the nodes' hidden states into one embedding per session.
 
     Attributes:
       embedding_size: D.
-      hybrid: whether the last click's own state joins the attention's sum.
+      readout: one of `READOUTS`; see `read_out`.
+      reverse_positions: how many positions have an embedding; 0: they play no part.
+      softmax_attention: whether the attention goes through a softmax.
       compute_dtype: of the matrix products; None: that of the parameters.
     """
 
     embedding_size: int
-    hybrid: bool = True
+    readout: str = "hybrid"
+    reverse_positions: int = 0
+    softmax_attention: bool = False
     compute_dtype: str | None = None
 
     @nn.compact
@@ -279,20 +408,38 @@ class AttentionReadout(nn.Module):
         hidden: Float[Array, "P D"],
         aliases: Sequence[Int[Array, "_ _"]],
         item_seq_lens: Sequence[Int[AnyArray, " _"]],
-    ) -> Float[Array, "B D"]:
-        """Returns the session embeddings."""
+    ) -> tuple[Float[Array, "B D"], list[Float[Array, "_ _"]]]:
+        """Returns what `read_out` does, by the parameters that its readout uses."""
+        if self.readout not in READOUTS:
+            names = ", ".join(READOUTS)
+            raise ValueError(f"readout is {self.readout!r}, not one of {names}")
         d = self.embedding_size
         init = uniform_init(d)
-        params = {
-            "linear_one": Linear(d, d, init, name="linear_one")(),
-            "linear_two": Linear(d, d, init, name="linear_two")(),
-            "linear_three": Linear(d, 1, init, use_bias=False, name="linear_three")(),
-        }
-        if self.hybrid:
+        params: Params = {}
+        if self.readout in ATTENTION_READOUTS:
+            three = Linear(d, 1, init, use_bias=False, name="linear_three")
+            params = {
+                "linear_one": Linear(d, d, init, name="linear_one")(),
+                "linear_two": Linear(d, d, init, name="linear_two")(),
+                "linear_three": three(),
+            }
+            if self.reverse_positions:
+                position = Linear(2 * d, d, init, name="linear_position")
+                params["linear_position"] = position()
+                params["position_embedding"] = self.param(
+                    "position_embedding", init, (self.reverse_positions, d)
+                )
+        if self.readout == "hybrid":
             transform = Linear(2 * d, d, init, name="linear_transform")
             params["linear_transform"] = transform()
-        return attention_readout(
-            params, hidden, aliases, item_seq_lens, self.compute_dtype
+        return read_out(
+            params,
+            hidden,
+            aliases,
+            item_seq_lens,
+            self.readout,
+            self.softmax_attention,
+            self.compute_dtype,
         )
 
 
@@ -306,7 +453,16 @@ class SRGNN(nn.Module):
       num_items: V, the rows of the item table; row 0, the padding, is counted.
       embedding_size: D.
       step: propagation steps of the GNN.
-      hybrid: whether the last click's own state joins the readout.
+      readout: what sums up a session, one of `READOUTS`; see `read_out`.
+      normalize: whether items, where they enter the network and where they are scored,
+        have the length 1, and sessions the length `scale` (Gupta et al. 2019, NISER).
+      scale: what the cosine of session and item is multiplied by; unless `normalize`,
+        it plays no part.
+      item_dropout: share of the numbers of the items that enter the network to be
+        dropped in training (NISER+); see `dropout`.
+      reverse_positions: how many positions, counted from the last click, the attention
+        tells apart; 0: none. See `add_reverse_positions`.
+      softmax_attention: whether the attention goes through a softmax over the clicks.
       compute_dtype: of the matrix products, such as "bfloat16"; parameters, sums,
         activations and the softmax stay in float32. None: as the parameters are.
       item_axis: mesh axis that the item table is split over by rows, or None; see
@@ -317,7 +473,12 @@ class SRGNN(nn.Module):
     num_items: int
     embedding_size: int
     step: int = 1
-    hybrid: bool = True
+    readout: str = "hybrid"
+    normalize: bool = False
+    scale: float = 16.0
+    item_dropout: float = 0.0
+    reverse_positions: int = 0
+    softmax_attention: bool = False
     compute_dtype: str | None = None
     item_axis: str | None = None
     item_shards: int = 1
@@ -329,18 +490,27 @@ class SRGNN(nn.Module):
             (-(-self.num_items // self.item_shards), self.embedding_size),
         )
         self.gnn = GNN(self.embedding_size, self.step, self.compute_dtype)
-        self.readout = AttentionReadout(
-            self.embedding_size, self.hybrid, self.compute_dtype
+        self.read_out = Readout(
+            self.embedding_size,
+            self.readout,
+            self.reverse_positions,
+            self.softmax_attention,
+            self.compute_dtype,
+            name="readout",
         )
 
     def encode(
-        self, tiers: Sequence[Tier], *others: Int[AnyArray, " B"]
+        self,
+        tiers: Sequence[Tier],
+        *others: Int[AnyArray, " B"],
+        dropout_keys: Key[Array, " B"] | None = None,
     ) -> tuple[Array, ...]:
         """Embeds sessions that come padded to several lengths, in the order given.
 
         Args:
           tiers: the sessions.
           others: items whose embeddings are wanted too.
+          dropout_keys: of the sessions, in training; None: nothing is dropped.
 
         Returns:
           The session embeddings [B, D], the item table [V, D] to score them with (see
@@ -354,10 +524,17 @@ class SRGNN(nn.Module):
         found, table = item_table.lookup(
             self.item_embedding, jnp.concatenate(rows), self.item_axis
         )
-        embedded = jnp.split(found, ends[len(tiers) - 1 :])
-        hidden, aliases = self.gnn(item_seqs, embedded[0])
-        session = self.readout(hidden, aliases, item_seq_lens)
-        return session, table, *embedded[1:]
+        if self.normalize:
+            found, table = normalise(found), normalise(table)
+        hidden, *embedded = jnp.split(found, ends[len(tiers) - 1 :])
+        if dropout_keys is not None:
+            shapes = [item_seq.shape for item_seq in item_seqs]
+            hidden = dropout(hidden, shapes, dropout_keys, self.item_dropout)
+        hidden, aliases = self.gnn(item_seqs, hidden)
+        session, _ = self.read_out(hidden, aliases, item_seq_lens)
+        if self.normalize:
+            session = self.scale * normalise(session)
+        return session, table, *embedded
 
     def __call__(
         self, item_seq: Int[AnyArray, "B L"], item_seq_len: Int[AnyArray, " B"]
@@ -369,10 +546,8 @@ class SRGNN(nn.Module):
         self, item_seq: Int[AnyArray, "B L"], item_seq_len: Int[AnyArray, " B"]
     ) -> Float[Array, "B V"]:
         """Returns the score of every item row, the padding row included."""
-        session = self(item_seq, item_seq_len)
-        return item_table.item_scores(
-            session, self.item_embedding, self.compute_dtype
-        ).T
+        session, table = self.encode([(item_seq, item_seq_len)])
+        return item_table.item_scores(session, table, self.compute_dtype).T
 
     def predict(
         self,
@@ -381,8 +556,24 @@ class SRGNN(nn.Module):
         item: Int[AnyArray, " B"],
     ) -> Float[Array, " B"]:
         """Returns the score of one item for each session."""
-        session = self(item_seq, item_seq_len)
-        return jnp.sum(session * self.item_embedding[item], axis=-1)
+        session, _, embedding = self.encode([(item_seq, item_seq_len)], item)
+        return jnp.sum(session * embedding, axis=-1)
+
+    def scored_items(self) -> Float[Array, "V D"]:
+        """Returns the item table that sessions are scored with."""
+        table = self.item_embedding
+        return normalise(table) if self.normalize else table
+
+    def click_weights(
+        self, item_seq: Int[AnyArray, "B L"], item_seq_len: Int[AnyArray, " B"]
+    ) -> Float[Array, "B L"]:
+        """Returns the weight of each click in the sum that `read_out` makes."""
+        hidden, _ = item_table.lookup(self.item_embedding, item_seq.reshape(-1))
+        if self.normalize:
+            hidden = normalise(hidden)
+        hidden, aliases = self.gnn([item_seq], hidden)
+        _, (weight,) = self.read_out(*by_click(hidden, aliases), [item_seq_len])
+        return weight
 
     def loss_per_example(
         self,
@@ -392,6 +583,7 @@ class SRGNN(nn.Module):
         loss_type: str = "CE",
         score_padding: bool = False,
         max_scores: int = item_table.MAX_SCORES,
+        dropout_keys: Key[Array, " B"] | None = None,
     ) -> Float[Array, " B"]:
         """Returns each session's loss.
 
@@ -399,7 +591,9 @@ class SRGNN(nn.Module):
         `max_scores`.
         """
         if loss_type == "CE":
-            session, table, target_embedding = self.encode(tiers, target)
+            session, table, target_embedding = self.encode(
+                tiers, target, dropout_keys=dropout_keys
+            )
             return item_table.full_softmax(
                 session,
                 table,
@@ -414,7 +608,9 @@ class SRGNN(nn.Module):
             raise ValueError(f"loss_type is {loss_type!r}, not 'CE' or 'BPR'")
         if negative is None:
             raise ValueError("loss_type 'BPR' needs `negative`, an item per example")
-        session, _, *pair = self.encode(tiers, target, negative)
+        session, _, *pair = self.encode(
+            tiers, target, negative, dropout_keys=dropout_keys
+        )
         return losses.bpr(session, *pair)
 
     def target_rank(
@@ -446,6 +642,7 @@ class SRGNN(nn.Module):
         negative: Int[AnyArray, " B"] | None = None,
         loss_type: str = "CE",
         score_padding: bool = False,
+        dropout_keys: Key[Array, " B"] | None = None,
     ) -> Float[Array, ""]:
         """Returns the mean loss over the batch.
 
@@ -456,10 +653,16 @@ class SRGNN(nn.Module):
           negative: an item that was not; only "BPR" needs it.
           loss_type: "CE", cross entropy of the softmax over all items, or "BPR".
           score_padding: whether row 0 takes part in the softmax (RecBole: yes).
+          dropout_keys: of the sessions, for `item_dropout`; None: nothing is dropped.
         """
         tiers = [(item_seq, item_seq_len)]
         return self.loss_per_example(
-            tiers, target, negative, loss_type, score_padding
+            tiers,
+            target,
+            negative,
+            loss_type,
+            score_padding,
+            dropout_keys=dropout_keys,
         ).mean()
 
 

@@ -46,7 +46,7 @@ from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import make_evaluator, metric_lines, restore_best
 from srgnn_jax.graph import AnyArray
-from srgnn_jax.model import SRGNN, Params, attention, linear
+from srgnn_jax.model import SRGNN, Params
 
 # Clicks that the model sees of a session, unless the run was trained on fewer.
 MAX_LENGTH = 256
@@ -96,7 +96,8 @@ class Explanation:
     Attributes:
       items: raw ids of the clicks that it saw, in their order.
       attention: weight of each click in the sum that stands for the session, equation 6
-        of Wu et al. 2019; any number, and they need not sum to 1.
+        of Wu et al. 2019; any number, and they need not sum to 1. Of other readouts
+        than by attention, the weights that they give.
       edges: (item, next item, weight) of the session graph; the weights from one item
         sum to 1.
       unknown: ids that the vocabulary lacks, each once; they were dropped.
@@ -113,7 +114,7 @@ class _Scope:
     """The items that may be recommended.
 
     Attributes:
-      table: their embeddings, after one row for the padding; filled up with rows that
+      table: what scores them, after one row for the padding; filled up with rows that
         do not count.
       rows: the item row of each of the table's rows; None where they are the same.
       count: rows that count, the padding included.
@@ -185,16 +186,11 @@ class Recommender:
         rows = max(BATCH_SIZES[-2], max_scores // model.num_items)
         self.max_rows = max(size for size in BATCH_SIZES if size <= rows)
         # Constants to the compiler, which then multiplies weights with weights itself.
-        weights = {**params}
-        item_embedding = weights.pop("item_embedding")
-        weights = jax.device_get(weights)
+        weights = jax.device_get({**params, "item_embedding": ()})
 
         def step(item_embedding, *arguments, **options):
             return recommend_step(
-                {
-                    **jax.tree.map(jnp.asarray, weights),
-                    "item_embedding": item_embedding,
-                },
+                jax.tree.map(jnp.asarray, weights) | {"item_embedding": item_embedding},
                 *arguments,
                 model=model,
                 max_scores=max_scores,
@@ -203,14 +199,18 @@ class Recommender:
             )
 
         self._step = jax.jit(step, static_argnames=("k", "as_probabilities", "recall"))
+        self._click_weights = jax.jit(
+            functools.partial(model.apply, method="click_weights")
+        )
         clicks = vocabulary.clicks
         if clicks is None:
             clicks = np.zeros(model.num_items - 1, np.int64)
         popular = 1 + np.argsort(-clicks, kind="stable")
+        table: Any = model.apply({"params": params}, method="scored_items")
         self._everything = _Scope(
-            item_embedding,
+            table,
             None,
-            len(item_embedding),
+            len(table),
             popular,
             clicks[popular - 1].astype(np.float64),
         )
@@ -294,17 +294,15 @@ class Recommender:
             )
         item_seq = np.zeros((1, _power_of_two(len(rows), 4)), np.int32)
         item_seq[0, : len(rows)] = rows
-        attention = np.asarray(
-            attention_weights(
-                self.params, item_seq, np.array([len(rows)]), model=self.model
-            )
+        weights: Any = self._click_weights(
+            {"params": self.params}, item_seq, np.array([len(rows)])
         )
         nodes, _, connections = graph.connection_matrix(item_seq)
         outgoing = np.asarray(connections)[0, :, item_seq.shape[1] :]
         names = self._ids[np.asarray(nodes)[0]]
         return Explanation(
             items=self._ids[rows].tolist(),
-            attention=attention[0, : len(rows)].tolist(),
+            attention=np.asarray(weights)[0, : len(rows)].tolist(),
             edges=[
                 (names[u], names[v], float(outgoing[u, v]))
                 for u, v in np.argwhere(outgoing)
@@ -497,7 +495,8 @@ def recommend_step(
 
     Args:
       params: of the model.
-      table: embeddings of the items to choose from, row 0 of the padding.
+      table: what scores the items to choose from, row 0 of the padding; rows of
+        `SRGNN.scored_items`.
       rows: the item row of each of the table's rows; None: they are the same.
       count: rows of the table that count, those beyond only fill it up; None: all.
       item_seq: item rows in click order, 0 = padding at the end.
@@ -533,33 +532,6 @@ def recommend_step(
         best, index = jax.lax.top_k(jnp.where(is_seen, -jnp.inf, best), k)
         row = jnp.take_along_axis(row, index, axis=1)
     return best, row
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def attention_weights(
-    params: Params,
-    item_seq: Int[AnyArray, "B L"],
-    item_seq_len: Int[AnyArray, " B"],
-    *,
-    model: SRGNN,
-) -> Float[Array, "B L"]:
-    """Returns the weight alpha of each click; those of padding mean nothing.
-
-    Source: Wu et al. 2019, equation 6.
-    """
-
-    def states(module):
-        hidden = module.item_embedding[item_seq.reshape(-1)]
-        hidden, (alias,) = module.gnn([item_seq], hidden)
-        hidden = hidden.reshape(*item_seq.shape, -1)
-        return jnp.take_along_axis(hidden, alias[:, :, None], axis=1)
-
-    of_click: Any = model.apply({"params": params}, method=states)
-    last = jnp.take_along_axis(of_click, item_seq_len[:, None, None] - 1, axis=1)
-    readout = params["readout"]
-    query = linear(readout["linear_one"], last, model.compute_dtype)
-    key = linear(readout["linear_two"], of_click, model.compute_dtype)
-    return attention(readout, query, key, model.compute_dtype)
 
 
 def evaluate_sessions(

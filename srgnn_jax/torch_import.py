@@ -25,6 +25,7 @@ from srgnn_jax import config as config_lib
 from srgnn_jax.checkpoint import Checkpoints, Progress, make_workdir
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
+from srgnn_jax.model import ATTENTION_READOUTS
 from srgnn_jax.optimizer import adam_with_l2
 from srgnn_jax.torch_file import read_torch_file
 from srgnn_jax.train import init_state
@@ -131,30 +132,34 @@ def load_torch_checkpoint(path: str | os.PathLike) -> TorchCheckpoint:
 
 
 def params_from_torch(
-    state_dict: Mapping[str, Any], source: str, hybrid: bool = True
+    state_dict: Mapping[str, Any], source: str, readout: str = "hybrid"
 ) -> dict[str, Any]:
     """Turns a PyTorch SR-GNN's weights into the Flax parameters of `SRGNN`.
 
     The original's `linear_edge_f`, which its forward pass never reads, is dropped, as
-    is its `linear_transform` where `hybrid` is False. float64 stays float64; half
-    precision becomes float32.
+    is its `linear_transform` where `readout` is "attention". float64 stays float64;
+    half precision becomes float32.
 
     Args:
       state_dict: names to arrays, NumPy's or torch's.
       source: whose names they are, "recbole" or "original".
-      hybrid: whether the model joins the last click's state to the readout. RecBole's
-        always does.
+      readout: of the model, "hybrid" or "attention". RecBole's is always hybrid.
 
     Returns:
-      The tree that `SRGNN(num_items=V, embedding_size=D, hybrid=hybrid)` takes as
+      The tree that `SRGNN(num_items=V, embedding_size=D, readout=readout)` takes as
       `{"params": tree}`, where [V, D] is the shape of its `item_embedding`. Its arrays
       are copies, NumPy's.
 
     Raises:
-      UserError: `source` is unknown, or names are missing, unknown or of the wrong
-        shape or type; all of them are listed.
+      UserError: `source` or `readout` is none of theirs, or names are missing, unknown
+        or of the wrong shape or type; all of them are listed.
     """
-    weights, unread = _weights(source, hybrid)
+    if readout not in ATTENTION_READOUTS:
+        raise UserError(
+            f"the readout is {readout!r}; PyTorch weights are for "
+            + " or ".join(ATTENTION_READOUTS)
+        )
+    weights, unread = _weights(source, readout == "hybrid")
     arrays = {
         name: _as_numpy(value)
         for name, value in state_dict.items()
@@ -165,7 +170,7 @@ def params_from_torch(
         {name: weight.shape for name, weight in weights.items()},
         arrays,
         _EMBEDDING[source],
-        f"these are not the weights of {whose}'s SR-GNN with hybrid={hybrid}",
+        f"these are not the weights of {whose}'s SR-GNN with readout={readout!r}",
     )
     params: dict[str, Any] = {}
     for name, weight in weights.items():
@@ -181,7 +186,8 @@ def params_from_torch(
 def params_to_torch(params: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
     """Turns the Flax parameters of `SRGNN` into a PyTorch SR-GNN's weights.
 
-    They load with `strict=True`:
+    PyTorch's models know none of the options of `SRGNN` beside its readouts "hybrid"
+    and "attention". The weights load with `strict=True`:
 
         weights = params_to_torch(params, "recbole")
         model.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
@@ -239,9 +245,9 @@ def import_checkpoint(
 ) -> None:
     """Makes a workdir of a PyTorch checkpoint, to evaluate and train from.
 
-    What the file tells of the model goes before the config: `embedding_size`, and for
-    RecBole's `hybrid` and, where its config is in the file, `step`. The optimizer
-    starts afresh, at step 0.
+    What the file tells of the model goes before the config: `embedding_size`, that it
+    has none of `SRGNN`'s options, and for RecBole's `readout` and, where its config is
+    in the file, `step`. The optimizer starts afresh, at step 0.
 
     No such file holds the items' raw ids. Without a vocabulary file its rows are taken
     to be numbered as in the data set that the config names. With one, rows are matched
@@ -260,7 +266,7 @@ def import_checkpoint(
     checkpoint = load_torch_checkpoint(torch_checkpoint)
     config = _config_of_weights(config, checkpoint)
     config_lib.validate(config)
-    params = params_from_torch(checkpoint, checkpoint.source, config.hybrid)
+    params = params_from_torch(checkpoint, checkpoint.source, config.readout)
     params = jax.tree.map(np.float32, params)
     table = params["item_embedding"]
     raw_ids = vocabulary_file and _read_vocabulary(vocabulary_file, len(table))
@@ -309,12 +315,16 @@ def import_checkpoint(
 
 def _config_of_weights(config: ConfigDict, checkpoint: TorchCheckpoint) -> ConfigDict:
     """Replaces the fields that a checkpoint decides, and says so."""
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = {
+        "normalize": False,
+        "reverse_positions": 0,
+        "softmax_attention": False,
+    }
     table = checkpoint[_EMBEDDING[checkpoint.source]]
     if table.ndim == 2:
         told["embedding_size"] = table.shape[1]
     if checkpoint.source == "recbole":
-        told["hybrid"] = True
+        told["readout"] = "hybrid"
         step = checkpoint.config.get("step")
         if isinstance(step, int):
             told["step"] = step

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -91,6 +91,13 @@ def sample_negatives(
     return drawn + (drawn >= target)
 
 
+def dropout_keys(key: jax.Array, example: Int[AnyArray, " B"]) -> Key[Array, " B"]:
+    """Derives a key for each example; like `sample_negatives`, by its number alone."""
+    # No example has this number, so that no negative is drawn from the same key.
+    key = jax.random.fold_in(key, np.uint32(2**31))
+    return jax.vmap(lambda example: jax.random.fold_in(key, example))(example)
+
+
 def train_step(
     state: TrainState,
     clicks: Int[AnyArray, " C"],
@@ -112,7 +119,8 @@ def train_step(
       batch: this device's parts of the batch; see `data.batches`.
       model: the model.
       optimizer: the optimizer.
-      seed: of the run; "BPR" draws its negatives from it and the step.
+      seed: of the run; "BPR" draws its negatives from it and the step, as does the
+        dropout what it drops.
       loss_type: "CE" or "BPR".
       score_padding: whether row 0 takes part in the softmax.
       max_scores: scores that the softmax may hold at a time.
@@ -122,10 +130,12 @@ def train_step(
     examples = examples.astype(state.examples.dtype)
 
     def loss_of_part(params, part):
-        negative = None
+        negative = dropped = None
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
         if loss_type == "BPR":
-            key = jax.random.fold_in(jax.random.key(seed), state.step)
             negative = sample_negatives(key, part.example, part.target, model.num_items)
+        if model.item_dropout:
+            dropped = dropout_keys(key, part.example)
         loss = model.apply(
             {"params": params},
             part.tiers,
@@ -134,6 +144,7 @@ def train_step(
             loss_type,
             score_padding,
             max_scores,
+            dropped,
             method="loss_per_example",
         )
         return jnp.sum(loss * part.weight) / examples

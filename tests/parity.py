@@ -112,12 +112,12 @@ def differences(recording: Mapping[str, Any]) -> dict[str, float]:
     cfg = {name: value.item() for name, value in part(recording, "cfg").items()}
     out = part(recording, "out")
     source = "recbole" if "param/item_embedding.weight" in recording else "original"
-    hybrid = not cfg.get("nonhybrid", 0)
+    readout = "attention" if cfg.get("nonhybrid", 0) else "hybrid"
     loss_type = "BPR" if cfg.get("bpr", 0) else "CE"
-    model = SRGNN(cfg["num_items"], cfg["embedding_dim"], cfg["num_steps"], hybrid)
+    model = SRGNN(cfg["num_items"], cfg["embedding_dim"], cfg["num_steps"], readout)
 
     def imported(prefix: str) -> dict[str, Any]:
-        return params_from_torch(part(recording, prefix), source, hybrid)
+        return params_from_torch(part(recording, prefix), source, readout)
 
     def loss_of(params, batch):
         return model.apply(

@@ -85,16 +85,17 @@ def test_the_checkpoint_decides_the_model(tmp_path, config, capsys):
     }
     path = write_pth(tmp_path / "SRGNN.pth", root)
     config.embedding_size = 5
-    config.hybrid = False
+    config.readout = "local"
     import_checkpoint(config, str(tmp_path / "run"), str(path))
     shown = capsys.readouterr().out
-    for field, value in {"embedding_size": 8, "hybrid": True, "step": 3}.items():
+    for field, value in {"embedding_size": 8, "readout": "hybrid", "step": 3}.items():
         assert f"config.{field}: {value}, as the checkpoint has it" in shown
     assert config.embedding_size == 5
     checkpoints = Checkpoints(tmp_path / "run")
     stored = checkpoints.progress().config
     checkpoints.close()
-    assert [stored[f] for f in ("embedding_size", "hybrid", "step")] == [8, True, 3]
+    fields = "embedding_size", "readout", "step"
+    assert [stored[field] for field in fields] == [8, "hybrid", 3]
     evaluate_workdir(str(tmp_path / "run"))
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srgnn_jax.model import SRGNN, init_params
+from srgnn_jax.model import READOUTS, SRGNN, init_params
 
 ITEMS, SIZE = 30, 8
 
@@ -24,8 +24,8 @@ def random_sessions(batch=16, length=9, seed=0):
     return tuple(as_int32)
 
 
-def make(step=1, hybrid=True):
-    model = SRGNN(ITEMS, SIZE, step, hybrid)
+def make(step=1, readout="hybrid"):
+    model = SRGNN(ITEMS, SIZE, step, readout)
     return model, init_params(model, 0)
 
 
@@ -47,10 +47,10 @@ def assert_trees_close(a, b, atol=1e-6):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
 
 
-@pytest.mark.parametrize("hybrid", [True, False])
+@pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("step", [1, 3])
-def test_padding_changes_nothing(step, hybrid):
-    model, params = make(step, hybrid)
+def test_padding_changes_nothing(step, readout):
+    model, params = make(step, readout)
     item_seq, item_seq_len, target = random_sessions()
     padded = jnp.pad(item_seq, ((0, 0), (0, 2 * item_seq.shape[1])))
 
@@ -142,10 +142,18 @@ def test_parameters_start_uniform_within_their_bound():
     assert abs(table.mean()) < 0.1 * bound
 
 
-def test_without_hybrid_there_is_no_transform():
-    _, params = make(hybrid=False)
-    assert "linear_transform" not in params["readout"]
-    assert "linear_transform" in make(hybrid=True)[1]["readout"]
+def test_a_readout_has_the_parameters_that_it_uses():
+    attention = {"linear_one", "linear_two", "linear_three"}
+    expected = {
+        "hybrid": attention | {"linear_transform"},
+        "attention": attention,
+        "average": set(),
+        "local": set(),
+    }
+    for readout in READOUTS:
+        _, params = make(readout=readout)
+        assert params.get("readout", {}).keys() == expected[readout]
+        assert params.keys() - {"readout"} == {"item_embedding", "gnn"}
 
 
 def test_every_step_propagates_once_more():
@@ -160,7 +168,7 @@ def test_every_step_propagates_once_more():
 
 
 def test_a_revisited_item_counts_again():
-    model, params = make(step=0, hybrid=False)
+    model, params = make(step=0, readout="attention")
     item_seq = jnp.array([[3, 5, 5, 5], [3, 5, 0, 0]])
     session = run(model, params, item_seq, jnp.array([4, 2]))
     # Without propagation a node is its embedding: two more clicks on item 5 add twice

@@ -171,22 +171,22 @@ def test_breakage_of_the_graph_is_seen_in_the_matrices(break_it, shows_in, monke
     assert shows_in in found
 
 
-@pytest.mark.parametrize("hybrid", [True, False])
+@pytest.mark.parametrize("readout", ["hybrid", "attention"])
 @pytest.mark.parametrize("source", ["recbole", "original"])
-def test_exported_weights_load_strictly_and_score_alike(source, hybrid):
+def test_exported_weights_load_strictly_and_score_alike(source, readout):
     torch = pytest.importorskip("torch")
     from tests import torch_srgnn
 
     rng = np.random.default_rng(3)
     item_seq, item_seq_len = torch_srgnn.random_sessions(rng, (1, 8, 6), 30)
     sessions = item_seq[0].astype(np.int32), item_seq_len[0].astype(np.int32)
-    ours = SRGNN(num_items=30, embedding_size=7, step=2, hybrid=hybrid)
+    ours = SRGNN(num_items=30, embedding_size=7, step=2, readout=readout)
     params = jax.jit(ours.init)(jax.random.key(0), *sessions)["params"]
     exported = params_to_torch(params, source)
 
     # RecBole has no model that is not hybrid: its hybrid one must score the same.
     theirs = torch_srgnn.TorchSRGNN(
-        30, 7, 2, hybrid or source == "recbole", source, seed=1
+        30, 7, 2, readout == "hybrid" or source == "recbole", source, seed=1
     )
     theirs.load_state_dict(
         {name: torch.from_numpy(array) for name, array in exported.items()}, strict=True

@@ -240,7 +240,7 @@ def test_few_shapes_are_compiled(recommender):
 
 
 def test_attention_is_that_of_the_model():
-    recommender = make(SRGNN(ITEMS, 8, hybrid=False))
+    recommender = make(SRGNN(ITEMS, 8, readout="attention"))
     session = ["i4", "nope", "i9", "i4", "i2", "i2"]
     explained = recommender.explain(session)
     assert explained.items == ["i4", "i9", "i4", "i2", "i2"]

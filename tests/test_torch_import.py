@@ -40,13 +40,13 @@ NUM_ITEMS, D = 11, 4
 
 
 @functools.cache
-def random_params(hybrid: bool) -> dict:
-    return init_params(SRGNN(NUM_ITEMS, D, hybrid=hybrid), seed=1)
+def random_params(readout: str) -> dict:
+    return init_params(SRGNN(NUM_ITEMS, D, readout=readout), seed=1)
 
 
-def make_params(hybrid: bool = True, dtype=np.float32) -> dict:
+def make_params(readout: str = "hybrid", dtype=np.float32) -> dict:
     """Returns parameters to do with as one likes."""
-    return jax.tree.map(lambda leaf: np.array(leaf, dtype), random_params(hybrid))
+    return jax.tree.map(lambda leaf: np.array(leaf, dtype), random_params(readout))
 
 
 def assert_equal_trees(ours, theirs):
@@ -60,14 +60,14 @@ def assert_equal_trees(ours, theirs):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("hybrid", [True, False])
-def test_original_round_trip(hybrid, dtype):
-    params = make_params(hybrid, dtype)
+@pytest.mark.parametrize("readout", ["hybrid", "attention"])
+def test_original_round_trip(readout, dtype):
+    params = make_params(readout, dtype)
     weights = params_to_torch(params, "original")
     assert weights["gnn.w_ih"].shape == (3 * D, 2 * D)
     assert weights["linear_transform.weight"].shape == (D, 2 * D)
     assert weights["gnn.linear_edge_f.weight"].shape == (D, D)
-    assert_equal_trees(params_from_torch(weights, "original", hybrid), params)
+    assert_equal_trees(params_from_torch(weights, "original", readout), params)
 
 
 def test_recbole_round_trip_and_its_numbers():
@@ -130,7 +130,7 @@ def test_item_table_of_the_wrong_shape_is_the_only_fault_named():
 def test_recbole_is_always_hybrid():
     weights = params_to_torch(make_params(), "recbole")
     with pytest.raises(UserError, match=r"unknown: linear_transform.weight"):
-        params_from_torch(weights, "recbole", hybrid=False)
+        params_from_torch(weights, "recbole", "attention")
 
 
 def test_faulty_parameters_are_listed():
