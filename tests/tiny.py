@@ -42,9 +42,10 @@ def tiny_config(folder):
     return config
 
 
-def training_step(devices, num_items, embedding_size=8, loss_type="CE"):
+def training_step(devices, num_items, embedding_size=8, loss_type="CE", **options):
     """Returns a step function for some devices, and what makes the state before it."""
-    model, optimizer = SRGNN(num_items, embedding_size), adam_with_l2(0.01, 1e-3)
+    model = SRGNN(num_items, embedding_size, **options)
+    optimizer = adam_with_l2(0.01, 1e-3)
     step = functools.partial(
         train_step,
         model=devices.split_model(model),

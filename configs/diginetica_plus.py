@@ -1,0 +1,19 @@
+"""Diginetica with what later works found: more accurate than the paper's model.
+
+    python -m srgnn_jax.main --config=configs/diginetica_plus.py --config.data_dir=DIR
+
+DIR holds what configs/diginetica.py reads.
+"""
+
+from configs import diginetica
+
+
+def get_config():
+    """Returns the config."""
+    c = diginetica.get_config()
+    c.name = "diginetica_plus"
+    c.normalize = True
+    c.item_dropout = 0.1
+    c.reverse_positions = 32
+    c.epochs = 9  # the learning rate falls after the third and the sixth
+    return c

@@ -1,0 +1,443 @@
+"""Readouts and options: each as its equation says, in every way that a model is run."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import default, diginetica_plus, yoochoose_plus
+from srgnn_jax import config as config_lib
+from srgnn_jax import parallel
+from srgnn_jax.data import batches
+from srgnn_jax.data.sessions import Sessions, Vocabulary
+from srgnn_jax.errors import UserError
+from srgnn_jax.evaluate import Evaluator, evaluate_workdir
+from srgnn_jax.export import export_top_k
+from srgnn_jax.model import READOUTS, SRGNN, init_params, normalise
+from srgnn_jax.optimizer import adam_with_l2
+from srgnn_jax.recommend import Recommender
+from srgnn_jax.train import dropout_keys, train_and_evaluate
+from tests.tiny import tiny_config, training_step
+
+ITEMS, SIZE = 43, 8
+ALL = {
+    "normalize": True,
+    "item_dropout": 0.3,
+    "reverse_positions": 4,
+    "softmax_attention": True,
+}
+ATTENTION_OPTIONS = [
+    {"reverse_positions": p, "softmax_attention": s} for p in (0, 3) for s in (0, 1)
+]
+
+
+def make(step=1, **options):
+    model = SRGNN(ITEMS, SIZE, step, **options)
+    return model, init_params(model, 0)
+
+
+def run(model, params, *arguments, method=None, **kwargs):
+    apply = jax.jit(functools.partial(model.apply, method=method))
+    return apply({"params": params}, *arguments, **kwargs)
+
+
+def random_batch(batch=12, length=9, seed=0):
+    """Draws sessions with revisits, as lists too, and targets."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, length + 1, batch).astype(np.int32)
+    lengths[:2] = 1, length
+    item_seq = rng.integers(1, 7, (batch, length)).astype(np.int32)
+    item_seq[np.arange(length) >= lengths[:, None]] = 0
+    target = rng.integers(1, ITEMS, batch).astype(np.int32)
+    return item_seq, lengths, target
+
+
+@pytest.fixture(scope="module")
+def examples():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 24, 20)
+    sessions = Sessions.from_lists([rng.integers(1, ITEMS, n) for n in lengths])
+    return sessions.examples()
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def reference(params, items, readout, reverse_positions, softmax_attention, scale):
+    """Computes scores and weights of one session without propagation, click by click.
+
+    `scale` is 0 unless items and sessions are normalised.
+    """
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    table = params["item_embedding"]
+    if scale:
+        table = table / np.linalg.norm(table, axis=1, keepdims=True)
+    p = params.get("readout", {})
+    clicks = [table[item] for item in items]
+    n = len(clicks)
+    if readout == "local":
+        weights = [0.0] * (n - 1) + [1.0]
+    elif readout == "average":
+        weights = [1 / n] * n
+    else:
+        query = clicks[-1] @ p["linear_one"]["kernel"] + p["linear_one"]["bias"]
+        weights = []
+        for i, state in enumerate(clicks):
+            if reverse_positions:
+                place = p["position_embedding"][min(n - 1 - i, reverse_positions - 1)]
+                both = np.concatenate([state, place])
+                linear = p["linear_position"]
+                state = np.tanh(both @ linear["kernel"] + linear["bias"])
+            key = state @ p["linear_two"]["kernel"] + p["linear_two"]["bias"]
+            weights.append(float(sigmoid(query + key) @ p["linear_three"]["kernel"]))
+        if softmax_attention:
+            weights = list(np.exp(weights) / np.sum(np.exp(weights)))
+    session = sum(w * state for w, state in zip(weights, clicks, strict=True))
+    if readout == "hybrid":
+        linear = p["linear_transform"]
+        both = np.concatenate([session, clicks[-1]])
+        session = both @ linear["kernel"] + linear["bias"]
+    if scale:
+        session = scale * session / np.linalg.norm(session)
+    return table @ session, weights
+
+
+@pytest.mark.parametrize("scale", [0.0, 9.0])
+@pytest.mark.parametrize(
+    ("readout", "options"),
+    [
+        *itertools.product(("hybrid", "attention"), ATTENTION_OPTIONS),
+        *itertools.product(("average", "local"), ATTENTION_OPTIONS[:1]),
+    ],
+)
+def test_scores_and_weights_are_those_of_the_equations(readout, options, scale):
+    options = {
+        "reverse_positions": options["reverse_positions"],
+        "softmax_attention": bool(options["softmax_attention"]),
+    }
+    normalized = {"normalize": True, "scale": scale} if scale else {}
+    model, params = make(0, readout=readout, **options, **normalized)
+    item_seq, lengths, target = random_batch()
+    batch = params, item_seq, lengths
+    scores = run(model, *batch, method="full_sort_predict")
+    weights = run(model, *batch, method="click_weights")
+    one = run(model, *batch, target, method="predict")
+    for b, n in enumerate(lengths):
+        items = item_seq[b, :n].tolist()
+        expected, of_clicks = reference(params, items, readout, **options, scale=scale)
+        np.testing.assert_allclose(scores[b], expected, atol=2e-5)
+        np.testing.assert_allclose(weights[b, :n], of_clicks, atol=1e-6)
+        np.testing.assert_allclose(one[b], expected[target[b]], atol=2e-5)
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
+def test_losses_come_from_the_scores(readout, loss_type):
+    options = {"normalize": True}
+    if readout in ("hybrid", "attention"):
+        options |= {"reverse_positions": 3, "softmax_attention": True}
+    model, params = make(readout=readout, **options)
+    item_seq, lengths, target = random_batch()
+    rows = np.arange(len(target))
+    negative = target % (ITEMS - 1) + 1
+    batch = params, item_seq, lengths
+    scores = run(model, *batch, method="full_sort_predict")
+
+    def loss(params):
+        return model.apply(
+            {"params": params},
+            *(item_seq, lengths, target, negative, loss_type),
+            method="calculate_loss",
+        )
+
+    def expected_loss(params):
+        scores = model.apply(
+            {"params": params}, item_seq, lengths, method="full_sort_predict"
+        )
+        if loss_type == "BPR":
+            difference = scores[rows, target] - scores[rows, negative]
+            return -jnp.log(jax.nn.sigmoid(difference)).mean()
+        return -jax.nn.log_softmax(scores[:, 1:])[rows, target - 1].mean()
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    expected, expected_gradient = jax.jit(jax.value_and_grad(expected_loss))(params)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6),
+        gradient,
+        expected_gradient,
+    )
+    assert scores.max() <= model.scale * (1 + 1e-5)
+
+
+def test_without_options_the_parameters_are_the_papers():
+    _, plain = make()
+    _, same = make(normalize=True, item_dropout=0.5, softmax_attention=True)
+    jax.tree.map(np.testing.assert_array_equal, plain, same)
+    _, more = make(reverse_positions=5)
+    added = more["readout"].keys() - plain["readout"].keys()
+    assert added == {"position_embedding", "linear_position"}
+    assert more["readout"]["position_embedding"].shape == (5, SIZE)
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_padding_and_tiers_change_nothing(readout):
+    options = ALL if readout in ("hybrid", "attention") else {"normalize": True}
+    model, params = make(2, readout=readout, **options)
+    item_seq, lengths, target = random_batch()
+    order = np.argsort(lengths)
+    item_seq, lengths, target = item_seq[order], lengths[order], target[order]
+    keys = dropout_keys(jax.random.key(3), np.arange(len(target), dtype=np.int32))
+    padded = np.pad(item_seq, ((0, 0), (0, 11)))
+    n = int((lengths <= 4).sum())
+    layouts = (
+        [(item_seq, lengths)],
+        [(padded, lengths)],
+        [(item_seq[:n, :4], lengths[:n]), (item_seq[n:], lengths[n:])],
+    )
+    for dropped in (None, keys):
+        losses = [
+            run(
+                model,
+                params,
+                list(tiers),
+                target,
+                dropout_keys=dropped,
+                method="loss_per_example",
+            )
+            for tiers in layouts
+        ]
+        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+        np.testing.assert_allclose(losses[2], losses[0], rtol=1e-5)
+
+
+def test_the_length_of_items_plays_no_part_where_they_are_normalised():
+    model, params = make(normalize=True)
+    batch = random_batch()[:2]
+    factors = np.random.default_rng(0).uniform(0.1, 10, (ITEMS, 1)).astype(np.float32)
+    other = dict(params, item_embedding=params["item_embedding"] * factors)
+    scores, same = (
+        run(model, p, *batch, method="full_sort_predict") for p in (params, other)
+    )
+    np.testing.assert_allclose(scores, same, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-30, 1e-22, 1e-12, 1.0])
+def test_a_row_that_underflows_has_a_finite_gradient(length):
+    rows = jnp.full((1, SIZE), length, jnp.float32)
+    scaled, gradient = jax.value_and_grad(lambda x: normalise(x)[0, 0])(rows)
+    assert np.isfinite(scaled)
+    assert np.isfinite(gradient).all()
+    if length == 1:
+        assert scaled == pytest.approx(SIZE**-0.5)
+
+
+def test_the_padding_row_may_vanish(examples):
+    """Adam makes full-size steps of its decay, as no example touches it."""
+    step, start = training_step(parallel.Devices(1), ITEMS, normalize=True)
+    batch = next(batches.train_batches(examples, 8, 0, 0))
+
+    @jax.jit
+    def train(state):
+        return jax.lax.fori_loop(
+            0, 600, lambda _, state: step(state, examples.items, batch), state
+        )
+
+    state = train(start())
+    padding = np.asarray(state.params["item_embedding"][0], np.float32)
+    assert np.sum(padding * padding) < 1e-30
+    for leaf in jax.tree.leaves(state):
+        assert np.isfinite(leaf).all()
+
+
+def test_dropout_zeroes_its_share_and_scales_up_the_rest():
+    item_seq = np.arange(1, ITEMS, dtype=np.int32)[None]
+    lengths = np.array([ITEMS - 1], np.int32)
+    rate = 0.3
+    plain, params = make(0, readout="average")
+    model = plain.clone(item_dropout=rate)
+    keys = dropout_keys(jax.random.key(0), np.arange(200, dtype=np.int32))
+    tiers = [(np.tile(item_seq, (200, 1)), np.tile(lengths, 200))]
+    ones = dict(params, item_embedding=jnp.ones((ITEMS, SIZE)))
+    session = run(model, ones, tiers, dropout_keys=keys, method="encode")[0]
+    # Each is the mean of what is left of some ones, scaled up so that it is 1 on
+    # average: ITEMS - 1 draws of variance rate / (1 - rate).
+    variance = rate / (1 - rate) / (ITEMS - 1)
+    assert session.mean() == pytest.approx(1, abs=4 * (variance / session.size) ** 0.5)
+    assert session.var() == pytest.approx(variance, rel=0.2)
+    # Neither sessions nor numbers share what is dropped.
+    assert len(np.unique(np.asarray(session), axis=0)) == 200
+    # Without keys, in evaluation, nothing is.
+    whole, _ = run(model, ones, tiers, method="encode")
+    np.testing.assert_allclose(whole, 1, rtol=1e-6)
+
+
+def test_what_is_dropped_depends_on_key_and_example_alone():
+    example = np.array([5, 0, 2**31 - 1, 7], np.int32)
+    key = jax.random.key(1)
+    keys = jax.random.key_data(dropout_keys(key, example))
+    again = jax.random.key_data(dropout_keys(key, example[::-1]))
+    np.testing.assert_array_equal(keys, again[::-1])
+    other = jax.random.key_data(dropout_keys(jax.random.key(2), example))
+    of_negatives = [jax.random.key_data(jax.random.fold_in(key, e)) for e in example]
+    drawn = np.concatenate([keys, other, np.stack(of_negatives)])
+    assert len(np.unique(drawn, axis=0)) == len(drawn)
+
+
+def train(devices, examples, loss_type="CE", **options):
+    """Trains one epoch, whose last batch is partial."""
+    step, start = training_step(devices, ITEMS, SIZE, loss_type, **options)
+    step, state = devices.compile(step, updates_state=True), devices.make(start)
+    with_clicks = devices.hold_clicks(examples.items)
+    for batch in batches.train_batches(
+        examples, 37, 0, 0, 0, devices.shards, devices.max_positions
+    ):
+        state = step(state, *with_clicks(batch))
+    return state
+
+
+@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
+def test_many_devices_and_parts_train_and_evaluate_like_one(examples, loss_type):
+    one = train(parallel.Devices(1), examples, loss_type, **ALL)
+    model = SRGNN(ITEMS, SIZE, **ALL)
+    expected = Evaluator(model, examples, (20,), 50, parallel.Devices(1))(one.params)
+    for devices in (
+        parallel.Devices(1, max_positions=50, max_scores=300),
+        parallel.find_devices("pmap"),
+        parallel.find_devices("mesh", (2, 4)),
+        parallel.find_devices("mesh", (2, 4), max_scores=20),
+    ):
+        state = train(devices, examples, loss_type, **ALL)
+        assert float(state.loss) == pytest.approx(float(one.loss), rel=1e-5)
+        jax.tree.map(
+            # A split table is filled up with rows.
+            lambda a, b: np.testing.assert_allclose(a, b[: len(a)], atol=5e-5),
+            one.params,
+            state.params,
+        )
+        means = Evaluator(model, examples, (20,), 50, devices)(state.params)
+        assert means["mrr@20"] == pytest.approx(expected["mrr@20"], rel=1e-3)
+
+
+def test_dropout_changes_what_is_learnt(examples):
+    losses = [
+        float(train(parallel.Devices(1), examples, item_dropout=rate).loss)
+        for rate in (0.0, 0.3)
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_a_stopped_run_goes_on_exactly(tmp_path):
+    config = tiny_config(tmp_path)
+    config.update(ALL)
+    whole = train_and_evaluate(config, str(tmp_path / "whole"))
+    config.max_steps = 7
+    train_and_evaluate(config, str(tmp_path / "parts"))
+    config.max_steps = 0
+    parts = train_and_evaluate(config, str(tmp_path / "parts"))
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    config.normalize = False
+    with pytest.raises(UserError, match=r"config\.normalize: True -> False"):
+        evaluate_workdir(str(tmp_path / "parts"), config)
+
+
+@pytest.mark.parametrize("options", [ALL, {"readout": "local"}, {"readout": "average"}])
+def test_recommendations_and_exports_are_by_the_same_scores(options):
+    model, params = make(**options)
+    vocabulary = Vocabulary([f"i{row}" for row in range(1, ITEMS)])
+    recommender = Recommender(model, params, vocabulary)
+    session = [f"i{row}" for row in (3, 9, 3, 40, 12)]
+    item_seq = vocabulary.rows(session)[None].astype(np.int32)
+    length = np.array([5], np.int32)
+    scores = np.asarray(
+        run(model, params, item_seq, length, method="full_sort_predict")
+    )[0]
+    rows = np.argsort(-scores[1:])[:6] + 1
+    (found,) = recommender.recommend([session], 6)
+    assert found.items == [f"i{row}" for row in rows]
+    np.testing.assert_allclose(found.scores, scores[rows], rtol=1e-5)
+    (found,) = recommender.recommend([session], 6, as_probabilities=True)
+    shares = np.asarray(jax.nn.softmax(scores[1:]))
+    np.testing.assert_allclose(found.scores, shares[rows - 1], rtol=1e-5)
+    chosen = [f"i{row}" for row in rows[[4, 2]]]
+    (found,) = recommender.recommend([session], 6, candidates=chosen)
+    assert found.items == chosen[::-1]
+    np.testing.assert_allclose(found.scores, scores[rows[[2, 4]]], rtol=1e-5)
+    exported = export_top_k(model, params, 5, 6)
+    best, row = exported.call(params, item_seq, length)
+    np.testing.assert_array_equal(row[0], rows)
+    np.testing.assert_allclose(best[0], scores[rows], rtol=1e-5)
+    weights = recommender.explain(session).attention
+    if options != {"readout": "local"}:
+        assert sum(weights) == pytest.approx(1, rel=1e-5)
+        assert min(weights) > 0
+    else:
+        assert weights == [0, 0, 0, 0, 1]
+    if options == ALL:
+        # Two clicks on one item differ by their place.
+        assert weights[0] != weights[2]
+
+
+def test_bfloat16_products_cost_little_accuracy():
+    model, params = make(**ALL)
+    batch = random_batch()
+    exact, rounded = (
+        run(model.clone(compute_dtype=dtype), params, *batch, method="calculate_loss")
+        for dtype in (None, "bfloat16")
+    )
+    assert rounded.dtype == jnp.float32
+    # Scores reach `scale` = 16; bfloat16 has 8 bits.
+    assert 0 < abs(exact - rounded) < 16 * 2**-8
+
+
+def test_configs_build_the_model_that_they_name():
+    for config in (diginetica_plus.get_config(), yoochoose_plus.get_config("1_4")):
+        config_lib.validate(config)
+        model = config_lib.make_model(config, ITEMS)
+        assert model.normalize
+        assert model.item_dropout == config.item_dropout > 0
+        assert model.reverse_positions == config.reverse_positions > 0
+    config = default.get_config()
+    assert config_lib.make_model(config, ITEMS) == SRGNN(ITEMS, 100)
+    config.update(readout="attention", scale=9.0, softmax_attention=True, step=3)
+    expected = SRGNN(
+        *(ITEMS, 100, 3), readout="attention", scale=9.0, softmax_attention=True
+    )
+    assert config_lib.make_model(config, ITEMS) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"readout": "mean"}, "hybrid, attention, average, local"),
+        ({"readout": "local", "reverse_positions": 3}, "reverse_positions.*no attent"),
+        ({"readout": "average", "softmax_attention": True}, "softmax_attention.*no at"),
+        ({"scale": 0.0}, "scale"),
+        ({"item_dropout": 1.0}, "item_dropout is 1.0.*below 1"),
+        ({"item_dropout": float("nan")}, "item_dropout"),
+        ({"item_dropout": -0.1}, "item_dropout"),
+        ({"reverse_positions": -1}, "reverse_positions"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(fields, message):
+    config = default.get_config()
+    config.update(fields)
+    with pytest.raises(UserError, match=message):
+        config_lib.validate(config)
+
+
+def test_an_unknown_readout_is_named():
+    with pytest.raises(ValueError, match="'mean', not one of hybrid"):
+        make(readout="mean")
+
+
+def test_adam_moves_the_padding_row_by_its_decay_alone():
+    optimizer = adam_with_l2(0.01, 1e-5)
+    row = {"item_embedding": jnp.array([0.3, -0.2])}
+    zero = jax.tree.map(jnp.zeros_like, row)
+    updates, _ = optimizer.update(zero, optimizer.init(row), row)
+    np.testing.assert_allclose(updates["item_embedding"], [-0.01, 0.01], rtol=0.01)
