@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
 from srgnn_jax import metrics
@@ -21,20 +20,11 @@ def popularity(
       ks: the list lengths.
 
     Returns:
-      The mean of every metric, named as in `metrics.ranking_sums`.
+      The mean of every metric, named as in `metrics.ranking_metrics`.
     """
     clicks = np.bincount(train.items, minlength=num_items)
     # Equal counts are broken by the lower row, as a list that is made once would.
     order = np.argsort(-clicks[1:], kind="stable") + 1
     rank = np.empty(num_items, np.int32)
     rank[order] = np.arange(1, num_items)
-    sums = metrics.ranking_sums(
-        jnp.asarray(rank[examples.targets]),
-        jnp.ones(len(examples), jnp.float32),
-        ks,
-    )
-    return {
-        name: float(value) / len(examples)
-        for name, value in sums.items()
-        if name != "examples"
-    }
+    return metrics.means(rank[examples.targets], ks)

@@ -1,18 +1,20 @@
 """Evaluation: the target of every example is ranked among all items.
 
-Axes: C clicks.
+Axes: E examples, C clicks, N parts of a batch, R rows of a part, K items of a list.
 """
 
+import collections
 import contextlib
 import functools
 import math
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jaxtyping import Int
+import numpy as np
+from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -25,49 +27,70 @@ from srgnn_jax.data.sessions import Examples
 from srgnn_jax.graph import AnyArray
 from srgnn_jax.model import SRGNN, Params, init_params
 
-# Sessions that are at least ranked at a time, if the batch has so many.
-MIN_ROWS = 64
+# Sessions that are ranked at a time: at least, if there are so many, and at most.
+MIN_ROWS, MAX_ROWS = 64, 512
 
 
-def evaluate_step(
+def rank_step(
     params: Params,
     clicks: Int[AnyArray, " C"],
     batch: Batch,
     *,
     model: SRGNN,
-    ks: Sequence[int],
     max_scores: int = item_table.MAX_SCORES,
     axis_name: str | None = None,
-) -> dict[str, jax.Array]:
-    """Returns the sums of the ranking metrics over a batch; see `metrics.ranking_sums`.
+) -> Int[Array, "N R"]:
+    """Returns the rank of each target of a batch, of all devices' parts.
 
     Args:
       params: of the model.
       clicks: what the batch's starts point into.
       batch: this device's parts of the batch; see `data.batches`.
       model: the model.
-      ks: the list lengths.
       max_scores: scores held at a time.
       axis_name: axis of the devices that share the batch, or None.
     """
 
-    def sums_of_part(part):
-        rank: Any = model.apply(
+    def rank(part):
+        return model.apply(
             {"params": params},
             part.tiers,
             part.target,
             max_scores,
             method="target_rank",
         )
-        return metrics.ranking_sums(rank, part.weight, ks)
 
-    return parallel.total(
-        batches.sum_over_parts(sums_of_part, clicks, batch), axis_name
-    )
+    return parallel.gather(batches.map_parts(rank, clicks, batch), axis_name)
+
+
+def list_step(
+    params: Params,
+    clicks: Int[AnyArray, " C"],
+    batch: Batch,
+    *,
+    model: SRGNN,
+    k: int,
+    max_scores: int = item_table.MAX_SCORES,
+    axis_name: str | None = None,
+) -> Int[Array, "N R K"]:
+    """Returns the k best items for each example of a batch; see `rank_step`."""
+
+    def best(part):
+        return model.apply(
+            {"params": params}, part.tiers, k, max_scores, method="top_k"
+        )
+
+    return parallel.gather(batches.map_parts(best, clicks, batch), axis_name)
 
 
 class Evaluator:
-    """Evaluates parameters on one split, as often as asked, with one compiled step."""
+    """Evaluates parameters on one split, as often as asked, with one compiled step.
+
+    The devices return ranks; metrics are taken from them here, in float64 and in the
+    order of the examples. Neither `batch_size` nor the number of devices that share a
+    batch changes what an example is computed with (see `batches.eval_batches`), so that
+    they change no digit.
+    """
 
     def __init__(
         self,
@@ -78,32 +101,57 @@ class Evaluator:
         devices: parallel.Devices,
         progress: bool = False,
     ):
+        self._model = model
         self._examples = examples
+        self._ks = tuple(ks)
         self._batch_size = batch_size
         self._devices = devices
         self._progress = progress
         # Fewer rows at a time go over the whole table faster than many over blocks of
         # it, unless they become too few to be worth the reading of the table.
-        scores = devices.max_scores * devices.item_shards
-        self.max_rows = max(MIN_ROWS, scores // model.num_items)
+        rows = devices.max_scores // model.num_items
+        self.max_rows = min(max(MIN_ROWS, rows), MAX_ROWS)
         self._with_clicks = devices.hold_clicks(examples.items)
-        step = functools.partial(
-            evaluate_step,
-            model=devices.split_model(model),
-            ks=tuple(ks),
-            max_scores=devices.max_scores,
-            axis_name=devices.axis_name,
+        self._rank_step = self._compile(rank_step)
+
+    def _compile(self, step: Callable, **arguments: Any) -> Callable:
+        return self._devices.compile(
+            functools.partial(
+                step,
+                model=self._devices.split_model(self._model),
+                max_scores=self._devices.max_scores,
+                axis_name=self._devices.axis_name,
+                **arguments,
+            )
         )
-        self._step = devices.compile(step)
 
     def __call__(self, params: Params) -> dict[str, float]:
-        """Returns the mean of every metric, and `examples_per_second`.
+        """Returns the mean of every metric, and `examples_per_second`."""
+        return self.with_ranks(params)[0]
 
-        The clock starts with the first batch on its way: a first call compiles before.
+    def with_ranks(
+        self, params: Params
+    ) -> tuple[dict[str, float], Int[np.ndarray, " E"]]:
+        """Returns what a call does, and the rank of each example's target, 1 = best."""
+        rank, seconds = self._run(self._rank_step, params)
+        means = metrics.means(rank, self._ks)
+        return {**means, "examples_per_second": len(rank) / seconds}, rank
+
+    def lists(self, params: Params, k: int) -> Int[np.ndarray, "E K"]:
+        """Returns the rows of the k items with the highest scores for each example."""
+        return self._run(self._compile(list_step, k=k), params)[0]
+
+    def _run(self, step: Callable, params: Params) -> tuple[np.ndarray, float]:
+        """Gathers what a step returns for the rows of a batch, by example.
+
+        Returns:
+          That, and the seconds since the first batch was on its way: a first call
+          compiles before.
         """
         start = math.inf
-        pending = []
-        sums: dict[str, float] = {}
+        found: list[np.ndarray] = []
+        numbers: list[np.ndarray] = []
+        pending: collections.deque[jax.Array] = collections.deque()
         bar = tqdm(
             total=len(self._examples),
             desc="evaluate",
@@ -111,31 +159,28 @@ class Evaluator:
             disable=None if self._progress else True,
             leave=False,
         )
-        for batch in batches.eval_batches(
-            self._examples,
-            self._batch_size,
-            self._devices.shards,
-            self._devices.max_positions,
-            self.max_rows,
-        ):
-            pending.append(self._step(params, *self._with_clicks(batch)))
-            start = min(start, time.perf_counter())
-            if len(pending) == 8:
-                # Sums are fetched late, so that the device always has work in hand.
-                _add(sums, pending.pop(0))
-            bar.update(batch.examples)
-        for last in pending:
-            _add(sums, last)
-        bar.close()
-        count = sums.pop("examples")
-        means = {name: value / count for name, value in sums.items()}
-        means["examples_per_second"] = count / (time.perf_counter() - start)
-        return means
-
-
-def _add(sums: dict[str, float], more: dict[str, jax.Array]) -> None:
-    for name, value in more.items():
-        sums[name] = sums.get(name, 0.0) + float(value)
+        with bar:
+            for batch in batches.eval_batches(
+                self._examples,
+                self._batch_size,
+                self._devices.shards,
+                self._devices.max_positions,
+                self.max_rows,
+            ):
+                pending.append(step(params, *self._with_clicks(batch)))
+                start = min(start, time.perf_counter())
+                numbers.append(np.where(batch.length > 0, batch.example, -1))
+                if len(pending) == 8:
+                    # Fetched late, so that the device always has work in hand.
+                    found.append(np.asarray(pending.popleft()))
+                bar.update(batch.examples)
+            found += map(np.asarray, pending)
+        seconds = time.perf_counter() - start
+        values = np.concatenate(found)
+        number = np.concatenate(numbers)
+        by_example = np.empty((len(self._examples), *values.shape[2:]), values.dtype)
+        by_example[number[number >= 0]] = values[number >= 0]
+        return by_example, seconds
 
 
 def make_evaluator(

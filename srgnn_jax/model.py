@@ -634,6 +634,27 @@ class SRGNN(nn.Module):
             compute_dtype=self.compute_dtype,
         )
 
+    def top_k(
+        self,
+        tiers: Sequence[Tier],
+        k: int,
+        max_scores: int = item_table.MAX_SCORES,
+    ) -> Int[Array, "B K"]:
+        """Returns the rows of the items with each session's highest scores, best first.
+
+        See `item_table.top_k`.
+        """
+        session, table = self.encode(tiers)
+        return item_table.top_k(
+            session,
+            table,
+            k,
+            max_scores,
+            num_items=self.num_items,
+            axis_name=self.item_axis,
+            compute_dtype=self.compute_dtype,
+        )[1]
+
     def calculate_loss(
         self,
         item_seq: Int[AnyArray, "B L"],

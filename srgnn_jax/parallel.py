@@ -2,7 +2,7 @@
 
 A step function is written for one device's part of a batch. It names its collectives by
 the axis that it is given, which is None where there is only one part; `total` is the
-sum over that axis. The state looks the same to callers in all three ways; on a mesh
+sum over that axis, `gather` joins. The state looks the same to callers in all three ways; on a mesh
 each device holds its rows of the item table and of the table's Adam moments only, and
 all else whole. Every process makes all of every batch, which is a few numbers a row.
 """
@@ -59,6 +59,13 @@ def join_processes(
 def total(x: Any, axis_name: str | None) -> Any:
     """Sums every leaf over the devices of the axis; None: one device, nothing to do."""
     return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+
+def gather(x: Any, axis_name: str | None) -> Any:
+    """Joins the first axis of every leaf over the devices, in their order."""
+    if axis_name is None:
+        return x
+    return jax.lax.all_gather(x, axis_name, tiled=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,6 +120,16 @@ def sum_over_parts(
     return jax.lax.fori_loop(0, parts, add, zeros)
 
 
+def map_parts(
+    function: Callable[[Part], Any], clicks: Int[AnyArray, " C"], batch: Batch
+) -> Any:
+    """Stacks what a function returns for each part of a batch, one after another."""
+    return jax.lax.map(
+        lambda n: function(gather_part(clicks, batch, n)),
+        jnp.arange(batch.start.shape[0]),
+    )
+
+
 def own_clicks(
     clicks: Int[np.ndarray, " C"], batch: Batch
 ) -> tuple[Int[np.ndarray, " c"], Batch]:
@@ -311,18 +321,27 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Yields all examples once, in batches of one shape.
 
-    Every batch gets its share of short and long examples, so none needs a fallback.
-    `batch_size` is the most that a batch holds; for the rest see `choose_layout`.
+    The examples are dealt out to the parts once, whatever `batch_size` and `shards`
+    are: these only say how many parts make a batch. What is computed for an example is
+    then computed beside the same others, in the same place, for every choice of them:
+    a matrix product rounds a row by its place among the others.
+
+    Args:
+      examples: what is evaluated.
+      batch_size: examples of a batch, rounded up to whole parts for each shard.
+      shards: number of devices that share a batch; it has a multiple of so many parts.
+      max_positions: positions of a part; see `choose_layout`.
+      max_rows: rows of a part.
     """
-    count = -(-len(examples) // batch_size)
     layout, parts = choose_layout(
-        examples.lengths,
-        len(examples) / count,
-        shards,
-        max_positions,
-        max_rows,
-        sigmas=0,
+        examples.lengths, len(examples), 1, max_positions, max_rows, sigmas=0
     )
-    order = np.argsort(examples.lengths, kind="stable")
-    for n in range(count):
-        yield make_batch(examples, order[n::count], (layout,), parts)
+    whole = make_batch(examples, np.arange(len(examples)), (layout,), parts)
+    wanted = -(-batch_size // whole.start.shape[1])
+    count = -(-parts // (-(-wanted // shards) * shards))
+    # Of equally many batches the smallest, so that few parts are empty.
+    size = -(-parts // (count * shards)) * shards
+    missing = [(0, count * size - parts), (0, 0)]
+    whole = jax.tree.map(lambda x: np.pad(x, missing), whole)
+    for first in range(0, count * size, size):
+        yield jax.tree.map(lambda x, n=first: x[n : n + size], whole)

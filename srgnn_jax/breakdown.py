@@ -1,0 +1,177 @@
+"""Metrics by kinds of examples, confidence intervals over sessions, traits of lists.
+
+Axes: E examples, S sessions, V item rows (row 0 is the padding), K items of a list,
+M metrics.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from srgnn_jax import metrics
+from srgnn_jax.data.sessions import Examples
+
+RESAMPLES = 1000
+# The finer groups of prefixes by length: each from one of these up to the next.
+LENGTHS = (1, 2, 3, 4, 5, 6, 8, 11, 21)
+
+
+def example_sessions(examples: Examples) -> Int[np.ndarray, " E"]:
+    """Numbers the sessions that the examples are of, from 0, in their order.
+
+    An example is of the session of the one before where its target is the next click
+    in the log; or where it is the one before without its target, as the published test
+    files list a session's prefixes (unless `max_session_length` has cut them).
+    """
+    items, starts, lengths = examples.items, examples.starts, examples.lengths
+    ends = starts + lengths
+    same = ends[1:] == ends[:-1] + 1
+    shorter = np.flatnonzero(~same & (lengths[1:] == lengths[:-1] - 1))
+    if len(shorter):
+        clicks = lengths[shorter]
+        first = np.cumsum(clicks, dtype=np.int64) - clicks
+        position = np.arange(clicks.sum()) - np.repeat(first, clicks)
+        before, after = (
+            items[np.repeat(starts[e], clicks) + position]
+            for e in (shorter, shorter + 1)
+        )
+        same[shorter] = np.logical_and.reduceat(before == after, first)
+    return np.concatenate([[0], np.cumsum(~same)])
+
+
+def popularity_deciles(clicks: Int[np.ndarray, " V"]) -> Int[np.ndarray, " V"]:
+    """Returns the tenth of the clicked items that each is in, 1 of the most clicked.
+
+    Equal counts are ordered by row. Items without a click, and row 0, are in none: 0.
+    """
+    order = np.argsort(-clicks, kind="stable")
+    order = order[clicks[order] > 0]
+    decile = np.zeros(len(clicks), np.int64)
+    decile[order] = 1 + np.arange(len(order)) * 10 // max(len(order), 1)
+    return decile
+
+
+def groups(
+    examples: Examples, clicks: Int[np.ndarray, " V"]
+) -> dict[str, dict[str, Bool[np.ndarray, " E"]]]:
+    """Tells by several traits which examples are of which group.
+
+    Args:
+      examples: what is evaluated.
+      clicks: how often each item row was clicked in training.
+
+    Returns:
+      By trait and group, whether each example belongs to it. "length" is that of the
+      prefix, split as in Wu et al. 2019 and, as "length, finely", into more groups;
+      "target's popularity" is that of `popularity_deciles`.
+    """
+    lengths = examples.lengths
+    target = clicks[examples.targets] > 0
+    last = clicks[examples.items[examples.starts + lengths - 1]] > 0
+    decile = popularity_deciles(clicks)[examples.targets]
+    finely = {}
+    for first, after in zip(LENGTHS, (*LENGTHS[1:], None), strict=True):
+        if after is None:
+            finely[f"{first} or more"] = lengths >= first
+        else:
+            name = str(first) if after == first + 1 else f"{first} to {after - 1}"
+            finely[name] = (lengths >= first) & (lengths < after)
+    return {
+        "target": {"trained": target, "never trained": ~target},
+        "last click": {"trained": last, "never trained": ~last},
+        "length": {"at most 5": lengths <= 5, "longer": lengths > 5},
+        "length, finely": finely,
+        "target's popularity": {
+            f"decile {n}": decile == n for n in range(1, 11)
+        },
+    }
+
+
+def bootstrap(
+    values: Float[np.ndarray, "E M"],
+    session: Int[np.ndarray, " E"],
+    resamples: int = RESAMPLES,
+) -> Float[np.ndarray, "2 M"]:
+    """Returns the bounds of the 95% confidence interval of each column's mean.
+
+    Sessions are drawn with replacement, each with all of its examples, as those are not
+    independent; the bounds are percentiles of the means of such samples
+    (Efron and Tibshirani 1993, chapter 13).
+
+    Args:
+      values: of each example.
+      session: which session each example is of.
+      resamples: how many samples are drawn; the same ones in every call.
+    """
+    _, number = np.unique(session, return_inverse=True)
+    count = int(number.max()) + 1
+    columns = [*values.T, np.ones(len(values))]
+    sums = np.stack([np.bincount(number, column) for column in columns], axis=1)
+    rng = np.random.default_rng(0)
+    means = np.empty((resamples, values.shape[1]))
+    for sample in means:
+        drawn = np.bincount(rng.integers(count, size=count), minlength=count)
+        total = drawn @ sums
+        sample[:] = total[:-1] / total[-1]
+    return np.percentile(means, (2.5, 97.5), axis=0)
+
+
+def break_down(
+    rank: Int[np.ndarray, " E"],
+    examples: Examples,
+    clicks: Int[np.ndarray, " V"],
+    ks: Sequence[int],
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns metrics and their intervals, of all examples and of each group.
+
+    Args:
+      rank: of each example's target.
+      examples: what was evaluated.
+      clicks: how often each item row was clicked in training.
+      ks: the list lengths.
+
+    Returns:
+      By trait and group, what JSON can hold: the number of "examples", the mean of each
+      metric, and under "interval" its bounds. Groups without an example are left out.
+    """
+    session = example_sessions(examples)
+    by_name = metrics.ranking_metrics(rank, ks)
+    values = np.stack(list(by_name.values()), axis=1)
+
+    def of(chosen: Bool[np.ndarray, " E"]) -> dict[str, Any]:
+        low, high = bootstrap(values[chosen], session[chosen]).tolist()
+        mean = values[chosen].mean(axis=0).tolist()
+        return {
+            "examples": int(chosen.sum()),
+            **dict(zip(by_name, mean, strict=True)),
+            "interval": dict(zip(by_name, zip(low, high, strict=True), strict=True)),
+        }
+
+    everything = {"all": {"all": np.ones(len(rank), bool)}}
+    return {
+        trait: {name: of(chosen) for name, chosen in parts.items() if chosen.any()}
+        for trait, parts in (everything | groups(examples, clicks)).items()
+    }
+
+
+def list_traits(
+    lists: Int[np.ndarray, "E K"], clicks: Int[np.ndarray, " V"]
+) -> Mapping[str, float]:
+    """Describes the lists that a model gives.
+
+    Args:
+      lists: item rows, for each example.
+      clicks: how often each item row was clicked in training.
+
+    Returns:
+      "coverage", the share of all items that are in some list, and "popularity", the
+      training clicks of a listed item on average.
+    """
+    is_listed = np.zeros(len(clicks), bool)
+    is_listed[lists.reshape(-1)] = True
+    return {
+        "coverage": float(is_listed.sum() / (len(clicks) - 1)),
+        "popularity": float(clicks[lists].mean()),
+    }
