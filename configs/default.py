@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
 
     # Training.
     c.seed = 0
+    c.runs = 1  # with the seeds seed, seed + 1, ...: each in <workdir>/seed_<seed>
     c.epochs = 30  # at most; 0: prepare the data, print its counts and stop
     c.max_steps = 0  # stop after so many optimizer steps; 0: no such limit
     c.batch_size = 100
@@ -67,7 +68,7 @@ def get_config() -> ConfigDict:
     c.valid_fraction = 0.1  # last part of the training sessions, held out for "valid"
     c.select_by = "mrr@20"  # the metric that chooses the epoch
     c.ks = (5, 10, 20)  # list lengths of recall, mrr and ndcg
-    c.eval_batch_size = 512
+    c.eval_batch_size = 512  # rounded up to whole parts; changes no digit
 
     # Running.
     c.compute_dtype = ""  # "bfloat16": matrix products on accelerators; "": float32

@@ -83,9 +83,7 @@ def groups(
         "last click": {"trained": last, "never trained": ~last},
         "length": {"at most 5": lengths <= 5, "longer": lengths > 5},
         "length, finely": finely,
-        "target's popularity": {
-            f"decile {n}": decile == n for n in range(1, 11)
-        },
+        "target's popularity": {f"decile {n}": decile == n for n in range(1, 11)},
     }
 
 

@@ -38,6 +38,7 @@ MAY_DIFFER = frozenset(
         "parallel",
         "prepared_dir",
         "progress",
+        "runs",
     }
 )
 
@@ -87,6 +88,7 @@ _AT_LEAST = {
     "min_session_length": 2,
     "patience": 0,
     "reverse_positions": 0,
+    "runs": 1,
     "seed": 0,
     "step": 0,
     "test_days": 0,
@@ -167,6 +169,13 @@ def from_dict(fields: dict[str, Any]) -> ConfigDict:
             for field, value in fields.items()
         }
     )
+
+
+def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
+    """Returns the config of one of the runs that a config asks for."""
+    one = from_dict(to_dict(config))
+    one.seed, one.runs = seed, 1
+    return one
 
 
 def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:

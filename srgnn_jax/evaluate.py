@@ -18,7 +18,7 @@ from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from srgnn_jax import baselines, item_table, metrics, parallel
+from srgnn_jax import baselines, item_table, metrics, parallel, results
 from srgnn_jax import config as config_lib
 from srgnn_jax.checkpoint import Checkpoints, Progress, check_same_run
 from srgnn_jax.data import batches
@@ -257,6 +257,9 @@ def evaluate_workdir(
 ) -> dict[str, float]:
     """Evaluates the best checkpoint of a workdir on the test split; prints the table.
 
+    Ranks and lists are broken down in the workdir's results.json. Where the workdir is
+    that of several seeds, each is evaluated, and the means are returned.
+
     Args:
       workdir: of a run.
       config: fields for the run's own config to be replaced by, where they may differ,
@@ -266,6 +269,15 @@ def evaluate_workdir(
       The mean of every metric.
     """
     folder = pathlib.Path(workdir).expanduser()
+    seeds = seed_folders(folder)
+    if seeds and not (folder / "checkpoints").is_dir():
+        each = []
+        for seed, path in seeds.items():
+            parallel.say(f"\nseed {seed}")
+            own = None if config is None else config_lib.with_seed(config, seed)
+            each.append(evaluate_workdir(str(path), own))
+        report_seeds(folder, list(seeds))
+        return {name: float(np.mean([one[name] for one in each])) for name in each[0]}
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         progress = checkpoints.progress()
         if config is None:
@@ -279,6 +291,55 @@ def evaluate_workdir(
         params, _ = restore_best(checkpoints, progress, model, devices)
     splits = config_lib.make_splits(config, data)
     evaluate = make_evaluator(config, model, splits.evaluated["test"], devices)
-    test = evaluate(params)
-    parallel.say(report(config, progress, test, splits))
+    test, run = evaluate_best(config, progress, splits, evaluate, params)
+    if parallel.is_main_process():
+        command = ""
+        if (folder / results.FILE).exists():
+            command = results.read(folder / results.FILE)["command"]
+        results.record(folder, config, data, splits, command, run)
     return test
+
+
+def evaluate_best(
+    config: ConfigDict,
+    progress: Progress,
+    splits: config_lib.Splits,
+    evaluate: Evaluator,
+    params: Params,
+) -> tuple[dict[str, float], results.Results]:
+    """Evaluates the best epoch on test and prints the table.
+
+    Args:
+      config: of the run.
+      progress: of the run.
+      splits: of the run.
+      evaluate: of the test split.
+      params: of the best epoch, or of the last step while there is none.
+
+    Returns:
+      The mean of every metric, and what results.json records; see `results.of_run`.
+    """
+    test, rank = evaluate.with_ranks(params)
+    lists = evaluate.lists(params, min(max(config.ks), progress.num_items - 1))
+    parallel.say(report(config, progress, test, splits))
+    return test, results.of_run(progress, config, splits, test, rank, lists)
+
+
+def seed_folders(folder: pathlib.Path) -> dict[int, pathlib.Path]:
+    """Finds the workdirs of the seeds of a run of several."""
+    found = {}
+    for path in folder.glob("seed_*"):
+        seed = path.name.removeprefix("seed_")
+        if seed.isdecimal() and path.is_dir():
+            found[int(seed)] = path
+    return dict(sorted(found.items()))
+
+
+def report_seeds(folder: pathlib.Path, seeds: Sequence[int]) -> None:
+    """Joins the results of several seeds in results.json and prints their table."""
+    if not parallel.is_main_process():
+        return
+    each = [results.read(folder / f"seed_{s}" / results.FILE) for s in seeds]
+    merged = results.merge(each)
+    results.write(folder, merged)
+    parallel.say("\n" + results.seeds_table(merged))

@@ -134,9 +134,10 @@ def run() -> None:
 
         join_processes(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
     if mode == "train":
+        from srgnn_jax.results import portable_command
         from srgnn_jax.train import train_and_evaluate
 
-        train_and_evaluate(config, workdir)
+        train_and_evaluate(config, workdir, portable_command(sys.argv[1:]))
     elif mode == "evaluate":
         if FLAGS.sessions:
             from srgnn_jax.recommend import evaluate_sessions

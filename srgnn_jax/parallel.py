@@ -1,10 +1,11 @@
 """How a step function runs: by jit, by pmap, or on a mesh of devices (data, items).
 
 A step function is written for one device's part of a batch. It names its collectives by
-the axis that it is given, which is None where there is only one part; `total` is the
-sum over that axis, `gather` joins. The state looks the same to callers in all three ways; on a mesh
-each device holds its rows of the item table and of the table's Adam moments only, and
-all else whole. Every process makes all of every batch, which is a few numbers a row.
+the axis that it is given, which is None where there is only one part; `total` sums over
+that axis, `gather` joins. The state looks the same to callers in all three ways; on a
+mesh each device holds its rows of the item table and of the table's Adam moments only,
+and all else whole. Every process makes all of every batch, which is a few numbers a
+row.
 """
 
 import contextlib

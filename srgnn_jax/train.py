@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from srgnn_jax import config as config_lib
-from srgnn_jax import item_table, parallel
+from srgnn_jax import item_table, parallel, results
 from srgnn_jax.checkpoint import (
     Checkpoints,
     Progress,
@@ -31,7 +32,12 @@ from srgnn_jax.data import batches
 from srgnn_jax.data.batches import Batch
 from srgnn_jax.data.prepared import counts_table
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import make_evaluator, report
+from srgnn_jax.evaluate import (
+    evaluate_best,
+    make_evaluator,
+    report_seeds,
+    seed_folders,
+)
 from srgnn_jax.graph import AnyArray
 from srgnn_jax.model import SRGNN, Params, init_params
 from srgnn_jax.optimizer import adam_with_l2
@@ -168,20 +174,26 @@ def train_step(
     )
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState | None:
+def train_and_evaluate(
+    config: ConfigDict, workdir: str, command: str = ""
+) -> TrainState | None:
     """Prepares the data, trains, and evaluates; resumes what the workdir holds.
 
     Args:
       config: see configs/default.py.
-      workdir: folder for checkpoints, metrics.jsonl and counts.json.
+      workdir: folder for checkpoints, metrics.jsonl, counts.json and results.json.
+      command: the command line, for results.json.
 
     Returns:
-      The state after the last step; None where `config.epochs` is 0.
+      The state after the last step, of several runs the last one's; None where
+      `config.epochs` is 0.
 
     Raises:
       UserError: what the user can mend, such as a file that is missing.
     """
     config_lib.validate(config)
+    if config.runs > 1 and config.epochs:
+        return _train_several(config, workdir, command)
     devices = config_lib.find_devices(config)
     with parallel.main_process_first():
         data = config_lib.load_data(config)
@@ -190,6 +202,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState | None:
     parallel.say(counts_table(counts, data.published))
     folder = make_workdir(workdir)
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        if seed_folders(folder):
+            raise UserError(
+                f"{folder} holds the runs of several seeds; set config.runs, or choose "
+                "another --workdir"
+            )
         start, stored = Progress.at_start(config, data), None
         if checkpoints.latest_step() is not None:
             # Before anything is written into what may be another run's workdir.
@@ -205,9 +222,32 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState | None:
         with contextlib.closing(
             MetricsWriter(folder, parallel.is_main_process())
         ) as writer:
-            run = _Run(config, devices, splits, checkpoints, start, stored, writer)
+            record = functools.partial(
+                results.record, folder, config, data, splits, command
+            )
+            run = _Run(
+                config, devices, splits, checkpoints, start, stored, writer, record
+            )
             with parallel.together():
                 return run.run()
+
+
+def _train_several(config: ConfigDict, workdir: str, command: str) -> TrainState | None:
+    """Trains `config.runs` seeds one after another, and joins their results."""
+    folder = make_workdir(workdir)
+    if (folder / "checkpoints").is_dir():
+        raise UserError(
+            f"{folder} holds a single run; several need another --workdir, in which "
+            "each has a folder of its own"
+        )
+    state = None
+    seeds = [config.seed + n for n in range(config.runs)]
+    for seed in seeds:
+        parallel.say(f"\nseed {seed}, of {seeds[0]} to {seeds[-1]}")
+        one = config_lib.with_seed(config, seed)
+        state = train_and_evaluate(one, str(folder / f"seed_{seed}"), command)
+    report_seeds(folder, seeds)
+    return state
 
 
 class _Run:
@@ -222,11 +262,13 @@ class _Run:
         start: Progress,
         stored: Progress | None,
         writer: MetricsWriter,
+        record: Callable[[results.Results], None],
     ):
         self.config = config
         self.splits = splits
         self.checkpoints = checkpoints
         self.writer = writer
+        self.record = record
         self.steps_per_epoch = batches.steps_per_epoch(
             len(splits.train), config.batch_size
         )
@@ -413,19 +455,23 @@ class _Run:
         return self.state
 
     def report(self) -> None:
-        """Evaluates the best epoch on test, unless test chose it; prints the table."""
+        """Evaluates the best epoch on test; prints the table and records the results.
+
+        Where test chose the epoch, metrics.jsonl holds its metrics already.
+        """
         config, progress = self.config, self.progress
-        if config.select_on == "test" and progress.best_step:
-            test = progress.best_metrics
-        else:
-            params = self.state.params
-            if progress.best_step not in (0, progress.step):
-                wanted = {"params": parallel.layout_of(params)}
-                restored = self.checkpoints.restore(wanted, progress.best_step)
-                params = restored["params"]
-            test = self.evaluate["test"](params)
+        params = self.state.params
+        if progress.best_step not in (0, progress.step):
+            wanted = {"params": parallel.layout_of(params)}
+            restored = self.checkpoints.restore(wanted, progress.best_step)
+            params = restored["params"]
+        test, run = evaluate_best(
+            config, progress, self.splits, self.evaluate["test"], params
+        )
+        if config.select_on == "valid" or not progress.best_step:
             self.writer.write(
                 progress.best_step or progress.step,
                 {f"test/{name}": value for name, value in test.items()},
             )
-        parallel.say(report(config, progress, test, self.splits))
+        if parallel.is_main_process():
+            self.record(run)

@@ -11,12 +11,13 @@ PACKAGE = Path(__file__).parents[1] / "srgnn_jax"
 LAYERS = [
     ["errors"],
     ["data", "graph", "item_table", "losses", "metrics", "optimizer"],
-    ["model", "baselines", "plan", "plots"],
+    ["model", "baselines", "plan", "breakdown", "published"],
     ["config", "parallel", "records"],
     ["checkpoint"],
+    ["results"],
     ["evaluate"],
     ["train", "recommend", "exported"],
-    ["export"],
+    ["export", "plots"],
     ["torch_file", "torch_import"],
     ["main"],
 ]

@@ -10,7 +10,7 @@ import pytest
 
 from srgnn_jax import train
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import evaluate_workdir
+from srgnn_jax.evaluate import Evaluator, evaluate_workdir
 from srgnn_jax.train import train_and_evaluate
 from tests.tiny import tiny_config, write_log
 
@@ -165,17 +165,13 @@ def test_selection_on_test_holds_nothing_out_and_says_so(config, tmp_path, capsy
 def test_the_best_epoch_is_kept_and_reported(config, tmp_path, monkeypatch):
     config.epochs = 4
     values = iter([0.1, 0.3, 0.2, 0.2, 0.9])
-    original = train.make_evaluator
+    original = Evaluator.with_ranks
 
-    def fixed(*arguments):
-        evaluate = original(*arguments)
+    def fixed(self, params):
+        means, rank = original(self, params)
+        return {**means, "mrr@20": next(values)}, rank
 
-        def call(params):
-            return {**evaluate(params), "mrr@20": next(values)}
-
-        return call
-
-    monkeypatch.setattr(train, "make_evaluator", fixed)
+    monkeypatch.setattr(Evaluator, "with_ranks", fixed)
     train_and_evaluate(config, str(tmp_path / "run"))
     lines = records(tmp_path / "run")
     per_epoch = max(line["step"] for line in lines) // 4
@@ -187,13 +183,13 @@ def test_the_best_epoch_is_kept_and_reported(config, tmp_path, monkeypatch):
 
 def test_patience_ends_a_run(config, tmp_path, monkeypatch):
     config.epochs, config.patience = 9, 2
-    original = train.make_evaluator
+    original = Evaluator.with_ranks
 
-    def constant(*arguments):
-        evaluate = original(*arguments)
-        return lambda params: {**evaluate(params), "mrr@20": 0.5}
+    def constant(self, params):
+        means, rank = original(self, params)
+        return {**means, "mrr@20": 0.5}, rank
 
-    monkeypatch.setattr(train, "make_evaluator", constant)
+    monkeypatch.setattr(Evaluator, "with_ranks", constant)
     train_and_evaluate(config, str(tmp_path / "run"))
     assert [r["epoch"] for r in records(tmp_path / "run") if "epoch" in r] == [1, 2, 3]
 

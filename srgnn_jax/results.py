@@ -1,0 +1,486 @@
+"""Results of runs: results.json, Markdown tables of it, and RESULTS.md of many.
+
+    python -m srgnn_jax.results results/*.json > RESULTS.md
+
+Arguments are results.json and baselines.json files, or folders that hold some. All of
+results.json that depends on the clock has "second" in its key: the rest is the same
+whenever the same command is run on the same machine.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+import srgnn_jax
+from configs import default
+from srgnn_jax import breakdown, metrics
+from srgnn_jax import config as config_lib
+from srgnn_jax.checkpoint import Progress
+from srgnn_jax.data.prepared import PreparedData
+from srgnn_jax.errors import UserError
+from srgnn_jax.published import PUBLISHED
+
+Results = dict[str, Any]
+
+FILE, BASELINES_FILE = "results.json", "baselines.json"
+CHOSEN_ON = {"valid": "validation", "test": "TEST, as in the papers' codes"}
+TITLES = {
+    "diginetica": "Diginetica",
+    "yoochoose_1_64": "Yoochoose 1/64",
+    "yoochoose_1_4": "Yoochoose 1/4",
+}
+# Flags that say where things lie, and what stands in a record instead of their values;
+# None: nothing does.
+PLACES = {"workdir": None, "config.prepared_dir": None, "config.data_dir": "DIR"}
+_FIELDS_OF_PLACES = frozenset({"data_dir", "prepared_dir"})
+# A run's seed and protocol have columns of their own.
+_FIELDS_OF_COLUMNS = frozenset({"runs", "seed", "select_on"})
+
+
+def portable_command(arguments: Sequence[str]) -> str:
+    """Returns the command line of `srgnn_jax.main` without places of one machine."""
+    kept = []
+    places = iter(arguments)
+    for argument in places:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if name in PLACES:
+            if not equals:
+                next(places, None)
+            argument = f"--{name}={PLACES[name]}" if PLACES[name] else ""
+        kept.append(argument)
+    return " ".join(["python -m srgnn_jax.main", *filter(None, kept)])
+
+
+def data_name(dataset: str, train_fraction: float | int) -> str:
+    """Names the data, with the fraction of training that is used: yoochoose_1_64."""
+    part = Fraction(train_fraction).limit_denominator(1000)
+    return dataset if part == 1 else f"{dataset}_{part.numerator}_{part.denominator}"
+
+
+def of_run(
+    progress: Progress,
+    config: ConfigDict,
+    splits: config_lib.Splits,
+    test: Mapping[str, float],
+    rank: Int[np.ndarray, " E"],
+    lists: Int[np.ndarray, "E K"],
+) -> Results:
+    """Returns what is recorded of one seed.
+
+    Args:
+      progress: of the run.
+      config: of the run.
+      splits: of the run.
+      test: the test metrics of its best epoch, and `examples_per_second`.
+      rank: of each test example's target.
+      lists: the items with the highest scores for each test example.
+    """
+    examples = splits.evaluated["test"]
+    items = splits.train_sessions.items
+    clicks = np.bincount(items, minlength=progress.num_items)
+    means = dict(test)
+    speed = means.pop("examples_per_second")
+    selected = progress.best_metrics if progress.best_step else None
+    return {
+        "seed": config.seed,
+        "best_epoch": progress.best_epoch,
+        "best_step": progress.best_step,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "test": means,
+        "valid": selected if config.select_on == "valid" else None,
+        "test_recall_curve": metrics.recall_curve(rank),
+        "test_lists": {
+            "length": lists.shape[1],
+            **breakdown.list_traits(lists, clicks),
+        },
+        "test_breakdown": breakdown.break_down(rank, examples, clicks, config.ks),
+        "test_seconds": len(rank) / speed,
+    }
+
+
+def collect(
+    config: ConfigDict,
+    fingerprint: str,
+    counts: Mapping[str, int | float],
+    command: str,
+    runs: Sequence[Results],
+) -> Results:
+    """Returns what results.json holds.
+
+    Args:
+      config: of the first run.
+      fingerprint: of the data.
+      counts: of the data.
+      command: the command line that made them, or nothing.
+      runs: what `of_run` returned for each seed.
+    """
+    fields = config_lib.to_dict(config)
+    return {
+        "name": config.name,
+        "command": command,
+        "protocol": {
+            "select_on": config.select_on,
+            "select_by": config.select_by,
+            "test": "evaluated every epoch, and it chose the epoch"
+            if config.select_on == "test"
+            else "evaluated once, for the epoch that validation chose",
+        },
+        "data": {
+            "name": data_name(config.dataset, config.train_fraction),
+            "fingerprint": fingerprint,
+            "counts": dict(counts),
+        },
+        "config": {k: v for k, v in fields.items() if k not in _FIELDS_OF_PLACES},
+        "versions": {
+            "srgnn_jax": srgnn_jax.__version__,
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": {
+            "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+            "cpu_cores": os.cpu_count(),
+        },
+        **summary(runs),
+        "runs": list(runs),
+    }
+
+
+def summary(runs: Sequence[Results]) -> Results:
+    """Returns mean and standard deviation over the seeds, of test and validation."""
+    found: Results = {"mean": {}, "standard_deviation": {}}
+    for split in ("test", "valid"):
+        each = [run[split] for run in runs if run[split]]
+        values = {name: [one[name] for one in each] for name in (each or [{}])[0]}
+        found["mean"][split] = {k: statistics.fmean(v) for k, v in values.items()}
+        found["standard_deviation"][split] = {
+            k: statistics.stdev(v) for k, v in values.items() if len(v) > 1
+        }
+    return found
+
+
+def merge(several: Sequence[Results]) -> Results:
+    """Joins the results of runs that differ in their seeds."""
+    runs = [run for results in several for run in results["runs"]]
+    config = {**several[0]["config"], "runs": len(runs)}
+    return {**several[0], "config": config, **summary(runs), "runs": runs}
+
+
+def write(folder: pathlib.Path, results: Results) -> None:
+    """Writes results.json, as a whole or not at all."""
+    unfinished = folder / (FILE + ".unfinished")
+    try:
+        unfinished.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(folder / FILE)
+    except OSError as error:
+        raise UserError(f"cannot write {folder / FILE} ({error.strerror})") from error
+
+
+def record(
+    folder: pathlib.Path,
+    config: ConfigDict,
+    data: PreparedData,
+    splits: config_lib.Splits,
+    command: str,
+    run: Results,
+) -> None:
+    """Writes results.json of a workdir with one run.
+
+    Args:
+      folder: the workdir.
+      config: of the run.
+      data: of the run.
+      splits: of the run.
+      command: the command line that made it, or nothing.
+      run: what `of_run` returned.
+    """
+    seconds = train_seconds(folder / "metrics.jsonl", len(splits.train))
+    counts = {**data.counts, **splits.counts}
+    run = {**run, "train_seconds": seconds}
+    write(folder, collect(config, data.fingerprint, counts, command, [run]))
+
+
+def train_seconds(metrics_file: pathlib.Path, examples: int) -> float:
+    """Returns how long the epochs took that metrics.jsonl records, without evaluation.
+
+    Args:
+      metrics_file: of a run.
+      examples: in an epoch.
+    """
+    return sum(
+        examples / record["train/examples_per_second"]
+        for record in read_lines(metrics_file)
+        if "epoch" in record
+    )
+
+
+def read_lines(path: pathlib.Path) -> list[Results]:
+    """Reads a metrics.jsonl; there are no lines where there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def read(path: pathlib.Path) -> Results:
+    """Reads a results.json or a baselines.json."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON file ({error})") from error
+    if not isinstance(found, dict) or not {"runs", "test"} & found.keys():
+        raise UserError(f"{path} is neither a {FILE} nor a {BASELINES_FILE} of a run")
+    return found
+
+
+def _percent(mean: float | None, deviation: float | None = None) -> str:
+    if mean is None:
+        return ""
+    text = f"{100 * mean:.2f}"
+    return text if deviation is None else f"{text} ± {100 * deviation:.2f}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    ruler = ["---", *["---:"] * (len(header) - 1)]
+    return ["| " + " | ".join(row) + " |" for row in (header, ruler, *rows)]
+
+
+def seeds_table(results: Results) -> str:
+    """Renders test metrics by seed, their mean and their standard deviation."""
+    names = [
+        f"{metric}@{k}"
+        for k in results["config"]["ks"]
+        for metric in ("recall", "mrr", "ndcg")
+    ]
+    rows = [
+        [f"seed {run['seed']}", str(run["best_epoch"])]
+        + [_percent(run["test"][name]) for name in names]
+        for run in results["runs"]
+    ]
+    for label, key in (("mean", "mean"), ("std", "standard_deviation")):
+        values = results[key]["test"]
+        rows.append([label, "", *(_percent(values.get(name)) for name in names)])
+    protocol = results["protocol"]
+    title = (
+        f"test metrics in percent; each seed's best epoch was chosen by "
+        f"{protocol['select_by']} on {CHOSEN_ON[protocol['select_on']]}"
+    )
+    return "\n".join([title, "", *_table(["", "best epoch", *names], rows)])
+
+
+def _changes(results: Results) -> dict[str, Any]:
+    """Returns the fields of a config that change numbers and are not the default's."""
+    usual = config_lib.to_dict(default.get_config())
+    left_out = config_lib.MAY_DIFFER | _FIELDS_OF_PLACES | _FIELDS_OF_COLUMNS
+    return {
+        field: value
+        for field, value in results["config"].items()
+        if field not in left_out and value != usual.get(field)
+    }
+
+
+def document(stored: Sequence[Results]) -> str:
+    """Renders RESULTS.md: a section for each data set.
+
+    Args:
+      stored: contents of results.json and baselines.json files, in any order.
+    """
+    ours = [results for results in stored if "runs" in results]
+    baselines = [results for results in stored if "runs" not in results]
+    names = {
+        results["data"]["fingerprint"]: results["data"]["name"] for results in ours
+    }
+    for results in baselines:
+        names.setdefault(results["data"], results["dataset"])
+    lines = [
+        "# Results",
+        "",
+        "Recall@20 (the papers' P@20) and MRR@20 on test, in percent; for several "
+        "seeds the mean ± the standard deviation. The best epoch of a run is one for all "
+        "metrics; each row says which split chose it. Written by",
+        "",
+        "    python -m srgnn_jax.results results/*.json > RESULTS.md",
+    ]
+    order = [*TITLES, *sorted(set(names.values()) - TITLES.keys())]
+    for name in order:
+        fingerprints = sorted(key for key, value in names.items() if value == name)
+        for fingerprint in fingerprints:
+            lines += _section(
+                name,
+                [r for r in ours if r["data"]["fingerprint"] == fingerprint],
+                [r for r in baselines if r["data"] == fingerprint],
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _section(
+    name: str, ours: Sequence[Results], baselines: Sequence[Results]
+) -> list[str]:
+    """Renders one data set."""
+
+    def place(results):
+        changes = _changes(results)
+        return len(changes), results["protocol"]["select_on"], results["name"]
+
+    ours = sorted(ours, key=place)
+    usual = _changes(ours[0]) if ours else {}
+    rows, details = [], []
+    for results in ours:
+        changes = _changes(results)
+        both = sorted(usual.keys() | changes.keys())
+        differs = [
+            f"{field}={results['config'].get(field)}"
+            for field in both
+            if changes.get(field) != usual.get(field)
+        ]
+        runs = results["runs"]
+        label = ", ".join(["SR-GNN", *differs])
+        select_on = results["protocol"]["select_on"]
+        epochs = ", ".join(str(run["best_epoch"]) for run in runs)
+        rows.append(
+            [
+                f"**{label}**, this code",
+                {"valid": "validation", "test": "test"}[select_on],
+                str(len(runs)),
+                *(
+                    _percent(
+                        results["mean"]["test"].get(metric),
+                        results["standard_deviation"]["test"].get(metric),
+                    )
+                    for metric in ("recall@20", "mrr@20")
+                ),
+                epochs,
+                _minutes([run.get("train_seconds") for run in runs]),
+            ]
+        )
+        details += _details(f"{label}, epoch chosen on {select_on}", results)
+    for found in baselines:
+        for method, values in found["test"].items():
+            rows.append(
+                [
+                    f"{method}, this code",
+                    "",
+                    "",
+                    _percent(values.get("recall@20")),
+                    _percent(values.get("mrr@20")),
+                    "",
+                    _minutes([values.get("seconds")]),
+                ]
+            )
+        command = found.get("command", "")
+        details += ["", "Baselines:"] + ["", f"    {command}"] * bool(command)
+    for figures in PUBLISHED.get(name, ()):
+        numbers = [
+            "" if value is None else f"{value:.2f}"
+            for value in (figures.recall, figures.mrr)
+        ]
+        rows.append([f"{figures.model}, {figures.source}", "", "", *numbers, "", ""])
+    header = ["", "epoch chosen on", "seeds", "recall@20", "mrr@20", "best epoch"]
+    counts = ours[0]["data"]["counts"] if ours else {}
+    shown = [
+        f"{counts[key]:,} {key.replace('_', ' ')}"
+        for key in ("train_examples", "test_examples", "items")
+        if key in counts
+    ]
+    return [
+        "",
+        f"## {TITLES.get(name, name)}",
+        *(["", ", ".join(shown) + "."] if shown else []),
+        "",
+        *_table([*header, "training, a seed"], rows),
+        *details,
+    ]
+
+
+def _minutes(seconds: Sequence[float | None]) -> str:
+    known = [value for value in seconds if value]
+    if not known:
+        return ""
+    mean = statistics.fmean(known)
+    return f"{mean / 60:.0f} min" if mean >= 90 else f"{mean:.0f} s"
+
+
+def _details(label: str, results: Results) -> list[str]:
+    """Renders what a row of the table was made by, and its breakdown."""
+    runs = results["runs"]
+    machine, versions = results["machine"], results["versions"]
+    made = (
+        f"jax {versions['jax']} on {machine['devices']}, {machine['cpu_cores']} CPU "
+        f"cores; the evaluation on test takes "
+        f"{_minutes([run['test_seconds'] for run in runs])}."
+    )
+    first = runs[0]["test_breakdown"]
+    size = first["all"]["all"]["examples"]
+    rows = []
+    for trait, parts in first.items():
+        for group, one in parts.items():
+            each = [run["test_breakdown"][trait][group] for run in runs]
+            row = [
+                "all examples" if trait == "all" else f"{trait}: {group}",
+                f"{100 * one['examples'] / size:.1f}%",
+            ]
+            for metric in ("recall@20", "mrr@20"):
+                if metric in one:
+                    mean = statistics.fmean(values[metric] for values in each)
+                    low, high = one["interval"][metric]
+                    row += [_percent(mean), f"{_percent(low)} to {_percent(high)}"]
+                else:
+                    row += ["", ""]
+            rows.append(row)
+    lists = runs[0]["test_lists"]
+    interval = f"95%, seed {runs[0]['seed']}"
+    return [
+        "",
+        f"### {TITLES.get(results['data']['name'], results['data']['name'])}: {label}",
+        *(["", f"    {results['command']}"] if results["command"] else []),
+        "",
+        made,
+        f"The lists of {lists['length']} of seed {runs[0]['seed']} hold "
+        f"{100 * lists['coverage']:.1f}% of all items; a listed item has "
+        f"{lists['popularity']:,.1f} clicks in training on average.",
+        "Intervals are by bootstrap over sessions.",
+        "",
+        *_table(["", "of test", "recall@20", interval, "mrr@20", interval], rows),
+    ]
+
+
+def find(paths: Sequence[str]) -> list[Results]:
+    """Reads results.json and baselines.json files, and those that folders hold."""
+    files: list[pathlib.Path] = []
+    for path in map(pathlib.Path, paths):
+        if path.is_dir():
+            inside = [path / FILE, path / BASELINES_FILE]
+            found = [file for file in inside if file.is_file()]
+            if not found:
+                raise UserError(f"{path} holds neither {FILE} nor {BASELINES_FILE}")
+            files += found
+        else:
+            files.append(path)
+    return [read(file) for file in files]
+
+
+def main() -> None:
+    """Prints RESULTS.md of the files and folders that are given."""
+    if len(sys.argv) < 2:
+        sys.exit(f"usage: {__doc__.splitlines()[2].strip()}")
+    try:
+        print(document(find(sys.argv[1:])), end="")
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
