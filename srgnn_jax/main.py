@@ -4,6 +4,7 @@
     python -m srgnn_jax.main --mode=evaluate --workdir=runs/yoochoose_1_64
     python -m srgnn_jax.main --mode=recommend --workdir=runs/yoochoose_1_64 \\
         --sessions=sessions.jsonl > items.jsonl
+    python -m srgnn_jax.main --mode=plot --workdir=runs/yoochoose_1_64
     python -m srgnn_jax.main --mode=export --workdir=runs/yoochoose_1_64 \\
         --output=exported
     python -m srgnn_jax.main --mode=import --config=configs/diginetica.py \\
@@ -23,7 +24,7 @@ from ml_collections import ConfigDict, config_flags
 
 from srgnn_jax.errors import UserError
 
-MODES = ("train", "evaluate", "recommend", "export", "import")
+MODES = ("train", "evaluate", "recommend", "export", "import", "plot")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum(
@@ -36,7 +37,8 @@ flags.DEFINE_enum(
     "recommend: print the next items of each session in --sessions. "
     "export: write the best checkpoint of --workdir to --output, to recommend without "
     "this package. "
-    "import: make a --workdir of the weights in --torch_checkpoint.",
+    "import: make a --workdir of the weights in --torch_checkpoint. "
+    "plot: draw the results of --workdir into its folder plots.",
 )
 flags.DEFINE_string("workdir", None, "Folder of the run [runs/<name of the config>].")
 flags.DEFINE_string(
@@ -161,6 +163,10 @@ def run() -> None:
             as_probabilities=FLAGS.as_probabilities,
             recall=FLAGS.recall,
         )
+    elif mode == "plot":
+        from srgnn_jax.plots import plot_workdir
+
+        plot_workdir(workdir)
     elif mode == "export":
         from srgnn_jax.export import export_workdir
 

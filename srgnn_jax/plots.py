@@ -1,18 +1,295 @@
-"""Pictures, drawn with matplotlib (`pip install 'srgnn_jax[plots]'`)."""
+"""Pictures, drawn with matplotlib (`pip install 'srgnn_jax[plots]'`).
 
-from collections.abc import Hashable, Sequence
+Each function returns a matplotlib figure, which notebooks show inline; `plot_workdir`
+draws a run and writes files.
+"""
+
+import importlib.util
+import pathlib
+import statistics
+from collections.abc import Hashable, Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
-from srgnn_jax import graph
+from srgnn_jax import graph, parallel, recommend, results
+from srgnn_jax.errors import UserError
+from srgnn_jax.evaluate import seed_folders
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INK, ACCENT = "#1f2d3d", "#d9622b"
+# Okabe and Ito's colours, which the colour-blind tell apart.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = "osD^vP"
+
+
+def plot_workdir(workdir: str) -> list[pathlib.Path]:
+    """Draws a run, of one seed or several, from what its workdir holds.
+
+    Args:
+      workdir: of a run that has come to its end, or was evaluated since.
+
+    Returns:
+      The png files, in the workdir's folder `plots`.
+
+    Raises:
+      UserError: there is nothing to draw, or nothing to draw with.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("plots need matplotlib: pip install 'srgnn_jax[plots]'")
+    folder = pathlib.Path(workdir).expanduser()
+    if not (folder / results.FILE).is_file():
+        raise UserError(
+            f"{folder} holds no {results.FILE}: let the run come to its end, or make "
+            "one by --mode=evaluate"
+        )
+    of_workdir = results.read(folder / results.FILE)
+    runs = of_workdir["runs"]
+    folders = seed_folders(folder) or {runs[0]["seed"]: folder}
+    records = {
+        f"seed {run['seed']}": results.read_lines(
+            folders[run["seed"]] / "metrics.jsonl"
+        )
+        for run in runs
+        if run["seed"] in folders
+    }
+    recommender = recommend.Recommender.load(folders[runs[0]["seed"]])
+    clicks = recommender.vocabulary.clicks
+    figures = {
+        "recall_over_k": recall_over_k(
+            {f"seed {run['seed']}": run["test_recall_curve"] for run in runs}
+        ),
+        "by_length": metrics_by_length([run["test_breakdown"] for run in runs]),
+    }
+    if any(records.values()):
+        figures["learning_curves"] = learning_curves(records)
+    if clicks is not None:
+        figures["items"] = item_map(
+            np.asarray(recommender.params["item_embedding"])[: len(clicks) + 1],
+            np.concatenate([[0], clicks]),
+        )
+    paths = []
+    try:
+        (folder / "plots").mkdir(exist_ok=True)
+        for name, figure in figures.items():
+            paths.append(folder / "plots" / f"{name}.png")
+            figure.savefig(paths[-1], dpi=150)
+            parallel.say(str(paths[-1]))
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder / 'plots'} ({error.strerror})"
+        ) from error
+    return paths
+
+
+def _panels(count: int, width: float | int = 4.2) -> tuple["Figure", list["Axes"]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * count, 3.4), layout="constrained")
+    panels = [figure.add_subplot(1, count, n + 1) for n in range(count)]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
+def learning_curves(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
+    """Draws loss and metrics over the steps and epochs of runs.
+
+    Args:
+      records: lines of metrics.jsonl, by the run's label.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (loss, recall, mrr) = _panels(3)
+    splits = set()
+    for n, (label, lines) in enumerate(records.items()):
+        colour = COLOURS[n % len(COLOURS)]
+        steps = [line for line in lines if "train/learning_rate" in line]
+        epochs = [line for line in lines if "epoch" in line]
+        loss.plot(
+            [line["step"] / 1000 for line in steps],
+            [line["train/loss"] for line in steps],
+            color=colour,
+            linewidth=0.8,
+            alpha=0.6,
+        )
+        marked: dict[str, Any] = {
+            "color": colour,
+            "marker": MARKERS[n % len(MARKERS)],
+            "markersize": 5,
+            "linewidth": 1.4,
+            "label": label,
+        }
+        loss.plot(
+            [line["step"] / 1000 for line in epochs],
+            [line["train/loss"] for line in epochs],
+            **marked,
+        )
+        for axes, metric in ((recall, "recall@20"), (mrr, "mrr@20")):
+            for split in ("valid", "test"):
+                name = f"{split}/{metric}"
+                known = [line for line in epochs if name in line]
+                if known:
+                    splits.add({"valid": "validation", "test": "test"}[split])
+                    axes.plot(
+                        [line["epoch"] for line in known],
+                        [100 * line[name] for line in known],
+                        **marked,
+                    )
+    on = " and ".join(sorted(splits)) or "no split"
+    loss.set(xlabel="steps, in thousands", ylabel="training loss (nats)")
+    loss.set_title("loss: as logged, and the mean of each epoch", fontsize=10)
+    for axes, metric in ((recall, "recall@20"), (mrr, "mrr@20")):
+        axes.set(xlabel="epoch", ylabel=f"{metric} (%)")
+        axes.set_title(f"{metric} on {on}", fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(records) > 1:
+        recall.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def recall_over_k(curves: Mapping[str, Sequence[float]]) -> "Figure":
+    """Draws recall@k over the length k of the list.
+
+    Args:
+      curves: recall@1, recall@2, ... as fractions, by the run's label.
+    """
+    figure, (axes,) = _panels(1, width=5.4)
+    longest = max(map(len, curves.values()))
+    for n, (label, curve) in enumerate(curves.items()):
+        k = np.arange(1, len(curve) + 1)
+        values = 100 * np.array(curve)
+        axes.plot(
+            k,
+            values,
+            color=COLOURS[n % len(COLOURS)],
+            linestyle=("-", "--", ":", "-.")[n % 4],
+            label=label,
+        )
+    shown = [x for x in (1, 5, 10, 20, 50) if x <= longest]
+    axes.set_xticks(shown)
+    first = list(next(iter(curves.values())))
+    for x in shown:
+        if x <= len(first):
+            y = 100 * first[x - 1]
+            axes.plot(x, y, "o", color=COLOURS[0], markersize=4)
+            axes.annotate(
+                f"{y:.1f}",
+                (x, y),
+                xytext=(4, -12),
+                textcoords="offset points",
+                fontsize=8,
+                color=INK,
+            )
+    axes.set(xlabel="items in the list, k", ylabel="recall@k (%)", ylim=(0, None))
+    axes.set_xlim(0, longest + 3)
+    axes.set_title("targets among the first k items, on test", fontsize=10)
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize=9, loc="lower right")
+    return figure
+
+
+def metrics_by_length(breakdowns: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Draws recall@20 and mrr@20 by the length of the prefix.
+
+    Args:
+      breakdowns: what `breakdown.break_down` returned for each seed. Points are means
+        over the seeds, bars the first seed's confidence intervals.
+    """
+    figure, panels = _panels(2, width=4.8)
+    parts = breakdowns[0]["length, finely"]
+    size = sum(part["examples"] for part in parts.values())
+    labels = [
+        f"{name.replace(' to ', '-').replace(' or more', '+')}\n"
+        f"{100 * part['examples'] / size:.0f}%"
+        for name, part in parts.items()
+    ]
+    place = np.arange(len(labels))
+    for axes, metric, colour in zip(
+        panels, ("recall@20", "mrr@20"), COLOURS[:2], strict=True
+    ):
+        mean = np.array(
+            [
+                statistics.fmean(
+                    one["length, finely"][name][metric] for one in breakdowns
+                )
+                for name in parts
+            ]
+        )
+        low, high = np.array([part["interval"][metric] for part in parts.values()]).T
+        middle = np.array([part[metric] for part in parts.values()])
+        bars = np.maximum([middle - low, high - middle], 0)
+        axes.errorbar(
+            place,
+            100 * mean,
+            100 * bars,
+            fmt="o",
+            color=colour,
+            capsize=3,
+            markersize=5,
+        )
+        axes.set_xticks(place, labels, fontsize=8)
+        axes.set(xlabel="clicks in the prefix; share of test", ylabel=f"{metric} (%)")
+        axes.set_ylim(0, None)
+        axes.set_title(f"{metric} by length, 95% intervals over sessions", fontsize=10)
+    return figure
+
+
+def principal_components(
+    rows: Float[np.ndarray, "N D"], count: int = 2
+) -> tuple[Float[np.ndarray, "N C"], Float[np.ndarray, " C"]]:
+    """Projects rows on the directions in which they vary most.
+
+    Returns:
+      The coordinates, and each direction's share of the variance.
+    """
+    centred = rows - rows.mean(axis=0)
+    left, size, _ = np.linalg.svd(centred, full_matrices=False)
+    share = size**2 / max((size**2).sum(), np.finfo(size.dtype).tiny)
+    return left[:, :count] * size[:count], share[:count]
+
+
+def item_map(
+    table: Float[np.ndarray, "V D"], clicks: Int[np.ndarray, " V"], most: int = 3000
+) -> "Figure":
+    """Draws the embeddings of the most clicked items on their principal components.
+
+    Args:
+      table: the item table, row 0 of the padding included.
+      clicks: how often each row was clicked in training.
+      most: how many items are drawn, at most; only those that were clicked are.
+    """
+    from matplotlib.colors import LogNorm
+
+    order = np.argsort(-clicks[1:], kind="stable")[:most] + 1
+    order = order[clicks[order] > 0]
+    place, share = principal_components(table[order])
+    figure, (axes,) = _panels(1, width=6.0)
+    figure.set_figheight(4.8)
+    # The most clicked ones on top.
+    points = axes.scatter(
+        place[::-1, 0],
+        place[::-1, 1],
+        c=clicks[order][::-1],
+        norm=LogNorm(),
+        cmap="cividis",
+        s=9,
+        linewidths=0,
+    )
+    figure.colorbar(points, label="clicks in training (log scale)")
+    axes.set(
+        xlabel=f"1st principal component ({100 * share[0]:.1f}% of the variance)",
+        ylabel=f"2nd principal component ({100 * share[1]:.1f}%)",
+    )
+    axes.set_title(f"embeddings of the {len(order):,} most clicked items", fontsize=10)
+    return figure
 
 
 def session_graph(

@@ -8,6 +8,7 @@ whenever the same command is run on the same machine.
 """
 
 import json
+import math
 import os
 import pathlib
 import platform
@@ -219,7 +220,7 @@ def train_seconds(metrics_file: pathlib.Path, examples: int) -> float:
       metrics_file: of a run.
       examples: in an epoch.
     """
-    return sum(
+    return math.fsum(
         examples / record["train/examples_per_second"]
         for record in read_lines(metrics_file)
         if "epoch" in record
@@ -309,7 +310,7 @@ def document(stored: Sequence[Results]) -> str:
         "# Results",
         "",
         "Recall@20 (the papers' P@20) and MRR@20 on test, in percent; for several "
-        "seeds the mean ± the standard deviation. The best epoch of a run is one for all "
+        "seeds the mean ± the standard deviation. One epoch of a run serves all "
         "metrics; each row says which split chose it. Written by",
         "",
         "    python -m srgnn_jax.results results/*.json > RESULTS.md",
