@@ -6,6 +6,7 @@ Axes: E examples, C clicks, N parts of a batch, R rows of a part, K items of a l
 import collections
 import contextlib
 import functools
+import json
 import math
 import pathlib
 import time
@@ -20,7 +21,12 @@ from tqdm import tqdm
 
 from srgnn_jax import baselines, item_table, metrics, parallel, results
 from srgnn_jax import config as config_lib
-from srgnn_jax.checkpoint import Checkpoints, Progress, check_same_run
+from srgnn_jax.checkpoint import (
+    Checkpoints,
+    Progress,
+    check_same_run,
+    make_workdir,
+)
 from srgnn_jax.data import batches
 from srgnn_jax.data.batches import Batch
 from srgnn_jax.data.sessions import Examples
@@ -343,3 +349,63 @@ def report_seeds(folder: pathlib.Path, seeds: Sequence[int]) -> None:
     merged = results.merge(each)
     results.write(folder, merged)
     parallel.say("\n" + results.seeds_table(merged))
+
+
+def evaluate_baselines(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
+    """Evaluates every baseline on the test split; prints a table, writes a file.
+
+    They learn from the sessions that a training with this config would learn from.
+
+    Args:
+      config: see configs/default.py.
+      workdir: folder for baselines.json.
+
+    Returns:
+      For each of `baselines.METHODS` the mean of every metric, and under "seconds" how
+      long it took to learn and to rank.
+
+    Raises:
+      UserError: what the user can mend, such as a file that is missing.
+    """
+    config_lib.validate(config)
+    with parallel.main_process_first():
+        data = config_lib.load_data(config)
+    splits = config_lib.make_splits(config, data)
+    folder = make_workdir(workdir)
+    train, test = splits.train_sessions, splits.evaluated["test"]
+    reached = {}
+    for name, learn in tqdm(
+        baselines.METHODS.items(),
+        desc="baselines",
+        disable=None if config.progress and parallel.is_main_process() else True,
+        leave=False,
+    ):
+        start = time.perf_counter()
+        ranks = baselines.target_ranks(learn(train, data.vocabulary.num_items), test)
+        reached[name] = metrics.means(ranks, config.ks)
+        reached[name]["seconds"] = time.perf_counter() - start
+    record = {
+        "dataset": config.dataset,
+        "data": data.fingerprint,
+        "select_on": config.select_on,
+        "train_sessions": len(train),
+        "test_examples": len(test),
+        "test": reached,
+    }
+    if parallel.is_main_process():
+        (folder / "baselines.json").write_text(json.dumps(record, indent=1) + "\n")
+    held_out = len(splits.evaluated.get("valid", ()))
+    parallel.say(
+        "\n".join(
+            [
+                f"test, {len(test):,} examples; learnt from {len(train):,} sessions"
+                + (f", {held_out:,} examples held out for validation" * bool(held_out)),
+                "",
+                " " * 10 + "".join(f"{name:>14}" for name in reached),
+                *metric_lines(config.ks, *reached.values()),
+                f"{'seconds':<10}"
+                + "".join(f"{result['seconds']:14.1f}" for result in reached.values()),
+            ]
+        )
+    )
+    return reached

@@ -9,6 +9,7 @@
         --output=exported
     python -m srgnn_jax.main --mode=import --config=configs/diginetica.py \\
         --torch_checkpoint=SRGNN.pth --workdir=runs/imported
+    python -m srgnn_jax.main --mode=baselines --config=configs/diginetica.py
 
 Every field of a config can be set: --config.batch_size=512 (see configs/default.py).
 """
@@ -24,7 +25,7 @@ from ml_collections import ConfigDict, config_flags
 
 from srgnn_jax.errors import UserError
 
-MODES = ("train", "evaluate", "recommend", "export", "import", "plot")
+MODES = ("train", "evaluate", "recommend", "export", "import", "baselines", "plot")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum(
@@ -38,6 +39,7 @@ flags.DEFINE_enum(
     "export: write the best checkpoint of --workdir to --output, to recommend without "
     "this package. "
     "import: make a --workdir of the weights in --torch_checkpoint. "
+    "baselines: evaluate simple recommenders on the test split of --config. "
     "plot: draw the results of --workdir into its folder plots.",
 )
 flags.DEFINE_string("workdir", None, "Folder of the run [runs/<name of the config>].")
@@ -120,7 +122,7 @@ def run() -> None:
     mode, config, workdir = FLAGS.mode, FLAGS.config, FLAGS.workdir
     if not workdir and config is not None:
         workdir = f"runs/{config.name or config.dataset}"
-    if config is None and mode in ("train", "import"):
+    if config is None and mode in ("train", "import", "baselines"):
         raise UserError("--config is missing; try --config=configs/synthetic.py")
     if not workdir:
         raise UserError(f"--mode={mode} needs --workdir, the folder of the run")
@@ -173,6 +175,10 @@ def run() -> None:
         if not FLAGS.output:
             raise UserError("--mode=export needs --output, the folder to write")
         export_workdir(workdir, FLAGS.output, k=FLAGS.k)
+    elif mode == "baselines":
+        from srgnn_jax.evaluate import evaluate_baselines
+
+        evaluate_baselines(config, workdir)
     else:
         from srgnn_jax.torch_import import import_checkpoint
 
