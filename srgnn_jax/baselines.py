@@ -40,7 +40,7 @@ class Scorer(NamedTuple):
 
     Attributes:
       score: returns the scores [B, V] of the prefixes of some examples. A row stores
-        those of some items, at least 0, all of which come before the other items.
+        those of some items, above 0; all of these come before the other items.
       fallback: orders the other items, higher is better.
     """
 

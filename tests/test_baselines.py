@@ -17,6 +17,7 @@ from srgnn_jax import config as config_lib
 from srgnn_jax.baselines import target_ranks
 from srgnn_jax.data.sessions import Examples, Sessions
 from srgnn_jax.evaluate import evaluate_baselines
+from tests.test_main import CLICK_LOG, ROOT, srgnn
 from tests.tiny import tiny_config
 
 SHARED = pathlib.Path(__file__).parents[1].parent / "shared" / "data"
@@ -249,6 +250,25 @@ def test_they_learn_from_what_a_training_learns_from(tmp_path, capsys, select_on
     assert ("held out" in table) == (select_on == "valid")
 
 
+def test_the_mode(tmp_path):
+    config = tiny_config(tmp_path)
+    done = srgnn(
+        "--mode=baselines",
+        CLICK_LOG.replace("configs", str(ROOT / "configs")),
+        f"--config.data_dir={config.data_dir}",
+        f"--config.prepared_dir={config.prepared_dir}",
+        "--config.test_days=0.35",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "V-SKNN" in done.stdout
+    # The default workdir is named after the config.
+    assert (tmp_path / "runs" / "click_log" / "baselines.json").exists()
+    done = srgnn("--mode=baselines")
+    assert done.returncode == 1
+    assert "--config is missing" in done.stderr
+
+
 @pytest.mark.slow  # Prepares the published data sets: half a minute.
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
 @pytest.mark.parametrize(
@@ -267,7 +287,7 @@ def test_they_learn_from_what_a_training_learns_from(tmp_path, capsys, select_on
     ],
 )
 def test_published_figures_are_reached(tmp_path, config, folder, published):
-    """Those of Li et al. 2017 (NARM) and Wu et al. 2019, table 2."""
+    """Those in table 2 of Wu et al. 2019."""
     config.data_dir, config.prepared_dir = str(SHARED / folder), str(tmp_path)
     config.select_on = "test"
     data = config_lib.load_data(config)
