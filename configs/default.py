@@ -80,5 +80,6 @@ def get_config() -> ConfigDict:
     c.mesh_shape = (0, 0)  # (data, items): devices that share a batch, the item table
     c.log_every_steps = 100
     c.checkpoint_every_steps = 0  # beside every epoch's end; 0: only then
+    c.checkpoint_every_minutes = 0.0  # the same by the clock; 0: never
     c.progress = True  # show progress bars
     return c.lock()

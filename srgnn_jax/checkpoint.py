@@ -1,16 +1,30 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
     <workdir>/checkpoints/<step>   the newest, the one before it, and the best of either
+    <workdir>/checkpoints/damaged-<step>   what was found damaged and set aside
     <workdir>/vocabulary.parquet   the raw item id of every row
+    <workdir>/lock                 held by the process that trains
 
 Each is one Orbax checkpoint of two items: `state`, the arrays (parameters, optimizer
 state, running sums), and `progress`, a JSON object. Orbax writes to a temporary folder
-and renames it, so that a checkpoint is there as a whole or not at all.
+and renames it, so that a checkpoint is there as a whole or not at all. Beside the items
+lies `checksums.json`, the SHA-256 of each file of theirs, by which a checkpoint that
+was damaged later is told from a sound one.
 """
 
 import collections
+import contextlib
 import dataclasses
+import fcntl
+import hashlib
+import json
+import logging
+import os
 import pathlib
+import re
+import shutil
+import socket
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -19,10 +33,15 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from srgnn_jax import config as config_lib
+from srgnn_jax import parallel
 from srgnn_jax.data.prepared import PreparedData
 from srgnn_jax.errors import UserError
 
 T = TypeVar("T")
+
+CHECKSUMS = "checksums.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -81,6 +100,39 @@ def make_workdir(workdir: str) -> pathlib.Path:
     return folder
 
 
+@contextlib.contextmanager
+def only_run(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes from training in a workdir at the same time.
+
+    The kernel gives the lock back when this process ends, however it ends. On network
+    file systems it holds between the machines where they carry `flock` over (NFS from
+    version 4, Lustre mounted with `flock`), else on one machine only; where the file
+    system has no locks at all, a warning says so.
+
+    Raises:
+      UserError: another run holds it.
+    """
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"another run is training in {folder} ({file.read().strip()}); wait "
+                "for it, stop it, or choose another --workdir"
+            ) from error
+        except OSError as error:
+            log.warning(
+                "%s cannot be locked (%s): start no second run in this workdir",
+                file.name,
+                error.strerror,
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
 def check_same_run(stored: Progress, now: Progress) -> None:
     """Raises UserError, naming each difference, if `now` cannot go on from `stored`."""
     found = config_lib.differences(stored.config, now.config)
@@ -119,6 +171,8 @@ class Checkpoints:
         self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
         self._policy = _KeepLatestAndBest()
         self._open: ocp.CheckpointManager | None = None
+        self._saving = 0
+        self._sound: set[int] = set()
 
     def _manager(self, create: bool = False) -> ocp.CheckpointManager:
         if self._open is None:
@@ -128,7 +182,12 @@ class Checkpoints:
                     "this workdir; train first, or name another --workdir"
                 )
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=self._policy, create=create
+                preservation_policy=self._policy,
+                create=create,
+                # Orbax calls it when all is written, before the folder is renamed.
+                async_options=ocp.AsyncOptions(
+                    post_finalization_callback=self._write_checksums
+                ),
             )
             self._open = ocp.CheckpointManager(self._folder, options=options)
         return self._open
@@ -138,34 +197,122 @@ class Checkpoints:
         return self._manager().latest_step() if self._folder.is_dir() else None
 
     def save(self, state: Any, progress: Progress) -> None:
-        """Saves in the background, under `progress.step`."""
-        manager = self._manager(create=True)
-        self._policy.best_steps.append(progress.best_step)
-        # The next step donates the state's buffers, so what is saved is a copy.
-        copy = jax.tree.map(jnp.copy, state)
-        manager.save(
-            progress.step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(copy),
-                progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
-            ),
+        """Saves in the background, under `progress.step`.
+
+        A checkpoint of the same step is replaced.
+
+        Raises:
+          UserError: this checkpoint, or the one before it, cannot be written.
+        """
+        with self._told():
+            manager = self._manager(create=True)
+            if progress.step in manager.all_steps():
+                manager.wait_until_finished()
+                manager.delete(progress.step)
+            self._policy.best_steps.append(progress.best_step)
+            # The next step donates the state's buffers, so what is saved is a copy.
+            copy = jax.tree.map(jnp.copy, state)
+            manager.wait_until_finished()
+            self._saving = progress.step
+            self._sound.discard(progress.step)
+            manager.save(
+                progress.step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(copy),
+                    progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+                ),
+            )
+
+    def _write_checksums(self) -> None:
+        unfinished = next(self._folder.glob(f"{self._saving}.*"))
+        digests = {
+            path.relative_to(unfinished).as_posix(): _digest(path)
+            for path in sorted(unfinished.glob("*/**/*"))
+            if path.is_file()
+        }
+        (unfinished / CHECKSUMS).write_text(json.dumps(digests, indent=1) + "\n")
+
+    def damage(self, step: int) -> str:
+        """Returns what is wrong with a checkpoint's files, "" if nothing."""
+        folder = self._folder / str(step)
+        try:
+            digests = json.loads((folder / CHECKSUMS).read_text())
+            for name, digest in digests.items():
+                if _digest(folder / name) != digest:
+                    return f"{name} is not what was saved"
+        except FileNotFoundError as error:
+            return f"{pathlib.Path(error.filename).relative_to(folder)} is missing"
+        except OSError as error:
+            return f"{error.filename} cannot be read ({error.strerror})"
+        except (ValueError, AttributeError):
+            return f"{CHECKSUMS} is not what was saved"
+        return ""
+
+    def _read_progress(self, step: int) -> Progress:
+        """Reads the progress of a checkpoint; raises UserError if it is damaged."""
+        damage = "" if step in self._sound else self.damage(step)
+        if not damage:
+            try:
+                restored = self._manager().restore(
+                    step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+                )
+                self._sound.add(step)
+                return Progress(**restored.progress)
+            # There are no checksums of what Orbax writes last, such as the time.
+            except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+                damage = _reason(error)
+        raise UserError(
+            f"the checkpoint {self._folder / str(step)} is damaged: {damage}"
         )
 
     def progress(self, step: int | None = None) -> Progress:
-        """Reads the progress of one checkpoint, the newest unless a step is given."""
-        manager = self._manager()
-        if step is None:
-            step = manager.latest_step()
-        if step not in manager.all_steps():
+        """Reads the progress of one checkpoint, the newest sound one unless told.
+
+        Warns of newer ones that are damaged.
+
+        Raises:
+          UserError: there is no such checkpoint, or it is damaged.
+        """
+        steps = sorted(self._manager().all_steps(), reverse=True)
+        if step is not None:
+            steps = [step] if step in steps else []
+        if not steps:
             raise UserError(
                 f"{self._folder} holds no checkpoint"
                 + ("" if step is None else f" of step {step}")
                 + "; train first, or name another --workdir"
             )
-        restored = manager.restore(
-            step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+        damaged = []
+        for candidate in steps:
+            try:
+                progress = self._read_progress(candidate)
+            except UserError as error:
+                damaged.append(str(error))
+                continue
+            for text in damaged:
+                log.warning("%s; using the one of step %d", text, candidate)
+            return progress
+        raise UserError(
+            "; ".join(damaged) + "; restore it from a copy, or train anew with another "
+            "--workdir"
         )
-        return Progress(**restored.progress)
+
+    def continue_from(self, step: int | None) -> None:
+        """Makes way for a run that goes on from one checkpoint, or starts.
+
+        Removes what a save that was killed has left, and renames the checkpoints after
+        that step, which are damaged, to damaged-<step>.
+        """
+        if not self._folder.is_dir():
+            return
+        with parallel.main_process_first(), self._told():
+            if parallel.is_main_process():
+                for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+                    shutil.rmtree(path)
+                for later in self._manager().all_steps():
+                    if step is not None and later > step:
+                        _set_aside(self._folder / str(later))
+            self._manager().reload()
 
     def restore(self, wanted: T, step: int) -> T:
         """Reads arrays of one checkpoint.
@@ -175,6 +322,9 @@ class Checkpoints:
             fields. A table that is filled up with rows to another multiple than it was
             saved with is cut, or filled up with zeros.
           step: which checkpoint.
+
+        Raises:
+          UserError: there is no such checkpoint, or it is damaged.
         """
         self._policy.best_steps.append(self.progress(step).best_step)
         how = ocp.args.PyTreeRestore(
@@ -193,7 +343,42 @@ class Checkpoints:
         return self._manager().restore(step, args=ocp.args.Composite(state=how)).state
 
     def close(self) -> None:
-        """Waits until everything is written."""
+        """Waits until everything is written; raises UserError if it cannot be."""
         if self._open is not None:
-            self._open.wait_until_finished()
-            self._open.close()
+            with self._told():
+                self._open.wait_until_finished()
+                self._open.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tells the user what kept a checkpoint from being written."""
+        try:
+            yield
+        # What TensorStore finds wrong with a disk is a ValueError.
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"cannot write a checkpoint to {self._folder} ({_reason(error)}); "
+                "those before it are kept: mend that, and the same command continues"
+            ) from error
+
+
+def _digest(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _set_aside(folder: pathlib.Path) -> None:
+    """Renames a damaged checkpoint; one of the same step may lie there already."""
+    number, target = 1, folder.with_name(f"damaged-{folder.name}")
+    while target.exists():
+        number += 1
+        target = folder.with_name(f"damaged-{folder.name}-{number}")
+    folder.rename(target)
+
+
+def _reason(error: Exception) -> str:
+    """Returns the one line of an error that says what is wrong with the disk."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else str(error).strip().splitlines()[0]

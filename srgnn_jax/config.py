@@ -11,6 +11,7 @@ from typing import Any
 import optax
 from ml_collections import ConfigDict
 
+from configs import default
 from srgnn_jax import parallel
 from srgnn_jax.data.prepared import PreparedData, load_prepared
 from srgnn_jax.data.sessions import Examples, Sessions
@@ -24,6 +25,7 @@ DEFAULT_PREPARED_DIR = "~/.cache/srgnn_jax"
 # Fields that change no number of a run, and so may differ when it is resumed.
 MAY_DIFFER = frozenset(
     {
+        "checkpoint_every_minutes",
         "checkpoint_every_steps",
         "data_dir",
         "epochs",
@@ -72,6 +74,7 @@ _CHOICES = {
 }
 _AT_LEAST = {
     "batch_size": 1,
+    "checkpoint_every_minutes": 0,
     "checkpoint_every_steps": 0,
     "embedding_size": 1,
     "epochs": 0,
@@ -162,11 +165,14 @@ def to_dict(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_dict(fields: dict[str, Any]) -> ConfigDict:
-    """Turns the fields of `to_dict` back into a config."""
+    """Turns the fields of `to_dict` back into a config.
+
+    A run of an earlier version may lack fields: they take their defaults.
+    """
     return ConfigDict(
         {
             field: tuple(value) if isinstance(value, list) else value
-            for field, value in fields.items()
+            for field, value in with_defaults(fields).items()
         }
     )
 
@@ -178,6 +184,11 @@ def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
     return one
 
 
+def with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
+    """Adds the fields of configs/default.py that are not among those of `to_dict`."""
+    return {**to_dict(default.get_config()), **fields}
+
+
 def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Lists the fields, as `config.field: stored -> now`, that differ and must not.
 
@@ -185,6 +196,7 @@ def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
       stored: the fields of a run, from `to_dict`.
       now: the fields of a run that wants to go on from there.
     """
+    stored = with_defaults(stored)
     return [
         f"config.{field}: {stored.get(field)!r} -> {now.get(field)!r}"
         for field in sorted(now.keys() | stored.keys())

@@ -96,6 +96,8 @@ class Evaluator:
     order of the examples. Neither `batch_size` nor the number of devices that share a
     batch changes what an example is computed with (see `batches.eval_batches`), so that
     they change no digit.
+
+    `after_batch` is called after each batch, and may end the evaluation by raising.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Evaluator:
         batch_size: int,
         devices: parallel.Devices,
         progress: bool = False,
+        after_batch: Callable[[], None] | None = None,
     ):
         self._model = model
         self._examples = examples
@@ -113,6 +116,7 @@ class Evaluator:
         self._batch_size = batch_size
         self._devices = devices
         self._progress = progress
+        self._after_batch = after_batch or (lambda: None)
         # Fewer rows at a time go over the whole table faster than many over blocks of
         # it, unless they become too few to be worth the reading of the table.
         rows = devices.max_scores // model.num_items
@@ -180,6 +184,7 @@ class Evaluator:
                     # Fetched late, so that the device always has work in hand.
                     found.append(np.asarray(pending.popleft()))
                 bar.update(batch.examples)
+                self._after_batch()
             found += map(np.asarray, pending)
         seconds = time.perf_counter() - start
         values = np.concatenate(found)
@@ -190,9 +195,13 @@ class Evaluator:
 
 
 def make_evaluator(
-    config: ConfigDict, model: SRGNN, examples: Examples, devices: parallel.Devices
+    config: ConfigDict,
+    model: SRGNN,
+    examples: Examples,
+    devices: parallel.Devices,
+    after_batch: Callable[[], None] | None = None,
 ) -> Evaluator:
-    """Builds the evaluator that a config asks for."""
+    """Builds the evaluator that a config asks for; see `Evaluator`."""
     return Evaluator(
         model,
         examples,
@@ -200,6 +209,7 @@ def make_evaluator(
         config.eval_batch_size,
         devices,
         config.progress and parallel.is_main_process(),
+        after_batch,
     )
 
 

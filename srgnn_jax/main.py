@@ -17,6 +17,7 @@ Every field of a config can be set: --config.batch_size=512 (see configs/default
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -24,6 +25,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from srgnn_jax.errors import UserError
+from srgnn_jax.interrupt import Stopped
 
 MODES = ("train", "evaluate", "recommend", "export", "import", "baselines", "plot")
 
@@ -200,6 +202,10 @@ def main() -> None:
             # it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
+        except Stopped as stopped:
+            name = signal.Signals(stopped.number).name
+            print(f"\n{name}: {stopped}", file=sys.stderr)
+            sys.exit(128 + stopped.number)
         except KeyboardInterrupt:
             print("\ninterrupted; the same command continues", file=sys.stderr)
             sys.exit(130)
@@ -207,6 +213,8 @@ def main() -> None:
     def after_parsing(_):
         if not FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
+            # Orbax logs the traceback of an error in a thread, and raises it later.
+            logging.get_absl_logger().setLevel(logging.FATAL)
         guarded(run)
 
     app.run(after_parsing, flags_parser=lambda argv: guarded(parse, argv))

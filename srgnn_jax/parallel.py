@@ -325,6 +325,16 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
+def are_several() -> bool:
+    """Whether the run has several processes."""
+    return jax.process_count() > 1
+
+
+def from_all(value: int | bool) -> np.ndarray:
+    """Returns the value of each process, in their order; each must call it."""
+    return np.atleast_1d(multihost_utils.process_allgather(np.int32(value)))
+
+
 def say(text: str) -> None:
     """Prints, in the main process only."""
     if is_main_process():

@@ -1,6 +1,7 @@
 """The record of a run: one JSON object a line, and the same values for TensorBoard."""
 
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -15,36 +16,70 @@ class MetricsWriter:
     """Appends to `metrics.jsonl` and to TensorBoard event files in a workdir.
 
     A line is an object with an integer `step` and the metrics as fractions. A resumed
-    run comes again through steps that it had recorded before it was interrupted: what
-    is there already, the same step with the same keys, is not written twice.
+    run comes again through the steps after its checkpoint: what was recorded of them is
+    dropped. What is there of the others, the same step with the same keys, is not
+    written twice.
     """
 
-    def __init__(self, workdir: pathlib.Path, enabled: bool = True):
-        """Opens the files; where not enabled, nothing is read nor written."""
+    def __init__(
+        self, workdir: pathlib.Path, enabled: bool = True, last_step: int | None = None
+    ):
+        """Opens the files.
+
+        Args:
+          workdir: folder of the run.
+          enabled: if not, nothing is read nor written.
+          last_step: records of later steps are dropped; None: none is.
+
+        Raises:
+          UserError: a line of metrics.jsonl is no record, or a file cannot be written.
+        """
         self._enabled = enabled
         if not enabled:
             return
         self._path = workdir / "metrics.jsonl"
-        self._seen = set()
-        kept = 0
-        if self._path.exists():
-            # A run that was killed may leave half a line at the end.
-            with self._path.open("rb") as file:
-                for number, line in enumerate(file, 1):
-                    if not line.endswith(b"\n"):
-                        break
-                    kept += len(line)
-                    try:
-                        self._seen.add(_key(json.loads(line)))
-                    except (ValueError, KeyError, TypeError) as error:
-                        raise UserError(
-                            f"{self._path}, line {number}: {line[:80]!r} is not a "
-                            "record of a run; mend or remove it"
-                        ) from error
-            os.truncate(self._path, kept)
-        # Line by line, for those who watch the file.
-        self._file: IO[str] = self._path.open("a", buffering=1, encoding="utf-8")
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+        self._seen: set[tuple[int | float, frozenset[str]]] = set()
+        try:
+            self._drop_after(math.inf if last_step is None else last_step)
+            # Line by line, for those who watch the file.
+            self._file: IO[str] = self._path.open("a", buffering=1, encoding="utf-8")
+            self._board = tensorboardX.SummaryWriter(
+                str(workdir / "tensorboard"),
+                purge_step=None if last_step is None else last_step + 1,
+            )
+        except OSError as error:
+            raise UserError(
+                f"cannot write {error.filename or self._path} ({error.strerror})"
+            ) from error
+
+    def _drop_after(self, last_step: int | float) -> None:
+        """Reads what is recorded, and leaves in the file what stands.
+
+        A run that was killed may have left half a line at the end.
+        """
+        if not self._path.exists():
+            return
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        kept = []
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                record = json.loads(line)
+                key = _key(record)
+                stands = record["step"] <= last_step
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{self._path}, line {number}: {line[:80]!r} is not a record of a "
+                    "run; mend or remove it"
+                ) from error
+            if stands:
+                self._seen.add(key)
+                kept.append(line)
+        if kept != lines:
+            shorter = self._path.with_name("metrics.jsonl.new")
+            shorter.write_bytes(b"".join(kept))
+            shorter.replace(self._path)
 
     def write(self, step: int, metrics: Mapping[str, int | float]) -> None:
         """Records metrics of one step, unless the very same ones are there already."""

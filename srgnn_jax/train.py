@@ -8,29 +8,31 @@ import dataclasses
 import functools
 import json
 import math
+import pathlib
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from srgnn_jax import config as config_lib
-from srgnn_jax import item_table, parallel, results
+from srgnn_jax import interrupt, item_table, parallel, results
 from srgnn_jax.checkpoint import (
     Checkpoints,
     Progress,
     check_same_run,
     make_workdir,
+    only_run,
 )
 from srgnn_jax.data import batches
 from srgnn_jax.data.batches import Batch
-from srgnn_jax.data.prepared import counts_table
+from srgnn_jax.data.prepared import PreparedData, counts_table
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import (
     evaluate_best,
@@ -190,6 +192,7 @@ def train_and_evaluate(
 
     Raises:
       UserError: what the user can mend, such as a file that is missing.
+      Stopped: SIGTERM or Ctrl-C came while it trained; all that was done is saved.
     """
     config_lib.validate(config)
     if config.runs > 1 and config.epochs:
@@ -201,6 +204,28 @@ def train_and_evaluate(
     counts = {**data.counts, **splits.counts}
     parallel.say(counts_table(counts, data.published))
     folder = make_workdir(workdir)
+    try:
+        with (
+            only_run(folder) if parallel.is_main_process() else contextlib.nullcontext()
+        ):
+            return _train_in(folder, config, devices, data, splits, counts, command)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: {error.strerror}; checkpoints are kept: mend "
+            "that, and the same command continues"
+        ) from error
+
+
+def _train_in(
+    folder: pathlib.Path,
+    config: ConfigDict,
+    devices: parallel.Devices,
+    data: PreparedData,
+    splits: config_lib.Splits,
+    counts: dict[str, Any],
+    command: str,
+) -> TrainState | None:
+    """Trains in a workdir that no other run uses."""
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         if seed_folders(folder):
             raise UserError(
@@ -216,20 +241,39 @@ def train_and_evaluate(
             (folder / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
         if config.epochs == 0:
             return None
+        checkpoints.continue_from(stored.step if stored else None)
         if parallel.is_main_process():
             vocabulary = data.vocabulary.with_clicks(splits.train_sessions.items)
             vocabulary.save(folder / "vocabulary.parquet")
-        with contextlib.closing(
-            MetricsWriter(folder, parallel.is_main_process())
-        ) as writer:
-            record = functools.partial(
-                results.record, folder, config, data, splits, command
-            )
+        last_step = stored.step if stored else 0
+        record = functools.partial(
+            results.record, folder, config, data, splits, command
+        )
+        with (
+            contextlib.closing(
+                MetricsWriter(folder, parallel.is_main_process(), last_step)
+            ) as writer,
+            interrupt.deferred() as signal,
+            parallel.together(),
+        ):
             run = _Run(
-                config, devices, splits, checkpoints, start, stored, writer, record
+                config,
+                devices,
+                splits,
+                checkpoints,
+                start,
+                stored,
+                writer,
+                record,
+                signal,
             )
-            with parallel.together():
-                return run.run()
+            return run.run()
+
+
+@jax.jit
+def _all_finite(state: TrainState) -> Bool[Array, ""]:
+    """Whether there is no NaN and no infinity, in any array."""
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(state)]).all()
 
 
 def _train_several(config: ConfigDict, workdir: str, command: str) -> TrainState | None:
@@ -263,12 +307,17 @@ class _Run:
         stored: Progress | None,
         writer: MetricsWriter,
         record: Callable[[results.Results], None],
+        signal: Callable[[], int],
     ):
         self.config = config
         self.splits = splits
         self.checkpoints = checkpoints
         self.writer = writer
         self.record = record
+        self.signal = signal
+        self.looked_for_signals = 0
+        self.saved_at = time.monotonic()
+        self.finite_step = start.step
         self.steps_per_epoch = batches.steps_per_epoch(
             len(splits.train), config.batch_size
         )
@@ -291,7 +340,7 @@ class _Run:
             updates_state=True,
         )
         self.evaluate = {
-            split: make_evaluator(config, model, examples, devices)
+            split: make_evaluator(config, model, examples, devices, self.heed_signals)
             for split, examples in splits.evaluated.items()
         }
         self.state = devices.make(lambda: init_state(model, optimizer, config.seed))
@@ -305,6 +354,7 @@ class _Run:
             parallel.layout_of(self.state), stored.step
         )
         self.progress = dataclasses.replace(stored, config=self.progress.config)
+        self.finite_step = stored.step
         where = f"step {stored.step}, epoch {stored.epoch}"
         if self.is_complete():
             parallel.say(f"the run is complete: {where}")
@@ -314,27 +364,73 @@ class _Run:
     def is_complete(self) -> bool:
         """Whether epochs, steps or patience are used up."""
         config, progress = self.config, self.progress
-        return bool(
+        return not self.is_to_evaluate() and bool(
             progress.epoch >= config.epochs
             or (config.max_steps and progress.step >= config.max_steps)
             or (config.patience and progress.bad_epochs >= config.patience)
         )
 
+    def is_to_evaluate(self) -> bool:
+        """Whether the epoch's steps are done, and its evaluation is not."""
+        progress = self.progress
+        return progress.step == (progress.epoch + 1) * self.steps_per_epoch
+
     def save(self) -> None:
         """Saves a checkpoint, the records that it stands for first."""
         self.check_finite()
+        if not _all_finite(self.state):
+            raise self.diverged("a parameter is not finite after")
         self.writer.flush()
         self.checkpoints.save(self.state, self.progress)
+        self.saved_at = time.monotonic()
+
+    def heed_signals(self) -> None:
+        """Raises Stopped if this process, or another one of the run, got a signal.
+
+        To be called after each batch. Several processes ask each other only as often as
+        they log, as the devices must wait for that.
+        """
+        self.looked_for_signals += 1
+        if self.looked_for_signals % self.config.log_every_steps == 0 or (
+            not parallel.are_several()
+        ):
+            number = int(max(parallel.from_all(self.signal())))
+            if number:
+                raise interrupt.Stopped(number)
+
+    def is_time_to_save(self) -> bool:
+        """Whether a checkpoint is due, by the step or by the main process's clock."""
+        config, step = self.config, self.progress.step
+        every, seconds = (
+            config.checkpoint_every_steps,
+            60 * config.checkpoint_every_minutes,
+        )
+        due = bool(every and step % every == 0)
+        if seconds and (
+            step % config.log_every_steps == 0 or not parallel.are_several()
+        ):
+            over = time.monotonic() - self.saved_at >= seconds
+            due |= bool(parallel.from_all(over)[0])
+        return due
 
     def check_finite(self) -> None:
-        """Raises UserError once the loss has turned NaN or infinite."""
+        """Raises UserError once the loss has turned NaN or infinite.
+
+        It is looked at where it is logged or saved.
+        """
         loss = float(self.state.loss)
         if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {self.progress.step}; the last checkpoint "
-                "is kept. Try a smaller config.learning_rate or another config.seed, "
-                "with another --workdir"
-            )
+            raise self.diverged(f"the loss is {loss} at")
+        self.finite_step = self.progress.step
+
+    def diverged(self, what: str) -> UserError:
+        """Tells what is not finite, and since when."""
+        since = f" (finite up to step {self.finite_step})" if self.finite_step else ""
+        return UserError(
+            f"{what} step {self.progress.step}{since}; the last checkpoint is kept. "
+            "Try a smaller config.learning_rate or another config.seed, with another "
+            "--workdir"
+        )
 
     def train_epoch(self) -> float:
         """Trains to the end of the epoch that is under way, or up to `max_steps`.
@@ -387,9 +483,9 @@ class _Run:
                     bar.set_postfix(loss=f"{loss:.4f}")
                 if step == config.max_steps:
                     break
-                every = config.checkpoint_every_steps
-                if every and step % every == 0 and step % self.steps_per_epoch:
+                if not self.is_to_evaluate() and self.is_time_to_save():
                     self.save()
+                self.heed_signals()
         jax.block_until_ready(self.state)
         seconds = time.perf_counter() - start
         return (done - first * config.batch_size) / seconds
@@ -412,11 +508,12 @@ class _Run:
         config, progress = self.config, self.progress
         if float(self.state.examples):
             self.take_loss()
+        split = config.select_on
+        # Until it has come to its end, a checkpoint is of an epoch yet to be evaluated.
+        metrics = self.evaluate[split](self.state.params)
         progress.epoch += 1
         loss = progress.epoch_loss / progress.epoch_examples
         progress.epoch_loss = progress.epoch_examples = 0.0
-        split = config.select_on
-        metrics = self.evaluate[split](self.state.params)
         speed = metrics.pop("examples_per_second")
         self.writer.write(
             progress.step,
@@ -445,13 +542,22 @@ class _Run:
 
     def run(self) -> TrainState:
         """Trains until complete, then reports the best epoch."""
-        while not self.is_complete():
-            examples_per_second = self.train_epoch()
-            if self.progress.step == (self.progress.epoch + 1) * self.steps_per_epoch:
-                self.end_epoch(examples_per_second)
-            else:
+        try:
+            while not self.is_complete():
+                examples_per_second = self.train_epoch()
+                if self.is_to_evaluate():
+                    self.end_epoch(examples_per_second)
+                else:
+                    self.save()
+            self.report()
+        except interrupt.Stopped as stopped:
+            step = self.progress.step
+            if self.checkpoints.latest_step() != step:
                 self.save()
-        self.report()
+            self.checkpoints.close()
+            raise interrupt.Stopped(
+                stopped.number, f"saved at step {step}; the same command continues"
+            ) from None
         return self.state
 
     def report(self) -> None:

@@ -1,0 +1,158 @@
+"""Kills a training at random moments, and compares what it ends with to the bit.
+
+    python -m tests.kill_and_resume --kills=25
+
+One run is left alone. Others are killed with SIGKILL and started again until they are
+complete, as often as it takes for so many kills. Each must end with the very
+parameters, optimizer state, progress, best checkpoint and records of the first.
+"""
+
+import argparse
+import collections
+import contextlib
+import json
+import multiprocessing
+import os
+import pathlib
+import random
+import sys
+import tempfile
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from srgnn_jax import train
+from srgnn_jax.checkpoint import Checkpoints
+from srgnn_jax.evaluate import Evaluator
+from tests.tiny import tiny_config
+
+# Started processes take up what this one has imported, which else is most of their
+# time.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["srgnn_jax.train", "tests.tiny"])
+
+
+def make_config(folder, loss_type="CE"):
+    """Returns a run of a second or two, much of which are saves and evaluations."""
+    config = tiny_config(folder)
+    config.epochs, config.log_every_steps, config.eval_batch_size = 6, 3, 4
+    config.checkpoint_every_steps, config.loss_type = 4, loss_type
+    config.progress = False
+    return config
+
+
+def train_in(config, workdir, evaluating):
+    """Trains in this process, and tells the other one when it evaluates."""
+    log = os.open(f"{workdir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, sys.stdout.fileno())
+    os.dup2(log, sys.stderr.fileno())
+    evaluate = Evaluator.__call__
+
+    def told(self, params):
+        evaluating.value = 1
+        try:
+            return evaluate(self, params)
+        finally:
+            evaluating.value = 0
+
+    Evaluator.__call__ = told
+    train.train_and_evaluate(config, workdir)
+
+
+def start(config, workdir):
+    evaluating = PROCESSES.Value("b", 0)
+    process = PROCESSES.Process(
+        target=train_in, args=(config, str(workdir), evaluating)
+    )
+    process.start()
+    return process, evaluating
+
+
+def finish(config, workdir):
+    """Trains to the end; returns the seconds that it took."""
+    begin = time.monotonic()
+    process, _ = start(config, workdir)
+    process.join()
+    if process.exitcode:
+        raise SystemExit(pathlib.Path(f"{workdir}.log").read_text())
+    return time.monotonic() - begin
+
+
+def outcome(workdir):
+    """Returns what a run ended with: records, and the last and best checkpoint."""
+    records = [
+        {k: v for k, v in json.loads(line).items() if "second" not in k}
+        for line in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+    found = {"records": records}
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        newest = checkpoints.progress()
+        steps = {"last": newest.step, "best": newest.best_step}
+        for name, step in steps.items():
+            state = ocp.PyTreeCheckpointer().restore(
+                workdir / "checkpoints" / str(step) / "state"
+            )
+            found[name] = vars(checkpoints.progress(step)), state
+    return found
+
+
+def assert_same(found, expected):
+    assert found["records"] == expected["records"]
+    for which in ("last", "best"):
+        progress, state = found[which]
+        assert progress == expected[which][0]
+        jax.tree.map(np.testing.assert_array_equal, state, expected[which][1])
+
+
+def kill_and_resume(folder, kills, seed=0, loss_type="CE"):
+    """Does what the module says; returns how many kills hit what."""
+    config = make_config(folder, loss_type)
+    moments = random.Random(seed)
+    finish(config, folder / "warm_up")
+    seconds = finish(config, folder / "whole")
+    expected = outcome(folder / "whole")
+    # Every step that is logged, once.
+    logged = [r["step"] for r in expected["records"] if "train/learning_rate" in r]
+    assert logged == list(range(3, expected["records"][-2]["step"] + 1, 3))
+    hits = collections.Counter()
+    run = 0
+    while hits.total() < kills:
+        run += 1
+        workdir = folder / f"killed_{run}"
+        while hits.total() < kills:
+            process, evaluating = start(config, workdir)
+            process.join(moments.uniform(0, seconds))
+            if process.exitcode is not None:
+                break
+            process.kill()
+            process.join()
+            saving = any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"))
+            hits[
+                "a save" if saving else "an evaluation" if evaluating.value else "else"
+            ] += 1
+        finish(config, workdir)
+        assert_same(outcome(workdir), expected)
+    return run, hits
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--loss_type", default="CE", choices=("CE", "BPR"))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        runs, hits = kill_and_resume(
+            folder, arguments.kills, arguments.seed, arguments.loss_type
+        )
+    where = ", ".join(f"{n} in {what}" for what, n in sorted(hits.items()))
+    print(f"{hits.total()} kills ({where}) of {runs} runs: all end to the bit alike")
+
+
+if __name__ == "__main__":
+    main()
