@@ -184,6 +184,8 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
                 create=create,
+                # Else one whose time of saving is damaged would keep all from opening.
+                lightweight_initialize=True,
                 # Orbax calls it when all is written, before the folder is renamed.
                 async_options=ocp.AsyncOptions(
                     post_finalization_callback=self._write_checksums
@@ -230,7 +232,7 @@ class Checkpoints:
             for path in sorted(unfinished.glob("*/**/*"))
             if path.is_file()
         }
-        (unfinished / CHECKSUMS).write_text(json.dumps(digests, indent=1) + "\n")
+        (unfinished / CHECKSUMS).write_text(json.dumps(digests, indent=1))
 
     def damage(self, step: int) -> str:
         """Returns what is wrong with a checkpoint's files, "" if nothing."""

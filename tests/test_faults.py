@@ -1,0 +1,442 @@
+"""Runs that are stopped, killed, or robbed of their disk end as if nothing had been."""
+
+import contextlib
+import functools
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from srgnn_jax import checkpoint, evaluate, interrupt, train
+from srgnn_jax import config as config_lib
+from srgnn_jax.checkpoint import only_run
+from srgnn_jax.errors import UserError
+from srgnn_jax.evaluate import evaluate_workdir
+from srgnn_jax.train import train_and_evaluate
+from tests.kill_and_resume import assert_same, kill_and_resume, outcome
+from tests.tiny import tiny_config
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny_config(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What a run of the same config ends with that nothing befalls."""
+    folder = tmp_path_factory.mktemp("whole")
+    train_and_evaluate(tiny_config(folder), str(folder / "run"))
+    return outcome(folder / "run")
+
+
+def assert_ends_like(workdir, whole, config):
+    """Compares with the run that was left alone, but for the folders of its data."""
+    found = outcome(workdir)
+    places = {name: config[name] for name in config_lib.MAY_DIFFER}
+    for which in ("last", "best"):
+        progress, state = whole[which]
+        stored = {**progress["config"], **places, "mesh_shape": [0, 0]}
+        whole = {**whole, which: ({**progress, "config": stored}, state)}
+    assert_same(found, whole)
+
+
+def at_call(function, number, do):
+    """Wraps a function: before its call of that number, from 1, `do` is called."""
+    calls = 0
+
+    @functools.wraps(function)
+    def wrapped(*arguments, **named):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            do()
+        return function(*arguments, **named)
+
+    return wrapped
+
+
+def stop(number=signal.SIGTERM):
+    return lambda: signal.raise_signal(number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_step_saves_it_and_the_run_goes_on(
+    config, tmp_path, whole, monkeypatch, number
+):
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(train.tqdm, "update", at_call(train.tqdm.update, 7, stop(number)))
+        with pytest.raises(
+            interrupt.Stopped, match="saved at step 7; the same"
+        ) as told:
+            train_and_evaluate(config, str(workdir))
+    assert told.value.number == number
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["7"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train_and_evaluate(config, str(workdir))
+    assert_ends_like(workdir, whole, config)
+
+
+def batch_of_evaluation(monkeypatch, number, do):
+    """Has something done before a batch of an evaluation, counted over all of them."""
+    batches = evaluate.batches.eval_batches
+    calls = 0
+
+    def wrapped(*arguments):
+        nonlocal calls
+        for batch in batches(*arguments):
+            calls += 1
+            if calls == number:
+                do()
+            yield batch
+
+    monkeypatch.setattr(evaluate.batches, "eval_batches", wrapped)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_signal_in_an_evaluation_saves_the_epoch_that_it_is_of(
+    config, tmp_path, whole, monkeypatch, epochs
+):
+    config.eval_batch_size, config.epochs = 16, epochs
+    workdir = tmp_path / "run"
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            batch_of_evaluation(patch, 2, stop())
+            with pytest.raises(interrupt.Stopped, match="saved at step"):
+                train_and_evaluate(config, str(workdir))
+        with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
+            progress = checkpoints.progress()
+        assert progress.epoch == progress.best_step == 0
+    # However it is that the run goes on, this epoch is evaluated, and not trained again.
+    config.max_steps = progress.step
+    train_and_evaluate(config, str(workdir))
+    with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
+        assert checkpoints.progress().best_step == progress.step
+    config.max_steps, config.epochs = 0, 2
+    train_and_evaluate(config, str(workdir))
+    found = outcome(workdir)
+    del found["records"], whole["records"]
+    found["records"] = whole["records"] = None
+    assert_ends_like(workdir, {**whole, "records": outcome(workdir)["records"]}, config)
+
+
+def test_a_signal_in_the_last_evaluation_is_heeded(
+    config, tmp_path, whole, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Run, "report", at_call(train._Run.report, 1, stop()))
+        with pytest.raises(interrupt.Stopped, match="saved at step"):
+            train_and_evaluate(config, str(tmp_path / "run"))
+    train_and_evaluate(config, str(tmp_path / "run"))
+    assert_ends_like(tmp_path / "run", whole, config)
+
+
+def test_a_second_signal_ends_the_process():
+    code = (
+        "import os, signal\n"
+        "from srgnn_jax import interrupt\n"
+        "with interrupt.deferred() as received:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print(received(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('still here')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout == "15\n"
+    assert done.returncode == -signal.SIGINT
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_ends_in_one_line(config, tmp_path, number):
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "srgnn_jax.main", "--config=configs/click_log.py"),
+            f"--config.data_dir={config.data_dir}",
+            f"--config.prepared_dir={config.prepared_dir}",
+            *("--config.test_days=0.35", "--config.parallel=jit"),
+            *("--config.epochs=100000", "--config.patience=0"),
+            f"--workdir={workdir}",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while not (workdir / "metrics.jsonl").exists() or not (
+            (workdir / "metrics.jsonl").read_text()
+        ):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    (line,) = [line for line in errors.splitlines() if line]
+    assert line.startswith(f"{signal.Signals(number).name}: saved at step ")
+    assert line.endswith("; the same command continues")
+
+
+def saved_steps(monkeypatch):
+    """Returns a list that will hold the steps that are saved."""
+    steps = []
+    save = checkpoint.Checkpoints.save
+
+    def noted(self, state, progress):
+        steps.append(progress.step)
+        save(self, state, progress)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", noted)
+    return steps
+
+
+def test_checkpoints_by_the_clock(config, tmp_path, whole, monkeypatch):
+    steps = saved_steps(monkeypatch)
+    clock = iter(range(0, 10**6, 20))  # 20 seconds each time that it is looked at
+    monkeypatch.setattr(train.time, "monotonic", lambda: float(next(clock)))
+    config.checkpoint_every_minutes = 1.5
+    train_and_evaluate(config, str(tmp_path / "run"))
+    end = whole["last"][0]["step"]
+    assert steps[:2] == [5, 10]
+    assert {end // 2, end} < set(steps)
+    assert_ends_like(tmp_path / "run", whole, config)
+
+
+def test_a_clock_that_is_not_asked_for_saves_nothing(config, tmp_path, monkeypatch):
+    steps = saved_steps(monkeypatch)
+    config.epochs = 1
+    train_and_evaluate(config, str(tmp_path / "run"))
+    assert len(steps) == 1
+
+
+def damage(workdir, step):
+    path = workdir / "checkpoints" / str(step) / "state" / "manifest.ocdbt"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    config, tmp_path, whole, caplog
+):
+    workdir = tmp_path / "run"
+    config.checkpoint_every_steps, config.max_steps = 4, 7
+    train_and_evaluate(config, str(workdir))
+    config.max_steps = 0
+    damage(workdir, 7)
+    train_and_evaluate(config, str(workdir))
+    assert "checkpoints/7 is damaged: state/manifest.ocdbt" in caplog.text
+    assert (workdir / "checkpoints" / "damaged-7").is_dir()
+    found = outcome(workdir)
+    # Of the stop at step 7 only the whole run's own records are left.
+    assert found["records"] == whole["records"]
+    assert_ends_like(workdir, whole, config)
+
+
+def test_nothing_is_written_where_no_checkpoint_can_be_used(config, tmp_path):
+    workdir = tmp_path / "run"
+    config.max_steps = 3
+    train_and_evaluate(config, str(workdir))
+    damage(workdir, 3)
+    files = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    for do in (functools.partial(train_and_evaluate, config), evaluate_workdir):
+        with pytest.raises(UserError, match=r"checkpoints/3 is damaged: .* restore it"):
+            do(str(workdir))
+    assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == files
+
+
+def test_a_damaged_best_checkpoint_is_named(config, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    original = train.make_evaluator
+    values = iter([0.5, 0.1, 0.1])
+
+    def falling(*arguments):
+        evaluator = original(*arguments)
+        return lambda params: {**evaluator(params), "mrr@20": next(values)}
+
+    monkeypatch.setattr(train, "make_evaluator", falling)
+    train_and_evaluate(config, str(workdir))
+    best = min(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    damage(workdir, best)
+    with pytest.raises(UserError, match=rf"checkpoints/{best} is damaged"):
+        evaluate_workdir(str(workdir))
+
+
+@contextlib.contextmanager
+def small_disk(folder):
+    """A tmpfs of a megabyte; skips the test where it cannot be mounted."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk(config, tmp_path, whole):
+    with small_disk(tmp_path / "disk") as disk:
+        workdir = disk / "run"
+        config.max_steps, config.checkpoint_every_steps = 4, 2
+        train_and_evaluate(config, str(workdir))
+        free = shutil.disk_usage(disk).free
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(max(free - 20_000, 0)))
+        config.max_steps = 0
+        with pytest.raises(UserError, match="No space left on device"):
+            train_and_evaluate(config, str(workdir))
+        ballast.unlink()
+        with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
+            assert checkpoints.progress().step >= 4
+        train_and_evaluate(config, str(workdir))
+        found = outcome(workdir)
+    for which in ("last", "best"):
+        assert found[which][0]["step"] == whole[which][0]["step"]
+        np.testing.assert_equal(found[which][1], whole[which][1])
+
+
+def test_files_that_may_not_grow(config, tmp_path, whole):
+    """As a full disk, where none can be mounted: a save fails in the background."""
+    config.embedding_size = 200
+    config.max_steps = 4
+    train_and_evaluate(config, str(tmp_path / "run"))
+    config.max_steps, config.checkpoint_every_steps = 0, 1
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(UserError, match="File too large"):
+            train_and_evaluate(config, str(tmp_path / "run"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path / "run")) as checkpoints:
+        assert checkpoints.progress().step >= 4
+    config.max_steps = 8
+    assert int(train_and_evaluate(config, str(tmp_path / "run")).step) == 8
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "counts.json", "lock", "vocabulary.parquet"]
+)
+def test_what_cannot_be_written_in_the_workdir_is_named(config, tmp_path, name):
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"run/{name}"):
+        train_and_evaluate(config, str(tmp_path / "run"))
+
+
+def test_a_workdir_that_turns_read_only(config, tmp_path, monkeypatch):
+    def read_only(self, *arguments, **named):
+        raise OSError(30, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "write_text", read_only)
+    with pytest.raises(UserError, match=r"counts.json: Read-only file system"):
+        train_and_evaluate(config, str(tmp_path / "run"))
+
+
+def test_prepared_data_that_vanishes(config, tmp_path, whole, monkeypatch):
+    def vanish():
+        shutil.rmtree(config.prepared_dir)
+
+    config.max_steps = 7
+    with monkeypatch.context() as patch:
+        patch.setattr(train.tqdm, "update", at_call(train.tqdm.update, 3, vanish))
+        train_and_evaluate(config, str(tmp_path / "run"))
+    assert not Path(config.prepared_dir).exists()
+    # It is prepared again, as long as there is the raw log.
+    config.max_steps = 0
+    state = train_and_evaluate(config, str(tmp_path / "run"))
+    assert int(state.step) == whole["last"][0]["step"]
+    shutil.rmtree(config.prepared_dir)
+    shutil.rmtree(config.data_dir)
+    with pytest.raises(UserError, match=r"no log in config\.data_dir"):
+        train_and_evaluate(config, str(tmp_path / "run"))
+
+
+def test_two_runs_in_one_workdir(config, tmp_path):
+    config.epochs = 1
+    with only_run(checkpoint.make_workdir(str(tmp_path / "run"))):
+        with pytest.raises(UserError, match=rf"another run .*process {os.getpid()} on"):
+            train_and_evaluate(config, str(tmp_path / "run"))
+        assert {path.name for path in (tmp_path / "run").iterdir()} == {"lock"}
+    train_and_evaluate(config, str(tmp_path / "run"))
+    with only_run(tmp_path / "run"):
+        evaluate_workdir(str(tmp_path / "run"))
+
+
+def test_a_dead_runs_lock_does_not_block(tmp_path):
+    code = (
+        "import os, pathlib, signal, sys\n"
+        "from srgnn_jax.checkpoint import only_run\n"
+        "with only_run(pathlib.Path(sys.argv[1])):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "lock").read_text()
+    with only_run(tmp_path):
+        pass
+
+
+def test_divergence_names_the_steps_and_keeps_the_last_good_checkpoint(
+    config, tmp_path, monkeypatch
+):
+    config.checkpoint_every_steps, config.log_every_steps = 3, 2
+    with monkeypatch.context() as patch:
+
+        def spoil(self, batch):
+            params = {**self.state.params}
+            params["item_embedding"] = params["item_embedding"].at[3].set(np.nan)
+            self.state = self.state._replace(params=params)
+
+        def after_step(run):
+            if run.progress.step == 4:
+                spoil(run, None)
+
+        heed = train._Run.heed_signals
+        patch.setattr(
+            train._Run, "heed_signals", lambda run: (after_step(run), heed(run))
+        )
+        with pytest.raises(
+            UserError,
+            match=r"loss is nan at step 6 \(finite up to step 4\); .* smaller",
+        ):
+            train_and_evaluate(config, str(tmp_path / "run"))
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path / "run")) as checkpoints:
+        assert checkpoints.latest_step() == 3
+
+
+def test_a_parameter_that_is_not_finite_is_not_saved(config, tmp_path, monkeypatch):
+    """The loss before the last update is finite, what it leaves is not."""
+    config.checkpoint_every_steps, config.l2 = 2, 0.0
+    schedule = config_lib.make_schedule
+
+    def diverging(*arguments):
+        schedule(*arguments)
+        return lambda step: np.inf * (step >= 3) + 0.01
+
+    monkeypatch.setattr(config_lib, "make_schedule", diverging)
+    with pytest.raises(UserError, match="parameter is not finite after step 4"):
+        train_and_evaluate(config, str(tmp_path / "run"))
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path / "run")) as checkpoints:
+        assert checkpoints.latest_step() == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
+def test_kills_at_random_moments_change_no_bit(tmp_path, loss_type):
+    kill_and_resume(tmp_path, kills=4, loss_type=loss_type)
