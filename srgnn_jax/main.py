@@ -214,7 +214,7 @@ def main() -> None:
         if not FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
             # Orbax logs the traceback of an error in a thread, and raises it later.
-            logging.get_absl_logger().setLevel(logging.FATAL)
+            logging.get_absl_logger().setLevel("CRITICAL")
         guarded(run)
 
     app.run(after_parsing, flags_parser=lambda argv: guarded(parse, argv))

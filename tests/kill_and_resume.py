@@ -18,6 +18,7 @@ import random
 import sys
 import tempfile
 import time
+import warnings
 
 import jax
 import numpy as np
@@ -91,9 +92,12 @@ def outcome(workdir):
         newest = checkpoints.progress()
         steps = {"last": newest.step, "best": newest.best_step}
         for name, step in steps.items():
-            state = ocp.PyTreeCheckpointer().restore(
-                workdir / "checkpoints" / str(step) / "state"
-            )
+            with warnings.catch_warnings():
+                # Of restoring as it was saved, which is what is wanted.
+                warnings.simplefilter("ignore")
+                state = ocp.PyTreeCheckpointer().restore(
+                    workdir / "checkpoints" / str(step) / "state"
+                )
             found[name] = vars(checkpoints.progress(step)), state
     return found
 
