@@ -5,9 +5,11 @@ the lines are split and parsed column by column in polars, a chunk at a time.
 """
 
 import codecs
+import contextlib
 import csv
 import dataclasses
 import gzip
+import io
 import itertools
 import pathlib
 import re
@@ -44,6 +46,7 @@ _ISO = re.compile(
     re.ASCII,
 )
 _NOT_UTF8 = "text that is not UTF-8"
+_NUL = "a NUL byte, as in files that were not written to the end"
 # What reading a file raises where it, or its compression, is damaged.
 _UNREADABLE = (OSError, EOFError, zlib.error)
 
@@ -165,7 +168,7 @@ def _text_chunks(
     A chunk holds number, session, item, time[, date] and fields, all text but the
     first: `number` is that of the line, `fields` says what is wrong with all of it.
     """
-    first = _first_line(path)
+    first = first_line(path)
     has_header = not header
     if not first.strip() and has_header:
         raise UserError(
@@ -174,7 +177,7 @@ def _text_chunks(
     # The shell hands on '\t' as it is typed, in two characters.
     separator = separator.replace("\\t", "\t")
     separator = separator or _find_separator(path, first, header)
-    names = header or tuple(next(csv.reader([first], delimiter=separator)))
+    names = header or _split_header(path, first, separator)
     position = _find_columns(path, names, columns)
     chunks = _split_chunks(path, has_header, separator, len(names), position)
     return {column: names[i] for column, i in position.items()}, chunks
@@ -203,7 +206,10 @@ def _split_chunks(
                 .with_columns(pl.lit(None, pl.String).alias("fields"))
             )
             continue
-        chunk = chunk.filter(pl.col("text").str.strip_chars() != "")
+        # Without a separator: a line of tabs is a row of empty fields.
+        line = pl.col("text")
+        is_blank = line.str.strip_chars() == ""
+        chunk = chunk.filter(~is_blank | line.str.contains(separator, literal=True))
         text = chunk["text"]
         if text.str.contains('"', literal=True).any():
             yield _split_quoted(chunk, separator, expected, position)
@@ -231,7 +237,8 @@ def _split_plain(
     if text.is_empty() or (separators != expected - 1).any():
         return None
     data = text.str.join("\n").item().encode()
-    if b'"' in data or "\ufffd".encode() in data or not separator.isascii():
+    told_by_line = b'"', b"\0", "\ufffd".encode()
+    if any(mark in data for mark in told_by_line) or not separator.isascii():
         return None
     if data.startswith(codecs.BOM_UTF8):  # The reader would drop it.
         return None
@@ -264,9 +271,8 @@ def _line_chunks(path: pathlib.Path) -> Iterator[pl.DataFrame]:
 
 
 def _tolerant_line_chunks(path: pathlib.Path, skip: int) -> Iterator[pl.DataFrame]:
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rb") as file:
+        with _open(path) as file:
             numbered = itertools.islice(enumerate(file, 1), skip, None)
             while rows := list(itertools.islice(numbered, CHUNK_ROWS)):
                 text = [
@@ -281,6 +287,8 @@ def _wrong_line(text: pl.Series, count: pl.Series, expected: int) -> pl.Series:
     wrong = (
         pl.when(text.str.contains("\ufffd", literal=True))
         .then(pl.lit(_NOT_UTF8))
+        .when(text.str.contains("\0", literal=True))
+        .then(pl.lit(_NUL))
         .when(count != expected)
         .then(pl.format("{} fields instead of {}", count, pl.lit(expected)))
     )
@@ -294,7 +302,7 @@ def _split_quoted(
     rows = []
     csv.field_size_limit(2**31 - 1)
     for number, line in chunk.iter_rows():
-        wrong = _NOT_UTF8 if "\ufffd" in line else None
+        wrong = _NOT_UTF8 if "\ufffd" in line else _NUL if "\0" in line else None
         try:
             fields = next(csv.reader([line], delimiter=separator, strict=True))
         except csv.Error as error:
@@ -307,14 +315,33 @@ def _split_quoted(
     return pl.DataFrame(rows, schema=schema | {"number": pl.Int64}, orient="row")
 
 
-def _first_line(path: pathlib.Path) -> str:
-    opener = gzip.open if path.suffix == ".gz" else open
+def first_line(path: pathlib.Path) -> str:
+    """Returns the first line of a text file, gzipped or not, or the start of it."""
     try:
-        with opener(path, "rb") as file:
+        with _open(path) as file:
             line = file.readline(1 << 20)
     except _UNREADABLE as error:
         raise UserError(f"cannot read {path}: {error}") from error
     return line.decode("utf-8-sig", "replace").rstrip("\r\n")
+
+
+def _open(path: pathlib.Path) -> io.BufferedReader | gzip.GzipFile:
+    """Opens a file by what it holds, as polars does, not by what it is called."""
+    with path.open("rb") as file:
+        is_gzip = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if is_gzip else path.open("rb")
+
+
+def _split_header(path: pathlib.Path, first: str, separator: str) -> tuple[str, ...]:
+    if "\r" in first:
+        raise UserError(
+            f"{path}, line 1: its lines end in carriage returns alone; end them in "
+            "line feeds, as with: tr '\\r' '\\n'"
+        )
+    try:
+        return tuple(next(csv.reader([first], delimiter=separator)))
+    except csv.Error as error:
+        raise UserError(f"{path}, line 1: unreadable header ({error})") from error
 
 
 def _find_separator(path: pathlib.Path, first: str, header: tuple[str, ...]) -> str:
@@ -353,9 +380,11 @@ def _find_columns(
             continue
         if len(matches) != 1:
             what = f"{column} column {named!r}" if named else f"{column} column"
+            shown = ", ".join(repr(name[:80]) for name in names[:40])
+            shown += f" and {len(names) - 40} more" if len(names) > 40 else ""
             raise UserError(
                 f"{path}: {'more than one' if matches else 'no'} {what} among "
-                f"{', '.join(map(repr, names))}; name it with --config.{column}_column"
+                f"{shown}; name it with --config.{column}_column"
             )
         found[column] = matches[0]
     return found
@@ -365,30 +394,44 @@ def _parquet_chunks(
     path: pathlib.Path, columns: Columns
 ) -> tuple[dict[str, str], Iterator[pl.DataFrame]]:
     """Returns what `_text_chunks` does; times keep the type that they have."""
-    try:
-        frame = pl.scan_parquet(path)
+    frame = pl.scan_parquet(path)
+    with _parquet_errors(path):
         schema = frame.collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"cannot read {path} as parquet: {error}") from error
     names = schema.names()
     position = _find_columns(path, names, columns)
     own = {column: names[i] for column, i in position.items()}
     for column, name in own.items():
         dtype = schema[name]
         simple = dtype.is_numeric() or dtype in (pl.String, pl.Categorical, pl.Enum)
-        if not simple and (column in ("session", "item") or not dtype.is_temporal()):
-            raise UserError(f"{path}: column {name!r} holds {dtype}, not a {column}")
+        is_id = column in ("session", "item")
+        if not simple and (is_id or dtype not in (pl.Date, pl.Datetime)):
+            raise UserError(
+                f"{path}: column {name!r} holds {dtype}; "
+                + ("ids are text or numbers" if is_id else "times are dates or numbers")
+            )
     frame = frame.select(
         pl.col(name).alias(column) for column, name in own.items()
     ).with_row_index("number", 1)
-    batches = frame.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True)
-    return own, (
-        batch.with_columns(
-            pl.col("session", "item").cast(pl.String),
-            pl.lit(None, pl.String).alias("fields"),
-        )
-        for batch in batches
+    frame = frame.with_columns(
+        pl.col("session", "item").cast(pl.String),
+        pl.lit(None, pl.String).alias("fields"),
     )
+    return own, _collect_parquet(path, frame)
+
+
+def _collect_parquet(path: pathlib.Path, frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+    with _parquet_errors(path):
+        yield from frame.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True)
+
+
+@contextlib.contextmanager
+def _parquet_errors(path: pathlib.Path) -> Iterator[None]:
+    """Turns what polars raises for a damaged file into one line."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot read {path} as parquet: {reason}") from error
 
 
 class _TimeParser:
@@ -404,11 +447,11 @@ class _TimeParser:
     def __call__(self, column: pl.Series) -> pl.Series:
         """Returns int64 microseconds since 1970, null where a value is not a time."""
         if column.dtype == pl.Date:
-            return column.cast(pl.Datetime("us")).cast(pl.Int64)
+            return _in_range(column.cast(pl.Datetime("us")).cast(pl.Int64))
         if isinstance(column.dtype, pl.Datetime):
             if column.dtype.time_zone:
                 column = column.dt.convert_time_zone("UTC")
-            return column.dt.cast_time_unit("us").cast(pl.Int64)
+            return _in_range(column.dt.cast_time_unit("us").cast(pl.Int64))
         if not column.dtype.is_numeric():
             column = column.cast(pl.String).str.strip_chars()
             if not self._form and _mostly_iso(column):
@@ -419,9 +462,10 @@ class _TimeParser:
         finite = number.is_finite()
         if self._any_number:
             return number.set(~finite, None)
-        if not self._form and finite.any():
+        believed = (number >= 0) & (number * 1e3 < LATEST_MICROSECONDS)
+        if not self._form and believed.any():
             # Seconds reach 1e11 in the year 5138; milliseconds reached it in 1973.
-            first = number.filter(finite).head(1000).to_numpy()
+            first = number.filter(believed).head(1000).to_numpy()
             self._form = "ms" if np.median(first) >= 1e11 else "s"
         return _in_range((number * (1e3 if self._form == "ms" else 1e6)).round())
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int
 
-from srgnn_jax.data.click_log import Columns, read_click_log
+from srgnn_jax.data.click_log import Columns, first_line, read_click_log
 from srgnn_jax.data.datasets.builder import (
     PreparationConfig,
     SessionsBuilder,
@@ -59,8 +59,7 @@ def find_columns(path: pathlib.Path, separator: str, named: Columns) -> Columns:
     Their types (`user_id:token`) may be left out. A column that is not there is
     returned under the name that was looked for.
     """
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        header = file.readline().rstrip("\r\n").split(separator)
+    header = first_line(path).split(separator)
 
     def find(name: str, *usual: str) -> str:
         for wanted in [name] if name else usual:
