@@ -113,7 +113,8 @@ def prepare(
             date < (np.inf if test_end is None else test_end)
         )
     else:
-        edge = date.max() - round(test_days * DAY)
+        # A span that is longer than all of time leaves nothing before it.
+        edge = date.max() - round(min(test_days, 1e6) * DAY)
         is_train, is_test = date < edge, date > edge
     by_date = np.argsort(date, kind="stable")
     train = kept.take(by_date[is_train[by_date]])

@@ -15,6 +15,8 @@ from srgnn_jax.errors import UserError
 TRAIN, TEST = "all_train_seq.txt", "test.txt"
 # Every number up to the largest gets a row: one absurd number must not fill the memory.
 MOST_ITEMS = 20_000_000
+# Instructions of the unpickler that hash what the file holds.
+_HASHING = {"DICT", "SETITEM", "SETITEMS", "ADDITEMS", "FROZENSET"}
 
 
 class SrgnnPickles(SessionsBuilder):
@@ -43,7 +45,7 @@ class SrgnnPickles(SessionsBuilder):
     def read(cls, files: list[pathlib.Path], config: PreparationConfig) -> Prepared:
         """Reads the pickles; an item's number is its row, and as text its raw id."""
         train_path, test_path = files
-        train = _sessions(train_path, _load(train_path), least=1)
+        train = _sessions(train_path, _load(train_path))
         pairs = _load(test_path)
         if not (
             isinstance(pairs, tuple | list)
@@ -55,9 +57,9 @@ class SrgnnPickles(SessionsBuilder):
                 f"{test_path} does not hold (prefixes, targets), two equally long lists"
             )
         prefixes, targets = pairs
-        _sessions(test_path, prefixes, least=1)
+        _sessions(test_path, prefixes)
         with_target = [[*p, t] for p, t in zip(prefixes, targets, strict=True)]
-        test = _sessions(test_path, with_target, least=2, last_only=True)
+        test = _sessions(test_path, with_target, last_only=True)
         largest = max(int(train.items.max()), int(test.items.max()))
         vocabulary = Vocabulary([str(row) for row in range(1, largest + 1)])
         counts = count({"train": train, "test": test}, vocabulary)
@@ -78,21 +80,28 @@ def _session_heads(prefixes: list[list[int]], targets: list[int]) -> list[int]:
     return heads
 
 
-def _sessions(
-    path: pathlib.Path, sessions: Any, least: int, last_only: bool = False
-) -> Sessions:
+def _sessions(path: pathlib.Path, sessions: Any, last_only: bool = False) -> Sessions:
     """Checks that these are lists of item numbers from 1 on."""
     if not isinstance(sessions, list) or not sessions:
         raise UserError(f"{path} does not hold a list of sessions")
+    # A small file may refer to one long list very often: nothing is copied before all
+    # is known to be no longer than what was read.
+    remaining = path.stat().st_size
     for number, session in enumerate(sessions):
+        remaining -= len(session) if isinstance(session, list) else 0
+        if remaining < 0:
+            raise UserError(
+                f"{path}, session {number}: so many clicks do not fit into a file of "
+                f"{path.stat().st_size:,} bytes; it repeats its lists"
+            )
         if (
             not isinstance(session, list)
-            or len(session) < least
+            or not session
             or not all(type(i) is int and 0 < i <= MOST_ITEMS for i in session)
         ):
             raise UserError(
-                f"{path}, session {number}: {_shown(session)} is not a list of at "
-                f"least {least} item numbers from 1 to {MOST_ITEMS:,}"
+                f"{path}, session {number}: {_shown(session)} is not a list of item "
+                f"numbers from 1 to {MOST_ITEMS:,}"
             )
     return Sessions.from_lists(sessions, last_only)
 
@@ -120,11 +129,14 @@ class _PlainUnpickler(pickle.Unpickler):
 def _load(path: pathlib.Path) -> Any:
     try:
         data = path.read_bytes()
-        # The unpickler makes room for all memo slots below the one that is named.
         for opcode, argument, _ in pickletools.genops(data):
+            # The unpickler makes room for all memo slots below the one that is named.
             slot = argument if opcode.name in ("PUT", "LONG_BINPUT") else None
             if slot is not None and slot > len(data):
                 raise pickle.UnpicklingError(f"memo slot {slot} of a small file")
+            # To hash a tuple that holds one tuple twice, and so on, never ends.
+            if opcode.name in _HASHING:
+                raise pickle.UnpicklingError("it holds a dict or a set, not lists only")
         return _PlainUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # A broken pickle raises nearly anything.
         raise UserError(
