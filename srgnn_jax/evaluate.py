@@ -29,9 +29,10 @@ from srgnn_jax.checkpoint import (
 )
 from srgnn_jax.data import batches
 from srgnn_jax.data.batches import Batch
-from srgnn_jax.data.sessions import Examples
+from srgnn_jax.data.sessions import Examples, check_rows
+from srgnn_jax.errors import UserError
 from srgnn_jax.graph import AnyArray
-from srgnn_jax.model import SRGNN, Params, init_params
+from srgnn_jax.model import SRGNN, Params, check_finite, init_params
 
 # Sessions that are ranked at a time: at least, if there are so many, and at most.
 MIN_ROWS, MAX_ROWS = 64, 512
@@ -110,6 +111,7 @@ class Evaluator:
         progress: bool = False,
         after_batch: Callable[[], None] | None = None,
     ):
+        check_rows(examples.items, model.num_items)
         self._model = model
         self._examples = examples
         self._ks = tuple(ks)
@@ -262,10 +264,20 @@ def restore_best(
 
     Returns:
       The parameters, laid out for the devices, and their step.
+
+    Raises:
+      UserError: they are not finite.
     """
     shapes = {"params": jax.eval_shape(lambda: init_params(model, 0))}
     step = progress.best_step or progress.step
-    return checkpoints.restore(devices.layout(shapes), step)["params"], step
+    params = checkpoints.restore(devices.layout(shapes), step)["params"]
+    try:
+        check_finite(params)
+    except ValueError as error:
+        raise UserError(
+            f"the checkpoint of step {step} is of no use: {error}"
+        ) from None
+    return params, step
 
 
 def evaluate_workdir(

@@ -11,12 +11,64 @@ needs no sorting, no data-dependent shape and no work on the host.
 Axes: B batch, L positions (and node slots).
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 # Ids may come from the host as they are.
 AnyArray = Array | np.ndarray
+
+
+def check_sessions(
+    item_seq: Any, item_seq_len: Any, num_items: int, **items: Any
+) -> None:
+    """Checks what a model is given, as far as it is known: not while it is traced.
+
+    On the device, an id out of range would be read as another item's.
+
+    Args:
+      item_seq: item ids [B, L] in click order, 0 = padding, only at the end.
+      item_seq_len: number of clicks [B], from 1 to L.
+      num_items: V; ids are 1 to V - 1.
+      **items: more ids [B], by name; None where there are none.
+
+    Raises:
+      ValueError: a shape, a type or a value is wrong.
+    """
+    arrays = {"item_seq": item_seq, "item_seq_len": item_seq_len, **items}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    for name, array in arrays.items():
+        expected = np.shape(item_seq)[: 2 if name == "item_seq" else 1]
+        if np.shape(array) != expected or np.ndim(item_seq) != 2:
+            raise ValueError(
+                f"{name} has shape {np.shape(array)}; item_seq is [B, L], the rest [B]"
+            )
+        if not jnp.issubdtype(jnp.result_type(array), jnp.integer):
+            raise ValueError(f"{name} holds {jnp.result_type(array)}, not integers")
+    try:
+        known = {name: np.asarray(array) for name, array in arrays.items()}
+    except jax.errors.TracerArrayConversionError:
+        return
+    length = known.pop("item_seq_len")
+    seq = known.pop("item_seq")
+    if ((length < 1) | (length > seq.shape[1])).any():
+        raise ValueError(
+            f"item_seq_len holds {length.min()} to {length.max()}, not 1 to "
+            f"{seq.shape[1]}, the length of item_seq"
+        )
+    is_click = np.arange(seq.shape[1]) < length[:, None]
+    known["item_seq"] = seq[is_click]
+    for name, array in known.items():
+        if array.size and not (array.min() >= 1 and array.max() < num_items):
+            raise ValueError(
+                f"{name} holds {array.min()} to {array.max()} where items are clicked, "
+                f"not 1 to {num_items - 1}"
+            )
+    if seq[~is_click].any():
+        raise ValueError("item_seq holds items beyond item_seq_len, where 0 belongs")
 
 
 def node_alias(item_seq: Int[AnyArray, "B L"]) -> Int[Array, "B L"]:

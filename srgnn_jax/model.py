@@ -447,7 +447,8 @@ class SRGNN(nn.Module):
     """Session-based recommendation with graph neural networks (Wu et al., AAAI 2019).
 
     Every method takes `item_seq` [B, L], item ids in click order with 0 as padding at
-    the end, and `item_seq_len` [B], the number of clicks, at least 1.
+    the end, and `item_seq_len` [B], the number of clicks, at least 1. Outside of jit
+    these are checked, and what is out of range raises ValueError.
 
     Attributes:
       num_items: V, the rows of the item table; row 0, the padding, is counted.
@@ -540,12 +541,19 @@ class SRGNN(nn.Module):
         self, item_seq: Int[AnyArray, "B L"], item_seq_len: Int[AnyArray, " B"]
     ) -> Float[Array, "B D"]:
         """Returns the session embeddings."""
+        self._check(item_seq, item_seq_len)
         return self.encode([(item_seq, item_seq_len)])[0]
+
+    def _check(self, item_seq: Any, item_seq_len: Any, **items: Any) -> None:
+        # What parameters are drawn for may be zeros, of which only the shape matters.
+        if not self.is_initializing():
+            graph.check_sessions(item_seq, item_seq_len, self.num_items, **items)
 
     def full_sort_predict(
         self, item_seq: Int[AnyArray, "B L"], item_seq_len: Int[AnyArray, " B"]
     ) -> Float[Array, "B V"]:
         """Returns the score of every item row, the padding row included."""
+        self._check(item_seq, item_seq_len)
         session, table = self.encode([(item_seq, item_seq_len)])
         return item_table.item_scores(session, table, self.compute_dtype).T
 
@@ -556,6 +564,7 @@ class SRGNN(nn.Module):
         item: Int[AnyArray, " B"],
     ) -> Float[Array, " B"]:
         """Returns the score of one item for each session."""
+        self._check(item_seq, item_seq_len, item=item)
         session, _, embedding = self.encode([(item_seq, item_seq_len)], item)
         return jnp.sum(session * embedding, axis=-1)
 
@@ -676,6 +685,7 @@ class SRGNN(nn.Module):
           score_padding: whether row 0 takes part in the softmax (RecBole: yes).
           dropout_keys: of the sessions, for `item_dropout`; None: nothing is dropped.
         """
+        self._check(item_seq, item_seq_len, target=target, negative=negative)
         tiers = [(item_seq, item_seq_len)]
         return self.loss_per_example(
             tiers,
@@ -685,6 +695,15 @@ class SRGNN(nn.Module):
             score_padding,
             dropout_keys=dropout_keys,
         ).mean()
+
+
+def check_finite(params: Params) -> None:
+    """Raises ValueError, naming a parameter, unless all of its numbers are finite."""
+    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))
+    for path, is_finite in jax.tree_util.tree_leaves_with_path(finite(params)):
+        if not is_finite:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(f"the parameter {name} holds NaN or infinite numbers")
 
 
 def init_params(model: SRGNN, seed: int) -> Params:

@@ -46,7 +46,7 @@ from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import make_evaluator, metric_lines, restore_best
 from srgnn_jax.graph import AnyArray
-from srgnn_jax.model import SRGNN, Params
+from srgnn_jax.model import SRGNN, Params, check_finite
 
 # Clicks that the model sees of a session, unless the run was trained on fewer.
 MAX_LENGTH = 256
@@ -178,7 +178,18 @@ class Recommender:
           max_length: clicks that the model sees of a session, at most.
           max_scores: scores (items times sessions) that are held at a time.
           score_padding: whether row 0 has a share in probabilities.
+
+        Raises:
+          ValueError: the vocabulary or the item table has another number of rows than
+            the model, or a parameter is not finite.
         """
+        held = len(params["item_embedding"])
+        if {model.num_items, held} != {vocabulary.num_items}:
+            raise ValueError(
+                f"the vocabulary has {vocabulary.num_items} item rows (padding "
+                f"included), the model {model.num_items}, its table {held}"
+            )
+        check_finite(params)
         self.model, self.params, self.vocabulary = model, params, vocabulary
         self.max_length = max_length
         self._max_scores = max_scores

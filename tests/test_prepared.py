@@ -477,7 +477,8 @@ def test_published_counts_go_with_their_data_set(
     tmp_path, dataset, fraction, published
 ):
     write_pickles(tmp_path / "data")
-    prepared = load(tmp_path, dataset, train_fraction=fraction)
+    settings = {"train_fraction": fraction} if dataset == "yoochoose" else {}
+    prepared = load(tmp_path, dataset, test_days=1.0, **settings)
     assert prepared.published == PUBLISHED.get(published, {})
     assert set(prepared.published) <= set(prepared.counts)
 

@@ -9,7 +9,8 @@ The fingerprint is that of the source's bytes and of every setting: a file or a 
 that changes is never served from what was built before. The empty `start` file is left
 by a start that has read all of the source; its hash is that of the settings and of the
 names, sizes, inodes and times of the files in the source's folder. While these stay the
-same, later starts neither read the source nor import TFDS.
+same, later starts neither read the source nor import TFDS. contents.json holds a hash
+of each file beside it: a folder that is damaged is prepared anew.
 """
 
 import contextlib
@@ -27,13 +28,15 @@ from typing import Any
 
 import numpy as np
 
-from srgnn_jax.data.sessions import Sessions, Vocabulary
+from srgnn_jax.data.sessions import Sessions, Vocabulary, check_rows
 from srgnn_jax.errors import UserError, nearest
 
 # Raise it when the same source and settings come to be prepared differently.
 PREPARATION_VERSION = 1
 # File systems keep times to a few milliseconds, the coarsest of them to two seconds.
 SETTLED_NANOSECONDS = 3_000_000_000
+
+log = logging.getLogger(__name__)
 
 # Counts of Wu et al. 2019, table 1.
 PUBLISHED: dict[str, dict[str, int | float]] = {
@@ -108,17 +111,58 @@ def load_prepared(
     if dataset == "yoochoose":
         fraction = settings.get("train_fraction", 1.0)
         published += {1 / 64: "_1_64", 1 / 4: "_1_4"}.get(fraction, "")
+    about = dataset, data_dir, prepared_dir, settings
+    try:
+        data = _load(*about)
+    except _DamagedError as error:
+        log.warning("%s; it is prepared anew", error)
+        try:
+            shutil.rmtree(error.folder)
+        except OSError as refused:
+            raise UserError(f"{error}, and cannot be removed ({refused})") from error
+        data = _load(*about)
+    _check_fraction(data.counts, published, data_dir)
+    if dataset == "recbole_inter" and data.validation is None:
+        log.warning(
+            "no user in %s has the four clicks that leave one to validate on: the last "
+            "training sessions are held out instead",
+            data_dir,
+        )
+    return dataclasses.replace(data, published=PUBLISHED.get(published, {}))
+
+
+def _load(
+    dataset: str,
+    data_dir: pathlib.Path,
+    prepared_dir: pathlib.Path,
+    settings: Mapping[str, Any],
+) -> PreparedData:
     start, settled = _look(dataset, data_dir, settings)
     left = next(prepared_dir.glob(f"*/start-{start}-*"), None)
     if left is not None:
-        folder, fingerprint = left.parent, left.name.rpartition("-")[2]
-    else:
-        folder, fingerprint = _find_or_build(dataset, data_dir, prepared_dir, settings)
-        if settled:
-            # Another user's folder may not be written; then every start reads all.
-            with contextlib.suppress(OSError):
-                (folder / f"start-{start}-{fingerprint}").touch()
-    return _map(folder, fingerprint, PUBLISHED.get(published, {}))
+        return _map(left.parent, left.name.rpartition("-")[2])
+    folder, fingerprint = _find_or_build(dataset, data_dir, prepared_dir, settings)
+    data = _map(folder, fingerprint)
+    if settled:
+        # Another user's folder may not be written; then every start reads all.
+        with contextlib.suppress(OSError):
+            (folder / f"start-{start}-{fingerprint}").touch()
+    return data
+
+
+def _check_fraction(
+    counts: Mapping[str, int | float], published: str, data_dir: pathlib.Path
+) -> None:
+    """Refuses the pickles of one fraction of Yoochoose under the name of the other."""
+    for other in PUBLISHED.keys() - {published}:
+        if published in PUBLISHED and "yoochoose" in published and "yoochoose" in other:
+            ratio = counts["train_examples"] / PUBLISHED[other]["train_examples"]
+            if abs(ratio - 1) < 0.01:
+                raise UserError(
+                    f"config.data_dir = {str(data_dir)!r} holds {other}, not "
+                    f"{published}: it has {counts['train_examples']:,} training "
+                    f"examples; use --config=configs/yoochoose.py:{other[10:]}"
+                )
 
 
 def _look(
@@ -180,6 +224,7 @@ def _find_or_build(
     if dataset in ("diginetica", "yoochoose"):
         pickles = builders["srgnn_pickles"]
         builder = _raw_or_pickles(builder, pickles, data_dir, config)
+    _check_settings(builder, builders[dataset], settings)
     files = builder.source_files(data_dir, config)
     defaults = dataclasses.asdict(PreparationConfig())
     fingerprint = _fingerprint(files, builder.name, settings, defaults)
@@ -187,6 +232,26 @@ def _find_or_build(
     if not folder.exists():
         _build(builder, config, data_dir, folder)
     return folder, fingerprint
+
+
+def _check_settings(builder, asked, settings: Mapping[str, Any]) -> None:
+    """Refuses settings that would change nothing, unless they are the usual ones.
+
+    Args:
+      builder: the builder that will read the data.
+      asked: that of `config.dataset`; where its data comes as pickles, its settings
+        have been heeded by whoever wrote them.
+      settings: all that are given.
+    """
+    for name in settings.keys() - builder.SETTINGS:
+        usual = [getattr(one, name) for one in asked.BUILDER_CONFIGS]
+        default = builder.BUILDER_CONFIGS[0]
+        if settings[name] not in [*usual, getattr(default, name)]:
+            raise UserError(
+                f"config.{name} is {settings[name]!r}, which would change nothing: the "
+                f"data set is read as {builder.name}, which does not heed it; leave it "
+                f"at {usual[0]!r}"
+            )
 
 
 def _raw_or_pickles(raw, pickles, data_dir: pathlib.Path, config):
@@ -218,13 +283,10 @@ def _fingerprint(
     digest.update(json.dumps(about).encode())
     for path in files:
         try:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(
-                    file, lambda: hashlib.blake2b(digest_size=16)
-                )
+            content = bytes.fromhex(_hash(path))
         except OSError as error:
             raise UserError(f"cannot read {path} ({error.strerror})") from error
-        digest.update(f"{path.name}\0".encode() + content.digest())
+        digest.update(f"{path.name}\0".encode() + content)
     return digest.hexdigest()
 
 
@@ -254,6 +316,9 @@ def _build(builder, config, data_dir: pathlib.Path, folder: pathlib.Path) -> Non
         Vocabulary(made.info.metadata["item_ids"]).save(
             unfinished / "vocabulary.parquet"
         )
+        contents["files"] = {
+            path.name: _hash(path) for path in unfinished.iterdir() if path.is_file()
+        }
         (unfinished / "contents.json").write_text(json.dumps(contents))
         try:
             unfinished.rename(folder)
@@ -290,29 +355,54 @@ def _quiet_tfds():
         logger.setLevel(level)
 
 
-def _map(
-    folder: pathlib.Path, fingerprint: str, published: dict[str, int | float]
-) -> PreparedData:
-    contents = json.loads((folder / "contents.json").read_text())
+class _DamagedError(UserError):
+    """A prepared folder is not as it was written."""
+
+    def __init__(self, folder: pathlib.Path, reason: str):
+        super().__init__(f"the prepared data in {folder} is damaged: {reason}")
+        self.folder = folder
+
+
+def _map(folder: pathlib.Path, fingerprint: str) -> PreparedData:
+    def known(name: str) -> pathlib.Path:
+        if _hash(folder / name) != contents["files"][name]:
+            raise ValueError(f"{name} is not as it was written")
+        return folder / name
 
     def sessions(split: str) -> Sessions:
-        return Sessions(
-            np.load(folder / f"{split}.items.npy", mmap_mode="r"),
-            np.load(folder / f"{split}.offsets.npy", mmap_mode="r"),
+        split_sessions = Sessions(
+            np.load(known(f"{split}.items.npy"), mmap_mode="r"),
+            np.load(known(f"{split}.offsets.npy"), mmap_mode="r"),
             split in contents["last_only"],
         )
+        check_rows(split_sessions.items, vocabulary.num_items)
+        return split_sessions
 
-    return PreparedData(
-        train=sessions("train"),
-        test=sessions("test"),
-        validation=(
-            sessions("validation") if "validation" in contents["splits"] else None
-        ),
-        vocabulary=Vocabulary.load(folder / "vocabulary.parquet"),
-        counts=contents["counts"],
-        published=published,
-        fingerprint=fingerprint,
-    )
+    try:
+        contents = json.loads((folder / "contents.json").read_text())
+        vocabulary = Vocabulary.load(known("vocabulary.parquet"))
+        return PreparedData(
+            train=sessions("train"),
+            test=sessions("test"),
+            validation=(
+                sessions("validation") if "validation" in contents["splits"] else None
+            ),
+            vocabulary=vocabulary,
+            counts=dict(contents["counts"]),
+            published={},
+            fingerprint=fingerprint,
+        )
+    except KeyError as error:
+        raise _DamagedError(folder, f"contents.json lacks {error}") from error
+    except (OSError, TypeError, ValueError, RecursionError, UserError) as error:
+        raise _DamagedError(folder, str(error)) from error
+
+
+def _hash(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(
+            file, lambda: hashlib.blake2b(digest_size=16)
+        ).hexdigest()
 
 
 def counts_table(

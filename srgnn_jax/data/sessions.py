@@ -9,10 +9,18 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 from jaxtyping import Int
+
+from srgnn_jax.errors import UserError
+
+# Bytes and rows that a byte of a vocabulary's file may stand for: ids all differ, so
+# that they do not shrink as bombs do.
+MOST_UNPACKED = 200
+_VOCABULARY_COLUMNS = {"item": pl.String, "clicks": pl.Int64}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +36,19 @@ class Examples:
     items: Int[np.ndarray, " C"]
     starts: Int[np.ndarray, " E"]
     lengths: Int[np.ndarray, " E"]
+
+    def __post_init__(self) -> None:
+        _check_integers(self.items, self.starts, self.lengths)
+        if len(self.starts) != len(self.lengths):
+            raise ValueError(f"{len(self.starts)} starts, {len(self.lengths)} lengths")
+        wrong = (self.starts < 0) | (self.lengths < 1)
+        wrong |= self.starts + self.lengths >= len(self.items)
+        if wrong.any():
+            e = int(wrong.argmax())
+            raise ValueError(
+                f"example {e}, {self.lengths[e]} clicks from {self.starts[e]} on and a "
+                f"target after them, does not lie within {len(self.items)} clicks"
+            )
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -52,6 +73,19 @@ class Sessions:
     items: Int[np.ndarray, " C"]
     offsets: Int[np.ndarray, " S1"]
     last_only: bool = False
+
+    def __post_init__(self) -> None:
+        _check_integers(self.items, self.offsets)
+        if (
+            not len(self.offsets)
+            or self.offsets[0] != 0
+            or self.offsets[-1] != len(self.items)
+            or (np.diff(self.offsets) < 0).any()
+        ):
+            raise ValueError(
+                f"the offsets of sessions must not fall, from 0 to {len(self.items)}, "
+                "the number of clicks"
+            )
 
     @classmethod
     def from_lists(
@@ -119,6 +153,33 @@ class Sessions:
         return earlier, later
 
 
+def check_rows(rows: Any, num_items: int) -> None:
+    """Checks that these are rows of items, on the host.
+
+    Args:
+      rows: any number of them.
+      num_items: V: rows of the table, the padding included.
+
+    Raises:
+      ValueError: one is no whole number from 1 to V - 1.
+    """
+    rows = np.asarray(rows)
+    if not np.issubdtype(rows.dtype, np.integer):
+        raise ValueError(f"item rows are integers, not {rows.dtype}")
+    if rows.size and not (rows.min() >= 1 and rows.max() < num_items):
+        wrong = rows[(rows < 1) | (rows >= num_items)][0]
+        raise ValueError(f"{wrong} is no item row: they are 1 to {num_items - 1}")
+
+
+def _check_integers(*arrays: Any) -> None:
+    for array in arrays:
+        if np.ndim(array) != 1 or not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(
+                f"an array of shape {np.shape(array)} and type {array.dtype} is no "
+                "list of integers"
+            )
+
+
 class Vocabulary:
     """The raw id, as text, of every item row; row 0 is the padding and has none.
 
@@ -180,7 +241,32 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Vocabulary":
-        """Reads what `save` wrote."""
-        columns = pl.read_parquet(pathlib.Path(path))
-        clicks = columns["clicks"].to_numpy() if "clicks" in columns.columns else None
-        return cls(columns["item"].to_list(), clicks)
+        """Reads what `save` wrote.
+
+        Raises:
+          UserError: the file is damaged, or holds something else.
+        """
+        path = pathlib.Path(path)
+        try:
+            lazy = pl.scan_parquet(path, glob=False)
+            types = dict(lazy.collect_schema())
+            if types not in ({"item": pl.String}, _VOCABULARY_COLUMNS):
+                raise ValueError(f"its columns are {str(types)[:200]}")
+            # Known before anything is unpacked.
+            rows = lazy.select(pl.len()).collect().item()
+            if rows > MOST_UNPACKED * path.stat().st_size:
+                raise ValueError(
+                    f"it claims {rows:,} rows, more than such a file holds"
+                )
+            columns = lazy.collect()
+            if columns["item"].str.len_bytes().sum() > MOST_UNPACKED * (
+                path.stat().st_size
+            ):
+                raise ValueError("its ids are longer than such a file holds")
+            if any(columns.null_count().row(0)):
+                raise ValueError("it holds an empty row")
+            clicks = columns["clicks"].to_numpy() if "clicks" in types else None
+            return cls(columns["item"].to_list(), clicks)
+        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"cannot read {path}, a vocabulary: {reason}") from error

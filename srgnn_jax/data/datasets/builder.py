@@ -66,6 +66,21 @@ class PreparationConfig(tfds.core.BuilderConfig):
         }
 
 
+# The settings that decide how rows are read, and how `prepare.prepare` goes about them.
+COLUMN_SETTINGS = frozenset({"session_column", "item_column", "time_column"})
+RULE_SETTINGS = frozenset(
+    {
+        "min_session_length",
+        "min_item_count",
+        "test_days",
+        "test_start",
+        "test_end",
+        "train_fraction",
+        "date_resolution_seconds",
+    }
+)
+
+
 def _microseconds(field: str, text: str) -> int | None:
     if not text:
         return None
@@ -86,12 +101,15 @@ class SessionsBuilder(  # type: ignore[call-arg]
     Metadata holds the vocabulary (`item_ids`, that of row 1 first), the counts, and the
     splits whose sessions are given (prefix, target) pairs (`last_only`).
 
+    `SETTINGS` names the fields of `PreparationConfig` that the builder heeds.
+
     TFDS's own way from examples to records serializes some 20,000 sessions a second.
     Here all sessions of a split are serialized at once, to the same bytes.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [PreparationConfig()]
+    SETTINGS: ClassVar[frozenset[str]] = frozenset({"on_bad_row"})
 
     def __init__(self, *, file_format: str = "array_record", **kwargs: Any):
         """Takes what TFDS builders do; its own default format needs TensorFlow."""
@@ -121,13 +139,31 @@ class SessionsBuilder(  # type: ignore[call-arg]
         )
 
     def read_sessions(self, split: str) -> Sessions:
-        """Reads the sessions of a split from its array_record files, all at once."""
+        """Reads the sessions of a split from its array_record files, all at once.
+
+        Raises:
+          UserError: a file is damaged, or lies outside of the data set's folder.
+        """
         records: list[bytes] = []
-        for path in self.info.splits[split].filepaths:
-            reader = array_record_module.ArrayRecordReader(str(path))
-            records.extend(reader.read_all())
-            reader.close()
-        return deserialize(records)
+        folder = pathlib.Path(self.data_path).resolve()
+        for path in map(pathlib.Path, self.info.splits[split].filepaths):
+            if not path.resolve().is_relative_to(folder):
+                raise UserError(f"{path} lies outside of its data set, {folder}")
+            try:
+                reader = array_record_module.ArrayRecordReader(str(path))
+                records.extend(reader.read_all())
+                reader.close()
+            except (ValueError, RuntimeError, IndexError, OSError) as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"cannot read the records in {path}: {reason}"
+                ) from error
+        try:
+            return deserialize(records)
+        except ValueError as error:
+            raise UserError(
+                f"cannot read split {split} in {folder}: {error}"
+            ) from error
 
     def _download_and_prepare(self, dl_manager, download_config) -> None:
         folder = pathlib.Path()

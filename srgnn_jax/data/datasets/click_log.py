@@ -4,6 +4,8 @@ import pathlib
 
 from srgnn_jax.data.click_log import SUFFIXES
 from srgnn_jax.data.datasets.builder import (
+    COLUMN_SETTINGS,
+    RULE_SETTINGS,
     PreparationConfig,
     SessionsBuilder,
     named_file,
@@ -19,6 +21,13 @@ class ClickLog(SessionsBuilder):
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Put one log file there (csv, tsv or parquet, with columns for session, item "
         "and time), or name it with config.log_file."
+    )
+
+    SETTINGS = (
+        SessionsBuilder.SETTINGS
+        | COLUMN_SETTINGS
+        | RULE_SETTINGS
+        | {"log_file", "separator", "date_column"}
     )
 
     @classmethod

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from srgnn_jax.data.click_log import Columns
 from srgnn_jax.data.datasets.builder import (
+    RULE_SETTINGS,
     PreparationConfig,
     SessionsBuilder,
     prepare_log,
@@ -25,6 +26,8 @@ class Diginetica(SessionsBuilder):
         "Get train-item-views.csv from the CIKM Cup 2016 track 2 data "
         "(competitions.codalab.org/competitions/11161) and put it there."
     )
+
+    SETTINGS = SessionsBuilder.SETTINGS | RULE_SETTINGS
 
     @classmethod
     def source_files(

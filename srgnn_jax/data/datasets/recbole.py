@@ -13,6 +13,7 @@ from jaxtyping import Int
 
 from srgnn_jax.data.click_log import Columns, first_line, read_click_log
 from srgnn_jax.data.datasets.builder import (
+    COLUMN_SETTINGS,
     PreparationConfig,
     SessionsBuilder,
     named_file,
@@ -29,6 +30,12 @@ class RecboleInter(SessionsBuilder):
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Put one file there of RecBole's atomic form, such as ml-100k.inter, which the "
         "recbole package holds in recbole/dataset_example/ml-100k."
+    )
+
+    SETTINGS = (
+        SessionsBuilder.SETTINGS
+        | COLUMN_SETTINGS
+        | {"log_file", "separator", "recbole_time"}
     )
 
     @classmethod

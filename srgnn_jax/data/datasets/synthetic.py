@@ -5,7 +5,11 @@ import pathlib
 import numpy as np
 import polars as pl
 
-from srgnn_jax.data.datasets.builder import PreparationConfig, SessionsBuilder
+from srgnn_jax.data.datasets.builder import (
+    RULE_SETTINGS,
+    PreparationConfig,
+    SessionsBuilder,
+)
 from srgnn_jax.data.prepare import DAY, Prepared, prepare
 
 SEED = 2019
@@ -15,6 +19,8 @@ LONGEST = 20
 
 class Synthetic(SessionsBuilder):
     """Made clicks: popularity, categories, item-to-item transitions and revisits."""
+
+    SETTINGS = SessionsBuilder.SETTINGS | RULE_SETTINGS
 
     @classmethod
     def source_files(

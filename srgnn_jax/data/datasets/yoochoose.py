@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from srgnn_jax.data.click_log import Columns
 from srgnn_jax.data.datasets.builder import (
+    RULE_SETTINGS,
     PreparationConfig,
     SessionsBuilder,
     prepare_log,
@@ -29,6 +30,8 @@ class Yoochoose(SessionsBuilder):
         "Get yoochoose-clicks.dat from the RecSys Challenge 2015 "
         "(kaggle.com/datasets/chadgostopp/recsys-challenge-2015) and put it there."
     )
+
+    SETTINGS = SessionsBuilder.SETTINGS | RULE_SETTINGS
 
     @classmethod
     def source_files(
