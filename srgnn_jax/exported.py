@@ -12,6 +12,7 @@ Axes: B sessions of a batch, L positions, K items of a list.
 """
 
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -89,6 +90,8 @@ class Recommender:
         manifest = json.loads((folder / "manifest.json").read_text())
         content = {}
         for name, expected in manifest["files"].items():
+            if pathlib.Path(name).name != name:
+                raise ValueError(f"manifest.json names {name!r}, outside of {folder}")
             content[name] = (folder / name).read_bytes()
             if hashlib.sha256(content[name]).hexdigest() != expected:
                 raise ValueError(f"{folder / name} is not the file that was exported")
@@ -97,7 +100,7 @@ class Recommender:
             for length in manifest["lengths"]
         }
         params: dict[str, Any] = {}
-        with np.load(folder / "weights.npz") as weights:
+        with np.load(io.BytesIO(content["weights.npz"])) as weights:
             for name, value in weights.items():
                 *parents, last = name.split("/")
                 at = params

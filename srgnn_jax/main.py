@@ -27,6 +27,7 @@ from ml_collections import ConfigDict, config_flags
 from srgnn_jax.errors import UserError
 from srgnn_jax.interrupt import Stopped
 
+MOST_CONFIG_BYTES = 2**20
 MODES = ("train", "evaluate", "recommend", "export", "import", "baselines", "plot")
 
 FLAGS = flags.FLAGS
@@ -95,6 +96,11 @@ config_flags.DEFINE_config_file("config", None, "A file of configs/, or your own
 def parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags, reducing what is wrong with them to one line."""
     try:
+        for path in re.findall(
+            r"(?:^|\n)--?config[=\n]([^:\n]+)",
+            "\n".join(FLAGS.read_flags_from_files(argv)),
+        ):
+            _check_config_file(pathlib.Path(path))
         rest = FLAGS(argv)
     except flags.Error as error:
         raise UserError(_last_line(error)) from error
@@ -102,8 +108,10 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise UserError(_unknown_field(str(error))) from error
     except (
         ImportError,
+        MemoryError,
         NameError,
         OSError,
+        RecursionError,
         SyntaxError,
         TypeError,
         ValueError,
@@ -218,6 +226,20 @@ def main() -> None:
         guarded(run)
 
     app.run(after_parsing, flags_parser=lambda argv: guarded(parse, argv))
+
+
+def _check_config_file(path: pathlib.Path) -> None:
+    """Refuses, before it is run, what is no Python file; if there is one at all."""
+    if path.exists() and not (path.suffix == ".py" and path.is_file()):
+        raise UserError(
+            f"cannot use --config={path}: a config is a Python file, name.py; nothing "
+            "was run"
+        )
+    if path.is_file() and path.stat().st_size > MOST_CONFIG_BYTES:
+        raise UserError(
+            f"cannot use --config={path}: it has {path.stat().st_size:,} bytes, as no "
+            "config does; nothing was run"
+        )
 
 
 def _unknown_field(text: str) -> str:

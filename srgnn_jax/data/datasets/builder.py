@@ -4,11 +4,12 @@ TensorFlow is neither needed nor imported: records are array_record files, read 
 `as_data_source`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -323,9 +324,19 @@ def prepare_log(
         separator=separator,
         on_bad_row=config.on_bad_row,
     )
-    prepared = prepare(clicks, **config.rules)
+    with naming(path):
+        prepared = prepare(clicks, **config.rules)
     prepared.counts["skipped_rows"] = skipped
     return prepared
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+    """Says which file it was whose clicks could not be used."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def named_file(folder: pathlib.Path, name: str) -> pathlib.Path:

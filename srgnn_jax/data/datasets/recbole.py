@@ -17,6 +17,7 @@ from srgnn_jax.data.datasets.builder import (
     PreparationConfig,
     SessionsBuilder,
     named_file,
+    naming,
     the_one_file,
 )
 from srgnn_jax.data.prepare import Prepared, count, number_values
@@ -55,7 +56,8 @@ class RecboleInter(SessionsBuilder):
         clicks, skipped = read_click_log(
             files[0], columns, separator=separator, on_bad_row=config.on_bad_row
         )
-        prepared = leave_one_out(clicks, config.recbole_time)
+        with naming(files[0]):
+            prepared = leave_one_out(clicks, config.recbole_time)
         prepared.counts["skipped_rows"] = skipped
         return prepared
 

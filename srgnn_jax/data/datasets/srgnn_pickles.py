@@ -129,7 +129,9 @@ class _PlainUnpickler(pickle.Unpickler):
 def _load(path: pathlib.Path) -> Any:
     try:
         data = path.read_bytes()
-        for opcode, argument, _ in pickletools.genops(data):
+        end = 0
+        for opcode, argument, position in pickletools.genops(data):
+            end = (position or 0) + 1
             # The unpickler makes room for all memo slots below the one that is named.
             slot = argument if opcode.name in ("PUT", "LONG_BINPUT") else None
             if slot is not None and slot > len(data):
@@ -137,6 +139,8 @@ def _load(path: pathlib.Path) -> Any:
             # To hash a tuple that holds one tuple twice, and so on, never ends.
             if opcode.name in _HASHING:
                 raise pickle.UnpicklingError("it holds a dict or a set, not lists only")
+        if end < len(data):
+            raise pickle.UnpicklingError(f"{len(data) - end} bytes follow its end")
         return _PlainUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # A broken pickle raises nearly anything.
         raise UserError(

@@ -1,0 +1,276 @@
+"""Breaks good inputs at random and reads them with every reader.
+
+    python -m tests.fuzz_readers --cases=3000 --seed=0
+
+Each must give one clear line that names the file, or a data set in which every row of
+the file is accounted for. A case is drawn from its number alone: --only reads it again.
+"""
+
+import argparse
+import collections
+import gzip
+import io
+import pathlib
+import pickle
+import tempfile
+import traceback
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from srgnn_jax.data.datasets import (
+    ClickLog,
+    Diginetica,
+    RecboleInter,
+    SrgnnPickles,
+    Yoochoose,
+)
+from srgnn_jax.data.datasets.builder import PreparationConfig
+from srgnn_jax.data.prepare import Prepared
+from srgnn_jax.data.sessions import check_rows
+from srgnn_jax.errors import UserError
+
+DAY = 86_400
+START = 1_400_000_000
+
+
+class Reader(NamedTuple):
+    """A builder, the name and the form of its file, and the separator in it."""
+
+    builder: type
+    name: str
+    layout: str
+    separator: str = ","
+
+
+READERS = {
+    "yoochoose": Reader(Yoochoose, "yoochoose-clicks.dat", "{s},{iso}Z,{i},0"),
+    "diginetica": Reader(
+        Diginetica, "train-item-views.csv", "{s};NA;{i};{n};{day}", ";"
+    ),
+    "csv": Reader(ClickLog, "log.csv", "{s},{i},{t}"),
+    "csv.gz": Reader(ClickLog, "log.csv.gz", "{s},{i},{t}"),
+    "tsv": Reader(ClickLog, "log.tsv", "{iso}\t{s}\t{i}", "\t"),
+    "parquet": Reader(ClickLog, "log.parquet", ""),
+    "recbole_inter": Reader(RecboleInter, "log.inter", "{s}\t{i}\t4\t{t}", "\t"),
+    "srgnn_pickles": Reader(SrgnnPickles, "all_train_seq.txt", ""),
+}
+HEADERS = {
+    "diginetica": "session_id;user_id;item_id;timeframe;eventdate",
+    "csv": "session_id,item_id,timestamp",
+    "csv.gz": "session_id,item_id,timestamp",
+    "tsv": "Time\tSessionId\tItemId",
+    "recbole_inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float",
+}
+RULES = {"min_item_count": 1, "test_days": 2.0}
+
+
+def clicks(sessions: int = 12) -> list[tuple[int, int, int]]:
+    """Returns clicks (session, item, second), a session a day."""
+    return [
+        (s, 100 + (s + place) % 5, START + s * DAY + place)
+        for s in range(sessions)
+        for place in range(4)
+    ]
+
+
+def good_file(reader: str, rows: list[tuple[int, int, int]]) -> bytes:
+    """Returns a file of these clicks that the reader reads in full."""
+    if reader == "srgnn_pickles":
+        items = np.array([item for _, item, _ in rows]).reshape(-1, 4) - 99
+        return pickle.dumps(items.tolist())
+    if reader == "parquet":
+        file = io.BytesIO()
+        schema = ["session_id", "item_id", "timestamp"]
+        pl.DataFrame(rows, schema=schema, orient="row").write_parquet(file)
+        return file.getvalue()
+    lines = [HEADERS[reader]] if reader in HEADERS else []
+    for s, i, t in rows:
+        iso = str(np.datetime64(t, "s"))
+        lines.append(
+            READERS[reader].layout.format(
+                s=s, i=i, t=t, n=t - START, iso=iso, day=iso[:10]
+            )
+        )
+    data = "\n".join([*lines, ""]).encode()
+    return gzip.compress(data, mtime=0) if reader == "csv.gz" else data
+
+
+TOKENS = [
+    *(b"\0", b"\xff", b"\xed\xa0\x80", b'"', b'""', b"\xef\xbb\xbf", b"\r", b"\r\n"),
+    *(b"\n", b"\n\n", b"\t", b",", b";", b"|", b" ", b"\\", b"'", b"\x1a", b"#"),
+    *(b"-5", b"1e400", b"nan", b"inf", b"0x1F", b"1_000", b"99999999999999999999999"),
+    *(b"29/09/2014", b"12:00", b"2014-13-45", b"9999-12-31", b"0000-00-00", b"2014"),
+    *(
+        b"1400000000000",
+        b"1400000000000000000",
+        b"-1400000000",
+        b"text",
+        b"NA",
+        b"null",
+    ),
+    *("é日\ufffd".encode(), "٣".encode(), "\u2028".encode(), b"x" * 70_000),
+]
+
+
+def mutate(rng: np.random.Generator, data: bytes, separator: bytes) -> bytes:
+    """Breaks a file in one of many ways."""
+    at = int(rng.integers(len(data) + 1))
+    end = min(len(data), at + int(rng.integers(1, 60)))
+    lines = data.split(b"\n")
+    line = int(rng.integers(len(lines)))
+    fields = [row.split(separator) for row in lines]
+    column = int(rng.integers(max(map(len, fields))))
+    token = TOKENS[rng.integers(len(TOKENS))]
+    shuffled = [lines[n] for n in rng.permutation(len(lines))]
+    ways = [
+        lambda: data[:at] + bytes([rng.integers(256)]) + data[at + 1 :],
+        lambda: data[:at] + data[end:],
+        lambda: data[:at],
+        lambda: data[:at] + data[at:end] * 2 + data[end:],
+        lambda: data[:at] + token + data[at:],
+        lambda: data[:at] + token + data[end:],
+        lambda: b"\n".join(lines[:line] + lines[line + 1 :]),
+        lambda: b"\n".join([*lines[:line], lines[line], *lines[line:]]),
+        lambda: b"\n".join([*lines[:line], token, *lines[line:]]),
+        lambda: b"\n".join(shuffled),
+        lambda: b"\n".join([lines[0], *lines[:0:-1]]),
+        lambda: b"\n".join(
+            separator.join(f[:column] + f[column + 1 :]) for f in fields
+        ),
+        lambda: b"\n".join(separator.join([*f, *f[column:][:1]]) for f in fields),
+        lambda: b"\n".join(
+            separator.join([*f[:column], token, *f[column + 1 :]])
+            if n == line or (n and rng.random() < 0.1)
+            else separator.join(f)
+            for n, f in enumerate(fields)
+        ),
+        lambda: b"\n".join(separator.join(b'"%s"' % x for x in f) for f in fields),
+        lambda: data.replace(b"\n", b"\r\n"),
+        lambda: data.replace(b"\n", b"\r"),
+        lambda: data.replace(separator, token),
+        lambda: b"\xef\xbb\xbf" + data,
+        lambda: data.decode("latin-1").encode("utf-16"),
+        lambda: gzip.compress(data, mtime=0),
+        lambda: gzip.compress(data, mtime=0)[:-at],
+        lambda: b"",
+        lambda: lines[0],
+        lambda: lines[0] + b"\n",
+        lambda: data + data,
+    ]
+    return ways[rng.integers(len(ways))]()
+
+
+def draw(seed: int, case: int) -> tuple[str, bytes, PreparationConfig]:
+    """Returns the reader, the file and the settings of a case."""
+    rng = np.random.default_rng([seed, case])
+    reader = list(READERS)[case % len(READERS)]
+    data = good_file(reader, clicks())
+    inside = reader == "csv.gz" and rng.random() < 0.7
+    data = gzip.decompress(data) if inside else data
+    for _ in range(rng.integers(1, 4)):
+        data = mutate(rng, data, READERS[reader].separator.encode())
+    data = gzip.compress(data, mtime=0) if inside else data
+    rules = {} if reader in ("srgnn_pickles", "recbole_inter") else RULES
+    on_bad_row = ("error", "skip")[rng.integers(2)]
+    return reader, data, PreparationConfig(on_bad_row=on_bad_row, **rules)
+
+
+def rows_of(reader: str, data: bytes) -> int:
+    """Counts the rows of a file by other means than the readers."""
+    if reader == "srgnn_pickles":
+        # It has been read before: there is no payload.
+        return len(pickle.load(io.BytesIO(data)))
+    if reader == "parquet":
+        return pl.read_parquet(io.BytesIO(data)).height
+    if data.startswith(b"\x1f\x8b"):
+        data = gzip.decompress(data)
+    lines = data.decode("utf-8", "replace").split("\n")[reader != "yoochoose" :]
+    rows = [line for line in lines if line.strip() or "\t" in line]
+    return len(rows)
+
+
+def check(reader: str, data: bytes, prepared: Prepared) -> None:
+    """Asserts that all rows are accounted for, and that the sessions are sound."""
+    counts, train = prepared.counts, prepared.splits["train"]
+    for sessions in prepared.splits.values():
+        check_rows(sessions.items, prepared.vocabulary.num_items)
+    kept = counts.get("raw_clicks", len(train)) + counts.get("skipped_rows", 0)
+    assert kept == rows_of(reader, data), f"{kept} of {rows_of(reader, data)} rows"
+
+
+def read(folder: pathlib.Path, reader: str, data: bytes, config: PreparationConfig):
+    """Reads the file of a case.
+
+    Returns:
+      What happened: "refused" or "read".
+    """
+    builder, name = READERS[reader].builder, READERS[reader].name
+    folder = folder / reader
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_bytes(data)
+    if reader == "srgnn_pickles":
+        (folder / "test.txt").write_bytes(pickle.dumps(([[1]], [2])))
+    try:
+        prepared = builder.read(builder.source_files(folder, config), config)
+    except UserError as error:
+        text = str(error)
+        assert "\n" not in text, f"several lines: {text!r}"
+        assert name in text, f"does not name the file: {text!r}"
+        assert len(text) < len(str(path)) + 900, f"too long: {text!r}"
+        return "refused"
+    check(reader, data, prepared)
+    return "read"
+
+
+def fuzz(cases: range, seed: int) -> tuple[collections.Counter, list[str]]:
+    """Reads the cases.
+
+    Returns:
+      How often each reader did what, and what went wrong.
+    """
+    done: collections.Counter = collections.Counter()
+    wrong = []
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for case in cases:
+            reader, data, config = draw(seed, case)
+            try:
+                done[reader, read(pathlib.Path(name), reader, data, config)] += 1
+            # What polars panics with is no Exception.
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                trace = traceback.extract_tb(error.__traceback__)[-1]
+                wrong.append(
+                    f"case {case} ({reader}, {config.on_bad_row}): "
+                    f"{type(error).__name__}: {str(error)[:300]} "
+                    f"({pathlib.Path(trace.filename).name}:{trace.lineno})"
+                )
+    return done, wrong
+
+
+def main() -> None:
+    """Reads the cases that the flags ask for, and prints what came of them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, help="read this case, and print its file")
+    flags = parser.parse_args()
+    cases = range(flags.cases)
+    if flags.only is not None:
+        cases = range(flags.only, flags.only + 1)
+        print(draw(flags.seed, flags.only)[1][:5000])
+    done, wrong = fuzz(cases, flags.seed)
+    for reader in READERS:
+        read_in_full, refused = done[reader, "read"], done[reader, "refused"]
+        print(f"{reader:<14}{read_in_full:>6} read{refused:>6} refused")
+    print(*wrong, f"{len(wrong)} of {len(cases)} cases went wrong", sep="\n")
+    raise SystemExit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
