@@ -188,7 +188,8 @@ def rows_of(reader: str, data: bytes) -> int:
     if data.startswith(b"\x1f\x8b"):
         data = gzip.decompress(data)
     lines = data.decode("utf-8", "replace").split("\n")[reader != "yoochoose" :]
-    rows = [line for line in lines if line.strip() or "\t" in line]
+    separator = READERS[reader].separator
+    rows = [line for line in lines if line.strip() or separator in line]
     return len(rows)
 
 

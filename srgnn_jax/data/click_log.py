@@ -421,7 +421,13 @@ def _parquet_chunks(
 
 def _collect_parquet(path: pathlib.Path, frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
     with _parquet_errors(path):
-        yield from frame.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True)
+        expected = frame.select(pl.len()).collect().item()
+        for batch in frame.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True):
+            expected -= len(batch)
+            yield batch
+    # Where a thread of polars fails, the batches just end.
+    if expected:
+        raise UserError(f"cannot read {path} as parquet: {expected} rows are damaged")
 
 
 @contextlib.contextmanager
@@ -429,7 +435,11 @@ def _parquet_errors(path: pathlib.Path) -> Iterator[None]:
     """Turns what polars raises for a damaged file into one line."""
     try:
         yield
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (
+        pl.exceptions.PolarsError,
+        pl.exceptions.PanicException,
+        OSError,
+    ) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot read {path} as parquet: {reason}") from error
 

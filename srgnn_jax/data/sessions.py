@@ -267,6 +267,11 @@ class Vocabulary:
                 raise ValueError("it holds an empty row")
             clicks = columns["clicks"].to_numpy() if "clicks" in types else None
             return cls(columns["item"].to_list(), clicks)
-        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        except (
+            pl.exceptions.PolarsError,
+            pl.exceptions.PanicException,
+            OSError,
+            ValueError,
+        ) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"cannot read {path}, a vocabulary: {reason}") from error
