@@ -113,7 +113,7 @@ BAD_ROWS = {
     "year 9999": (lambda f, sep: with_time(f, sep, b"9999-01-01"), "not a time"),
     "not finite": (lambda f, sep: with_time(f, sep, b"1e999"), "not a time"),
     "not a number": (lambda f, sep: with_time(f, sep, b"nan"), "not a time"),
-    "huge time": (lambda f, sep: with_time(f, sep, b"1" * 10**7), "not a time"),
+    "huge time": (lambda f, sep: with_time(f, sep, b"1" * 10**6), "not a time"),
     "words of 10 MB": (lambda f, sep: b"x" * 10**7, "1 fields instead of"),
 }
 
@@ -233,12 +233,12 @@ def test_faults_of_the_header(tmp_path, reader, fault):
 
 @pytest.mark.parametrize("reader", TEXT)
 def test_ids_may_be_any_text(tmp_path, good, reader):
-    """Beyond 64 bits, not ASCII, 10 MB long: they are told apart, and no numbers."""
+    """Beyond 64 bits, not ASCII, 1 MB long: they are told apart, and no numbers."""
     names = {
         b"100": b"99999999999999999999999999",
         b"101": b"99999999999999999999999998",
         b"102": "é 日".encode(),
-        b"103": b"x" * 10**7,
+        b"103": b"x" * 10**6,
         b"104": b"1e2",
     }
     separator = READERS[reader].separator.encode()

@@ -155,7 +155,7 @@ class SessionsBuilder(  # type: ignore[call-arg]
                 records.extend(reader.read_all())
                 reader.close()
             except (ValueError, RuntimeError, IndexError, OSError) as error:
-                reason = str(error).splitlines()[0]
+                reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise UserError(
                     f"cannot read the records in {path}: {reason}"
                 ) from error
