@@ -86,16 +86,24 @@ def test_the_checkpoint_decides_the_model(tmp_path, config, capsys):
     path = write_pth(tmp_path / "SRGNN.pth", root)
     config.embedding_size = 5
     config.readout = "local"
+    config.update(normalize=True, reverse_positions=3, softmax_attention=True)
     import_checkpoint(config, str(tmp_path / "run"), str(path))
     shown = capsys.readouterr().out
-    for field, value in {"embedding_size": 8, "readout": "hybrid", "step": 3}.items():
+    expected = {
+        "embedding_size": 8,
+        "readout": "hybrid",
+        "step": 3,
+        "normalize": False,
+        "reverse_positions": 0,
+        "softmax_attention": False,
+    }
+    for field, value in expected.items():
         assert f"config.{field}: {value}, as the checkpoint has it" in shown
     assert config.embedding_size == 5
     checkpoints = Checkpoints(tmp_path / "run")
     stored = checkpoints.progress().config
     checkpoints.close()
-    fields = "embedding_size", "readout", "step"
-    assert [stored[field] for field in fields] == [8, "hybrid", 3]
+    assert {field: stored[field] for field in expected} == expected
     evaluate_workdir(str(tmp_path / "run"))
 
 

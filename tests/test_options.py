@@ -17,7 +17,6 @@ from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import Evaluator, evaluate_workdir
 from srgnn_jax.export import export_top_k
 from srgnn_jax.model import READOUTS, SRGNN, init_params, normalise
-from srgnn_jax.optimizer import adam_with_l2
 from srgnn_jax.recommend import Recommender
 from srgnn_jax.train import dropout_keys, train_and_evaluate
 from tests.tiny import tiny_config, training_step
@@ -93,7 +92,7 @@ def reference(params, items, readout, reverse_positions, softmax_attention, scal
                 linear = p["linear_position"]
                 state = np.tanh(both @ linear["kernel"] + linear["bias"])
             key = state @ p["linear_two"]["kernel"] + p["linear_two"]["bias"]
-            weights.append(float(sigmoid(query + key) @ p["linear_three"]["kernel"]))
+            weights.append((sigmoid(query + key) @ p["linear_three"]["kernel"]).item())
         if softmax_attention:
             weights = list(np.exp(weights) / np.sum(np.exp(weights)))
     session = sum(w * state for w, state in zip(weights, clicks, strict=True))
@@ -122,10 +121,15 @@ def test_scores_and_weights_are_those_of_the_equations(readout, options, scale):
     normalized = {"normalize": True, "scale": scale} if scale else {}
     model, params = make(0, readout=readout, **options, **normalized)
     item_seq, lengths, target = random_batch()
-    batch = params, item_seq, lengths
-    scores = run(model, *batch, method="full_sort_predict")
-    weights = run(model, *batch, method="click_weights")
-    one = run(model, *batch, target, method="predict")
+
+    def all_of(module):
+        return (
+            module.full_sort_predict(item_seq, lengths),
+            module.click_weights(item_seq, lengths),
+            module.predict(item_seq, lengths, target),
+        )
+
+    scores, weights, one = run(model, params, method=all_of)
     for b, n in enumerate(lengths):
         items = item_seq[b, :n].tolist()
         expected, of_clicks = reference(params, items, readout, **options, scale=scale)
@@ -160,14 +164,14 @@ def test_losses_come_from_the_scores(readout, loss_type):
         )
         if loss_type == "BPR":
             difference = scores[rows, target] - scores[rows, negative]
-            return -jnp.log(jax.nn.sigmoid(difference)).mean()
+            return -jnp.log(1e-10 + jax.nn.sigmoid(difference)).mean()
         return -jax.nn.log_softmax(scores[:, 1:])[rows, target - 1].mean()
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     expected, expected_gradient = jax.jit(jax.value_and_grad(expected_loss))(params)
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6),
+        lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6),
         gradient,
         expected_gradient,
     )
@@ -236,8 +240,9 @@ def test_a_row_that_underflows_has_a_finite_gradient(length):
         assert scaled == pytest.approx(SIZE**-0.5)
 
 
-def test_the_padding_row_may_vanish(examples):
-    """Adam makes full-size steps of its decay, as no example touches it."""
+@pytest.mark.parametrize("length", [1.0, 1e-22, 0.0])
+def test_training_stays_finite_while_the_padding_row_vanishes(examples, length):
+    """Adam's steps along its decay are full-size, as no example touches it."""
     step, start = training_step(parallel.Devices(1), ITEMS, normalize=True)
     batch = next(batches.train_batches(examples, 8, 0, 0))
 
@@ -247,9 +252,10 @@ def test_the_padding_row_may_vanish(examples):
             0, 600, lambda _, state: step(state, examples.items, batch), state
         )
 
-    state = train(start())
-    padding = np.asarray(state.params["item_embedding"][0], np.float32)
-    assert np.sum(padding * padding) < 1e-30
+    state = start()
+    table = state.params["item_embedding"]
+    params = dict(state.params, item_embedding=table.at[0].multiply(length))
+    state = train(state._replace(params=params))
     for leaf in jax.tree.leaves(state):
         assert np.isfinite(leaf).all()
 
@@ -300,17 +306,24 @@ def train(devices, examples, loss_type="CE", **options):
     return state
 
 
-@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
-def test_many_devices_and_parts_train_and_evaluate_like_one(examples, loss_type):
+@pytest.mark.parametrize(
+    ("loss_type", "many"),
+    [
+        (
+            "CE",
+            [("jit", (0, 0), 50, 300), ("pmap", (0, 0), 0, 0), ("mesh", (2, 4), 0, 20)],
+        ),
+        ("BPR", [("mesh", (2, 4), 0, 0)]),
+    ],
+)
+def test_many_devices_and_parts_train_and_evaluate_like_one(examples, loss_type, many):
     one = train(parallel.Devices(1), examples, loss_type, **ALL)
     model = SRGNN(ITEMS, SIZE, **ALL)
     expected = Evaluator(model, examples, (20,), 50, parallel.Devices(1))(one.params)
-    for devices in (
-        parallel.Devices(1, max_positions=50, max_scores=300),
-        parallel.find_devices("pmap"),
-        parallel.find_devices("mesh", (2, 4)),
-        parallel.find_devices("mesh", (2, 4), max_scores=20),
-    ):
+    for how, shape, positions, scores in many:
+        devices = parallel.find_devices(
+            how, shape, max_positions=positions, max_scores=scores
+        )
         state = train(devices, examples, loss_type, **ALL)
         assert float(state.loss) == pytest.approx(float(one.loss), rel=1e-5)
         jax.tree.map(
@@ -333,9 +346,9 @@ def test_dropout_changes_what_is_learnt(examples):
 
 def test_a_stopped_run_goes_on_exactly(tmp_path):
     config = tiny_config(tmp_path)
-    config.update(ALL)
+    config.update(ALL, epochs=1)
     whole = train_and_evaluate(config, str(tmp_path / "whole"))
-    config.max_steps = 7
+    config.max_steps = 3
     train_and_evaluate(config, str(tmp_path / "parts"))
     config.max_steps = 0
     parts = train_and_evaluate(config, str(tmp_path / "parts"))
@@ -433,11 +446,3 @@ def test_what_cannot_be_meant_is_refused(fields, message):
 def test_an_unknown_readout_is_named():
     with pytest.raises(ValueError, match="'mean', not one of hybrid"):
         make(readout="mean")
-
-
-def test_adam_moves_the_padding_row_by_its_decay_alone():
-    optimizer = adam_with_l2(0.01, 1e-5)
-    row = {"item_embedding": jnp.array([0.3, -0.2])}
-    zero = jax.tree.map(jnp.zeros_like, row)
-    updates, _ = optimizer.update(zero, optimizer.init(row), row)
-    np.testing.assert_allclose(updates["item_embedding"], [-0.01, 0.01], rtol=0.01)

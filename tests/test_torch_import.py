@@ -133,6 +133,18 @@ def test_recbole_is_always_hybrid():
         params_from_torch(weights, "recbole", "attention")
 
 
+@pytest.mark.parametrize("source", ["recbole", "original"])
+def test_options_that_torch_lacks_are_refused(source):
+    weights = params_to_torch(make_params(), source)
+    with pytest.raises(UserError, match=r"the readout is 'local'.*hybrid or att"):
+        params_from_torch(weights, source, "local")
+    model = SRGNN(NUM_ITEMS, D, reverse_positions=2)
+    with pytest.raises(UserError, match=r"unknown: .*readout/position_embedding"):
+        params_to_torch(init_params(model, 0), source)
+    with pytest.raises(UserError, match=r"missing: readout/linear_one/kernel"):
+        params_to_torch(random_params("average"), source)
+
+
 def test_faulty_parameters_are_listed():
     params = make_params()
     del params["gnn"]["b_iah"]
