@@ -237,10 +237,9 @@ def report(
     )
     title = f"step {progress.step}: no epoch is complete"
     if progress.best_step:
-        split = {"valid": "validation", "test": "TEST, as in the papers' codes"}
         title = (
             f"best epoch {progress.best_epoch} (step {progress.best_step}), chosen by "
-            f"{config.select_by} on {split[config.select_on]}"
+            f"{config.select_by} on {results.CHOSEN_ON[config.select_on]}"
         )
     lines = ["", title, "", " " * 10 + "".join(f"{name:>14}" for name in columns)]
     return "\n".join(lines + metric_lines(config.ks, *columns.values()))

@@ -50,6 +50,8 @@ def plot_workdir(workdir: str) -> list[pathlib.Path]:
         )
     of_workdir = results.read(folder / results.FILE)
     runs = of_workdir["runs"]
+    ks = of_workdir["config"]["ks"]
+    k = 20 if 20 in ks else max(ks)
     folders = seed_folders(folder) or {runs[0]["seed"]: folder}
     records = {
         f"seed {run['seed']}": results.read_lines(
@@ -64,10 +66,10 @@ def plot_workdir(workdir: str) -> list[pathlib.Path]:
         "recall_over_k": recall_over_k(
             {f"seed {run['seed']}": run["test_recall_curve"] for run in runs}
         ),
-        "by_length": metrics_by_length([run["test_breakdown"] for run in runs]),
+        "by_length": metrics_by_length([run["test_breakdown"] for run in runs], k),
     }
     if any(records.values()):
-        figures["learning_curves"] = learning_curves(records)
+        figures["learning_curves"] = learning_curves(records, k)
     if clicks is not None:
         figures["items"] = item_map(
             np.asarray(recommender.params["item_embedding"])[: len(clicks) + 1],
@@ -99,11 +101,14 @@ def _panels(count: int, width: float | int = 4.2) -> tuple["Figure", list["Axes"
     return figure, panels
 
 
-def learning_curves(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
+def learning_curves(
+    records: Mapping[str, Sequence[Mapping[str, Any]]], k: int = 20
+) -> "Figure":
     """Draws loss and metrics over the steps and epochs of runs.
 
     Args:
       records: lines of metrics.jsonl, by the run's label.
+      k: the list length of the metrics.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -132,7 +137,7 @@ def learning_curves(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figu
             [line["train/loss"] for line in epochs],
             **marked,
         )
-        for axes, metric in ((recall, "recall@20"), (mrr, "mrr@20")):
+        for axes, metric in ((recall, f"recall@{k}"), (mrr, f"mrr@{k}")):
             for split in ("valid", "test"):
                 name = f"{split}/{metric}"
                 known = [line for line in epochs if name in line]
@@ -146,12 +151,12 @@ def learning_curves(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figu
     on = " and ".join(sorted(splits)) or "no split"
     loss.set(xlabel="steps, in thousands", ylabel="training loss (nats)")
     loss.set_title("loss: as logged, and the mean of each epoch", fontsize=10)
-    for axes, metric in ((recall, "recall@20"), (mrr, "mrr@20")):
+    for axes, metric in ((recall, f"recall@{k}"), (mrr, f"mrr@{k}")):
         axes.set(xlabel="epoch", ylabel=f"{metric} (%)")
         axes.set_title(f"{metric} on {on}", fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(records) > 1:
-        recall.legend(frameon=False, fontsize=9)
+        loss.legend(frameon=False, fontsize=9)
     return figure
 
 
@@ -189,19 +194,20 @@ def recall_over_k(curves: Mapping[str, Sequence[float]]) -> "Figure":
                 color=INK,
             )
     axes.set(xlabel="items in the list, k", ylabel="recall@k (%)", ylim=(0, None))
-    axes.set_xlim(0, longest + 3)
+    axes.set_xlim(0, longest + 5)
     axes.set_title("targets among the first k items, on test", fontsize=10)
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
 
 
-def metrics_by_length(breakdowns: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Draws recall@20 and mrr@20 by the length of the prefix.
+def metrics_by_length(breakdowns: Sequence[Mapping[str, Any]], k: int = 20) -> "Figure":
+    """Draws recall@k and mrr@k by the length of the prefix.
 
     Args:
       breakdowns: what `breakdown.break_down` returned for each seed. Points are means
-        over the seeds, bars the first seed's confidence intervals.
+        over the seeds, bars as long as the first seed's confidence intervals.
+      k: the list length of the metrics.
     """
     figure, panels = _panels(2, width=4.8)
     parts = breakdowns[0]["length, finely"]
@@ -213,7 +219,7 @@ def metrics_by_length(breakdowns: Sequence[Mapping[str, Any]]) -> "Figure":
     ]
     place = np.arange(len(labels))
     for axes, metric, colour in zip(
-        panels, ("recall@20", "mrr@20"), COLOURS[:2], strict=True
+        panels, (f"recall@{k}", f"mrr@{k}"), COLOURS[:2], strict=True
     ):
         mean = np.array(
             [
@@ -237,7 +243,7 @@ def metrics_by_length(breakdowns: Sequence[Mapping[str, Any]]) -> "Figure":
         )
         axes.set_xticks(place, labels, fontsize=8)
         axes.set(xlabel="clicks in the prefix; share of test", ylabel=f"{metric} (%)")
-        axes.set_ylim(0, None)
+        axes.set_ylim(0, 1.08 * 100 * (mean + bars[1]).max())
         axes.set_title(f"{metric} by length, 95% intervals over sessions", fontsize=10)
     return figure
 

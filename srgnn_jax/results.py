@@ -35,11 +35,13 @@ from srgnn_jax.published import PUBLISHED
 Results = dict[str, Any]
 
 FILE, BASELINES_FILE = "results.json", "baselines.json"
+SPLITS = {"valid": "validation", "test": "test"}
 CHOSEN_ON = {"valid": "validation", "test": "TEST, as in the papers' codes"}
 TITLES = {
     "diginetica": "Diginetica",
     "yoochoose_1_64": "Yoochoose 1/64",
     "yoochoose_1_4": "Yoochoose 1/4",
+    "synthetic": "Made clicks",
 }
 # Flags that say where things lie, and what stands in a record instead of their values;
 # None: nothing does.
@@ -289,7 +291,7 @@ def _changes(results: Results) -> dict[str, Any]:
     return {
         field: value
         for field, value in results["config"].items()
-        if field not in left_out and value != usual.get(field)
+        if field not in left_out and usual.get(field, value) != value
     }
 
 
@@ -349,12 +351,12 @@ def _section(
         ]
         runs = results["runs"]
         label = ", ".join(["SR-GNN", *differs])
-        select_on = results["protocol"]["select_on"]
+        select_on = SPLITS[results["protocol"]["select_on"]]
         epochs = ", ".join(str(run["best_epoch"]) for run in runs)
         rows.append(
             [
                 f"**{label}**, this code",
-                {"valid": "validation", "test": "test"}[select_on],
+                select_on,
                 str(len(runs)),
                 *(
                     _percent(

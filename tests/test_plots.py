@@ -2,9 +2,17 @@
 
 import io
 
+import numpy as np
 import pytest
 
-from srgnn_jax.plots import session_graph
+from srgnn_jax.plots import (
+    item_map,
+    learning_curves,
+    metrics_by_length,
+    principal_components,
+    recall_over_k,
+    session_graph,
+)
 
 
 def test_session_graph_shows_items_and_weights():
@@ -29,3 +37,56 @@ def test_attention_is_drawn_click_by_click():
     assert [text.get_text() for text in bars.texts] == ["0.50", "-0.25", "1.00"]
     with pytest.raises(ValueError, match="1 attention weights for 2 clicks"):
         session_graph(["a", "b"], [1.0])
+
+
+def test_learning_curves_show_every_run():
+    lines = [
+        {"step": 5, "train/loss": 3.0, "train/learning_rate": 0.1},
+        {"step": 7, "epoch": 1, "train/loss": 2.5, "valid/mrr@20": 0.2},
+        {"step": 14, "epoch": 2, "train/loss": 2.0, "valid/mrr@20": 0.3},
+        {"step": 14, "test/mrr@20": 0.9},
+    ]
+    figure = learning_curves({"seed 0": lines, "seed 1": lines[:2]})
+    loss, recall, mrr = figure.axes
+    assert [line.get_ydata() for line in loss.lines] == [
+        *([3.0], [2.5, 2.0], [3.0], [2.5])
+    ]
+    assert loss.lines[1].get_xdata() == [0.007, 0.014]
+    assert not recall.lines
+    assert [line.get_ydata() for line in mrr.lines] == [[20.0, 30.0], [20.0]]
+    assert mrr.get_title() == "mrr@20 on validation"
+
+
+def test_recall_over_k_and_by_length_hold_the_numbers():
+    (axes,) = recall_over_k({"seed 0": [0.1, 0.2, 0.25], "seed 1": [0.1, 0.3]}).axes
+    assert axes.lines[0].get_ydata().tolist() == [10, 20, 25]
+    assert [text.get_text() for text in axes.texts] == ["10.0"]
+    part = {
+        "examples": 3,
+        "recall@20": 0.5,
+        "mrr@20": 0.2,
+        "interval": {"recall@20": (0.4, 0.7), "mrr@20": (0.1, 0.3)},
+    }
+    other = {**part, "recall@20": 0.6}
+    breakdowns = [{"length, finely": {"1": p, "2 to 4": p}} for p in (part, other)]
+    recall, _ = metrics_by_length(breakdowns).axes
+    points, bars = recall.containers[0][0], recall.containers[0][2][0]
+    assert points.get_ydata() == pytest.approx([55, 55])
+    assert bars.get_segments()[0][:, 1] == pytest.approx([45, 75])
+    assert recall.get_xticklabels()[1].get_text() == "2-4\n50%"
+
+
+def test_the_items_map_draws_the_most_clicked_items():
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(30, 6)) * [9, 3, 1, 1, 1, 1]
+    clicks = np.array([0, *range(20), *[0] * 9])
+    axes, _ = item_map(table, clicks, most=12).axes
+    assert len(axes.collections[0].get_offsets()) == 12
+    assert axes.collections[0].get_array().tolist() == list(range(8, 20))
+    assert "12 most clicked" in axes.get_title()
+    place, share = principal_components(table[1:])
+    centred = table[1:] - table[1:].mean(axis=0)
+    values, axes_of = np.linalg.eigh(centred.T @ centred)
+    assert share == pytest.approx(values[::-1][:2] / values.sum())
+    expected = np.abs(centred @ axes_of[:, ::-1][:, :2])
+    np.testing.assert_allclose(np.abs(place), expected)

@@ -1,0 +1,204 @@
+"""results.json, runs of several seeds, and RESULTS.md."""
+
+import copy
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from srgnn_jax import results
+from srgnn_jax.errors import UserError
+from srgnn_jax.evaluate import evaluate_workdir
+from srgnn_jax.plots import plot_workdir
+from srgnn_jax.train import train_and_evaluate
+from tests.tiny import tiny_config
+
+ROOT = Path(__file__).parents[1]
+COMMAND = "python -m srgnn_jax.main --config=configs/click_log.py"
+
+
+def without_clock(value):
+    """Leaves out what depends on the clock, at any depth."""
+    if isinstance(value, dict):
+        return {k: without_clock(v) for k, v in value.items() if "second" not in k}
+    if isinstance(value, list):
+        return [without_clock(v) for v in value]
+    return value
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two seeds, trained twice by the same command."""
+    folder = tmp_path_factory.mktemp("results")
+    config = tiny_config(folder)
+    config.runs, config.seed, config.ks = 2, 3, (5, 20)
+    for workdir in ("first", "second"):
+        train_and_evaluate(config, str(folder / workdir), COMMAND)
+    return folder
+
+
+def test_the_same_command_gives_the_same_results(folder):
+    first, second = (
+        results.read(folder / n / results.FILE) for n in ("first", "second")
+    )
+    assert first != second
+    assert without_clock(first) == without_clock(second)
+    assert first["runs"][0]["train_seconds"] > 0
+    assert first["runs"][0]["test_seconds"] > 0
+
+
+def test_several_seeds_are_told_one_by_one_and_together(folder):
+    found = results.read(folder / "first" / results.FILE)
+    assert [run["seed"] for run in found["runs"]] == [3, 4]
+    each = [run["test"]["mrr@20"] for run in found["runs"]]
+    assert each[0] != each[1]
+    assert found["mean"]["test"]["mrr@20"] == pytest.approx(statistics.mean(each))
+    deviation = found["standard_deviation"]["test"]["mrr@20"]
+    assert deviation == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
+    assert found["config"]["runs"] == 2
+    assert found["command"] == COMMAND
+    assert found["protocol"]["select_on"] == "valid"
+    for run in found["runs"]:
+        one = results.read(folder / "first" / f"seed_{run['seed']}" / results.FILE)
+        assert one["runs"] == [run]
+        assert run["valid"].keys() == run["test"].keys()
+
+
+def test_the_parts_of_a_run_fit_each_other(folder):
+    found = results.read(folder / "first" / results.FILE)
+    run = found["runs"][0]
+    everything = run["test_breakdown"]["all"]["all"]
+    assert everything["examples"] == found["data"]["counts"]["test_examples"]
+    for name, value in run["test"].items():
+        assert everything[name] == pytest.approx(value, rel=1e-12)
+    curve = run["test_recall_curve"]
+    assert [curve[4], curve[19]] == [run["test"]["recall@5"], run["test"]["recall@20"]]
+    assert curve[-1] == 1
+    assert run["test_lists"]["coverage"] == 1
+    lines = results.read_lines(folder / "first" / "seed_3" / "metrics.jsonl")
+    assert lines[-1]["test/mrr@20"] == run["test"]["mrr@20"]
+    assert {"data_dir", "prepared_dir"}.isdisjoint(found["config"])
+    assert str(folder) not in json.dumps(found)
+
+
+def test_evaluation_writes_the_same_results(folder, capsys):
+    path = folder / "first" / results.FILE
+    before = results.read(path)
+    path.unlink()
+    means = evaluate_workdir(str(folder / "first"))
+    assert without_clock(results.read(path)) == without_clock(before)
+    assert means["mrr@20"] == pytest.approx(before["mean"]["test"]["mrr@20"])
+    table = capsys.readouterr().out.split("test metrics in percent")[1]
+    assert "chosen by mrr@20 on validation" in table
+    assert f"| mean |  | {100 * means['recall@5']:.2f} |" in table
+
+
+def test_one_run_and_several_do_not_share_a_workdir(folder):
+    config = tiny_config(folder)
+    with pytest.raises(UserError, match="runs of several seeds"):
+        train_and_evaluate(config, str(folder / "first"))
+    config.runs = 2
+    with pytest.raises(UserError, match="holds a single run"):
+        train_and_evaluate(config, str(folder / "first" / "seed_3"))
+
+
+def test_selection_on_test_is_told(tmp_path):
+    config = tiny_config(tmp_path)
+    config.select_on, config.epochs = "test", 1
+    train_and_evaluate(config, str(tmp_path / "run"))
+    found = results.read(tmp_path / "run" / results.FILE)
+    assert found["protocol"]["select_on"] == "test"
+    assert found["runs"][0]["valid"] is None
+    assert found["standard_deviation"]["test"] == {}
+    assert "on TEST" in results.seeds_table(found)
+    assert "| test | 1 |" in results.document([found])
+
+
+def test_plots_of_a_workdir_are_written(folder):
+    paths = plot_workdir(str(folder / "first"))
+    assert {path.stem for path in paths} == {
+        *("learning_curves", "recall_over_k", "by_length", "items")
+    }
+    for path in paths:
+        assert path.parent == folder / "first" / "plots"
+        assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match=r"holds no results\.json"):
+        plot_workdir(str(folder))
+
+
+def test_commands_are_kept_without_places():
+    arguments = [
+        *("--config=configs/diginetica.py", "--config.data_dir=/home/me/data"),
+        *("--workdir", "/tmp/run", "--config.runs=3", "--config.prepared_dir=/x"),
+    ]
+    assert results.portable_command(arguments) == (
+        "python -m srgnn_jax.main --config=configs/diginetica.py "
+        "--config.data_dir=DIR --config.runs=3"
+    )
+
+
+def test_data_is_named_with_its_fraction():
+    assert results.data_name("yoochoose", 1 / 64) == "yoochoose_1_64"
+    assert results.data_name("diginetica", 1.0) == "diginetica"
+
+
+def test_a_document_holds_runs_ablations_baselines_and_published_figures(folder):
+    ours = results.read(folder / "first" / results.FILE)
+    ours["data"]["name"] = "diginetica"
+    ablation = copy.deepcopy(ours)
+    ablation["config"]["step"] = 3
+    ablation["config"]["a_field_of_another_version"] = 1
+    on_test = copy.deepcopy(ours)
+    on_test["protocol"]["select_on"] = on_test["config"]["select_on"] = "test"
+    baselines = {
+        "dataset": "diginetica",
+        "data": ours["data"]["fingerprint"],
+        "test": {"Item-KNN": {"recall@20": 0.3641, "mrr@20": 0.12, "seconds": 7.0}},
+    }
+    stored = [baselines, ablation, ours, on_test]
+    text = results.document(stored)
+    assert text == results.document(stored[::-1])
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    mean, deviation = (
+        100 * ours[key]["test"]["mrr@20"] for key in ("mean", "standard_deviation")
+    )
+    labels = [row.split(" | ")[:2] for row in rows[1:5]]
+    assert labels[1:] == [
+        ["| **SR-GNN**, this code", "test"],
+        ["| **SR-GNN**, this code", "validation"],
+        ["| **SR-GNN, step=3**, this code", "validation"],
+    ]
+    assert f"| {mean:.2f} ± {deviation:.2f} |" in rows[2]
+    assert "| Item-KNN, this code |  |  | 36.41 | 12.00 |  | 7 s |" in text
+    assert "| SR-GNN, Wu et al. 2019, table 2 |  |  | 50.73 | 17.59 |  |  |" in text
+    assert text.count(f"    {COMMAND}\n") == 3
+    assert "length: at most 5" in text
+
+
+def test_what_is_no_result_is_named(tmp_path):
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "other.json").write_text("[1]")
+    for name, message in (
+        ("nowhere.json", "cannot read"),
+        ("broken.json", "is no JSON file"),
+        ("other.json", "is neither"),
+        ("", "holds neither results.json nor baselines.json"),
+    ):
+        with pytest.raises(UserError, match=message):
+            results.find([str(tmp_path / name)])
+
+
+def test_results_md_is_what_the_stored_results_give():
+    stored = sorted(str(path) for path in (ROOT / "results").glob("*.json"))
+    done = subprocess.run(
+        [sys.executable, "-m", "srgnn_jax.results", *stored],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert stored
+    assert done.stdout == (ROOT / "RESULTS.md").read_text(encoding="utf-8")
