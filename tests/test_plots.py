@@ -48,12 +48,12 @@ def test_learning_curves_show_every_run():
     ]
     figure = learning_curves({"seed 0": lines, "seed 1": lines[:2]})
     loss, recall, mrr = figure.axes
-    assert [line.get_ydata() for line in loss.lines] == [
+    assert [[*line.get_ydata()] for line in loss.lines] == [
         *([3.0], [2.5, 2.0], [3.0], [2.5])
     ]
-    assert loss.lines[1].get_xdata() == [0.007, 0.014]
+    assert [*loss.lines[1].get_xdata()] == [0.007, 0.014]
     assert not recall.lines
-    assert [line.get_ydata() for line in mrr.lines] == [[20.0, 30.0], [20.0]]
+    assert [[*line.get_ydata()] for line in mrr.lines] == [[20.0, 30.0], [20.0]]
     assert mrr.get_title() == "mrr@20 on validation"
 
 
