@@ -103,9 +103,11 @@ class MetricsWriter:
         """Flushes and closes the files."""
         if not self._enabled:
             return
-        self.flush()
-        self._file.close()
-        self._board.close()
+        try:
+            self.flush()
+        finally:
+            self._file.close()
+            self._board.close()
 
 
 def _key(record: Mapping[str, int | float]) -> tuple[int | float, frozenset[str]]:

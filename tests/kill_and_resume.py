@@ -10,6 +10,7 @@ parameters, optimizer state, progress, best checkpoint and records of the first.
 import argparse
 import collections
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -29,8 +30,13 @@ from srgnn_jax.checkpoint import Checkpoints
 from srgnn_jax.evaluate import Evaluator
 from tests.tiny import tiny_config
 
-# Started processes take up what this one has imported, which else is most of their
-# time.
+# Where a run can be hit: a method, whose calls are counted.
+PLACES = {
+    "a step": (train._Run, "is_time_to_save"),
+    "an evaluation": (Evaluator, "__call__"),
+    "a save": (Checkpoints, "save"),
+}
+# Its processes find the package imported, which else takes most of their time.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["srgnn_jax.train", "tests.tiny"])
 
@@ -44,31 +50,48 @@ def make_config(folder, loss_type="CE"):
     return config
 
 
-def train_in(config, workdir, evaluating):
-    """Trains in this process, and tells the other one when it evaluates."""
+def train_in(config, workdir, begun):
+    """Trains in this process, and counts for the other one what it has begun."""
     log = os.open(f"{workdir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())
-    evaluate = Evaluator.__call__
 
-    def told(self, params):
-        evaluating.value = 1
-        try:
-            return evaluate(self, params)
-        finally:
-            evaluating.value = 0
+    def counted(function, number):
+        def wrapped(*arguments):
+            begun[number] += 1
+            return function(*arguments)
 
-    Evaluator.__call__ = told
+        return wrapped
+
+    for number, (owner, name) in enumerate(PLACES.values()):
+        setattr(owner, name, counted(getattr(owner, name), number))
     train.train_and_evaluate(config, workdir)
 
 
 def start(config, workdir):
-    evaluating = PROCESSES.Value("b", 0)
-    process = PROCESSES.Process(
-        target=train_in, args=(config, str(workdir), evaluating)
-    )
+    begun = PROCESSES.RawArray("i", len(PLACES))
+    process = PROCESSES.Process(target=train_in, args=(config, str(workdir), begun))
     process.start()
-    return process, evaluating
+    return process, begun
+
+
+def kill_in(place, process, begun, moments, seconds):
+    """Kills a process at a random moment; returns False if it was over before.
+
+    In a place, that is a moment after it was entered, for the first or a later time;
+    anywhere, it is one of all the time that a run takes.
+    """
+    if place == "anywhere":
+        process.join(moments.uniform(0, seconds))
+    else:
+        entered, number = moments.randint(1, 4), list(PLACES).index(place)
+        while begun[number] < entered and process.exitcode is None:
+            process.join(0.001)
+        process.join(moments.uniform(0, 0.05))
+    alive = process.exitcode is None
+    process.kill()
+    process.join()
+    return alive
 
 
 def finish(config, workdir):
@@ -121,24 +144,20 @@ def kill_and_resume(folder, kills, seed=0, loss_type="CE"):
     logged = [r["step"] for r in expected["records"] if "train/learning_rate" in r]
     assert logged == list(range(3, expected["records"][-2]["step"] + 1, 3))
     hits = collections.Counter()
-    run = 0
+    places = itertools.cycle(["anywhere", *PLACES])
+    runs = 0
     while hits.total() < kills:
-        run += 1
-        workdir = folder / f"killed_{run}"
+        runs += 1
+        workdir = folder / f"killed_{runs}"
         while hits.total() < kills:
-            process, evaluating = start(config, workdir)
-            process.join(moments.uniform(0, seconds))
-            if process.exitcode is not None:
+            place = next(places)
+            process, begun = start(config, workdir)
+            if not kill_in(place, process, begun, moments, seconds):
                 break
-            process.kill()
-            process.join()
-            saving = any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"))
-            hits[
-                "a save" if saving else "an evaluation" if evaluating.value else "else"
-            ] += 1
+            hits[place] += 1
         finish(config, workdir)
         assert_same(outcome(workdir), expected)
-    return run, hits
+    return runs, hits
 
 
 def main():
@@ -154,7 +173,10 @@ def main():
         runs, hits = kill_and_resume(
             folder, arguments.kills, arguments.seed, arguments.loss_type
         )
-    where = ", ".join(f"{n} in {what}" for what, n in sorted(hits.items()))
+    where = ", ".join(
+        f"{n} {what}" if what == "anywhere" else f"{n} in {what}"
+        for what, n in sorted(hits.items())
+    )
     print(f"{hits.total()} kills ({where}) of {runs} runs: all end to the bit alike")
 
 
