@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import click_log
 from srgnn_jax import checkpoint, evaluate, interrupt, train
 from srgnn_jax import config as config_lib
 from srgnn_jax.checkpoint import only_run
@@ -26,6 +26,7 @@ from tests.kill_and_resume import assert_same, kill_and_resume, outcome
 from tests.tiny import tiny_config
 
 ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
@@ -160,20 +161,23 @@ def test_a_second_signal_ends_the_process():
     assert done.returncode == -signal.SIGINT
 
 
+def command_of(config, workdir, *flags):
+    """The command line of a config of `tiny_config`."""
+    plain = click_log.get_config().to_dict()
+    return [
+        *(sys.executable, "-m", "srgnn_jax.main", "--config=configs/click_log.py"),
+        *(f"--config.{k}={v}" for k, v in config.items() if v != plain[k]),
+        *(f"--workdir={workdir}", *flags),
+    ]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_ends_in_one_line(config, tmp_path, number):
     workdir = tmp_path / "run"
     process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "srgnn_jax.main", "--config=configs/click_log.py"),
-            f"--config.data_dir={config.data_dir}",
-            f"--config.prepared_dir={config.prepared_dir}",
-            *("--config.test_days=0.35", "--config.parallel=jit"),
-            *("--config.epochs=100000", "--config.patience=0"),
-            f"--workdir={workdir}",
-        ],
+        command_of(config, workdir, "--config.epochs=100000", "--config.patience=0"),
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -316,27 +320,32 @@ def test_a_full_disk(config, tmp_path, whole):
         jax.tree.map(np.testing.assert_array_equal, found[which][1], whole[which][1])
 
 
-@pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache")
-def test_files_that_may_not_grow(config, tmp_path, monkeypatch):
+def test_files_that_may_not_grow(config, tmp_path):
     """As a full disk, where none can be mounted: a save fails in the background."""
-    config.embedding_size = 64
-    config.max_steps = 4
-    train_and_evaluate(config, str(tmp_path / "run"))
-    config.max_steps, config.checkpoint_every_steps = 0, 1
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (10_000, hard))
-    save = checkpoint.Checkpoints.save
-    try:
-        with monkeypatch.context() as patch:
-            patch.setattr(checkpoint.Checkpoints, "save", at_call(save, 1, limit))
-            with pytest.raises(UserError, match=r"checkpoints \(File too large\)"):
-                train_and_evaluate(config, str(tmp_path / "run"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    with contextlib.closing(checkpoint.Checkpoints(tmp_path / "run")) as checkpoints:
-        assert checkpoints.progress().step >= 4
+    workdir = tmp_path / "run"
+    config.embedding_size, config.max_steps = 64, 4
+    train_and_evaluate(config, str(workdir))
+    code = (
+        "import resource\n"
+        "_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))\n"
+        "from srgnn_jax.main import main\n"
+        "main()\n"
+    )
+    command = command_of(config, workdir, "--config.max_steps=8")
+    command[1:3] = ["-c", code]
+    # What JAX keeps of its compiling would be cut short too.
+    environment = {**ENVIRONMENT, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    (line,) = filter(None, done.stderr.splitlines())
+    assert f"cannot write a checkpoint to {workdir}/checkpoints (File too" in line
+    with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
+        assert checkpoints.progress().step == 4
     config.max_steps = 8
-    assert int(train_and_evaluate(config, str(tmp_path / "run")).step) == 8
+    assert int(train_and_evaluate(config, str(workdir)).step) == 8
 
 
 @pytest.mark.parametrize(
@@ -448,6 +457,6 @@ def test_a_parameter_that_is_not_finite_is_not_saved(config, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
-def test_kills_at_random_moments_change_no_bit(tmp_path, loss_type):
-    kill_and_resume(tmp_path, kills=4, loss_type=loss_type)
+def test_kills_at_random_moments_change_no_bit(tmp_path):
+    _, hits = kill_and_resume(tmp_path, kills=5, loss_type="BPR")
+    assert hits.total() == 5
