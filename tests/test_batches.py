@@ -313,10 +313,28 @@ def test_training_falls_back_where_long_sessions_come_together(monkeypatch):
 def test_evaluation_covers_everything_once(shards, max_length, max_positions):
     sessions = draw_sessions()
     examples = sessions.examples(max_length)
-    epoch = list(eval_batches(examples, 28, shards, max_positions))
+    epoch = list(eval_batches(examples, 28, shards, max_positions, max_rows=10))
     assert sorted(examples_of(epoch, examples)) == expected(sessions, max_length)
     assert len({shapes(batch) for batch in epoch}) == 1
-    pass
+    parts, rows = epoch[0].start.shape
+    assert rows <= 10
+    assert parts % shards == 0
+    # Whole parts for each shard, and no more than the batch size needs.
+    assert parts * rows < 28 + rows * shards
+
+
+@pytest.mark.parametrize(("batch_size", "shards"), [(1, 1), (28, 3), (10_000, 8)])
+def test_an_example_is_evaluated_beside_the_same_others(batch_size, shards):
+    examples = draw_sessions().examples()
+
+    def parts(batch_size, shards):
+        epoch = eval_batches(examples, batch_size, shards, 60, max_rows=10)
+        joined = [
+            np.concatenate([batch.length, batch.example], axis=1) for batch in epoch
+        ]
+        return [part for part in np.concatenate(joined).tolist() if any(part)]
+
+    assert parts(batch_size, shards) == parts(50, 1)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,8 @@ def srgnn(*arguments, cwd=ROOT):
         (["--mode=recommend"], "needs --workdir"),
         (["--mode=recommend", "--workdir=x"], "needs --sessions, a file, or -"),
         (["--mode=export", "--workdir=x"], "needs --output"),
+        (["--mode=plot"], "needs --workdir"),
+        (["--mode=plot", "--workdir=x"], "x holds no results.json"),
     ],
 )
 def test_wrong_flags_end_in_one_line(arguments, message):
