@@ -20,6 +20,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -225,6 +226,7 @@ def main() -> None:
             logging.get_absl_logger().setLevel("CRITICAL")
         guarded(run)
 
+    sys.unraisablehook = _print_unraisable
     app.run(after_parsing, flags_parser=lambda argv: guarded(parse, argv))
 
 
@@ -240,6 +242,15 @@ def _check_config_file(path: pathlib.Path) -> None:
             f"cannot use --config={path}: it has {path.stat().st_size:,} bytes, as no "
             "config does; nothing was run"
         )
+
+
+def _print_unraisable(found: Any) -> None:
+    """Prints what cannot be raised, but for what follows an error that is told anyway.
+
+    When a checkpoint cannot be written, TensorStore says this for each other array.
+    """
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
 
 
 def _unknown_field(text: str) -> str:
