@@ -562,11 +562,6 @@ def _read_safetensors(file: BinaryIO, file_bytes: int) -> dict[str, np.ndarray]:
         _SAFETENSORS_DTYPES,
         file_bytes,
     )
-    reached = 0
-    for start, end in sorted(span for *_, span in spans.values()):
-        if start < reached:
-            _fail("its tensors overlap, as those of no honest file do")
-        reached = end
     weights = {}
     for name, (kind, shape, (start, end)) in spans.items():
         file.seek(8 + header_bytes + start)
@@ -576,6 +571,11 @@ def _read_safetensors(file: BinaryIO, file_bytes: int) -> dict[str, np.ndarray]:
                 f"{_short(name)} has {array.size} numbers, not those of shape {shape}"
             )
         weights[name] = array.reshape(shape)
+    reached = 0
+    for start, end in sorted(span for *_, span in spans.values()):
+        if start < reached:
+            _fail("its tensors overlap, as those of no honest file do")
+        reached = end
     return weights
 
 
