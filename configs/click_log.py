@@ -7,7 +7,7 @@ timestamp, ...) or named by config.session_column, item_column and time_column. 
 day is the test split; see config.test_days, test_start and test_end.
 """
 
-from configs import default
+from srgnn_jax.configs import default
 
 
 def get_config():

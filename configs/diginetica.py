@@ -8,7 +8,7 @@ With --config.select_on=test reaches recall@20 50.72, mrr@20 17.49 in epoch 4, a
 some 20 minutes on 2 CPU cores.
 """
 
-from configs import default
+from srgnn_jax.configs import default
 
 
 def get_config():

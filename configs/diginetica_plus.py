@@ -5,7 +5,7 @@
 DIR holds what configs/diginetica.py reads.
 """
 
-from configs import diginetica
+from srgnn_jax.configs import diginetica
 
 
 def get_config():

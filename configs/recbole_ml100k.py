@@ -7,7 +7,7 @@ package. For another of RecBole's data sets set config.data_dir, and config.recb
 to "float32" unless its settings have `normalize_all`.
 """
 
-from configs import default
+from srgnn_jax.configs import default
 
 
 def get_config():

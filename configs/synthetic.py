@@ -6,7 +6,7 @@ Reaches recall@20 82.4, mrr@20 50.6 on test (popularity: 22.7, 5.4) within a min
 CPU cores.
 """
 
-from configs import default
+from srgnn_jax.configs import default
 
 
 def get_config():

@@ -9,7 +9,7 @@ With --config.select_on=test 1_64 reaches recall@20 70.43, mrr@20 30.72 in epoch
 after some 15 minutes on 2 CPU cores.
 """
 
-from configs import default
+from srgnn_jax.configs import default
 
 FRACTIONS = {"1_64": 1 / 64, "1_4": 1 / 4}
 

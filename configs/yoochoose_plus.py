@@ -6,7 +6,7 @@
 DIR holds what configs/yoochoose.py reads; 1_4 is the other fraction.
 """
 
-from configs import yoochoose
+from srgnn_jax.configs import yoochoose
 
 
 def get_config(fraction: str = "1_64"):

@@ -11,8 +11,8 @@ from typing import Any
 import optax
 from ml_collections import ConfigDict
 
-from configs import default
 from srgnn_jax import parallel
+from srgnn_jax.configs import default
 from srgnn_jax.data.prepared import PreparedData, load_prepared
 from srgnn_jax.data.sessions import Examples, Sessions
 from srgnn_jax.errors import UserError, nearest

@@ -11,7 +11,9 @@
         --torch_checkpoint=SRGNN.pth --workdir=runs/imported
     python -m srgnn_jax.main --mode=baselines --config=configs/diginetica.py
 
-Every field of a config can be set: --config.batch_size=512 (see configs/default.py).
+Where the package is installed, `srgnn` is the same command, and the configs that come
+with it are found by name: srgnn --config=yoochoose:1_4. Every field of a config can be
+set: --config.batch_size=512 (see configs/default.py).
 """
 
 import os
@@ -25,10 +27,14 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from srgnn_jax.errors import UserError
+from srgnn_jax.errors import UserError, nearest
 from srgnn_jax.interrupt import Stopped
 
 MOST_CONFIG_BYTES = 2**20
+SHIPPED = {
+    path.stem: path
+    for path in pathlib.Path(__file__).with_name("configs").glob("[!_]*.py")
+}
 MODES = ("train", "evaluate", "recommend", "export", "import", "baselines", "plot")
 
 FLAGS = flags.FLAGS
@@ -91,20 +97,29 @@ flags.DEFINE_float(
     "best items; faster on a TPU.",
 )
 flags.DEFINE_string("output", None, "For export: a new folder.")
-config_flags.DEFINE_config_file("config", None, "A file of configs/, or your own.")
+config_flags.DEFINE_config_file(
+    "config",
+    None,
+    f"A config that comes along, one of {', '.join(sorted(SHIPPED))}, or a file of "
+    "your own; :1_4 after it hands its get_config the argument 1_4.",
+)
 
 
 def parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags, reducing what is wrong with them to one line."""
     try:
-        for path in re.findall(
-            r"(?:^|\n)--?config[=\n]([^:\n]+)",
-            "\n".join(FLAGS.read_flags_from_files(argv)),
-        ):
-            _check_config_file(pathlib.Path(path))
-        rest = FLAGS(argv)
+        arguments = "\0".join(FLAGS.read_flags_from_files(argv))
+        rest = FLAGS(
+            re.sub(
+                r"(?<![^\0])(--?config[=\0])([^:\0]+)",
+                lambda found: found[1] + _config_file(found[2]),
+                arguments,
+            ).split("\0")
+        )
     except flags.Error as error:
-        raise UserError(_last_line(error)) from error
+        mode = re.search(r"--mode=(\S+): ", str(error))
+        hint = nearest(mode[1], MODES) if mode else ""
+        raise UserError(_last_line(error) + hint) from error
     except (AttributeError, KeyError) as error:
         raise UserError(_unknown_field(str(error))) from error
     except (
@@ -123,8 +138,7 @@ def parse(argv: Sequence[str]) -> list[str]:
             f"unexpected argument {rest[1]!r}; flags look like --name=value"
         )
     if FLAGS.config is not None and not isinstance(FLAGS.config, ConfigDict):
-        path = re.search(r"--?config[= ](\S+)", " ".join(argv))
-        raise UserError(f"cannot load the config: no file {path[1] if path else ''}")
+        raise UserError("cannot use --config: its get_config returns no ConfigDict")
     return rest
 
 
@@ -219,6 +233,11 @@ def main() -> None:
             print("\ninterrupted; the same command continues", file=sys.stderr)
             sys.exit(130)
 
+    # Where this is not the main module, as in `srgnn`, --help would know nothing of it.
+    sys.modules["__main__"].__doc__ = __doc__
+    for flag in FLAGS.flags_by_module_dict().get(__name__, ()):
+        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+
     def after_parsing(_):
         if not FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
@@ -230,18 +249,28 @@ def main() -> None:
     app.run(after_parsing, flags_parser=lambda argv: guarded(parse, argv))
 
 
-def _check_config_file(path: pathlib.Path) -> None:
-    """Refuses, before it is run, what is no Python file; if there is one at all."""
-    if path.exists() and not (path.suffix == ".py" and path.is_file()):
+def _config_file(name: str) -> str:
+    """Returns the file of a config, and refuses what is no Python file unrun."""
+    path = SHIPPED.get(name, pathlib.Path(name))
+    if not path.exists():
         raise UserError(
-            f"cannot use --config={path}: a config is a Python file, name.py; nothing "
+            f"cannot load the config: no file {name}"
+            + (
+                nearest(path.stem, SHIPPED)
+                or f"; those that come along are {', '.join(sorted(SHIPPED))}"
+            )
+        )
+    if not (path.suffix == ".py" and path.is_file()):
+        raise UserError(
+            f"cannot use --config={name}: a config is a Python file, name.py; nothing "
             "was run"
         )
-    if path.is_file() and path.stat().st_size > MOST_CONFIG_BYTES:
+    if path.stat().st_size > MOST_CONFIG_BYTES:
         raise UserError(
-            f"cannot use --config={path}: it has {path.stat().st_size:,} bytes, as no "
+            f"cannot use --config={name}: it has {path.stat().st_size:,} bytes, as no "
             "config does; nothing was run"
         )
+    return str(path)
 
 
 def _print_unraisable(found: Any) -> None:

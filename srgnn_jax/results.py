@@ -24,10 +24,10 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 import srgnn_jax
-from configs import default
 from srgnn_jax import breakdown, metrics
 from srgnn_jax import config as config_lib
 from srgnn_jax.checkpoint import Progress
+from srgnn_jax.configs import default
 from srgnn_jax.data.prepared import PreparedData
 from srgnn_jax.errors import UserError
 from srgnn_jax.published import PUBLISHED

@@ -34,8 +34,14 @@ def srgnn(*arguments, cwd=ROOT):
         (["--config=configs/nowhere.py"], "no file configs/nowhere.py"),
         ([CLICK_LOG, "--config.embeding_size=3"], "did you mean embedding_size?"),
         ([CLICK_LOG, "--config.embedding_size=big"], "embedding_size=big"),
+        (["--config=configs/yoochose.py"], "no file configs/yoochose.py; did you mean"),
+        (["--config", "yoochose:1_4"], "no file yoochose; did you mean yoochoose?"),
+        (["--config=nowhere"], "those that come along are click_log, default"),
+        (["--config=yoochoose:1_5"], "choose one of 1_64, 1_4"),
         (["--config=configs/yoochoose.py:1_5"], "choose one of 1_64, 1_4"),
         (["--mode=tarin"], "train|evaluate"),
+        (["--mode=evalute"], "did you mean evaluate?"),
+        (["--wrkdir=x"], "Did you mean: workdir"),
         ([CLICK_LOG, "extra"], "unexpected argument 'extra'"),
         (["--mode=evaluate"], "needs --workdir"),
         (["--mode=evaluate", "--workdir="], "needs --workdir"),
@@ -84,6 +90,17 @@ def test_what_the_user_can_mend_ends_in_one_line(tmp_path, arguments, message):
     assert done.stderr.splitlines()[-1].startswith("error: ")
 
 
+def test_shipped_configs_are_found_by_name_and_by_path(tmp_path):
+    missing = f"--config.data_dir={tmp_path}"
+    for config in ("yoochoose:1_4", f"{ROOT}/configs/yoochoose.py:1_4"):
+        done = srgnn(f"--config={config}", missing, cwd=tmp_path)
+        assert "no file yoochoose-clicks.dat" in done.stderr
+    (tmp_path / "yoochoose").mkdir()
+    (tmp_path / "flags").write_text("--config=yoochoose:1_5\n")
+    done = srgnn("--flagfile=flags", cwd=tmp_path)
+    assert "choose one of 1_64, 1_4" in done.stderr
+
+
 def test_missing_raw_files_are_named_with_their_source(tmp_path):
     for config, file, source in (
         ("diginetica", "train-item-views.csv", "CIKM Cup 2016"),
@@ -129,11 +146,12 @@ def test_train_then_evaluate(tmp_path):
         ("c.name = unheard_of", "unheard_of"),
         ("c.name = default.get_confg()", "get_confg"),
         ("c.name = = 1", "invalid syntax"),
+        ("c = 1", "returns no ConfigDict"),
     ],
 )
 def test_a_broken_config_file_ends_in_one_line(tmp_path, line, message):
     (tmp_path / "mine.py").write_text(
-        "from configs import default\n\n\ndef get_config():\n"
+        "from srgnn_jax.configs import default\n\n\ndef get_config():\n"
         f"    c = default.get_config()\n    {line}\n    return c\n"
     )
     done = srgnn(f"--config={tmp_path / 'mine.py'}")

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "srgnn_jax"
 
 # A module may import from those before it (and from its own group).
 LAYERS = [
-    ["errors", "interrupt"],
+    ["configs", "errors", "interrupt"],
     ["data", "graph", "item_table", "losses", "metrics", "optimizer"],
     ["model", "baselines", "plan", "breakdown", "published"],
     ["config", "parallel", "records"],
