@@ -19,9 +19,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from configs import recbole_ml100k
 from srgnn_jax import config as config_lib
 from srgnn_jax import parallel
+from srgnn_jax.configs import recbole_ml100k
 from srgnn_jax.evaluate import make_evaluator
 from srgnn_jax.model import SRGNN
 from srgnn_jax.torch_import import (

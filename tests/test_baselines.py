@@ -11,10 +11,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from configs import diginetica, yoochoose
 from srgnn_jax import baselines, metrics
 from srgnn_jax import config as config_lib
 from srgnn_jax.baselines import target_ranks
+from srgnn_jax.configs import diginetica, yoochoose
 from srgnn_jax.data.sessions import Examples, Sessions
 from srgnn_jax.evaluate import evaluate_baselines
 from tests.test_main import CLICK_LOG, ROOT, srgnn

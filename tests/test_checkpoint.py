@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
 from srgnn_jax import checkpoint, parallel
 from srgnn_jax import config as config_lib
 from srgnn_jax.checkpoint import Checkpoints, Progress, check_same_run, only_run
+from srgnn_jax.configs import default
 from srgnn_jax.errors import UserError
 
 

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 import pytest
 
-from configs import click_log
 from srgnn_jax import checkpoint, evaluate, interrupt, train
 from srgnn_jax import config as config_lib
 from srgnn_jax.checkpoint import only_run
+from srgnn_jax.configs import click_log
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import evaluate_workdir
 from srgnn_jax.train import train_and_evaluate

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs import default
 from srgnn_jax import config as config_lib
 from srgnn_jax.checkpoint import Checkpoints
+from srgnn_jax.configs import default
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import evaluate_workdir, make_evaluator

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default, diginetica_plus, yoochoose_plus
 from srgnn_jax import config as config_lib
 from srgnn_jax import parallel
+from srgnn_jax.configs import default, diginetica_plus, yoochoose_plus
 from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.errors import UserError

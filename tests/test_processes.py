@@ -16,7 +16,7 @@ from tests.tiny import write_log
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
-from configs import click_log
+from srgnn_jax.configs import click_log
 
 
 def get_config():

@@ -4,8 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from configs import recbole_ml100k
 from srgnn_jax import config as config_lib
+from srgnn_jax.configs import recbole_ml100k
 from srgnn_jax.data.click_log import Columns
 from srgnn_jax.data.datasets.recbole import find_columns, leave_one_out, time_key
 from srgnn_jax.data.prepared import load_prepared

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from configs import click_log
+from srgnn_jax.configs import click_log
 from srgnn_jax.model import SRGNN
 from srgnn_jax.optimizer import adam_with_l2
 from srgnn_jax.train import init_state, train_step
