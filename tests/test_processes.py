@@ -136,3 +136,22 @@ def test_a_lost_process_ends_the_other_and_both_go_on(config, one_process, tmp_p
     assert "continuing from the checkpoint" in outputs[0]
     found = records(tmp_path)
     assert_same({k: v for k, v in found.items() if k in one_process}, one_process)
+
+
+def test_a_signal_to_one_stops_both(config, tmp_path):
+    runs = start_two(config, tmp_path, "--config.checkpoint_every_minutes=0.01")
+    try:
+        deadline = time.monotonic() + 240
+        while not (tmp_path / "checkpoints" / "5").is_dir():
+            assert time.monotonic() < deadline
+            assert [run.poll() for run in runs] == [None, None]
+            time.sleep(0.2)
+        runs[1].send_signal(signal.SIGTERM)
+        outputs = [run.communicate(timeout=120)[0] for run in runs]
+    finally:
+        for run in runs:
+            with contextlib.suppress(ProcessLookupError):
+                run.kill()
+    assert [run.returncode for run in runs] == [143, 143], outputs
+    for output in outputs:
+        assert "SIGTERM: saved at step" in output
