@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 
-# What makes a run tiny; a cell of a notebook's own settings comes before.
+# What makes a run tiny, after the notebook's own settings.
 SMALL = """
 config.prepared_dir = "prepared"
 config.train_fraction, config.embedding_size, config.epochs = 0.1, 16, 2
@@ -47,7 +47,8 @@ def execute(name, settings, checks, folder):
         if "parameters" in tags:
             cells.append(nbformat.v4.new_code_cell(settings))
     notebook.cells = [*cells, nbformat.v4.new_code_cell(checks)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder)}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "IPYTHONDIR": str(folder)}
     # Neither the eight devices nor the backend of the tests.
     for variable in ("XLA_FLAGS", "MPLBACKEND"):
         environment.pop(variable, None)
@@ -78,11 +79,11 @@ def test_train_on_tpu(tmp_path):
     lost += "train_and_evaluate(config, WORKDIR)\nconfig.max_steps = 0"
     checks = """
 assert run["steps"] == int(state.step) > 7
-assert run["test"]["recall@20"] == means["recall@20"] > 0.2
-assert run["test"]["mrr@20"] == means["mrr@20"] > 0.1
+assert run["test"]["recall@20"] == means["recall@20"] > 0.4
+assert run["test"]["mrr@20"] == means["mrr@20"] > 0.2
 """
     text, pictures = execute("train_on_tpu", SMALL + lost, checks, tmp_path)
-    assert "step 7" in text
+    assert "continuing from the checkpoint of step 7, epoch 0" in text
     assert [len(picture) > 10_000 for picture in pictures] == [True, True]
     assert "\r" not in text
 
