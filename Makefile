@@ -1,13 +1,14 @@
 # make train    the main job on the embedded default data
 # make test     the tests; test-slow: the long ones; lint: ruff and mypy
 # make venv     .venv, with all that these need (they make it themselves)
+# make notebooks   runs those of colab/ from top to bottom
 # make parity   compares with RecBole itself, in an environment of its own
 # make parity-table   prints the README's table of differences from PyTorch
 
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: venv train test test-slow lint parity parity-table clean
+.PHONY: venv train test test-slow lint notebooks parity parity-table clean
 
 venv: .venv/installed
 
@@ -33,6 +34,13 @@ lint: venv
 .venv/torch: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[torch]'
 	touch $@
+
+.venv/notebooks: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks]'
+	touch $@
+
+notebooks: .venv/torch .venv/notebooks
+	$(BIN)/python -m pytest tests/test_notebooks.py
 
 parity: venv
 	$(BIN)/python -m tests.recreate_golden

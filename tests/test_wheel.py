@@ -1,0 +1,98 @@
+"""The package as it is installed: from a wheel, far from the repository."""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import write_log
+
+ROOT = Path(__file__).parents[1]
+pytestmark = [pytest.mark.slow]  # builds a wheel, and trains with it
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    pytest.importorskip("hatchling")
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d"]
+    subprocess.run([*build, folder], cwd=ROOT, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def srgnn(wheel):
+    """Returns what runs a shell command with the wheel's package and console script."""
+    site = wheel.parent / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", site, wheel], check=True)
+
+    def run(command, cwd):
+        path = os.pathsep.join([str(site / "bin"), os.environ["PATH"]])
+        environment = {**os.environ, "PYTHONPATH": str(site), "PATH": path}
+        return subprocess.run(
+            ["bash", "-c", command],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    return run
+
+
+def test_the_wheel_holds_the_package_and_nothing_beside(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    folders = {name.split("/")[0] for name in names}
+    assert {name.removesuffix(".dist-info") for name in folders} == {
+        "srgnn_jax",
+        wheel.name.removesuffix("-py3-none-any.whl"),
+    }
+    shipped = {Path(name).name for name in names if "/configs/" in name}
+    assert shipped == {path.name for path in (ROOT / "configs").glob("*.py")}
+
+
+def test_help_of_the_console_script(srgnn, tmp_path):
+    done = srgnn("srgnn --help", tmp_path)
+    assert done.stdout.startswith("Trains and evaluates SR-GNN")
+    for flag in ("--mode: ", "--workdir: ", "--config: ", "--sessions: "):
+        assert flag in done.stdout
+
+
+def test_a_config_of_ones_own_builds_on_the_shipped_ones(srgnn, tmp_path):
+    write_log(tmp_path / "data" / "log.csv")
+    (tmp_path / "mine.py").write_text(
+        "from srgnn_jax.configs import click_log\n\n\n"
+        "def get_config():\n"
+        "    c = click_log.get_config()\n"
+        "    c.name, c.epochs, c.test_days = 'mine', 0, 0.35\n"
+        "    return c\n"
+    )
+    done = srgnn("srgnn --config=mine.py --config.prepared_dir=prepared", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"items\s+20\b", done.stdout)
+    assert (tmp_path / "runs" / "mine" / "counts.json").is_file()
+
+
+def test_every_command_of_own_data_works_in_turn(srgnn, tmp_path):
+    page = (ROOT / "docs" / "own_data.md").read_text()
+    write_log(tmp_path / "data" / "log.csv")
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 7
+    for language, code in blocks:
+        if "get_config" in code:
+            (tmp_path / "shop.py").write_text(code)
+            continue
+        command = code if language == "sh" else f"{sys.executable} - <<'END'\n{code}END"
+        done = srgnn(f"set -e\n{command}", tmp_path)
+        assert done.returncode == 0, done.stderr
+        if "recommend" in code:
+            assert done.stdout.count("item") >= 5
+    assert list((tmp_path / "runs" / "shop" / "plots").glob("*.png"))
+    assert (tmp_path / "runs" / "shop_wide" / "results.json").is_file()
