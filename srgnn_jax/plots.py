@@ -367,8 +367,11 @@ def _draw_graph(axes: "Axes", labels: Sequence[str], outgoing: np.ndarray) -> No
         }
         axes.annotate("", places[end], places[start], arrowprops=arrow, zorder=2)
     axes.scatter(places[:, 0], places[:, 1], s=520, color=ACCENT, zorder=3)
+    # A box widens the nodes of long labels.
+    node = {"boxstyle": "round,pad=0.25", "facecolor": ACCENT, "edgecolor": "none"}
+    style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white"}
     for (x, y), label in zip(places, labels, strict=True):
-        axes.text(x, y, label, ha="center", va="center", color="white", zorder=4)
+        axes.text(x, y, label, bbox=node, zorder=4, **style)
 
 
 def _draw_matrix(
