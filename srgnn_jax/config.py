@@ -21,6 +21,8 @@ from srgnn_jax.optimizer import step_decay
 from srgnn_jax.parallel import Devices
 
 DEFAULT_PREPARED_DIR = "~/.cache/srgnn_jax"
+# Clicks of a prefix: its graph has this many squared entries, some ten times over.
+MAX_LENGTH = 4096
 
 # Fields that change no number of a run, and so may differ when it is resumed.
 MAY_DIFFER = frozenset(
@@ -262,6 +264,13 @@ def make_splits(config: ConfigDict, data: PreparedData) -> Splits:
                     if split != "test" and "valid" in evaluated
                     else ""
                 )
+            )
+        length = int(examples[split].lengths.max())
+        if length > MAX_LENGTH:
+            raise UserError(
+                f"the {split} split has a prefix of {length:,} clicks, and a graph of "
+                f"more than {MAX_LENGTH:,} takes too much memory; keep the last clicks "
+                "of such sessions, with config.max_session_length=256 say"
             )
     return Splits(train, examples.pop("train"), examples)
 

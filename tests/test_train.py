@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -277,3 +278,15 @@ def test_a_workdir_that_cannot_be_made_is_named(config, tmp_path):
 def test_evaluation_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no run has saved a checkpoint"):
         evaluate_workdir(str(tmp_path / "nothing"))
+
+
+def test_sessions_whose_graphs_are_too_large_are_named(config, tmp_path):
+    log = pathlib.Path(config.data_dir) / "log.csv"
+    with log.open("a") as file:
+        for click in range(5_000):
+            file.write(f"long,item{click % 20},{click / 10}\n")
+    config.epochs = 0
+    with pytest.raises(UserError, match="train split has a prefix of 4,999 clicks"):
+        train_and_evaluate(config, str(tmp_path / "run"))
+    config.max_session_length = 256
+    assert train_and_evaluate(config, str(tmp_path / "run")) is None
