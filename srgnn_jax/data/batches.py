@@ -337,11 +337,10 @@ def eval_batches(
         examples.lengths, len(examples), 1, max_positions, max_rows, sigmas=0
     )
     whole = make_batch(examples, np.arange(len(examples)), (layout,), parts)
-    wanted = -(-batch_size // whole.start.shape[1])
-    count = -(-parts // (-(-wanted // shards) * shards))
-    # Of equally many batches the smallest, so that few parts are empty.
-    size = -(-parts // (count * shards)) * shards
-    missing = [(0, count * size - parts), (0, 0)]
-    whole = jax.tree.map(lambda x: np.pad(x, missing), whole)
-    for first in range(0, count * size, size):
+    each = -(-min(batch_size, len(examples)) // (whole.start.shape[1] * shards))
+    # Somewhat smaller batches where fewer parts are then empty.
+    sizes = [n * shards for n in range(each, each // 2, -1)]
+    size = min(sizes, key=lambda size: -parts % size)
+    whole = jax.tree.map(lambda x: np.pad(x, [(0, -parts % size), (0, 0)]), whole)
+    for first in range(0, parts, size):
         yield jax.tree.map(lambda x, n=first: x[n : n + size], whole)
