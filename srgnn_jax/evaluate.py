@@ -372,7 +372,9 @@ def report_seeds(folder: pathlib.Path, seeds: Sequence[int]) -> None:
     parallel.say("\n" + results.seeds_table(merged))
 
 
-def evaluate_baselines(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
+def evaluate_baselines(
+    config: ConfigDict, workdir: str, command: str = ""
+) -> dict[str, dict[str, float]]:
     """Evaluates every baseline on the test split; prints a table, writes a file.
 
     They learn from the sessions that a training with this config would learn from.
@@ -380,6 +382,7 @@ def evaluate_baselines(config: ConfigDict, workdir: str) -> dict[str, dict[str, 
     Args:
       config: see configs/default.py.
       workdir: folder for baselines.json.
+      command: the command line, for that file.
 
     Returns:
       For each of `baselines.METHODS` the mean of every metric, and under "seconds" how
@@ -406,7 +409,8 @@ def evaluate_baselines(config: ConfigDict, workdir: str) -> dict[str, dict[str, 
         reached[name] = metrics.means(ranks, config.ks)
         reached[name]["seconds"] = time.perf_counter() - start
     record = {
-        "dataset": config.dataset,
+        "command": command,
+        "dataset": results.data_name(config.dataset, config.train_fraction),
         "data": data.fingerprint,
         "select_on": config.select_on,
         "train_sessions": len(train),

@@ -202,8 +202,9 @@ def run() -> None:
         export_workdir(workdir, FLAGS.output, k=FLAGS.k)
     elif mode == "baselines":
         from srgnn_jax.evaluate import evaluate_baselines
+        from srgnn_jax.results import portable_command
 
-        evaluate_baselines(config, workdir)
+        evaluate_baselines(config, workdir, portable_command(sys.argv[1:]))
     else:
         from srgnn_jax.torch_import import import_checkpoint
 

@@ -1,7 +1,8 @@
 """What others published on the same preprocessing, to be set beside what a run reaches.
 
-Recall@20 and MRR@20 on test, in percent. Where a paper says how it was chosen, the
-epoch was chosen on test, and by most for each metric apart.
+Recall@20 and MRR@20 on test, in percent. The public codes of SR-GNN and its followers
+choose the epoch on test, for each metric apart. Figures of other models than SR-GNN are
+quoted at second hand.
 """
 
 from typing import NamedTuple
