@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -19,8 +20,16 @@ pytestmark = [pytest.mark.slow]  # builds a wheel, and trains with it
 def wheel(tmp_path_factory):
     pytest.importorskip("hatchling")
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d"]
-    subprocess.run([*build, folder], cwd=ROOT, check=True, capture_output=True)
+
+    def build(target, source):
+        command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d"]
+        subprocess.run([*command, folder], cwd=source, check=True, capture_output=True)
+
+    # By way of the source archive, as a release is.
+    build("sdist", ROOT)
+    with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+        archive.extractall(folder / "source", filter="data")
+    build("wheel", next((folder / "source").iterdir()))
     return next(folder.glob("*.whl"))
 
 
