@@ -1,8 +1,9 @@
-"""The notebooks run from top to bottom, and are stored without what they print."""
+"""Notebooks run from top to bottom, and are stored without what they print."""
 
 import base64
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,15 @@ def test_nothing_that_it_printed_is_stored(path):
         if cell["cell_type"] == "code":
             assert not cell["outputs"], "clear all outputs before you commit"
             assert cell["execution_count"] is None
+
+
+def test_the_code_of_how_it_works_prints_what_it_says(capsys):
+    page = (ROOT / "docs" / "how_it_works.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(code, {})
+    said = re.findall(r"^print\(.*\)  # (\[[^]]*\])", code, re.MULTILINE)
+    assert capsys.readouterr().out.splitlines() == said
+    assert len(said) == 3
 
 
 def execute(name, settings, checks, folder):
