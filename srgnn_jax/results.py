@@ -313,8 +313,8 @@ def document(stored: Sequence[Results]) -> str:
         "",
         "Recall@20 (the papers' P@20) and MRR@20 on test, in percent; for several "
         "seeds the mean ± the standard deviation. One epoch of a run serves all "
-        "metrics; each row says which split chose it. Published figures of other models "
-        "than SR-GNN are quoted at second hand. Written by",
+        "metrics; each row says which split chose it. Published figures of models "
+        "other than SR-GNN are quoted at second hand. Written by",
         "",
         "    python -m srgnn_jax.results results/*.json > RESULTS.md",
     ]
