@@ -7,6 +7,7 @@ import collections
 import contextlib
 import functools
 import json
+import logging
 import math
 import pathlib
 import time
@@ -33,6 +34,8 @@ from srgnn_jax.data.sessions import Examples, check_rows
 from srgnn_jax.errors import UserError
 from srgnn_jax.graph import AnyArray
 from srgnn_jax.model import SRGNN, Params, check_finite, init_params
+
+log = logging.getLogger(__name__)
 
 # Sessions that are ranked at a time: at least, if there are so many, and at most.
 MIN_ROWS, MAX_ROWS = 64, 512
@@ -320,10 +323,13 @@ def evaluate_workdir(
     evaluate = make_evaluator(config, model, splits.evaluated["test"], devices)
     test, run = evaluate_best(config, progress, splits, evaluate, params)
     if parallel.is_main_process():
-        command = ""
-        if (folder / results.FILE).exists():
-            command = results.read(folder / results.FILE)["command"]
-        results.record(folder, config, data, splits, command, run)
+        try:
+            command = ""
+            if (folder / results.FILE).exists():
+                command = results.read(folder / results.FILE)["command"]
+            results.record(folder, config, data, splits, command, run)
+        except UserError as error:
+            log.warning("%s: what was found is only printed", error)
     return test
 
 

@@ -96,6 +96,20 @@ def test_evaluation_writes_the_same_results(folder, capsys):
     assert f"| mean |  | {100 * means['recall@5']:.2f} |" in table
 
 
+def test_evaluation_needs_no_workdir_that_may_be_written(tmp_path, caplog):
+    config = tiny_config(tmp_path)
+    config.epochs = 1
+    run = tmp_path / "run"
+    train_and_evaluate(config, str(run))
+    (run / results.FILE).unlink()
+    expected = evaluate_workdir(str(run))
+    (run / results.FILE).unlink()
+    (run / results.FILE).mkdir()
+    found = evaluate_workdir(str(run))
+    assert found["mrr@20"] == expected["mrr@20"]
+    assert "what was found is only printed" in caplog.text
+
+
 def test_one_run_and_several_do_not_share_a_workdir(folder):
     config = tiny_config(folder)
     with pytest.raises(UserError, match="runs of several seeds"):
