@@ -16,6 +16,7 @@ with it are found by name: srgnn --config=yoochoose:1_4. Every field of a config
 set: --config.batch_size=512 (see configs/default.py).
 """
 
+import logging
 import os
 import pathlib
 import re
@@ -24,7 +25,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from srgnn_jax.errors import UserError, nearest
@@ -241,9 +243,11 @@ def main() -> None:
 
     def after_parsing(_):
         if not FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)
-            # Orbax logs the traceback of an error in a thread, and raises it later.
-            logging.get_absl_logger().setLevel("CRITICAL")
+            absl_logging.set_verbosity(absl_logging.WARNING)
+            # Orbax and asyncio log the tracebacks of errors in threads and tasks; those
+            # that matter are raised later.
+            absl_logging.get_absl_logger().setLevel(logging.CRITICAL)
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         guarded(run)
 
     sys.unraisablehook = _print_unraisable

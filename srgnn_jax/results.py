@@ -8,7 +8,6 @@ whenever the same command is run on the same machine.
 """
 
 import json
-import math
 import os
 import pathlib
 import platform
@@ -218,15 +217,17 @@ def record(
 def train_seconds(metrics_file: pathlib.Path, examples: int) -> float:
     """Returns how long the epochs took that metrics.jsonl records, without evaluation.
 
+    An epoch whose steps were all taken before the run was broken off has no rate: it
+    counts like the others, and there is 0 where none has one.
+
     Args:
       metrics_file: of a run.
       examples: in an epoch.
     """
-    return math.fsum(
-        examples / record["train/examples_per_second"]
-        for record in read_lines(metrics_file)
-        if "epoch" in record
-    )
+    epochs = [record for record in read_lines(metrics_file) if "epoch" in record]
+    rates = [epoch["train/examples_per_second"] for epoch in epochs]
+    known = [rate for rate in rates if rate]
+    return len(epochs) * examples / statistics.harmonic_mean(known) if known else 0.0
 
 
 def read_lines(path: pathlib.Path) -> list[Results]:

@@ -143,6 +143,20 @@ def test_plots_of_a_workdir_are_written(folder):
         plot_workdir(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("rates", "seconds"), [([], 0), ([0.0], 0), ([50.0, 0.0, 100.0], 3 * 1.5)]
+)
+def test_an_epoch_without_a_rate_counts_like_the_others(tmp_path, rates, seconds):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"step": 1, "train/examples_per_second": 7.0}]
+    lines += [
+        {"step": n, "epoch": n, "train/examples_per_second": rate}
+        for n, rate in enumerate(rates, 1)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert results.train_seconds(path, examples=100) == pytest.approx(seconds)
+
+
 def test_commands_are_kept_without_places():
     arguments = [
         *("--config=configs/diginetica.py", "--config.data_dir=/home/me/data"),
