@@ -201,13 +201,12 @@ def test_every_difference_of_another_run_is_listed():
 
 def test_a_field_that_a_stored_config_lacks_has_its_default():
     config = config_lib.to_dict(default.get_config())
-    older = {k: v for k, v in config.items() if k not in ("hybrid", "ks")}
+    older = {k: v for k, v in config.items() if k not in ("readout", "ks")}
     check_same_run(Progress(older, "", "", 3), Progress(config, "", "", 3))
     assert config_lib.from_dict(older).ks == (5, 10, 20)
-    with pytest.raises(UserError, match=r"config.hybrid: True -> False"):
-        check_same_run(
-            Progress(older, "", "", 3), Progress({**config, "hybrid": False}, "", "", 3)
-        )
+    other = Progress({**config, "readout": "local"}, "", "", 3)
+    with pytest.raises(UserError, match=r"config.readout: '?hybrid'? -> '?local"):
+        check_same_run(Progress(older, "", "", 3), other)
 
 
 def test_a_state_is_restored_to_the_bit(tmp_path):
