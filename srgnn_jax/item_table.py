@@ -468,11 +468,13 @@ def _largest(
     whole = groups * size
     grouped = scores[:whole].reshape(groups, size, batch)
     maxima = grouped
-    # By halves, which the CPU does at the speed of its memory, unlike a reduction.
-    while maxima.shape[1] > 1:
+    # By halves, at the speed of memory, but the last few by a reduction: XLA would join
+    # halves with the transposition, and read the scores column by column.
+    while maxima.shape[1] > 8:
         maxima = jnp.maximum(*jnp.split(maxima, 2, axis=1))
+    maxima = maxima.max(axis=1)
     # In the order of their rows, so that the lower one of equal scores is found first.
-    chosen = jnp.sort(jax.lax.top_k(maxima[:, 0].T, k)[1], axis=1)
+    chosen = jnp.sort(jax.lax.top_k(maxima.T, k)[1], axis=1)
     row = (chosen[:, :, None] * size + jnp.arange(size)).reshape(batch, k * size)
     rest = jnp.arange(whole, rows, dtype=row.dtype)
     row = jnp.concatenate([row, jnp.tile(rest, (batch, 1))], axis=1)
