@@ -368,6 +368,8 @@ class Recommender:
         lengths = np.fromiter(map(len, sessions), np.int64, len(sessions))
         raw = list(itertools.chain.from_iterable(sessions))
         rows = self.vocabulary.rows(raw)
+        if rows.all():
+            return _Clicks(rows, np.append(0, np.cumsum(lengths)), {})
         unknown: dict[int, list[str]] = {}
         session_of = np.repeat(np.arange(len(sessions)), lengths)
         for at in np.flatnonzero(rows == 0):
@@ -392,9 +394,10 @@ class Recommender:
         rows = np.zeros((len(sessions), k), np.int32)
         scores = np.full((len(sessions), k), -np.inf)
         if k:
-            total = max(scope.clicks.sum(), 1) if as_probabilities else 1
-            rows[fallback] = scope.popular[:k]
-            scores[fallback] = scope.clicks[:k] / total
+            if fallback.any():
+                total = max(scope.clicks.sum(), 1) if as_probabilities else 1
+                rows[fallback] = scope.popular[:k]
+                scores[fallback] = scope.clicks[:k] / total
             # All are started before any is waited for.
             pending = [
                 (
@@ -913,8 +916,8 @@ def _listed(
 ) -> tuple[list[list[str]], list[list[float]]]:
     """Turns rows into raw ids, and leaves out what has no score."""
     items, values = ids[rows].tolist(), scores.tolist()
-    is_item = scores > -np.inf
-    for s in np.flatnonzero(~is_item.all(axis=1)):
-        count = int(is_item[s].sum())
+    # Scores are in order, best first.
+    for s in np.flatnonzero(scores[:, -1:] == -np.inf):
+        count = int((scores[s] > -np.inf).sum())
         items[s], values[s] = items[s][:count], values[s][:count]
     return items, values
