@@ -697,13 +697,18 @@ class SRGNN(nn.Module):
         ).mean()
 
 
-def check_finite(params: Params) -> None:
-    """Raises ValueError, naming a parameter, unless all of its numbers are finite."""
-    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))
-    for path, is_finite in jax.tree_util.tree_leaves_with_path(finite(params)):
+@jax.jit
+def _finite(tree: Any) -> Any:
+    """Returns for each array whether it holds no NaN and no infinity."""
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+
+
+def check_finite(params: Any) -> None:
+    """Raises ValueError, naming an array of the tree, unless all are finite."""
+    for path, is_finite in jax.tree_util.tree_leaves_with_path(_finite(params)):
         if not is_finite:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(f"the parameter {name} holds NaN or infinite numbers")
+            raise ValueError(f"the parameter {name} holds NaN or infinity")
 
 
 def init_params(model: SRGNN, seed: int) -> Params:

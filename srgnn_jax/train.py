@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -41,7 +41,7 @@ from srgnn_jax.evaluate import (
     seed_folders,
 )
 from srgnn_jax.graph import AnyArray
-from srgnn_jax.model import SRGNN, Params, init_params
+from srgnn_jax.model import SRGNN, Params, check_finite, init_params
 from srgnn_jax.optimizer import adam_with_l2
 from srgnn_jax.records import MetricsWriter
 
@@ -270,12 +270,6 @@ def _train_in(
             return run.run()
 
 
-@jax.jit
-def _all_finite(state: TrainState) -> Bool[Array, ""]:
-    """Whether there is no NaN and no infinity, in any array."""
-    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(state)]).all()
-
-
 def _train_several(config: ConfigDict, workdir: str, command: str) -> TrainState | None:
     """Trains `config.runs` seeds one after another, and joins their results."""
     folder = make_workdir(workdir)
@@ -378,8 +372,10 @@ class _Run:
     def save(self) -> None:
         """Saves a checkpoint, the records that it stands for first."""
         self.check_finite()
-        if not _all_finite(self.state):
-            raise self.diverged("a parameter is not finite after")
+        try:
+            check_finite(self.state)
+        except ValueError as error:
+            raise self.diverged(f"{error} after") from error
         self.writer.flush()
         self.checkpoints.save(self.state, self.progress)
         self.saved_at = time.monotonic()

@@ -461,7 +461,7 @@ def test_a_parameter_that_is_not_finite_is_not_saved(config, tmp_path, monkeypat
         return lambda step: np.inf * (step >= 3) + 0.01
 
     monkeypatch.setattr(config_lib, "make_schedule", diverging)
-    with pytest.raises(UserError, match="parameter is not finite after step 4"):
+    with pytest.raises(UserError, match="holds NaN or infinity after step 4"):
         train_and_evaluate(config, str(tmp_path / "run"))
     with contextlib.closing(checkpoint.Checkpoints(tmp_path / "run")) as checkpoints:
         assert checkpoints.latest_step() == 2

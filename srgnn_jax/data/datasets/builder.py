@@ -67,21 +67,6 @@ class PreparationConfig(tfds.core.BuilderConfig):
         }
 
 
-# The settings that decide how rows are read, and how `prepare.prepare` goes about them.
-COLUMN_SETTINGS = frozenset({"session_column", "item_column", "time_column"})
-RULE_SETTINGS = frozenset(
-    {
-        "min_session_length",
-        "min_item_count",
-        "test_days",
-        "test_start",
-        "test_end",
-        "train_fraction",
-        "date_resolution_seconds",
-    }
-)
-
-
 def _microseconds(field: str, text: str) -> int | None:
     if not text:
         return None
@@ -92,6 +77,11 @@ def _microseconds(field: str, text: str) -> int | None:
             "2014-09-29T12:00:00"
         )
     return moment
+
+
+# The settings that decide how rows are read, and how `prepare.prepare` goes about them.
+COLUMN_SETTINGS = frozenset({"session_column", "item_column", "time_column"})
+RULE_SETTINGS = frozenset(PreparationConfig().rules)
 
 
 class SessionsBuilder(  # type: ignore[call-arg]
