@@ -1,6 +1,7 @@
 # make train    the main job on the embedded default data
 # make test     the tests; test-slow: the long ones; lint: ruff and mypy
 # make venv     .venv, with all that these need (they make it themselves)
+# make docs     docs/configs.md and docs/api.md, from the source
 # make notebooks   runs those of colab/ from top to bottom
 # make parity   compares with RecBole itself, in an environment of its own
 # make parity-table   prints the README's table of differences from PyTorch
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: venv train test test-slow lint notebooks parity parity-table clean
+.PHONY: venv train test test-slow lint docs notebooks parity parity-table clean
 
 venv: .venv/installed
 
@@ -30,6 +31,9 @@ lint: venv
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs:
+	$(PYTHON) docs/generate.py
 
 .venv/torch: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[torch]'

@@ -1,6 +1,7 @@
 """Every field there is, with the paper's values; the other files state differences.
 
-A field is set in a config file or on the command line: `--config.batch_size=512`.
+A field is set in a config file or on the command line: `--config.batch_size=512`. Each
+has its comment, behind it or above it; docs/configs.md is made of them (`make docs`).
 """
 
 from ml_collections import ConfigDict
@@ -11,18 +12,21 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
 
     # Names and places.
-    c.name = ""  # of the run: the default workdir is runs/<name>
-    # yoochoose, diginetica, click_log, srgnn_pickles, recbole_inter or synthetic
+    c.name = ""  # of the run: the default workdir is `runs/<name>`
+    # `yoochoose`, `diginetica`, `click_log`, `srgnn_pickles`, `recbole_inter` or
+    # `synthetic`
     c.dataset = ""
     c.data_dir = ""  # folder of the raw files, only ever read
-    c.prepared_dir = ""  # where prepared data is kept; empty: ~/.cache/srgnn_jax
+    c.prepared_dir = ""  # where prepared data is kept; empty: `~/.cache/srgnn_jax`
 
     # Reading the raw file.
-    c.log_file = ""  # name of the log in data_dir; empty: the only one there
-    c.session_column = ""  # empty: found by its usual names, as are the next three
-    c.item_column = ""
-    c.time_column = ""  # epoch seconds or milliseconds, ISO, or dates
-    c.date_column = ""  # a session's date, where time_column only orders its clicks
+    c.log_file = ""  # name of the log in `data_dir`; empty: the only one there
+    c.session_column = ""  # names the visit; empty: found by its usual names
+    c.item_column = ""  # names what was clicked; empty: found by its usual names
+    # tells the time: epoch seconds or milliseconds, ISO, or dates; empty: found by its
+    # usual names
+    c.time_column = ""
+    c.date_column = ""  # a session's date, where `time_column` only orders its clicks
     c.separator = ""  # between fields of a text file; empty: told from the header
     c.on_bad_row = "error"  # or "skip": drop malformed rows and count them
 
@@ -30,37 +34,37 @@ def get_config() -> ConfigDict:
     c.min_session_length = 2  # sessions with fewer clicks are dropped
     c.min_item_count = 5  # items with fewer clicks are dropped
     c.test_days = 1.0  # sessions of the last so many days are the test split
-    c.test_start = ""  # ISO times in UTC that bound the test split instead
-    c.test_end = ""  # (exclusive)
+    c.test_start = ""  # instead: an ISO time in UTC, from which on sessions are test
+    c.test_end = ""  # with `test_start`: an ISO time, from which on they are left out
     c.train_fraction = 1.0  # keep only this last fraction of the training examples
     c.date_resolution_seconds = 0  # round session dates down to it; 0: keep as they are
     c.recbole_time = "exact"  # or "float32", "normalized": rounded as RecBole does it
     c.max_session_length = 0  # last clicks of a prefix that the model sees; 0: all
 
     # Model.
-    c.embedding_size = 100
+    c.embedding_size = 100  # numbers of an item's and of a session's embedding
     c.step = 1  # propagation steps of the GNN
-    # What sums up a session: "attention" over its clicks, their "average", the last
-    # click, "local", or "hybrid", the paper's: attention and the last click.
+    # what sums up a session: "attention" over its clicks, their "average", the last
+    # click, "local", or "hybrid", the paper's: attention and the last click
     c.readout = "hybrid"
-    c.normalize = False  # scale items to the length 1, and sessions to the length
-    c.scale = 16.0  # so much (without normalize it plays no part)
+    c.normalize = False  # scale items to the length 1, and sessions to `scale`
+    c.scale = 16.0  # the length of sessions; without `normalize` it plays no part
     c.item_dropout = 0.0  # share of the clicked items' numbers to drop in training
     c.reverse_positions = 0  # last clicks that attention tells apart by place; 0: none
     c.softmax_attention = False  # have the clicks' attention sum to 1
 
     # Training.
-    c.seed = 0
-    c.runs = 1  # with the seeds seed, seed + 1, ...: each in <workdir>/seed_<seed>
+    c.seed = 0  # of the weights, the order of the examples and what is drawn
+    c.runs = 1  # with the seeds seed, seed + 1, ...: each in `<workdir>/seed_<seed>`
     c.epochs = 30  # at most; 0: prepare the data, print its counts and stop
     c.max_steps = 0  # stop after so many optimizer steps; 0: no such limit
-    c.batch_size = 100
+    c.batch_size = 100  # examples of a step, on all devices together
     c.loss_type = "CE"  # softmax over all items, or "BPR": one sampled negative
     c.score_padding = False  # let row 0 take part in the softmax, as RecBole does
-    c.learning_rate = 1e-3
+    c.learning_rate = 1e-3  # of Adam, before any decay
     c.l2 = 1e-5  # coupled: joins the gradient before Adam's moments
     c.lr_decay_epochs = 3  # decay the learning rate after so many epochs; 0: never
-    c.lr_decay = 0.1  # by this factor
+    c.lr_decay = 0.1  # what the decay multiplies it by
     c.patience = 10  # stop after so many epochs without a better one; 0: never
 
     # Evaluation.
@@ -71,14 +75,15 @@ def get_config() -> ConfigDict:
     c.eval_batch_size = 512  # rounded up to whole parts; changes no digit
 
     # Running.
-    c.compute_dtype = ""  # "bfloat16": matrix products on accelerators; "": float32
+    c.compute_dtype = ""  # "bfloat16": matrix products on accelerators; empty: float32
     c.max_scores = 2**23  # items times sessions that a device scores at a time
-    c.max_positions = 0  # of sessions that it works on at a time; 0: as suits it
-    c.max_clicks = 2**28  # of a split that it keeps; of a longer one it is sent batches
-    # "jit": one device, "pmap": all of this process, "mesh": all, "auto": as it suits.
+    c.max_positions = 0  # clicks that a device works on at a time; 0: as suits it
+    # clicks of a split that a device keeps; of a longer split it is sent batches
+    c.max_clicks = 2**28
+    # "jit": one device, "pmap": all of this process, "mesh": all, "auto": as it suits
     c.parallel = "auto"
     c.mesh_shape = (0, 0)  # (data, items): devices that share a batch, the item table
-    c.log_every_steps = 100
+    c.log_every_steps = 100  # steps of a record in metrics.jsonl
     c.checkpoint_every_steps = 0  # beside every epoch's end; 0: only then
     c.checkpoint_every_minutes = 0.0  # the same by the clock; 0: never
     c.progress = True  # show progress bars

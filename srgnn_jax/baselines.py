@@ -53,7 +53,7 @@ def target_ranks(
 ) -> Int[np.ndarray, " E"]:
     """Returns the rank (1 = best) of each example's target among rows 1 to V - 1.
 
-    Ties count against the target, as in `metrics.target_rank`: where there are no
+    Ties count against the target, as in `item_table.target_rank`: where there are no
     scores at all, it is last.
 
     Args:
