@@ -1,0 +1,230 @@
+"""Every command of the pages works, in turn, as a user would type it.
+
+Commands are the lines of ```sh blocks, the ```python blocks, and what stands between
+backticks and begins with the name of a program. Each is run in a folder with made data,
+or is listed in NOT_RUN.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.against_original import made_data, write_data
+from srgnn_jax.model import SRGNN, init_params
+from srgnn_jax.torch_import import params_to_torch
+from tests.test_datasets import write_clicks, write_views
+from tests.test_docs import GENERATE
+from tests.torch_files import tensors, write_pth
+
+ROOT = Path(__file__).parents[1]
+ITEMS = 20
+
+# Commands that are not run here, and why, or the test that holds them.
+INSTALLS = "installs"
+BY_MAKE = "a target of the Makefile, which installs; "
+NOT_RUN = {
+    "make train": BY_MAKE + "what it runs stands beside it",
+    "make test": BY_MAKE + "runs this",
+    "make test-slow": BY_MAKE + "runs this",
+    "make notebooks": BY_MAKE + "test_notebooks.py",
+    "make parity": BY_MAKE + "test_parity.py::test_recorded_numbers_of_both_codes",
+    "make parity-table": BY_MAKE + "test_parity.py::test_live_torch_model",
+    "pip install .": INSTALLS,
+    "pip install -e '.[cuda]'": INSTALLS,
+    "pip install -e '.[export]'": INSTALLS,
+    "pip install '.[plots]'": INSTALLS,
+    "python -m srgnn_jax.main": "the name of the program",
+    "python -m benchmarks.against_recbole --epochs=2 --rounds=1": "installs RecBole; "
+    "test_benchmarks.py::test_epochs_are_timed_apart_from_the_first",
+    "srun python -m srgnn_jax.main --config=configs/yoochoose.py:1_4 --workdir=DIR "
+    "--distributed": "needs Slurm; "
+    "test_processes.py::test_two_processes_of_four_devices_are_one_of_eight",
+    "python -m srgnn_jax.main --config=configs/yoochoose.py:1_4 --workdir=DIR "
+    "--coordinator_address=HOST:PORT --num_processes=2 --process_id=0": "one of two; "
+    "test_processes.py::test_two_processes_of_four_devices_are_one_of_eight",
+}
+# Pages whose blocks another test runs.
+HELD = {
+    "own_data.md": "test_wheel.py::test_every_command_of_own_data_works_in_turn",
+    "how_it_works.md": "test_notebooks.py::"
+    "test_the_code_of_how_it_works_prints_what_it_says",
+}
+# Pages that are run here, and settings of their processes.
+RUN = {
+    "README.md": {},
+    "many_devices.md": {"JAX_NUM_CPU_DEVICES": "8"},
+    "promises.md": {},
+}
+
+# What makes a command small, by what it holds, after what it says itself.
+BENCHMARK = "--items=300 --embedding_size=8 --rounds=1"
+SMALL = {
+    r"--config=\S*(diginetica|yoochoose|ml100k|click_log|synthetic|shop)": "--config."
+    "embedding_size=8 --config.epochs=1 --config.batch_size=50",
+    "--config=diginetica": "--config.data_dir=DIR",
+    "configs/synthetic.py": "--config.train_fraction=0.02",
+    "configs/click_log.py": "--config.log_file=LOG.csv",
+    "--config=shop.py": "--config.data_dir=DIR --config.log_file=LOG.csv",
+    "benchmarks.against_original": "--rounds=1 --steps=4 --window=2 --embedding_size=8",
+    "benchmarks.train_step": f"{BENCHMARK} --calls=2",
+    "benchmarks.evaluate": f"{BENCHMARK} --examples=512",
+    "benchmarks.recommend": f"{BENCHMARK} --calls=2 --sessions=100",
+    "benchmarks.prepare": "--clicks=50000 --fractions=1_4",
+    "benchmarks.scaling": "--items 300 --batch_size=8 --embedding_size=8",
+    "tests.kill_and_resume": "--kills=1",
+    "tests.fuzz_readers": "--cases=20",
+}
+PROGRAMS = "echo|git|make|pip|python|srgnn|srun"
+
+
+def commands(page):
+    """Returns (kind, text) of a page's commands: "sh", "python" or "inline"."""
+    path = ROOT / page if page == "README.md" else ROOT / "docs" / page
+    found = []
+    for language, block, inline in re.findall(
+        rf"^```(\w*)\n(.*?)^```$|`((?:{PROGRAMS}) [^`\n]+)`",
+        path.read_text(encoding="utf-8"),
+        re.DOTALL | re.MULTILINE,
+    ):
+        if inline:
+            found.append(("inline", inline))
+        elif language == "sh":
+            lines = re.sub(r" *\\\n *", " ", block).splitlines()
+            found += [("sh", re.sub(r" +# .*", "", line)) for line in lines]
+        elif language == "python":
+            found.append(("python", block))
+        else:
+            assert language in ("", "bibtex"), f"{page}: a block of {language}"
+    return found
+
+
+def write_everything(folder):
+    """Writes what the pages' commands read, under the names that they give it."""
+    data = folder / "DIR"
+    # Published pickles; beside them raw files, which go first.
+    write_data(data, *made_data(ITEMS + 1, 400, 30))
+    write_views(data / "train-item-views.csv")
+    half_days = [
+        (session, 21455 + (session + place) % ITEMS, session * 43_200 + place)
+        for session in range(800)
+        for place in range(3)
+    ]
+    write_clicks(
+        data / "yoochoose-clicks.dat", [(s, i, 1_000_000 * t) for s, i, t in half_days]
+    )
+    users = [
+        f"{user}\t{(user + place) % ITEMS}\t5\t{100 * user + place}\n"
+        for user in range(ITEMS)
+        for place in range(10)
+    ]
+    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+    (data / "ml-100k.inter").write_text(header + "".join(users))
+    ids = ["81766", "31331", *map(str, range(ITEMS - 2))]
+    log = [f"{s},{ids[i - 21455]},{t}" for s, i, t in half_days[-600:]]
+    for path in (data / "LOG.csv", folder / "LOG.csv"):
+        path.write_text("\n".join(["session_id,item_id,timestamp", *log]))
+    params = init_params(SRGNN(ITEMS + 1, 8), 0)
+    weights = params_to_torch(params, "recbole")
+    write_pth(folder / "SRGNN.pth", {"state_dict": tensors(weights)})
+    (folder / "configs").symlink_to(ROOT / "configs")
+    programs = folder / "bin"
+    programs.mkdir()
+    for name, what in (("python", '"$@"'), ("srgnn", '-m srgnn_jax.main "$@"')):
+        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {what}\n')
+        (programs / name).chmod(0o755)
+
+
+def run_page(page, folder):
+    """Runs a page's commands in turn, and returns (command, output) of each."""
+    write_everything(folder)
+    environment = {
+        **os.environ,
+        **RUN[page],
+        "HOME": str(folder),
+        "PATH": os.pathsep.join([str(folder / "bin"), os.environ["PATH"]]),
+        "PYTHONPATH": str(ROOT),
+        # One device, as on most machines, unless the page has more.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+
+    def run(command):
+        flags = [flags for key, flags in SMALL.items() if re.search(key, command)]
+        done = subprocess.run(
+            ["bash", "-c", "set -o pipefail\n" + " ".join([command, *flags])],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return command, done.stdout
+
+    outputs = []
+    for kind, command in commands(page):
+        if command in NOT_RUN:
+            continue
+        if "def get_config" in command:
+            (folder / "shop.py").write_text(command)
+            command = "python -m srgnn_jax.main --config=shop.py"
+        elif kind == "python":
+            (folder / "block.py").write_text(command)
+            command = "python block.py"
+        outputs.append(run(command))
+    return outputs
+
+
+def test_every_page_is_run_or_held_or_made():
+    pages = ["README.md", *(path.name for path in (ROOT / "docs").glob("*.md"))]
+    assert sorted(pages) == sorted([*RUN, *HELD, *GENERATE["PAGES"]])
+    inline = [
+        command for page in HELD for kind, command in commands(page) if kind == "inline"
+    ]
+    assert set(inline) <= NOT_RUN.keys()
+
+
+def test_what_is_not_run_is_on_a_page_and_held_by_a_test_that_there_is():
+    on_pages = {command for page in (*RUN, *HELD) for _, command in commands(page)}
+    assert NOT_RUN.keys() <= on_pages
+    for why in (*NOT_RUN.values(), *HELD.values()):
+        for file, test in re.findall(r"(test_\w+\.py)(?:::(\w+))?", why):
+            assert f"def {test}" in (ROOT / "tests" / file).read_text()
+
+
+@pytest.mark.slow  # some thirty processes
+def test_readme(tmp_path):
+    outputs = run_page("README.md", tmp_path)
+    said = dict(outputs)
+
+    def table(command):
+        return said[command].split("best epoch")[1]
+
+    program = "python -m srgnn_jax.main"
+    assert table(f"{program} --mode=evaluate --workdir=runs/synthetic") == table(
+        f"{program} --config=configs/synthetic.py"
+    )
+    assert "diginetica" in (tmp_path / "RESULTS.md").read_text().lower()
+    (recommended,) = (text for command, text in outputs if "--k=5" in command)
+    assert len(json.loads(recommended)["items"]) == 5
+    in_python = [text for command, text in outputs if command == "python block.py"][-1]
+    assert in_python.count("'") == 10
+    assert in_python.endswith("[] False\n")
+    assert (tmp_path / "exported" / "recommender.py").is_file()
+
+
+@pytest.mark.slow  # trains under three layouts
+def test_many_devices(tmp_path):
+    (*_, (_, planned)) = run_page("many_devices.md", tmp_path)
+    page = (ROOT / "docs" / "many_devices.md").read_text(encoding="utf-8")
+    (stated,) = re.findall(r"```\n(the smallest mesh.*?)```", page, re.DOTALL)
+    assert stated in planned
+
+
+@pytest.mark.slow  # kills a training
+def test_promises(tmp_path):
+    assert len(run_page("promises.md", tmp_path)) == 2
