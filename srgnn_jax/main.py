@@ -72,9 +72,14 @@ flags.DEFINE_bool(
     False,
     "Join the other processes of a TPU pod or a Slurm job, which JAX finds by itself.",
 )
-flags.DEFINE_string("coordinator_address", None, "Elsewhere: host:port of process 0,")
-flags.DEFINE_integer("num_processes", None, "the number of processes,")
-flags.DEFINE_integer("process_id", None, "and which of them this is, from 0.")
+flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "Elsewhere than --distributed: host:port of process 0, told to all processes, with "
+    "--num_processes and --process_id.",
+)
+flags.DEFINE_integer("num_processes", None, "The number of processes.")
+flags.DEFINE_integer("process_id", None, "Which of the processes this is, from 0.")
 flags.DEFINE_string(
     "sessions",
     None,
@@ -119,8 +124,13 @@ def parse(argv: Sequence[str]) -> list[str]:
             ).split("\0")
         )
     except flags.Error as error:
-        mode = re.search(r"--mode=(\S+): ", str(error))
-        hint = nearest(mode[1], MODES) if mode else ""
+        hint = ""
+        if mode := re.search(r"--mode=(\S+): ", str(error)):
+            hint = nearest(mode[1], MODES)
+        elif field := re.search(r"flag '(\w+)\.\w+'", str(error)):
+            hint = nearest(field[1], FLAGS)
+            if field[1] == "config":
+                hint = ": fields can be set where --config names a config"
         raise UserError(_last_line(error) + hint) from error
     except (AttributeError, KeyError) as error:
         raise UserError(_unknown_field(str(error))) from error

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from srgnn_jax.main import MODES
 from tests.tiny import write_log
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +43,10 @@ def srgnn(*arguments, cwd=ROOT):
         (["--config=configs/yoochoose.py:1_5"], "choose one of 1_64, 1_4"),
         (["--mode=tarin"], "train|evaluate"),
         (["--mode=evalute"], "did you mean evaluate?"),
+        (["--mode=exprot"], "did you mean export?"),
         (["--wrkdir=x"], "Did you mean: workdir"),
+        (["--confg.epochs=1"], "did you mean config?"),
+        (["--config.epochs=1"], "fields can be set where --config names a config"),
         ([CLICK_LOG, "extra"], "unexpected argument 'extra'"),
         (["--mode=evaluate"], "needs --workdir"),
         (["--mode=evaluate", "--workdir="], "needs --workdir"),
@@ -57,6 +62,21 @@ def test_wrong_flags_end_in_one_line(arguments, message):
     assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_help_says_what_every_flag_and_every_mode_does():
+    done = srgnn("--help")
+    assert done.stdout.startswith("Trains and evaluates SR-GNN")
+    ours = done.stdout.split("srgnn_jax/main.py:\n")[1].split("\nTry --helpfull")[0]
+    flags = re.findall(r"^  --(\S+): (.*(?:\n    .*)*)", ours, re.MULTILINE)
+    assert len(flags) == len(re.findall("^  --", ours, re.MULTILINE))
+    for name, text in flags:
+        assert re.match("[A-Z<]", text), name
+        assert text.split("\n    (")[0].endswith("."), name
+    (mode,) = (" ".join(text.split()) for name, text in flags if name == "mode")
+    for one in MODES:
+        assert f"{one}: " in mode
+        assert one == "train" or f"--mode={one} " in done.stdout
 
 
 @pytest.mark.parametrize(
