@@ -75,7 +75,9 @@ SMALL = {
     "benchmarks.evaluate": f"{BENCHMARK} --examples=512",
     "benchmarks.recommend": f"{BENCHMARK} --calls=2 --sessions=100",
     "benchmarks.prepare": "--clicks=50000 --fractions=1_4",
-    "benchmarks.scaling": "--items 300 --batch_size=8 --embedding_size=8",
+    # One of its points, each of which is a process.
+    "benchmarks.scaling": '--point=\'{"items": 300, "embedding_size": 8, '
+    '"batch_size": 8, "mean_length": 4}\'',
     "tests.kill_and_resume": "--kills=1",
     "tests.fuzz_readers": "--cases=20",
 }
