@@ -531,8 +531,8 @@ class _Run:
         parallel.say(
             f"epoch {progress.epoch}: loss {loss:.4f}, {split} "
             + ", ".join(f"{name} {100 * metrics[name]:.2f}" for name in shown)
-            + (", best so far" if progress.bad_epochs == 0 else "")
-            + f" ({examples_per_second:,.0f} examples/s)"
+            + (", best" if progress.bad_epochs == 0 else "")
+            + f" ({examples_per_second:,.0f} ex/s)"
         )
         self.save()
 
