@@ -11,7 +11,6 @@ V item rows, N rows of the table that is scored, K items of a list.
 
 import collections
 import contextlib
-import csv
 import dataclasses
 import functools
 import io
@@ -36,12 +35,11 @@ from srgnn_jax import config as config_lib
 from srgnn_jax import graph, item_table, parallel
 from srgnn_jax.checkpoint import Checkpoints, Progress
 from srgnn_jax.data.click_log import (
-    SEPARATORS,
-    USUAL_NAMES,
     Columns,
     read_click_log,
 )
 from srgnn_jax.data.prepare import number_values
+from srgnn_jax.data.session_lines import SessionLine, read_sessions, wrong_session
 from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import make_evaluator, metric_lines, restore_best
@@ -58,11 +56,6 @@ BATCH_SIZES = (1, 8, 64, 256)
 MAX_SCORES = 2**22
 # Positions squared, times rows, of a batch: what the graphs of long sessions take.
 MAX_EDGES = 2**22
-READ_BYTES = 2**18
-_NOT_UTF8 = "text that is not UTF-8"
-_NO_SPACES = str.maketrans("", "", " _-")
-JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
-TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 
 log = logging.getLogger(__name__)
 
@@ -280,7 +273,7 @@ class Recommender:
         found: list[Recommendation] = []
         while chunk := list(itertools.islice(remaining, CHUNK)):
             for n, session in chunk:
-                if wrong := _wrong_session(session):
+                if wrong := wrong_session(session):
                     raise UserError(f"session {n}: {wrong}")
             found += answer([session for _, session in chunk])
         return found
@@ -294,7 +287,7 @@ class Recommender:
         Raises:
           UserError: no click of the session is known.
         """
-        if wrong := _wrong_session(session):
+        if wrong := wrong_session(session):
             raise UserError(wrong)
         clicks = self._look_up([session])
         rows = clicks.known[-self.max_length :]
@@ -347,7 +340,7 @@ class Recommender:
 
     def _scope(self, candidates: Iterable[str | int]) -> _Scope:
         candidates = list(candidates)
-        if wrong := _wrong_session(candidates):
+        if wrong := wrong_session(candidates):
             raise UserError(f"candidates: {wrong}")
         rows = np.unique(self.vocabulary.rows(candidates))
         rows = np.append(np.int32(0), rows[rows > 0]).astype(np.int32)
@@ -660,20 +653,13 @@ def recommend_stream(
 ) -> None:
     """Recommends to sessions as they are read, in their order, in bounded memory.
 
-    Three forms are read, told by the name's suffix and by the first line:
-      JSON lines      {"session": ["id", ...]} a line.
-      a click log     csv with a header that names a session and an item column by
-                      their usual names; consecutive rows of one session, oldest first,
-                      make it up.
-      a csv           the ids of one session a line; an empty line is an empty session.
-
     A JSON object is written for each session: items, scores, unknown and fallback, as
     in `Recommendation`, and for a click log also session, its id. A line that cannot be
     read gives an object with `error` and `line`, its number, in its place.
 
     Args:
       recommender: the model.
-      source: binary file.
+      source: binary file; see `session_lines.read_sessions` for its form.
       output: text file; flushed whenever there is no more to read for the moment.
       name: of the source.
       options: those of `Recommender.recommend`.
@@ -698,7 +684,7 @@ def recommend_stream(
         ThreadPoolExecutor(1) as writing,
     ):
         pending: collections.deque[Future] = collections.deque()
-        for entries in _entries(_line_chunks(source), name):
+        for entries in read_sessions(source, name):
             for start in range(0, len(entries), CHUNK):
                 part = entries[start : start + CHUNK]
                 sessions = [entry.session for entry in part if not entry.error]
@@ -713,7 +699,7 @@ def recommend_stream(
 
 
 def _json_lines(
-    entries: Sequence["_Entry"], found: Sequence[Recommendation]
+    entries: Sequence[SessionLine], found: Sequence[Recommendation]
 ) -> Iterator[str]:
     recommendations = iter(found)
     for entry in entries:
@@ -725,167 +711,11 @@ def _json_lines(
         yield orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE).decode()
 
 
-class _Entry(NamedTuple):
-    """A session that was read, or an error instead.
-
-    Attributes:
-      line: number of the line, that of a session's first click in a click log.
-      session: raw ids.
-      error: what is wrong with the line; empty if nothing is.
-      label: the session's id, in a click log.
-    """
-
-    line: int
-    session: Sequence[str | int] = ()
-    error: str = ""
-    label: str | None = None
-
-
 def _open(path: str, flag: str) -> io.BufferedIOBase:
     try:
         return open(pathlib.Path(path).expanduser(), "rb")
     except OSError as error:
         raise UserError(f"cannot read {flag}={path}: {error.strerror}") from error
-
-
-def _line_chunks(
-    source: io.BufferedIOBase,
-) -> Iterator[list[tuple[int, str | None]]]:
-    """Yields the lines that can be had at once, numbered; None if not UTF-8."""
-    number = itertools.count(1)
-    rest = b""
-    while True:
-        # read1 returns what a pipe holds: its writer may wait for an answer.
-        block = source.read1(READ_BYTES)
-        *lines, rest = (rest + block).split(b"\n")
-        if not block and rest:
-            lines.append(rest)
-        if lines:
-            yield [(next(number), _decoded(line)) for line in lines]
-        if not block:
-            return
-
-
-def _decoded(line: bytes) -> str | None:
-    try:
-        return line.decode().removeprefix("\ufeff").removesuffix("\r")
-    except UnicodeDecodeError:
-        return None
-
-
-def _entries(
-    chunks: Iterator[list[tuple[int, str | None]]], name: str
-) -> Iterator[list[_Entry]]:
-    """Reads sessions from lines, in the form that they have."""
-    first_chunk = next(chunks, None)
-    if first_chunk is None:
-        return
-    first = first_chunk[0][1] or ""
-    chunks = itertools.chain([first_chunk], chunks)
-    suffix = pathlib.PurePath(name).suffix.lower()
-    is_json = suffix in JSON_SUFFIXES
-    if is_json or (suffix not in TEXT_SUFFIXES and first.lstrip().startswith("{")):
-        for chunk in chunks:
-            yield [_json_entry(number, line) for number, line in chunk]
-        return
-    separator = max(SEPARATORS, key=first.count)
-    columns = _log_columns(_fields(first, separator))
-    if columns:
-        yield from _log_entries(chunks, separator, *columns)
-        return
-    for chunk in chunks:
-        yield [_csv_entry(number, line, separator) for number, line in chunk]
-
-
-def _json_entry(number: int, line: str | None) -> _Entry:
-    if line is None:
-        return _Entry(number, error=_NOT_UTF8)
-    try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        return _Entry(number, error=f"no JSON: {error}")
-    if not isinstance(record, dict) or "session" not in record:
-        return _Entry(number, error='no object with a field "session"')
-    wrong = _wrong_session(record["session"])
-    return _Entry(number, () if wrong else record["session"], wrong)
-
-
-def _fields(line: str, separator: str) -> list[str]:
-    if not line.strip():
-        return []
-    if '"' in line:
-        fields = next(csv.reader([line], delimiter=separator, strict=True))
-    else:
-        fields = line.split(separator)
-    return [field.strip() for field in fields]
-
-
-def _csv_entry(number: int, line: str | None, separator: str) -> _Entry:
-    if line is None:
-        return _Entry(number, error=_NOT_UTF8)
-    try:
-        return _Entry(number, [f for f in _fields(line, separator) if f])
-    except csv.Error as error:
-        return _Entry(number, error=f"unreadable quotes ({error})")
-
-
-def _log_columns(names: Sequence[str]) -> tuple[int, int, int] | None:
-    """Finds the session's and the item's column, and counts all; None without them."""
-    plain = [name.split(":")[0].lower().translate(_NO_SPACES) for name in names]
-    found = [
-        next((plain.index(usual) for usual in USUAL_NAMES[of] if usual in plain), None)
-        for of in ("session", "item")
-    ]
-    session, item = found
-    return None if session is None or item is None else (session, item, len(names))
-
-
-def _log_entries(
-    chunks: Iterable[list[tuple[int, str | None]]],
-    separator: str,
-    session_column: int,
-    item_column: int,
-    width: int,
-) -> Iterator[list[_Entry]]:
-    """Gathers consecutive rows of one session."""
-    first_line, label, items = 0, "", list[str | int]()
-    for chunk in chunks:
-        entries = []
-        for number, line in chunk:
-            if number == 1 or line == "":
-                continue
-            try:
-                fields = [] if line is None else _fields(line, separator)
-                error = f"{len(fields)} fields instead of {width}"
-            except csv.Error as unreadable:
-                fields, error = [], f"unreadable quotes ({unreadable})"
-            if line is None:
-                error = _NOT_UTF8
-            if len(fields) == width:
-                now, item = fields[session_column], fields[item_column]
-                error = "" if now and item else "the session or the item is empty"
-            if error:
-                entries.append(_Entry(number, error=error))
-                continue
-            if items and now != label:
-                entries.append(_Entry(first_line, items, label=label))
-                items = []
-            if not items:
-                first_line, label = number, now
-            items.append(item)
-        yield entries
-    if items:
-        yield [_Entry(first_line, items, label=label)]
-
-
-def _wrong_session(session: Any) -> str:
-    """Says why this is no sequence of raw ids; nothing if it is one."""
-    if isinstance(session, str | bytes | dict) or not hasattr(session, "__len__"):
-        return f"{str(session)[:80]!r} is no list of item ids"
-    for kind in set(map(type, session)) - {str, int}:
-        if not issubclass(kind, str | int | np.integer) or kind is bool:
-            return f"an item id is of type {kind.__name__}; they are text or integers"
-    return ""
 
 
 def _power_of_two(least: int, smallest: int) -> int:
