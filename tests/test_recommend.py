@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 
 from srgnn_jax import recommend as recommend_module
+from srgnn_jax.data import session_lines
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.model import SRGNN, init_params
@@ -313,7 +314,7 @@ def test_a_csv_holds_a_session_a_line(recommender):
 
 def test_a_click_log_is_read_session_by_session(recommender, monkeypatch):
     # Sessions that go on in the next block of what is read.
-    monkeypatch.setattr(recommend_module, "READ_BYTES", 10)
+    monkeypatch.setattr(session_lines, "READ_BYTES", 10)
     text = "item_id;SessionId\ni1;a\ni2;a\ni3;b\nbroken\n;b\ni4;b\n\ni5;a\n"
     found = stream(recommender, text, k=3)
     expected = recommender.recommend([["i1", "i2"], ["i3", "i4"], ["i5"]], k=3)
@@ -358,7 +359,7 @@ def test_answers_come_before_the_input_ends(workdir):
 
 
 def test_a_stream_is_read_as_it_is_answered(recommender, monkeypatch):
-    monkeypatch.setattr(recommend_module, "READ_BYTES", 500)
+    monkeypatch.setattr(session_lines, "READ_BYTES", 500)
     line = b'{"session": ["i1", "i2"]}\n'
     left = []
 
