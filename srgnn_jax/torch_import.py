@@ -22,7 +22,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from srgnn_jax import config as config_lib
-from srgnn_jax.checkpoint import Checkpoints, Progress, make_workdir
+from srgnn_jax.checkpoint import Checkpoints, Progress, make_workdir, only_run
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.model import ATTENTION_READOUTS
@@ -291,7 +291,7 @@ def import_checkpoint(
             "a file with the raw id of each row, one a line, with --vocabulary"
         )
     folder = make_workdir(workdir)
-    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+    with only_run(folder), contextlib.closing(Checkpoints(folder)) as checkpoints:
         if checkpoints.latest_step() is not None:
             raise UserError(f"{folder} holds a run already; choose another --workdir")
         vocabulary.save(folder / "vocabulary.parquet")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from srgnn_jax import config as config_lib
-from srgnn_jax.checkpoint import Checkpoints
+from srgnn_jax.checkpoint import Checkpoints, only_run
 from srgnn_jax.configs import default
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
@@ -179,3 +179,12 @@ def test_other_refusals(tmp_path, config):
     import_checkpoint(config, workdir, path)
     with pytest.raises(UserError, match="holds a run already; choose another"):
         import_checkpoint(config, workdir, path)
+
+
+def test_a_workdir_in_which_a_run_begins_is_refused(tmp_path, config):
+    _, path = make_checkpoint(tmp_path, config)
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    with only_run(workdir), pytest.raises(UserError, match="another run is training"):
+        import_checkpoint(config, str(workdir), path)
+    assert not (workdir / "vocabulary.parquet").exists()
