@@ -144,7 +144,10 @@ def parse(argv: Sequence[str]) -> list[str]:
         TypeError,
         ValueError,
     ) as error:
-        raise UserError(f"cannot use --config: {_last_line(error)}") from error
+        hint = ""
+        if "get_config() takes 0" in str(error):
+            hint = "; there is nothing to choose by a colon after this config"
+        raise UserError(f"cannot use --config: {_last_line(error)}{hint}") from error
     if rest[1:]:
         raise UserError(
             f"unexpected argument {rest[1]!r}; flags look like --name=value"

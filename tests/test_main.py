@@ -41,6 +41,7 @@ def srgnn(*arguments, cwd=ROOT):
         (["--config=nowhere"], "those that come along are click_log, default"),
         (["--config=yoochoose:1_5"], "choose one of 1_64, 1_4"),
         (["--config=configs/yoochoose.py:1_5"], "choose one of 1_64, 1_4"),
+        (["--config=click_log:3"], "nothing to choose by a colon after this config"),
         (["--mode=tarin"], "train|evaluate"),
         (["--mode=evalute"], "did you mean evaluate?"),
         (["--mode=exprot"], "did you mean export?"),
