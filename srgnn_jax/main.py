@@ -131,6 +131,8 @@ def parse(argv: Sequence[str]) -> list[str]:
             hint = nearest(field[1], FLAGS)
             if field[1] == "config":
                 hint = ": fields can be set where --config names a config"
+        elif "get_config() takes 0" in str(error):
+            hint = "; there is nothing to choose by a colon after this config"
         raise UserError(_last_line(error) + hint) from error
     except (AttributeError, KeyError) as error:
         raise UserError(_unknown_field(str(error))) from error
@@ -144,10 +146,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         TypeError,
         ValueError,
     ) as error:
-        hint = ""
-        if "get_config() takes 0" in str(error):
-            hint = "; there is nothing to choose by a colon after this config"
-        raise UserError(f"cannot use --config: {_last_line(error)}{hint}") from error
+        raise UserError(f"cannot use --config: {_last_line(error)}") from error
     if rest[1:]:
         raise UserError(
             f"unexpected argument {rest[1]!r}; flags look like --name=value"
