@@ -129,6 +129,23 @@ def test_selection_on_test_is_told(tmp_path):
     assert found["standard_deviation"]["test"] == {}
     assert "on TEST" in results.seeds_table(found)
     assert "| test | 1 |" in results.document([found])
+    each_best = found["mean"]["test_each_best"]
+    assert each_best == found["mean"]["test"]
+    shown = [f"{100 * each_best[name]:.2f}" for name in ("recall@20", "mrr@20")]
+    row = f"| the same, each metric at its best | test | 1 | {' | '.join(shown)} |"
+    assert row in results.document([found])
+
+
+def test_the_best_of_each_metric_may_be_of_no_single_epoch(tmp_path):
+    lines = [
+        {"step": 5, "train/loss": 9.0},
+        {"step": 9, "epoch": 1, "test/recall@20": 0.5, "test/mrr@20": 0.1},
+        {"step": 18, "epoch": 2, "test/recall@20": 0.4, "test/mrr@20": 0.2},
+        {"step": 27, "epoch": 3, "test/mrr@20": 0.15, "test/examples_per_second": 7.0},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert results.each_best(path) == {"recall@20": 0.5, "mrr@20": 0.2}
 
 
 def test_plots_of_a_workdir_are_written(folder):
