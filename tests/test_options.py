@@ -12,14 +12,14 @@ from srgnn_jax import config as config_lib
 from srgnn_jax import parallel
 from srgnn_jax.configs import default, diginetica_plus, yoochoose_plus
 from srgnn_jax.data import batches
-from srgnn_jax.data.sessions import Sessions, Vocabulary
+from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import Evaluator, evaluate_workdir
 from srgnn_jax.export import export_top_k
 from srgnn_jax.model import READOUTS, SRGNN, init_params, normalise
 from srgnn_jax.recommend import Recommender
 from srgnn_jax.train import dropout_keys, train_and_evaluate
-from tests.tiny import tiny_config, training_step
+from tests.tiny import random_examples, tiny_config, training_step
 
 ITEMS, SIZE = 43, 8
 ALL = {
@@ -56,10 +56,7 @@ def random_batch(batch=12, length=9, seed=0):
 
 @pytest.fixture(scope="module")
 def examples():
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(2, 24, 20)
-    sessions = Sessions.from_lists([rng.integers(1, ITEMS, n) for n in lengths])
-    return sessions.examples()
+    return random_examples(ITEMS, 20)
 
 
 def sigmoid(x):

@@ -11,21 +11,17 @@ import pytest
 from srgnn_jax import parallel
 from srgnn_jax.checkpoint import Checkpoints, Progress
 from srgnn_jax.data import batches
-from srgnn_jax.data.sessions import Sessions
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import Evaluator
 from srgnn_jax.model import SRGNN, init_params
-from tests.tiny import training_step
+from tests.tiny import random_examples, training_step
 
 ITEMS = 43  # No multiple of the devices: a split table is filled up.
 
 
 @pytest.fixture(scope="module")
 def examples():
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(2, 24, 30)
-    sessions = Sessions.from_lists([rng.integers(1, ITEMS, n) for n in lengths])
-    return sessions.examples()
+    return random_examples(ITEMS, 30)
 
 
 def setup(devices, loss_type="CE", num_items=ITEMS):

@@ -10,6 +10,7 @@ from srgnn_jax.data.click_log import Columns
 from srgnn_jax.data.datasets.recbole import find_columns, leave_one_out, time_key
 from srgnn_jax.data.prepared import load_prepared
 from srgnn_jax.errors import UserError
+from tests.tiny import spelled_out
 
 HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 
@@ -46,16 +47,6 @@ def reference(rows):
     return splits, list(numbers)
 
 
-def expanded(sessions, max_length=0):
-    examples = sessions.examples(max_length)
-    return [
-        (examples.items[start : start + n].tolist(), int(target))
-        for start, n, target in zip(
-            examples.starts, examples.lengths, examples.targets, strict=True
-        )
-    ]
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_leave_one_out_against_a_reference(seed):
     rng = np.random.default_rng(seed)
@@ -68,7 +59,7 @@ def test_leave_one_out_against_a_reference(seed):
     assert prepared.vocabulary.ids == items
     assert {len(part) for part in expected.values()} > {0} or len(expected["test"]) > 0
     for split, sessions in prepared.splits.items():
-        assert expanded(sessions) == expected[split]
+        assert spelled_out(sessions.examples()) == expected[split]
     counts = prepared.counts
     assert counts["clicks"] == 150
     assert counts["validation_examples"] == len(expected["validation"])
@@ -163,7 +154,7 @@ def test_config_reads_a_data_set_of_recbole(tmp_path):
     assert data.vocabulary.ids == ["242", "302", "377", "51"]
     assert lists(data.train) == [[2, 1]]
     splits = config_lib.make_splits(config, data)
-    assert expanded(data.validation) == [([2, 1], 3)]
+    assert spelled_out(data.validation.examples()) == [([2, 1], 3)]
     assert splits.evaluated["valid"].targets.tolist() == [3]
     assert splits.evaluated["test"].targets.tolist() == [4]
     assert config.max_session_length == 50

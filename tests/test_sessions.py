@@ -4,19 +4,9 @@ import numpy as np
 import pytest
 
 from srgnn_jax.data.sessions import Sessions, Vocabulary
+from tests.tiny import spelled_out
 
 LISTS = [[3, 1, 3, 2], [5], [], [4, 4], [1, 2, 3]]
-
-
-def expanded(sessions, max_length=0):
-    """Spells the examples out as (prefix, target)."""
-    examples = sessions.examples(max_length)
-    return [
-        (examples.items[start : start + length].tolist(), int(target))
-        for start, length, target in zip(
-            examples.starts, examples.lengths, examples.targets, strict=True
-        )
-    ]
 
 
 def test_sessions_hold_what_they_were_built_from():
@@ -37,19 +27,20 @@ def test_every_click_from_the_second_on_is_a_target_shorter_prefixes_first():
     expected = [
         (session[:n], session[n]) for session in LISTS for n in range(1, len(session))
     ]
-    assert expanded(Sessions.from_lists(LISTS)) == expected
+    assert spelled_out(Sessions.from_lists(LISTS).examples()) == expected
 
 
 def test_of_given_pairs_only_the_last_click_is_a_target():
     pairs = Sessions.from_lists([[3, 1, 3, 2], [4, 4]], last_only=True)
-    assert expanded(pairs) == [([3, 1, 3], 2), ([4], 4)]
+    assert spelled_out(pairs.examples()) == [([3, 1, 3], 2), ([4], 4)]
 
 
 @pytest.mark.parametrize("last_only", [False, True])
 def test_max_length_keeps_the_last_clicks_of_a_prefix(last_only):
     sessions = Sessions.from_lists([[3, 1, 3, 2], [4, 4]], last_only)
-    whole = expanded(sessions)
-    assert expanded(sessions, 2) == [(prefix[-2:], target) for prefix, target in whole]
+    whole = spelled_out(sessions.examples())
+    expected = [(prefix[-2:], target) for prefix, target in whole]
+    assert spelled_out(sessions.examples(2)) == expected
 
 
 def test_examples_copy_no_clicks():

@@ -1,10 +1,11 @@
-"""A click log, a config and a training step, small enough to run within a second."""
+"""A click log, a config, examples and a training step, small and quick."""
 
 import functools
 
 import numpy as np
 
 from srgnn_jax.configs import click_log
+from srgnn_jax.data.sessions import Sessions
 from srgnn_jax.model import SRGNN
 from srgnn_jax.optimizer import adam_with_l2
 from srgnn_jax.train import init_state, train_step
@@ -56,3 +57,22 @@ def training_step(devices, num_items, embedding_size=8, loss_type="CE", **option
         axis_name=devices.axis_name,
     )
     return step, lambda: init_state(model, optimizer, 0)
+
+
+def random_examples(num_items, sessions):
+    """Draws sessions of 2 to 23 clicks."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 24, sessions)
+    return Sessions.from_lists(
+        [rng.integers(1, num_items, n) for n in lengths]
+    ).examples()
+
+
+def spelled_out(examples):
+    """Returns the examples as (prefix, target)."""
+    return [
+        (examples.items[start : start + length].tolist(), int(target))
+        for start, length, target in zip(
+            examples.starts, examples.lengths, examples.targets, strict=True
+        )
+    ]
