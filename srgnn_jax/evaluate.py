@@ -244,16 +244,31 @@ def report(
             f"best epoch {progress.best_epoch} (step {progress.best_step}), chosen by "
             f"{config.select_by} on {results.CHOSEN_ON[config.select_on]}"
         )
-    lines = ["", title, "", " " * 10 + "".join(f"{name:>14}" for name in columns)]
-    return "\n".join(lines + metric_lines(config.ks, *columns.values()))
+    return "\n".join(["", title, "", *metric_table(config.ks, columns)])
 
 
-def metric_lines(ks: Sequence[int], *columns: Mapping[str, float]) -> list[str]:
-    """Renders each metric's name and its value in each column, in percent."""
-    return [
-        f"{name:<10}" + "".join(f"{100 * column[name]:14.2f}" for column in columns)
-        for name in (f"{m}@{k}" for k in ks for m in ("recall", "mrr", "ndcg"))
-    ]
+def metric_table(
+    ks: Sequence[int], columns: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """Renders metrics in percent, and seconds where all columns have some.
+
+    Args:
+      ks: the list lengths.
+      columns: metrics, by what stands above them.
+    """
+    names = [f"{m}@{k}" for k in ks for m in ("recall", "mrr", "ndcg")]
+    left = max(map(len, names))
+    width = max(8, *map(len, columns)) + 2
+    lines = ["".join([" " * left, *(f"{name:>{width}}" for name in columns)])]
+    for name in names:
+        values = (100 * column[name] for column in columns.values())
+        lines.append(f"{name:<{left}}" + "".join(f"{x:{width}.2f}" for x in values))
+    if all("seconds" in column for column in columns.values()):
+        values = (column["seconds"] for column in columns.values())
+        lines.append(
+            f"{'seconds':<{left}}" + "".join(f"{x:{width}.1f}" for x in values)
+        )
+    return lines
 
 
 def restore_best(
@@ -430,12 +445,12 @@ def evaluate_baselines(
         "\n".join(
             [
                 f"test, {len(test):,} examples; learnt from {len(train):,} sessions"
-                + (f", {held_out:,} examples held out for validation" * bool(held_out)),
+                + (
+                    f"\n{held_out:,} examples are held out for validation"
+                    * bool(held_out)
+                ),
                 "",
-                " " * 10 + "".join(f"{name:>14}" for name in reached),
-                *metric_lines(config.ks, *reached.values()),
-                f"{'seconds':<10}"
-                + "".join(f"{result['seconds']:14.1f}" for result in reached.values()),
+                *metric_table(config.ks, reached),
             ]
         )
     )

@@ -42,7 +42,7 @@ from srgnn_jax.data.prepare import number_values
 from srgnn_jax.data.session_lines import SessionLine, read_sessions, wrong_session
 from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import make_evaluator, metric_lines, restore_best
+from srgnn_jax.evaluate import make_evaluator, metric_table, restore_best
 from srgnn_jax.graph import AnyArray
 from srgnn_jax.model import SRGNN, Params, check_finite
 
@@ -598,7 +598,7 @@ def evaluate_sessions(
         f"{np.count_nonzero(rows == 0):,} on unknown items are dropped; "
         f"{len(examples):,} examples",
         "",
-        *metric_lines(config.ks, means),
+        *metric_table(config.ks, {"SR-GNN": means}),
     ]
     parallel.say("\n".join(lines))
     return means

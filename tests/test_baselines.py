@@ -246,7 +246,9 @@ def test_they_learn_from_what_a_training_learns_from(tmp_path, capsys, select_on
     # Item i is mostly followed by i + 1.
     assert results["Markov"]["recall@5"] > 2 * results["POP"]["recall@5"]
     table = capsys.readouterr().out
-    assert f"{100 * means['mrr@20']:14.2f}" in table
+    assert f"  {100 * means['mrr@20']:.2f}" in table
+    # It fits a terminal.
+    assert max(map(len, table.splitlines())) <= 80
     assert ("held out" in table) == (select_on == "valid")
 
 
