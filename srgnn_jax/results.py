@@ -295,20 +295,18 @@ def seeds_table(results: Results) -> str:
         for k in results["config"]["ks"]
         for metric in ("recall", "mrr", "ndcg")
     ]
-    rows = [
-        [f"seed {run['seed']}", str(run["best_epoch"])]
-        + [_percent(run["test"][name]) for name in names]
-        for run in results["runs"]
-    ]
-    for label, key in (("mean", "mean"), ("std", "standard_deviation")):
-        values = results[key]["test"]
-        rows.append([label, "", *(_percent(values.get(name)) for name in names)])
+    runs = results["runs"]
+    columns = [run["test"] for run in runs]
+    columns += [results[key]["test"] for key in ("mean", "standard_deviation")]
+    rows = [["best epoch", *(str(run["best_epoch"]) for run in runs), "", ""]]
+    rows += [[name, *(_percent(one.get(name)) for one in columns)] for name in names]
     protocol = results["protocol"]
     title = (
-        f"test metrics in percent; each seed's best epoch was chosen by "
+        "test metrics in percent; each seed's best epoch was chosen by\n"
         f"{protocol['select_by']} on {CHOSEN_ON[protocol['select_on']]}"
     )
-    return "\n".join([title, "", *_table(["", "best epoch", *names], rows)])
+    header = ["", *(f"seed {run['seed']}" for run in runs), "mean", "std"]
+    return "\n".join([title, "", *_table(header, rows)])
 
 
 def _changes(results: Results) -> dict[str, Any]:

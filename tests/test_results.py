@@ -91,9 +91,12 @@ def test_evaluation_writes_the_same_results(folder, capsys):
     means = evaluate_workdir(str(folder / "first"))
     assert without_clock(results.read(path)) == without_clock(before)
     assert means["mrr@20"] == pytest.approx(before["mean"]["test"]["mrr@20"])
-    table = capsys.readouterr().out.split("test metrics in percent")[1]
-    assert "chosen by mrr@20 on validation" in table
-    assert f"| mean |  | {100 * means['recall@5']:.2f} |" in table
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    table = printed.split("test metrics in percent")[1]
+    assert "chosen by\nmrr@20 on validation" in table
+    (row,) = (line for line in table.splitlines() if "| recall@5 " in line)
+    assert row.split(" | ")[3] == f"{100 * means['recall@5']:.2f}"
 
 
 def test_evaluation_needs_no_workdir_that_may_be_written(tmp_path, caplog):
