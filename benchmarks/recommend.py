@@ -16,6 +16,7 @@ import argparse
 import io
 import itertools
 import json
+import os
 import statistics
 from collections.abc import Callable, Mapping
 
@@ -40,6 +41,8 @@ def torch_top_k(
     table: np.ndarray, session: np.ndarray, k: int
 ) -> Callable[[], object] | None:
     """Returns scoring as the original code does it; None without PyTorch."""
+    # Else its threads spin on after each call, and slow down what is measured next.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import torch
     except ImportError:
