@@ -4,6 +4,9 @@
         --config.data_dir=DIR
 
 DIR holds what configs/yoochoose.py reads; 1_4 is the other fraction.
+
+With the epoch chosen on validation 1_64 reaches recall@20 70.54, mrr@20 31.09 on test
+(one seed), where configs/yoochoose.py reaches 69.74 and 30.23.
 """
 
 from srgnn_jax.configs import yoochoose
@@ -16,5 +19,5 @@ def get_config(fraction: str = "1_64"):
     c.normalize = True
     c.item_dropout = 0.1
     c.reverse_positions = 32
-    c.epochs = 9  # the learning rate falls after the third and the sixth
+    c.epochs = 6  # the learning rate falls after the third; the fifth was the best
     return c
