@@ -389,27 +389,10 @@ def _section(
             numbers = _means(results, "test_each_best")
             rows.append(["the same, each metric at its best", *seeds, *numbers, "", ""])
         details += _details(f"{label}, epoch chosen on {select_on}", results)
+    rows += _rows_beside(name, baselines)
     for found in baselines:
-        for method, values in found["test"].items():
-            rows.append(
-                [
-                    f"{method}, this code",
-                    "",
-                    "",
-                    _percent(values.get("recall@20")),
-                    _percent(values.get("mrr@20")),
-                    "",
-                    _minutes([values.get("seconds")]),
-                ]
-            )
         command = found.get("command", "")
         details += ["", "Baselines:"] + ["", f"    {command}"] * bool(command)
-    for figures in PUBLISHED.get(name, ()):
-        numbers = [
-            "" if value is None else f"{value:.2f}"
-            for value in (figures.recall, figures.mrr)
-        ]
-        rows.append([f"{figures.model}, {figures.source}", "", "", *numbers, "", ""])
     header = ["", "epoch chosen on", "seeds", "recall@20", "mrr@20", "best epoch"]
     counts = ours[0]["data"]["counts"] if ours else {}
     shown = [
@@ -425,6 +408,23 @@ def _section(
         *_table([*header, "training, a seed"], rows),
         *details,
     ]
+
+
+def _rows_beside(name: str, baselines: Sequence[Results]) -> list[list[str]]:
+    """Renders what stands beside the runs: baselines, and what others published."""
+    rows = []
+    for found in baselines:
+        for method, values in found["test"].items():
+            numbers = [_percent(values.get(m)) for m in ("recall@20", "mrr@20")]
+            took = _minutes([values.get("seconds")])
+            rows.append([f"{method}, this code", "", "", *numbers, "", took])
+    for figures in PUBLISHED.get(name, ()):
+        numbers = [
+            "" if value is None else f"{value:.2f}"
+            for value in (figures.recall, figures.mrr)
+        ]
+        rows.append([f"{figures.model}, {figures.source}", "", "", *numbers, "", ""])
+    return rows
 
 
 def _minutes(seconds: Sequence[float | None]) -> str:
