@@ -5,7 +5,7 @@
 DIR holds train-item-views.csv, or the published all_train_seq.txt and test.txt.
 
 With --config.select_on=test reaches recall@20 50.70, mrr@20 17.55 (the mean of three
-seeds), in epoch 4. A seed takes some 35 minutes on one CPU core.
+seeds), in epoch 4. A seed takes some 40 minutes on one CPU core.
 """
 
 from srgnn_jax.configs import default

@@ -11,7 +11,7 @@ from typing import Any
 import optax
 from ml_collections import ConfigDict
 
-from srgnn_jax import parallel
+from srgnn_jax import metrics, parallel
 from srgnn_jax.configs import default
 from srgnn_jax.data.prepared import PreparedData, load_prepared
 from srgnn_jax.data.sessions import Examples, Sessions
@@ -150,11 +150,11 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"config.ks is {tuple(config.ks)}; it must hold list lengths such as 5, 20"
         )
-    metrics = [f"{m}@{k}" for m in ("recall", "mrr", "ndcg") for k in config.ks]
-    if config.select_by not in metrics:
+    known = metrics.names(config.ks)
+    if config.select_by not in known:
         raise UserError(
             f"config.select_by is {config.select_by!r}; with config.ks = "
-            f"{tuple(config.ks)} it can be one of {', '.join(metrics)}"
+            f"{tuple(config.ks)} it can be one of {', '.join(known)}"
         )
 
 

@@ -256,19 +256,16 @@ def metric_table(
       ks: the list lengths.
       columns: metrics, by what stands above them.
     """
-    names = [f"{m}@{k}" for k in ks for m in ("recall", "mrr", "ndcg")]
-    left = max(map(len, names))
-    width = max(8, *map(len, columns)) + 2
-    lines = ["".join([" " * left, *(f"{name:>{width}}" for name in columns)])]
-    for name in names:
-        values = (100 * column[name] for column in columns.values())
-        lines.append(f"{name:<{left}}" + "".join(f"{x:{width}.2f}" for x in values))
+    rows = {"": list(columns)}
+    for name in metrics.names(ks):
+        rows[name] = [f"{100 * column[name]:.2f}" for column in columns.values()]
     if all("seconds" in column for column in columns.values()):
-        values = (column["seconds"] for column in columns.values())
-        lines.append(
-            f"{'seconds':<{left}}" + "".join(f"{x:{width}.1f}" for x in values)
-        )
-    return lines
+        rows["seconds"] = [f"{column['seconds']:.1f}" for column in columns.values()]
+    left, width = max(map(len, rows)), max(8, *map(len, columns)) + 2
+    return [
+        f"{name:<{left}}" + "".join(f"{cell:>{width}}" for cell in row)
+        for name, row in rows.items()
+    ]
 
 
 def restore_best(

@@ -31,6 +31,11 @@ def ranking_metrics(
     return found
 
 
+def names(ks: Sequence[int]) -> list[str]:
+    """Returns the names of the metrics, list length by list length."""
+    return [f"{metric}@{k}" for k in ks for metric in ("recall", "mrr", "ndcg")]
+
+
 def means(rank: Int[np.ndarray, " E"], ks: Sequence[int]) -> dict[str, float]:
     """Returns the mean over the examples of every metric of `ranking_metrics`."""
     return {

@@ -208,38 +208,38 @@ def record(
       command: the command line that made it, or nothing.
       run: what `of_run` returned.
     """
-    metrics_file = folder / "metrics.jsonl"
-    seconds = train_seconds(metrics_file, len(splits.train))
+    records = read_lines(folder / "metrics.jsonl")
+    seconds = train_seconds(records, len(splits.train))
     counts = {**data.counts, **splits.counts}
     run = {**run, "train_seconds": seconds}
     if config.select_on == "test":
-        run["test_each_best"] = each_best(metrics_file)
+        run["test_each_best"] = each_best(records)
     write(folder, collect(config, data.fingerprint, counts, command, [run]))
 
 
-def train_seconds(metrics_file: pathlib.Path, examples: int) -> float:
+def train_seconds(records: Sequence[Results], examples: int) -> float:
     """Returns how long the epochs took that metrics.jsonl records, without evaluation.
 
     An epoch whose steps were all taken before the run was broken off has no rate: it
     counts like the others, and there is 0 where none has one.
 
     Args:
-      metrics_file: of a run.
+      records: lines of a run's metrics.jsonl.
       examples: in an epoch.
     """
-    epochs = [record for record in read_lines(metrics_file) if "epoch" in record]
+    epochs = [record for record in records if "epoch" in record]
     rates = [epoch["train/examples_per_second"] for epoch in epochs]
     known = [rate for rate in rates if rate]
     return len(epochs) * examples / statistics.harmonic_mean(known) if known else 0.0
 
 
-def each_best(metrics_file: pathlib.Path) -> dict[str, float]:
-    """Returns the best of each test metric over the epochs of a metrics.jsonl.
+def each_best(records: Sequence[Results]) -> dict[str, float]:
+    """Returns the best of each test metric over the epochs of a run.
 
     The papers' codes report these, which belong to no single epoch.
     """
     best: dict[str, float] = {}
-    for record in read_lines(metrics_file):
+    for record in records:
         for key, value in record.items():
             split, _, name = key.partition("/")
             if split == "test" and "@" in name:
@@ -290,11 +290,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def seeds_table(results: Results) -> str:
     """Renders test metrics by seed, their mean and their standard deviation."""
-    names = [
-        f"{metric}@{k}"
-        for k in results["config"]["ks"]
-        for metric in ("recall", "mrr", "ndcg")
-    ]
+    names = metrics.names(results["config"]["ks"])
     runs = results["runs"]
     columns = [run["test"] for run in runs]
     columns += [results[key]["test"] for key in ("mean", "standard_deviation")]

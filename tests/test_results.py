@@ -148,7 +148,10 @@ def test_the_best_of_each_metric_may_be_of_no_single_epoch(tmp_path):
     ]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert results.each_best(path) == {"recall@20": 0.5, "mrr@20": 0.2}
+    assert results.each_best(results.read_lines(path)) == {
+        "recall@20": 0.5,
+        "mrr@20": 0.2,
+    }
 
 
 def test_plots_of_a_workdir_are_written(folder):
@@ -174,7 +177,9 @@ def test_an_epoch_without_a_rate_counts_like_the_others(tmp_path, rates, seconds
         for n, rate in enumerate(rates, 1)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert results.train_seconds(path, examples=100) == pytest.approx(seconds)
+    assert results.train_seconds(results.read_lines(path), 100) == pytest.approx(
+        seconds
+    )
 
 
 def test_commands_are_kept_without_places():
