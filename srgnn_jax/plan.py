@@ -37,7 +37,8 @@ class Plan:
       mesh: (data, items).
       parameters: the device's rows of the item table, and the network.
       moments: Adam's two.
-      gradient: of the parameters, once more where it is summed over devices or parts.
+      gradient: of the parameters, once more where it is summed over devices or parts;
+        with `normalize` also the normalised table, and the gradient of that.
       activations: what else a step holds at a time.
       communicated: what is sent in a step.
     """
@@ -64,6 +65,7 @@ def plan(
     max_length: int = 70,
     max_scores: int = 2**23,
     max_positions: int = 2**30,
+    normalize: bool = False,
 ) -> Plan:
     """Computes the memory of a training step.
 
@@ -76,6 +78,7 @@ def plan(
       max_length: clicks of the longest.
       max_scores: see configs/default.py.
       max_positions: see configs/default.py.
+      normalize: see configs/default.py.
     """
     data, shards = mesh
     d = embedding_size
@@ -96,9 +99,16 @@ def plan(
     gradient = parameters
     if parts > data:
         gradient *= 2
+    # What comes when the activations are gone, in their room: the table's gradient from
+    # that of the normalised one, or the sum over devices.
+    later = 0
+    if normalize:
+        normalised = FLOAT * held * d
+        later = gradient + 2 * normalised
+        gradient += normalised
     elif data > 1:
-        # The sum over devices comes when the activations are gone.
-        gradient = max(2 * parameters - activations, parameters)
+        later = 2 * parameters
+    gradient = max(later - activations, gradient)
     # An all-reduce of n bytes over k devices has each send 2 (k - 1) / k n.
     over_items = FLOAT * ((positions + sessions) * d + sessions * (d + 2))
     over_items *= parts // data
@@ -175,12 +185,13 @@ def main(argv: list[str] | None = None) -> None:
     number("--max_length", default=70)
     number("--max_scores", default=2**23)
     number("--max_positions", default=2**30)
+    parser.add_argument("--normalize", action="store_true")
     arguments = vars(parser.parse_args(argv))
     memory, devices = arguments.pop("device_memory"), arguments.pop("devices")
     mesh_shape = arguments.pop("mesh_shape")
     try:
         for name, value in arguments.items():
-            if value <= 0:
+            if value <= 0 and name != "normalize":
                 raise UserError(f"--{name} is {value}; it must be positive")
         memory = parse_bytes(memory) if memory else None
         if mesh_shape:

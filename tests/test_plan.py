@@ -11,10 +11,10 @@ from srgnn_jax.errors import UserError
 from tests.tiny import training_step
 
 
-def analysed(items, d, batch_size, mesh):
+def analysed(items, d, batch_size, mesh, **options):
     """Returns arguments + temporaries + outputs - aliased of a compiled step."""
     devices = parallel.find_devices("mesh", mesh)
-    step, start = training_step(devices, items, d)
+    step, start = training_step(devices, items, d, **options)
     state = devices.layout(jax.eval_shape(start))
     lengths = np.minimum(np.random.default_rng(1).geometric(1 / 4, 20_000), 70)
     ends = np.cumsum(lengths + 1)
@@ -38,6 +38,7 @@ def analysed(items, d, batch_size, mesh):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize(
     ("items", "d", "batch_size", "mesh"),
     [
@@ -51,11 +52,14 @@ def analysed(items, d, batch_size, mesh):
         (4_000_000, 64, 512, (1, 8)),
     ],
 )
-def test_within_a_tenth_of_the_compiler(items, d, batch_size, mesh):
+def test_within_a_tenth_of_the_compiler(items, d, batch_size, mesh, normalize):
     planned = plan.plan(
-        items, d, batch_size, mesh, max_positions=parallel.CPU_POSITIONS
+        *(items, d, batch_size, mesh),
+        max_positions=parallel.CPU_POSITIONS,
+        normalize=normalize,
     )
-    assert planned.total == pytest.approx(analysed(items, d, batch_size, mesh), rel=0.1)
+    found = analysed(items, d, batch_size, mesh, normalize=normalize)
+    assert planned.total == pytest.approx(found, rel=0.1)
 
 
 def test_split_tables_take_their_share():
