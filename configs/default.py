@@ -68,7 +68,9 @@ def get_config() -> ConfigDict:
     c.patience = 10  # stop after so many epochs without a better one; 0: never
 
     # Evaluation.
-    c.select_on = "valid"  # the split that chooses the epoch; the papers' codes: "test"
+    # the split that chooses the epoch: "valid", or "test" as in the papers' codes;
+    # "last": none does, all sessions are trained on and the last epoch is taken
+    c.select_on = "valid"
     c.valid_fraction = 0.1  # last part of the training sessions, held out for "valid"
     c.select_by = "mrr@20"  # the metric that chooses the epoch
     c.ks = (5, 10, 20)  # list lengths of recall, mrr and ndcg

@@ -72,7 +72,7 @@ _CHOICES = {
     "parallel": ("auto", "jit", "pmap", "mesh"),
     "readout": READOUTS,
     "recbole_time": ("exact", "float32", "normalized"),
-    "select_on": ("valid", "test"),
+    "select_on": ("valid", "test", "last"),
 }
 _AT_LEAST = {
     "batch_size": 1,

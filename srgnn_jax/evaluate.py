@@ -241,8 +241,8 @@ def report(
     title = f"step {progress.step}: no epoch is complete"
     if progress.best_step:
         title = (
-            f"best epoch {progress.best_epoch} (step {progress.best_step}), chosen by "
-            f"{config.select_by} on {results.CHOSEN_ON[config.select_on]}"
+            f"epoch {progress.best_epoch} (step {progress.best_step}), "
+            + results.how_chosen(config.select_on, config.select_by)
         )
     return "\n".join(["", title, "", *metric_table(config.ks, columns)])
 

@@ -34,8 +34,13 @@ from srgnn_jax.published import PUBLISHED
 Results = dict[str, Any]
 
 FILE, BASELINES_FILE = "results.json", "baselines.json"
-SPLITS = {"valid": "validation", "test": "test"}
-CHOSEN_ON = {"valid": "validation", "test": "TEST, as in the papers' codes"}
+# By `config.select_on`: what chooses the epoch, and what becomes of test.
+SPLITS = {"valid": "validation", "test": "test", "last": "no split: the last"}
+TEST = {
+    "valid": "evaluated once, for the epoch that validation chose",
+    "test": "evaluated every epoch, and it chose the epoch",
+    "last": "evaluated once, after the last epoch",
+}
 TITLES = {
     "diginetica": "Diginetica",
     "yoochoose_1_64": "Yoochoose 1/64",
@@ -48,6 +53,15 @@ PLACES = {"workdir": None, "config.prepared_dir": None, "config.data_dir": "DIR"
 _FIELDS_OF_PLACES = frozenset({"data_dir", "prepared_dir"})
 # A run's seed and protocol have columns of their own.
 _FIELDS_OF_COLUMNS = frozenset({"runs", "seed", "select_on"})
+
+
+def how_chosen(select_on: str, select_by: str) -> str:
+    """Tells a person at the terminal how the epoch was chosen."""
+    return {
+        "valid": f"chosen by {select_by} on validation",
+        "test": f"chosen by {select_by} on TEST, as in the papers' codes",
+        "last": "the last, chosen on no split",
+    }[select_on]
 
 
 def portable_command(arguments: Sequence[str]) -> str:
@@ -135,9 +149,7 @@ def collect(
         "protocol": {
             "select_on": config.select_on,
             "select_by": config.select_by,
-            "test": "evaluated every epoch, and it chose the epoch"
-            if config.select_on == "test"
-            else "evaluated once, for the epoch that validation chose",
+            "test": TEST[config.select_on],
         },
         "data": {
             "name": data_name(config.dataset, config.train_fraction),
@@ -294,12 +306,11 @@ def seeds_table(results: Results) -> str:
     runs = results["runs"]
     columns = [run["test"] for run in runs]
     columns += [results[key]["test"] for key in ("mean", "standard_deviation")]
-    rows = [["best epoch", *(str(run["best_epoch"]) for run in runs), "", ""]]
+    rows = [["epoch", *(str(run["best_epoch"]) for run in runs), "", ""]]
     rows += [[name, *(_percent(one.get(name)) for one in columns)] for name in names]
     protocol = results["protocol"]
-    title = (
-        "test metrics in percent; each seed's best epoch was chosen by\n"
-        f"{protocol['select_by']} on {CHOSEN_ON[protocol['select_on']]}"
+    title = "test metrics in percent; each seed's epoch was\n" + how_chosen(
+        protocol["select_on"], protocol["select_by"]
     )
     header = ["", *(f"seed {run['seed']}" for run in runs), "mean", "std"]
     return "\n".join([title, "", *_table(header, rows)])
@@ -334,8 +345,9 @@ def document(stored: Sequence[Results]) -> str:
         "",
         "Recall@20 (the papers' P@20) and MRR@20 on test, in percent; for several "
         "seeds the mean ± the standard deviation. One epoch of a run serves all "
-        "metrics, and each row says which split chose it; below stands, where that was "
-        "test, what the papers' codes print: each metric at its own best epoch. "
+        "metrics, and each row says which split chose it, if any did; below stands, "
+        "where that was test, what the papers' codes print: each metric at its own "
+        "best epoch. "
         "Published figures of models other than SR-GNN are quoted at second hand. "
         "Written by",
         "",
@@ -389,7 +401,7 @@ def _section(
     for found in baselines:
         command = found.get("command", "")
         details += ["", "Baselines:"] + ["", f"    {command}"] * bool(command)
-    header = ["", "epoch chosen on", "seeds", "recall@20", "mrr@20", "best epoch"]
+    header = ["", "epoch chosen on", "seeds", "recall@20", "mrr@20", "epoch"]
     counts = ours[0]["data"]["counts"] if ours else {}
     shown = [
         f"{counts[key]:,} {key.replace('_', ' ')}"

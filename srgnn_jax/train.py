@@ -500,38 +500,46 @@ class _Run:
         return loss / examples
 
     def end_epoch(self, examples_per_second: float) -> None:
-        """Evaluates, compares with the best epoch so far, records and saves."""
+        """Evaluates, compares with the best epoch so far, records and saves.
+
+        Where no split chooses, nothing is evaluated, and each epoch is the best so far.
+        """
         config, progress = self.config, self.progress
         if float(self.state.examples):
             self.take_loss()
         split = config.select_on
+        chooses = split != "last"
         # Until it has come to its end, a checkpoint is of an epoch yet to be evaluated.
-        metrics = self.evaluate[split](self.state.params)
+        found = self.evaluate[split](self.state.params) if chooses else {}
+        metrics = dict(found)
+        metrics.pop("examples_per_second", None)
         progress.epoch += 1
         loss = progress.epoch_loss / progress.epoch_examples
         progress.epoch_loss = progress.epoch_examples = 0.0
-        speed = metrics.pop("examples_per_second")
         self.writer.write(
             progress.step,
             {
                 "epoch": progress.epoch,
                 "train/loss": loss,
                 "train/examples_per_second": examples_per_second,
-                **{f"{split}/{name}": value for name, value in metrics.items()},
-                f"{split}/examples_per_second": speed,
+                **{f"{split}/{name}": value for name, value in found.items()},
             },
         )
         best = progress.best_metrics.get(config.select_by, -math.inf)
         progress.bad_epochs += 1
-        if metrics[config.select_by] > best:
+        if not chooses or metrics[config.select_by] > best:
             progress.best_step, progress.best_epoch = progress.step, progress.epoch
             progress.best_metrics = metrics
             progress.bad_epochs = 0
         shown = (f"recall@{max(config.ks)}", config.select_by)
         parallel.say(
-            f"epoch {progress.epoch}: loss {loss:.4f}, {split} "
-            + ", ".join(f"{name} {100 * metrics[name]:.2f}" for name in shown)
-            + (", best" if progress.bad_epochs == 0 else "")
+            f"epoch {progress.epoch}: loss {loss:.4f}"
+            + "".join(
+                f", {split} {name} {100 * metrics[name]:.2f}"
+                for name in shown
+                if chooses
+            )
+            + (", best" if chooses and progress.bad_epochs == 0 else "")
             + f" ({examples_per_second:,.0f} ex/s)"
         )
         self.save()
@@ -570,7 +578,7 @@ class _Run:
         test, run = evaluate_best(
             config, progress, self.splits, self.evaluate["test"], params
         )
-        if config.select_on == "valid" or not progress.best_step:
+        if config.select_on != "test" or not progress.best_step:
             self.writer.write(
                 progress.best_step or progress.step,
                 {f"test/{name}": value for name, value in test.items()},

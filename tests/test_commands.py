@@ -204,7 +204,7 @@ def test_readme(tmp_path):
     said = dict(outputs)
 
     def table(command):
-        return said[command].split("best epoch")[1]
+        return said[command].split(" (step ")[1]
 
     program = "python -m srgnn_jax.main"
     assert table(f"{program} --mode=evaluate --workdir=runs/synthetic") == table(

@@ -147,13 +147,13 @@ def test_train_then_evaluate(tmp_path):
     ]
     trained = srgnn(*settings, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
-    table = trained.stdout.split("best epoch")[1]
+    table = trained.stdout.split(" (step ")[1]
     # The default workdir is named after the config.
     counts = json.loads((tmp_path / "runs" / "click_log" / "counts.json").read_text())
     assert counts["items"] == 20
     evaluated = srgnn("--mode=evaluate", "--workdir=runs/click_log", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
-    assert evaluated.stdout.split("best epoch")[1] == table
+    assert evaluated.stdout.split(" (step ")[1] == table
     # No control characters reach a log file.
     assert "\r" not in trained.stdout + trained.stderr
     assert "\x1b" not in trained.stdout + trained.stderr

@@ -94,7 +94,7 @@ def test_evaluation_writes_the_same_results(folder, capsys):
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
     table = printed.split("test metrics in percent")[1]
-    assert "chosen by\nmrr@20 on validation" in table
+    assert "chosen by mrr@20 on validation" in table
     (row,) = (line for line in table.splitlines() if "| recall@5 " in line)
     assert row.split(" | ")[3] == f"{100 * means['recall@5']:.2f}"
 
@@ -137,6 +137,18 @@ def test_selection_on_test_is_told(tmp_path):
     shown = [f"{100 * each_best[name]:.2f}" for name in ("recall@20", "mrr@20")]
     row = f"| the same, each metric at its best | test | 1 | {' | '.join(shown)} |"
     assert row in results.document([found])
+
+
+def test_an_epoch_that_nothing_chose_is_told(tmp_path):
+    config = tiny_config(tmp_path)
+    config.select_on, config.epochs = "last", 1
+    train_and_evaluate(config, str(tmp_path / "run"))
+    found = results.read(tmp_path / "run" / results.FILE)
+    assert found["protocol"]["test"] == "evaluated once, after the last epoch"
+    assert "the last, chosen on no split" in results.seeds_table(found)
+    text = results.document([found])
+    assert "| no split: the last | 1 |" in text
+    assert "each metric at its best |" not in text
 
 
 def test_the_best_of_each_metric_may_be_of_no_single_epoch(tmp_path):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srgnn_jax import train
+from srgnn_jax import results, train
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import Evaluator, evaluate_workdir
 from srgnn_jax.train import train_and_evaluate
@@ -80,7 +80,7 @@ def test_training_learns(config, tmp_path, capsys):
     config.epochs = 8
     config.select_on = "test"
     train_and_evaluate(config, str(tmp_path / "run"))
-    table = capsys.readouterr().out.split("best epoch")[1]
+    table = capsys.readouterr().out.split(" (step ")[1]
     row = next(line for line in table.splitlines() if line.startswith("mrr@20"))
     _, ours, popularity = row.split()
     assert float(ours) > 2 * float(popularity)
@@ -141,13 +141,13 @@ def test_a_complete_run_says_so_and_changes_nothing(config, tmp_path, capsys):
     assert_same_state(first, second)
 
 
-@pytest.mark.parametrize("select_on", ["valid", "test"])
+@pytest.mark.parametrize("select_on", ["valid", "test", "last"])
 def test_evaluation_prints_the_numbers_of_training(config, tmp_path, capsys, select_on):
     config.select_on = select_on
     train_and_evaluate(config, str(tmp_path / "run"))
-    trained = capsys.readouterr().out.split("best epoch")[1]
+    trained = capsys.readouterr().out.split(" (step ")[1]
     metrics = evaluate_workdir(str(tmp_path / "run"))
-    evaluated = capsys.readouterr().out.split("best epoch")[1]
+    evaluated = capsys.readouterr().out.split(" (step ")[1]
     assert evaluated == trained
     recorded = [r for r in records(tmp_path / "run") if "test/mrr@20" in r]
     assert metrics["mrr@20"] in [r["test/mrr@20"] for r in recorded]
@@ -161,6 +161,31 @@ def test_selection_on_test_holds_nothing_out_and_says_so(config, tmp_path, capsy
     assert counts["valid_examples"] == 0
     steps = max(line["step"] for line in records(tmp_path / "run"))
     assert steps == 2 * math.ceil(counts["train_examples"] / config.batch_size)
+
+
+def test_the_last_epoch_is_trained_on_everything_and_chosen_by_nothing(
+    config, tmp_path, capsys
+):
+    config.select_on, config.epochs, config.patience = "last", 3, 1
+    state = train_and_evaluate(config, str(tmp_path / "last"))
+    printed = capsys.readouterr().out
+    assert f"epoch 3 (step {int(state.step)}), the last, chosen on no split" in printed
+    assert "valid" not in printed.split("epoch 1: loss")[1]
+    counts = json.loads((tmp_path / "last" / "counts.json").read_text())
+    assert counts["valid_examples"] == 0
+    lines = records(tmp_path / "last")
+    assert [line["epoch"] for line in lines if "epoch" in line] == [1, 2, 3]
+    # Test is evaluated once, with the parameters of the last epoch.
+    (test,) = (line for line in lines if "test/mrr@20" in line)
+    assert test["step"] == int(state.step)
+    config.select_on, config.patience = "test", 0
+    train_and_evaluate(config, str(tmp_path / "test"))
+    (same,) = (r for r in records(tmp_path / "test") if r.get("epoch") == 3)
+    assert same["test/mrr@20"] == test["test/mrr@20"]
+    (run,) = results.read(tmp_path / "last" / results.FILE)["runs"]
+    assert run["best_epoch"] == 3
+    assert run["valid"] is None
+    assert "test_each_best" not in run
 
 
 def test_the_best_epoch_is_kept_and_reported(config, tmp_path, monkeypatch):
