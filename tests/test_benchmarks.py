@@ -47,7 +47,10 @@ def test_original_gives_the_numbers_recorded_of_the_authors_code(name):
     scores = model(inputs[0]).detach().numpy()
     np.testing.assert_allclose(scores, recording["out/scores"], atol=2e-6)
     batches = map(original.Examples, inputs, targets)
-    losses = [x["train/loss"] for x in original.train(model, batches, window=1)]
+    losses = [
+        x["train/loss"]
+        for x in original.train(model, original.adam(model), batches, window=1)
+    ]
     np.testing.assert_allclose(losses, recording["traj/loss"], atol=1e-5)
     for key, after in part(recording, "after").items():
         found = model.state_dict()[key].numpy()
@@ -88,7 +91,7 @@ def test_original_agrees_with_ours_on_loss_and_metrics():
         lengths,
         batch.targets.astype(np.int32),
     )
-    (record,) = original.train(theirs, [batch], window=1)
+    (record,) = original.train(theirs, original.adam(theirs), [batch], window=1)
     assert record["train/loss"] == pytest.approx(float(loss), rel=1e-5)
 
 
