@@ -531,17 +531,14 @@ class _Run:
             progress.best_step, progress.best_epoch = progress.step, progress.epoch
             progress.best_metrics = metrics
             progress.bad_epochs = 0
-        shown = (f"recall@{max(config.ks)}", config.select_by)
-        parallel.say(
-            f"epoch {progress.epoch}: loss {loss:.4f}"
-            + "".join(
-                f", {split} {name} {100 * metrics[name]:.2f}"
-                for name in shown
-                if chooses
+        said = f"epoch {progress.epoch}: loss {loss:.4f}"
+        if chooses:
+            shown = (f"recall@{max(config.ks)}", config.select_by)
+            said += f", {split} " + ", ".join(
+                f"{name} {100 * metrics[name]:.2f}" for name in shown
             )
-            + (", best" if chooses and progress.bad_epochs == 0 else "")
-            + f" ({examples_per_second:,.0f} ex/s)"
-        )
+            said += ", best" if progress.bad_epochs == 0 else ""
+        parallel.say(f"{said} ({examples_per_second:,.0f} ex/s)")
         self.save()
 
     def run(self) -> TrainState:
