@@ -47,9 +47,14 @@ TITLES = {
     "yoochoose_1_4": "Yoochoose 1/4",
     "synthetic": "Made clicks",
 }
-# Flags that say where things lie, and what stands in a record instead of their values;
-# None: nothing does.
-PLACES = {"workdir": None, "config.prepared_dir": None, "config.data_dir": "DIR"}
+# Flags that say where things lie or what is shown, and what stands in a record instead
+# of their values; None: nothing does.
+PLACES = {
+    "workdir": None,
+    "config.prepared_dir": None,
+    "config.progress": None,
+    "config.data_dir": "DIR",
+}
 _FIELDS_OF_PLACES = frozenset({"data_dir", "prepared_dir"})
 # A run's seed and protocol have columns of their own.
 _FIELDS_OF_COLUMNS = frozenset({"runs", "seed", "select_on"})
@@ -65,7 +70,7 @@ def how_chosen(select_on: str, select_by: str) -> str:
 
 
 def portable_command(arguments: Sequence[str]) -> str:
-    """Returns the command line of `srgnn_jax.main` without places of one machine."""
+    """Returns the command line of `srgnn_jax.main` without what is one machine's."""
     kept = []
     places = iter(arguments)
     for argument in places:

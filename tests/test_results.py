@@ -198,6 +198,7 @@ def test_commands_are_kept_without_places():
     arguments = [
         *("--config=configs/diginetica.py", "--config.data_dir=/home/me/data"),
         *("--workdir", "/tmp/run", "--config.runs=3", "--config.prepared_dir=/x"),
+        "--config.progress=False",
     ]
     assert results.portable_command(arguments) == (
         "python -m srgnn_jax.main --config=configs/diginetica.py "
