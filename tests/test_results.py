@@ -122,11 +122,16 @@ def test_one_run_and_several_do_not_share_a_workdir(folder):
         train_and_evaluate(config, str(folder / "first" / "seed_3"))
 
 
+def one_epoch(folder, select_on):
+    """Returns the results of a run of one epoch."""
+    config = tiny_config(folder)
+    config.select_on, config.epochs = select_on, 1
+    train_and_evaluate(config, str(folder / "run"))
+    return results.read(folder / "run" / results.FILE)
+
+
 def test_selection_on_test_is_told(tmp_path):
-    config = tiny_config(tmp_path)
-    config.select_on, config.epochs = "test", 1
-    train_and_evaluate(config, str(tmp_path / "run"))
-    found = results.read(tmp_path / "run" / results.FILE)
+    found = one_epoch(tmp_path, "test")
     assert found["protocol"]["select_on"] == "test"
     assert found["runs"][0]["valid"] is None
     assert found["standard_deviation"]["test"] == {}
@@ -140,10 +145,7 @@ def test_selection_on_test_is_told(tmp_path):
 
 
 def test_an_epoch_that_nothing_chose_is_told(tmp_path):
-    config = tiny_config(tmp_path)
-    config.select_on, config.epochs = "last", 1
-    train_and_evaluate(config, str(tmp_path / "run"))
-    found = results.read(tmp_path / "run" / results.FILE)
+    found = one_epoch(tmp_path, "last")
     assert found["protocol"]["test"] == "evaluated once, after the last epoch"
     assert "the last, chosen on no split" in results.seeds_table(found)
     text = results.document([found])
