@@ -24,7 +24,7 @@ import pathlib
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -133,9 +133,19 @@ def only_run(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def check_same_run(stored: Progress, now: Progress) -> None:
-    """Raises UserError, naming each difference, if `now` cannot go on from `stored`."""
-    found = config_lib.differences(stored.config, now.config)
+def check_same_run(
+    stored: Progress,
+    now: Progress,
+    may_differ: Collection[str] = config_lib.MAY_DIFFER,
+) -> None:
+    """Raises UserError, naming each difference, if `now` cannot go on from `stored`.
+
+    Args:
+      stored: of the workdir.
+      now: of the run that wants to use it.
+      may_differ: the config's fields that may.
+    """
+    found = config_lib.differences(stored.config, now.config, may_differ)
     for field, meaning in (
         ("data", "fingerprint of the prepared data"),
         ("vocabulary", "fingerprint of the item ids"),

@@ -6,6 +6,7 @@ This is the one place where config fields become the plain arguments of everythi
 import dataclasses
 import math
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 import optax
@@ -45,6 +46,8 @@ MAY_DIFFER = frozenset(
         "runs",
     }
 )
+# Those, and what may differ when its checkpoint is evaluated again.
+MAY_DIFFER_IN_EVALUATION = MAY_DIFFER | {"ks"}
 
 # Fields that are handed to the data set's builder as they are.
 PREPARATION_FIELDS = (
@@ -191,18 +194,23 @@ def with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
     return {**to_dict(default.get_config()), **fields}
 
 
-def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def differences(
+    stored: dict[str, Any],
+    now: dict[str, Any],
+    may_differ: Collection[str] = MAY_DIFFER,
+) -> list[str]:
     """Lists the fields, as `config.field: stored -> now`, that differ and must not.
 
     Args:
       stored: the fields of a run, from `to_dict`.
       now: the fields of a run that wants to go on from there.
+      may_differ: the fields that may.
     """
     stored = with_defaults(stored)
     return [
         f"config.{field}: {stored.get(field)!r} -> {now.get(field)!r}"
         for field in sorted(now.keys() | stored.keys())
-        if field not in MAY_DIFFER and now.get(field) != stored.get(field)
+        if field not in may_differ and now.get(field) != stored.get(field)
     ]
 
 

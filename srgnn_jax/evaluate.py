@@ -254,11 +254,15 @@ def metric_table(
 
     Args:
       ks: the list lengths.
-      columns: metrics, by what stands above them.
+      columns: metrics, by what stands above them; one that lacks a list length is blank
+        there.
     """
     rows = {"": list(columns)}
     for name in metrics.names(ks):
-        rows[name] = [f"{100 * column[name]:.2f}" for column in columns.values()]
+        rows[name] = [
+            f"{100 * column[name]:.2f}" if name in column else ""
+            for column in columns.values()
+        ]
     if all("seconds" in column for column in columns.values()):
         rows["seconds"] = [f"{column['seconds']:.1f}" for column in columns.values()]
     left, width = max(map(len, rows)), max(8, *map(len, columns)) + 2
@@ -305,7 +309,7 @@ def evaluate_workdir(
     Args:
       workdir: of a run.
       config: fields for the run's own config to be replaced by, where they may differ,
-        such as `data_dir`; the run's own config if None.
+        such as `data_dir` and `ks`; the run's own config if None.
 
     Returns:
       The mean of every metric.
@@ -328,7 +332,11 @@ def evaluate_workdir(
         devices = config_lib.find_devices(config)
         with parallel.main_process_first():
             data = config_lib.load_data(config)
-        check_same_run(progress, Progress.at_start(config, data))
+        check_same_run(
+            progress,
+            Progress.at_start(config, data),
+            config_lib.MAY_DIFFER_IN_EVALUATION,
+        )
         model = config_lib.make_model(config, progress.num_items)
         params, _ = restore_best(checkpoints, progress, model, devices)
     splits = config_lib.make_splits(config, data)

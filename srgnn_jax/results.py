@@ -324,7 +324,9 @@ def seeds_table(results: Results) -> str:
 def _changes(results: Results) -> dict[str, Any]:
     """Returns the fields of a config that change numbers and are not the default's."""
     usual = config_lib.to_dict(default.get_config())
-    left_out = config_lib.MAY_DIFFER | _FIELDS_OF_PLACES | _FIELDS_OF_COLUMNS
+    left_out = config_lib.MAY_DIFFER_IN_EVALUATION | (
+        _FIELDS_OF_PLACES | _FIELDS_OF_COLUMNS
+    )
     return {
         field: value
         for field, value in results["config"].items()

@@ -153,6 +153,27 @@ def test_evaluation_prints_the_numbers_of_training(config, tmp_path, capsys, sel
     assert metrics["mrr@20"] in [r["test/mrr@20"] for r in recorded]
 
 
+def test_a_run_can_be_evaluated_for_other_list_lengths(config, tmp_path, capsys):
+    train_and_evaluate(config, str(tmp_path / "run"))
+    before = results.read(tmp_path / "run" / results.FILE)
+    config.ks = (1, 20)
+    capsys.readouterr()
+    metrics = evaluate_workdir(str(tmp_path / "run"), config)
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # Validation was not asked for a list of one.
+    (first,) = (row for row in table if row[:1] == ["recall@1"])
+    (both,) = (row for row in table if row[:1] == ["recall@20"])
+    assert [len(first), len(both)] == [3, 4]
+    after = results.read(tmp_path / "run" / results.FILE)
+    assert after["runs"][0]["test"].keys() == {
+        f"{name}@{k}" for name in ("recall", "mrr", "ndcg") for k in (1, 20)
+    }
+    assert metrics["recall@1"] == after["runs"][0]["test_recall_curve"][0]
+    assert metrics["mrr@20"] == before["mean"]["test"]["mrr@20"]
+    with pytest.raises(UserError, match=r"config\.ks"):
+        train_and_evaluate(config, str(tmp_path / "run"))
+
+
 def test_selection_on_test_holds_nothing_out_and_says_so(config, tmp_path, capsys):
     config.select_on = "test"
     train_and_evaluate(config, str(tmp_path / "run"))
