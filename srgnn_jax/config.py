@@ -69,7 +69,7 @@ PREPARATION_FIELDS = (
 )
 
 _CHOICES = {
-    "compute_dtype": ("", "bfloat16", "float16"),
+    "compute_dtype": ("", "bfloat16"),
     "loss_type": ("CE", "BPR"),
     "on_bad_row": ("error", "skip"),
     "parallel": ("auto", "jit", "pmap", "mesh"),

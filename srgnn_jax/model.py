@@ -34,15 +34,8 @@ def linear(
     params: Params, x: Float[Array, "*B I"], compute_dtype: str | None = None
 ) -> Float[Array, "*B O"]:
     """Applies kernel [I, O] and, where there is one, bias [O]."""
-    y = dot(x, params["kernel"], compute_dtype)
+    y = item_table.product(x, params["kernel"], compute_dtype)
     return y + params["bias"] if "bias" in params else y
-
-
-def dot(a: Array, b: Array, compute_dtype: str | None) -> Array:
-    """Multiplies matrices in `compute_dtype`, the result in the type of `a`."""
-    if compute_dtype is None:
-        return a @ b
-    return (a.astype(compute_dtype) @ b.astype(compute_dtype)).astype(a.dtype)
 
 
 def split_tiers(flat: Float[Array, "P *D"], shapes: Sequence[tuple]) -> list[Array]:
@@ -126,11 +119,14 @@ def gnn_cell(
     def along(direction, linear_edge, w_ih):
         matrices = [pair[direction] for pair in connections]
         neighbours = join_tiers(
-            [dot(a, h, compute_dtype) for a, h in zip(matrices, tiers, strict=True)]
+            [
+                item_table.product(a, h, compute_dtype)
+                for a, h in zip(matrices, tiers, strict=True)
+            ]
         )
         has_any = join_tiers([a.sum(axis=-1, keepdims=True) for a in matrices])
         return [
-            dot(neighbours, kernel, compute_dtype) + has_any * bias
+            item_table.product(neighbours, kernel, compute_dtype) + has_any * bias
             for kernel, bias in zip(
                 gates(linear_edge["kernel"] @ w_ih),
                 gates(linear_edge["bias"] @ w_ih),
@@ -150,7 +146,7 @@ def gnn_cell(
         )
     )
     h_r, h_z, h_n = (
-        dot(hidden, kernel, compute_dtype) + bias
+        item_table.product(hidden, kernel, compute_dtype) + bias
         for kernel, bias in zip(
             gates(params["w_hh"]), gates(params["b_hh"]), strict=True
         )
@@ -223,10 +219,14 @@ def add_reverse_positions(
         for item_seq_len, (_, length) in zip(item_seq_lens, shapes, strict=True)
     ]
     w_state, w_position = jnp.split(params["linear_position"]["kernel"], 2)
-    positions = dot(params["position_embedding"], w_position, compute_dtype)
+    positions = item_table.product(
+        params["position_embedding"], w_position, compute_dtype
+    )
     positions = positions + params["linear_position"]["bias"]
     index = jnp.clip(join_tiers(distances), 0, len(positions) - 1)
-    return jnp.tanh(dot(hidden, w_state, compute_dtype) + positions[index])
+    return jnp.tanh(
+        item_table.product(hidden, w_state, compute_dtype) + positions[index]
+    )
 
 
 def read_out(

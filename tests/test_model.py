@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srgnn_jax.model import READOUTS, SRGNN, init_params
+from srgnn_jax.model import READOUTS, SRGNN, init_params, linear
 
 ITEMS, SIZE = 30, 8
 
@@ -175,6 +175,12 @@ def test_a_revisited_item_counts_again():
     # what its attention gives, which both sessions share as both end on item 5.
     alone = run(model, params, jnp.array([[5]]), jnp.array([1]))
     np.testing.assert_allclose(session[0] - session[1], 2 * alone[0], atol=1e-6)
+
+
+def test_bfloat16_products_are_summed_in_float32():
+    # 257 lies between two numbers of bfloat16.
+    params = {"kernel": jnp.ones((257, 1))}
+    assert linear(params, jnp.ones((1, 257)), "bfloat16") == 257
 
 
 def test_bfloat16_products_cost_little_accuracy():

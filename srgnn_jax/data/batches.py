@@ -29,8 +29,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from srgnn_jax.data.sessions import Examples
+from srgnn_jax.graph import AnyArray
 
-AnyArray = Array | np.ndarray
 # (rows, length) of each tier of a part, shortest first.
 Layout = tuple[tuple[int, int], ...]
 

@@ -45,7 +45,7 @@ _ISO = re.compile(
     r"\s*(?:Z|UTC|(?P<sign>[+-])(?P<offset_hour>\d{2}):?(?P<offset_minute>\d{2})?)?",
     re.ASCII,
 )
-_NOT_UTF8 = "text that is not UTF-8"
+NOT_UTF8 = "text that is not UTF-8"
 _NUL = "a NUL byte, as in files that were not written to the end"
 # What reading a file raises where it, or its compression, is damaged.
 _UNREADABLE = (OSError, EOFError, zlib.error)
@@ -286,7 +286,7 @@ def _tolerant_line_chunks(path: pathlib.Path, skip: int) -> Iterator[pl.DataFram
 def _wrong_line(text: pl.Series, count: pl.Series, expected: int) -> pl.Series:
     wrong = (
         pl.when(text.str.contains("\ufffd", literal=True))
-        .then(pl.lit(_NOT_UTF8))
+        .then(pl.lit(NOT_UTF8))
         .when(text.str.contains("\0", literal=True))
         .then(pl.lit(_NUL))
         .when(count != expected)
@@ -302,7 +302,7 @@ def _split_quoted(
     rows = []
     csv.field_size_limit(2**31 - 1)
     for number, line in chunk.iter_rows():
-        wrong = _NOT_UTF8 if "\ufffd" in line else _NUL if "\0" in line else None
+        wrong = NOT_UTF8 if "\ufffd" in line else _NUL if "\0" in line else None
         try:
             fields = next(csv.reader([line], delimiter=separator, strict=True))
         except csv.Error as error:
@@ -356,8 +356,11 @@ def _find_separator(path: pathlib.Path, first: str, header: tuple[str, ...]) -> 
     return found
 
 
-def _plain(name: str) -> str:
-    # RecBole's headers carry a type, `item_id:token`.
+def plain_name(name: str) -> str:
+    """Returns a column's name as USUAL_NAMES spells names: no case, no separators.
+
+    RecBole's headers carry a type, `item_id:token`, which is left out.
+    """
     return name.split(":")[0].strip().lower().translate({ord(c): None for c in " _-"})
 
 
@@ -372,7 +375,7 @@ def _find_columns(
             matches = [i for i, name in enumerate(names) if name.strip() == named]
         elif usual:
             by_rank = [
-                [i for i, name in enumerate(names) if _plain(name) == spelling]
+                [i for i, name in enumerate(names) if plain_name(name) == spelling]
                 for spelling in usual
             ]
             matches = next((matches for matches in by_rank if matches), [])

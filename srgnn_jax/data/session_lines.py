@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from srgnn_jax.data.click_log import SEPARATORS, USUAL_NAMES
+from srgnn_jax.data.click_log import (
+    NOT_UTF8,
+    SEPARATORS,
+    TEXT_SUFFIXES,
+    USUAL_NAMES,
+    plain_name,
+)
 
 READ_BYTES = 2**18
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
-TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
-
-_NOT_UTF8 = "text that is not UTF-8"
-_NO_SPACES = str.maketrans("", "", " _-")
 
 
 class SessionLine(NamedTuple):
@@ -114,7 +116,7 @@ def _decoded(line: bytes) -> str | None:
 
 def _json_line(number: int, line: str | None) -> SessionLine:
     if line is None:
-        return SessionLine(number, error=_NOT_UTF8)
+        return SessionLine(number, error=NOT_UTF8)
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -137,7 +139,7 @@ def _fields(line: str, separator: str) -> list[str]:
 
 def _csv_line(number: int, line: str | None, separator: str) -> SessionLine:
     if line is None:
-        return SessionLine(number, error=_NOT_UTF8)
+        return SessionLine(number, error=NOT_UTF8)
     try:
         return SessionLine(number, [f for f in _fields(line, separator) if f])
     except csv.Error as error:
@@ -146,7 +148,7 @@ def _csv_line(number: int, line: str | None, separator: str) -> SessionLine:
 
 def _log_columns(names: Sequence[str]) -> tuple[int, int, int] | None:
     """Finds the session's and the item's column, and counts all; None without them."""
-    plain = [name.split(":")[0].lower().translate(_NO_SPACES) for name in names]
+    plain = list(map(plain_name, names))
     found = [
         next((plain.index(usual) for usual in USUAL_NAMES[of] if usual in plain), None)
         for of in ("session", "item")
@@ -175,7 +177,7 @@ def _log_sessions(
             except csv.Error as unreadable:
                 fields, error = [], f"unreadable quotes ({unreadable})"
             if line is None:
-                error = _NOT_UTF8
+                error = NOT_UTF8
             if len(fields) == width:
                 now, item = fields[session_column], fields[item_column]
                 error = "" if now and item else "the session or the item is empty"
