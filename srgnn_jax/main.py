@@ -39,6 +39,19 @@ SHIPPED = {
 }
 MODES = ("train", "evaluate", "recommend", "export", "import", "baselines", "plot")
 
+# The modes that a flag is for, where these are not all.
+ONLY_FOR = {
+    "torch_checkpoint": ("import",),
+    "vocabulary": ("import",),
+    "sessions": ("recommend", "evaluate"),
+    "k": ("recommend", "export"),
+    "exclude_seen": ("recommend",),
+    "candidates": ("recommend",),
+    "as_probabilities": ("recommend",),
+    "recall": ("recommend",),
+    "output": ("export",),
+}
+
 FLAGS = flags.FLAGS
 flags.DEFINE_enum(
     "mode",
@@ -159,6 +172,12 @@ def parse(argv: Sequence[str]) -> list[str]:
 def run() -> None:
     """Does what the flags ask for."""
     mode, config, workdir = FLAGS.mode, FLAGS.config, FLAGS.workdir
+    for name, modes in ONLY_FOR.items():
+        if FLAGS[name].present and mode not in modes:
+            raise UserError(
+                f"--{name} does nothing with --mode={mode}; it is for "
+                + " and ".join(f"--mode={other}" for other in modes)
+            )
     if not workdir and config is not None:
         workdir = f"runs/{config.name or config.dataset}"
     if config is None and mode in ("train", "import", "baselines"):

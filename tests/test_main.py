@@ -55,6 +55,14 @@ def srgnn(*arguments, cwd=ROOT):
         (["--mode=recommend", "--workdir=x"], "needs --sessions, a file, or -"),
         (["--mode=export", "--workdir=x"], "needs --output"),
         (["--mode=plot"], "needs --workdir"),
+        (
+            ["--mode=recommend", "--workdir=x", "--output=y"],
+            "--output does nothing with --mode=recommend; it is for --mode=export",
+        ),
+        (
+            [CLICK_LOG, "--noexclude_seen"],
+            "--exclude_seen does nothing with --mode=tra",
+        ),
         (["--mode=plot", "--workdir=x"], "x holds no results.json"),
     ],
 )
