@@ -26,6 +26,8 @@ from srgnn_jax.data.sessions import Examples, Sessions
 # Clicks of all prefixes that are scored at a time. Memory grows with their product with
 # the sessions sampled per prefix.
 MAX_CLICKS = 512
+# Pairs of items that Item-KNN counts at a time, or those of one item.
+MAX_PAIRS = 2**22
 # Scores whose relative difference is smaller are equal but for rounding.
 TIE = 1e-9
 
@@ -72,12 +74,18 @@ def target_ranks(
 
 
 def _batches(examples: Examples, max_clicks: int) -> Iterator[Examples]:
-    clicks = np.concatenate([[0], np.cumsum(examples.lengths, dtype=np.int64)])
-    start = 0
-    while start < len(examples):
-        end = np.searchsorted(clicks, clicks[start] + max_clicks, side="right") - 1
-        part = slice(start, max(int(end), start + 1))
+    for part in _parts(examples.lengths, max_clicks):
         yield Examples(examples.items, examples.starts[part], examples.lengths[part])
+
+
+def _parts(sizes: Int[np.ndarray, " R"], most: int) -> Iterator[slice]:
+    """Cuts rows into parts whose sizes add up to `most`, or of one row."""
+    before = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    start = 0
+    while start < len(sizes):
+        end = np.searchsorted(before, before[start] + most, side="right") - 1
+        part = slice(start, max(int(end), start + 1))
+        yield part
         start = part.stop
 
 
@@ -117,11 +125,16 @@ def pop(train: Sessions, num_items: int) -> Scorer:
       train: the training sessions.
       num_items: V, row 0 included.
     """
+    return pop_of_clicks(np.bincount(train.items, minlength=num_items))
+
+
+def pop_of_clicks(clicks: Int[np.ndarray, " V"]) -> Scorer:
+    """POP, from the clicks that each item has in training."""
 
     def score(examples):
-        return sparse.csr_array((len(examples), num_items))
+        return sparse.csr_array((len(examples), len(clicks)))
 
-    return Scorer(score, np.bincount(train.items, minlength=num_items))
+    return Scorer(score, clicks)
 
 
 def session_pop(train: Sessions, num_items: int) -> Scorer:
@@ -170,13 +183,19 @@ def item_knn(
     """
     session, item, _ = _last(*_all_clicks(train), num_items)
     contains = _matrix(np.ones(len(item)), session, item, (len(train), num_items))
-    both = sparse.csr_array(contains.T @ contains)
-    row = _rows(both)
-    support = both.diagonal() + regularization
-    both.data /= support[row] ** alpha * support[both.indices] ** (1 - alpha)
-    both.data[row == both.indices] = 0
-    both.eliminate_zeros()
-    return _of_last_click(_largest(both, neighbours))
+    sessions = sparse.csr_array(contains.T)
+    support = np.diff(sessions.indptr) + regularization
+    # Items that the sessions of each item hold, however often.
+    pairs = sessions.astype(np.int64) @ np.diff(contains.indptr)
+    near = [sparse.csr_array((0, num_items))]
+    for part in _parts(pairs, MAX_PAIRS):
+        both = sessions[part] @ contains
+        row = part.start + _rows(both)
+        both.data /= support[row] ** alpha * support[both.indices] ** (1 - alpha)
+        both.data[row == both.indices] = 0
+        both.eliminate_zeros()
+        near.append(_largest(both, neighbours))
+    return _of_last_click(sparse.csr_array(sparse.vstack(near)))
 
 
 def markov(train: Sessions, num_items: int) -> Scorer:

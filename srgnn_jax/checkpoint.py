@@ -39,7 +39,7 @@ from srgnn_jax.errors import UserError
 
 T = TypeVar("T")
 
-CHECKSUMS = "checksums.json"
+FOLDER, CHECKSUMS = "checkpoints", "checksums.json"
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,11 @@ class Progress:
             vocabulary=data.vocabulary.fingerprint(),
             num_items=data.vocabulary.num_items,
         )
+
+
+def is_single_run(workdir: pathlib.Path) -> bool:
+    """Tells whether a workdir is that of one run, not of several seeds, nor empty."""
+    return (workdir / FOLDER).is_dir()
 
 
 def make_workdir(workdir: str) -> pathlib.Path:
@@ -178,7 +183,7 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path):
         """Opens them; the folder is made by the first `save`."""
-        self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self._folder = pathlib.Path(workdir).absolute() / FOLDER
         self._policy = _KeepLatestAndBest()
         self._open: ocp.CheckpointManager | None = None
         self._saving = 0

@@ -6,7 +6,6 @@ Axes: E examples, C clicks, N parts of a batch, R rows of a part, K items of a l
 import collections
 import contextlib
 import functools
-import json
 import logging
 import math
 import pathlib
@@ -26,6 +25,7 @@ from srgnn_jax.checkpoint import (
     Checkpoints,
     Progress,
     check_same_run,
+    is_single_run,
     make_workdir,
 )
 from srgnn_jax.data import batches
@@ -316,7 +316,7 @@ def evaluate_workdir(
     """
     folder = pathlib.Path(workdir).expanduser()
     seeds = seed_folders(folder)
-    if seeds and not (folder / "checkpoints").is_dir():
+    if seeds:
         each = []
         for seed, path in seeds.items():
             parallel.say(f"\nseed {seed}")
@@ -326,9 +326,13 @@ def evaluate_workdir(
         return {name: float(np.mean([one[name] for one in each])) for name in each[0]}
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         progress = checkpoints.progress()
-        if config is None:
-            config = config_lib.from_dict(progress.config)
+        own = config_lib.from_dict(progress.config)
+        asked = config_lib.to_dict(own if config is None else config)
+        # Other list lengths join the run's own: its records lose nothing.
+        asked["ks"] = list(dict.fromkeys((*own.ks, *asked["ks"])))
+        config = config_lib.from_dict(asked)
         config_lib.validate(config)
+        config.ks = own.ks = tuple(sorted(config.ks))
         devices = config_lib.find_devices(config)
         with parallel.main_process_first():
             data = config_lib.load_data(config)
@@ -347,7 +351,7 @@ def evaluate_workdir(
             command = ""
             if (folder / results.FILE).exists():
                 command = results.read(folder / results.FILE)["command"]
-            results.record(folder, config, data, splits, command, run)
+            results.record(folder, own, data, splits, command, run)
         except UserError as error:
             log.warning("%s: what was found is only printed", error)
     return test
@@ -379,13 +383,13 @@ def evaluate_best(
 
 
 def seed_folders(folder: pathlib.Path) -> dict[int, pathlib.Path]:
-    """Finds the workdirs of the seeds of a run of several."""
+    """Finds the workdirs of the seeds of a run of several; none of a single run."""
     found = {}
     for path in folder.glob("seed_*"):
         seed = path.name.removeprefix("seed_")
         if seed.isdecimal() and path.is_dir():
             found[int(seed)] = path
-    return dict(sorted(found.items()))
+    return {} if is_single_run(folder) else dict(sorted(found.items()))
 
 
 def report_seeds(folder: pathlib.Path, seeds: Sequence[int]) -> None:
@@ -394,7 +398,7 @@ def report_seeds(folder: pathlib.Path, seeds: Sequence[int]) -> None:
         return
     each = [results.read(folder / f"seed_{s}" / results.FILE) for s in seeds]
     merged = results.merge(each)
-    results.write(folder, merged)
+    results.write(folder / results.FILE, merged)
     parallel.say("\n" + results.seeds_table(merged))
 
 
@@ -443,8 +447,6 @@ def evaluate_baselines(
         "test_examples": len(test),
         "test": reached,
     }
-    if parallel.is_main_process():
-        (folder / "baselines.json").write_text(json.dumps(record, indent=1) + "\n")
     held_out = len(splits.evaluated.get("valid", ()))
     parallel.say(
         "\n".join(
@@ -459,4 +461,6 @@ def evaluate_baselines(
             ]
         )
     )
+    if parallel.is_main_process():
+        results.write(folder / results.BASELINES_FILE, record)
     return reached

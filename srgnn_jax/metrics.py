@@ -36,6 +36,14 @@ def names(ks: Sequence[int]) -> list[str]:
     return [f"{metric}@{k}" for k in ks for metric in ("recall", "mrr", "ndcg")]
 
 
+def usual_k(ks: Sequence[int]) -> int:
+    """Returns the list length to show where there is room for one: the papers' 20.
+
+    Without it among `ks` it is the longest of them; without any it is 20 all the same.
+    """
+    return 20 if 20 in ks or not ks else max(ks)
+
+
 def means(rank: Int[np.ndarray, " E"], ks: Sequence[int]) -> dict[str, float]:
     """Returns the mean over the examples of every metric of `ranking_metrics`."""
     return {

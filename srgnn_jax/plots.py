@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from srgnn_jax import graph, parallel, recommend, results
+from srgnn_jax import graph, metrics, parallel, recommend, results
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import seed_folders
 
@@ -50,17 +50,19 @@ def plot_workdir(workdir: str) -> list[pathlib.Path]:
         )
     of_workdir = results.read(folder / results.FILE)
     runs = of_workdir["runs"]
-    ks = of_workdir["config"]["ks"]
-    k = 20 if 20 in ks else max(ks)
+    k = metrics.usual_k(of_workdir["config"]["ks"])
     folders = seed_folders(folder) or {runs[0]["seed"]: folder}
-    records = {
-        f"seed {run['seed']}": results.read_lines(
-            folders[run["seed"]] / "metrics.jsonl"
+    found = [run["seed"] for run in runs if run["seed"] in folders]
+    if not found:
+        raise UserError(
+            f"{folder} holds no folder of a seed that its {results.FILE} tells of; "
+            "make that anew by --mode=evaluate"
         )
-        for run in runs
-        if run["seed"] in folders
+    records = {
+        f"seed {seed}": results.read_lines(folders[seed] / "metrics.jsonl")
+        for seed in found
     }
-    recommender = recommend.Recommender.load(folders[runs[0]["seed"]])
+    recommender = recommend.Recommender.load(folders[found[0]])
     clicks = recommender.vocabulary.clicks
     figures = {
         "recall_over_k": recall_over_k(

@@ -9,12 +9,16 @@ from typing import NamedTuple
 
 
 class Figures(NamedTuple):
-    """One row of a published table; None where the paper has no number."""
+    """One row of a published table: recall@20 and mrr@20 in percent."""
 
     model: str
-    recall: float | None
-    mrr: float | None
+    recall: float
+    mrr: float
     source: str
+
+
+# The length of the lists.
+PUBLISHED_K = 20
 
 
 WU = "Wu et al. 2019, table 2"

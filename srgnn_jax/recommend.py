@@ -31,8 +31,8 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from srgnn_jax import baselines, graph, item_table, metrics, parallel
 from srgnn_jax import config as config_lib
-from srgnn_jax import graph, item_table, parallel
 from srgnn_jax.checkpoint import Checkpoints, Progress
 from srgnn_jax.data.click_log import (
     Columns,
@@ -591,6 +591,12 @@ def evaluate_sessions(
     )
     evaluate = make_evaluator(config, recommender.model, examples, devices)
     means = evaluate(recommender.params)
+    columns = {"SR-GNN": means}
+    clicks = recommender.vocabulary.clicks
+    if clicks is not None:
+        popular = baselines.pop_of_clicks(np.append(0, clicks))
+        ranks = baselines.target_ranks(popular, examples)
+        columns["POP"] = metrics.means(ranks, config.ks)
     lines = [
         "",
         f"step {step} on {log_file}",
@@ -598,7 +604,7 @@ def evaluate_sessions(
         f"{np.count_nonzero(rows == 0):,} on unknown items are dropped; "
         f"{len(examples):,} examples",
         "",
-        *metric_table(config.ks, {"SR-GNN": means}),
+        *metric_table(config.ks, columns),
     ]
     parallel.say("\n".join(lines))
     return means

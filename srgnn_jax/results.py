@@ -11,10 +11,10 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any
 
 import jax
@@ -27,13 +27,18 @@ from srgnn_jax import breakdown, metrics
 from srgnn_jax import config as config_lib
 from srgnn_jax.checkpoint import Progress
 from srgnn_jax.configs import default
-from srgnn_jax.data.prepared import PreparedData
+from srgnn_jax.data.prepared import PUBLISHED_COUNTS, PreparedData, data_name
 from srgnn_jax.errors import UserError
-from srgnn_jax.published import PUBLISHED
+from srgnn_jax.published import PUBLISHED, PUBLISHED_K
 
 Results = dict[str, Any]
 
 FILE, BASELINES_FILE = "results.json", "baselines.json"
+# What each of the two holds at least.
+_KEYS = (
+    {"config", "data", "mean", "protocol", "runs", "standard_deviation"},
+    {"data", "dataset", "test", "test_examples", "train_sessions"},
+)
 # By `config.select_on`: what chooses the epoch, and what becomes of test.
 SPLITS = {"valid": "validation", "test": "test", "last": "no split: the last"}
 TEST = {
@@ -41,23 +46,32 @@ TEST = {
     "test": "evaluated every epoch, and it chose the epoch",
     "last": "evaluated once, after the last epoch",
 }
+# By what `summary` tells of beside test: the label of its row.
+OTHER_ROWS = {
+    "test_each_best": "the same, each metric at its best",
+    "valid": "the same, on validation",
+}
 TITLES = {
     "diginetica": "Diginetica",
     "yoochoose_1_64": "Yoochoose 1/64",
     "yoochoose_1_4": "Yoochoose 1/4",
     "synthetic": "Made clicks",
 }
-# Flags that say where things lie or what is shown, and what stands in a record instead
-# of their values; None: nothing does.
+# Flags that say where things lie, and what stands in a record instead of their values;
+# None: nothing does.
 PLACES = {
     "workdir": None,
     "config.prepared_dir": None,
-    "config.progress": None,
     "config.data_dir": "DIR",
 }
 _FIELDS_OF_PLACES = frozenset({"data_dir", "prepared_dir"})
-# A run's seed and protocol have columns of their own.
-_FIELDS_OF_COLUMNS = frozenset({"runs", "seed", "select_on"})
+# What the label of a run leaves out: what changes no number, and what its section, its
+# other columns and the counts of its data say.
+_NOT_IN_LABELS = (
+    config_lib.MAY_DIFFER_IN_EVALUATION
+    | _FIELDS_OF_PLACES
+    | {"dataset", "runs", "seed", "select_on", *config_lib.PREPARATION_FIELDS}
+)
 
 
 def how_chosen(select_on: str, select_by: str) -> str:
@@ -72,21 +86,17 @@ def how_chosen(select_on: str, select_by: str) -> str:
 def portable_command(arguments: Sequence[str]) -> str:
     """Returns the command line of `srgnn_jax.main` without what is one machine's."""
     kept = []
-    places = iter(arguments)
-    for argument in places:
+    rest = iter(arguments)
+    for argument in rest:
         name, equals, _ = argument.lstrip("-").partition("=")
         if name in PLACES:
             if not equals:
-                next(places, None)
-            argument = f"--{name}={PLACES[name]}" if PLACES[name] else ""
-        kept.append(argument)
-    return " ".join(["python -m srgnn_jax.main", *filter(None, kept)])
-
-
-def data_name(dataset: str, train_fraction: float | int) -> str:
-    """Names the data, with the fraction of training that is used: yoochoose_1_64."""
-    part = Fraction(train_fraction).limit_denominator(1000)
-    return dataset if part == 1 else f"{dataset}_{part.numerator}_{part.denominator}"
+                next(rest, None)
+            if PLACES[name]:
+                kept.append(f"--{name}={PLACES[name]}")
+        elif name.removeprefix("no") != "config.progress":
+            kept.append(argument)
+    return shlex.join(["python", "-m", "srgnn_jax.main", *kept])
 
 
 def of_run(
@@ -180,7 +190,7 @@ def collect(
 def summary(runs: Sequence[Results]) -> Results:
     """Returns mean and standard deviation of the metrics over the seeds."""
     found: Results = {"mean": {}, "standard_deviation": {}}
-    for split in ("test", "test_each_best", "valid"):
+    for split in ("test", *OTHER_ROWS):
         each = [run[split] for run in runs if run.get(split)]
         values = {name: [one[name] for one in each] for name in (each or [{}])[0]}
         found["mean"][split] = {k: statistics.fmean(v) for k, v in values.items()}
@@ -197,14 +207,14 @@ def merge(several: Sequence[Results]) -> Results:
     return {**several[0], "config": config, **summary(runs), "runs": runs}
 
 
-def write(folder: pathlib.Path, results: Results) -> None:
-    """Writes results.json, as a whole or not at all."""
-    unfinished = folder / (FILE + ".unfinished")
+def write(path: pathlib.Path, results: Results) -> None:
+    """Writes a results.json or a baselines.json, as a whole or not at all."""
+    unfinished = path.with_name(path.name + ".unfinished")
     try:
         unfinished.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(folder / FILE)
+        unfinished.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {folder / FILE} ({error.strerror})") from error
+        raise UserError(f"cannot write {path} ({error.strerror})") from error
 
 
 def record(
@@ -228,10 +238,10 @@ def record(
     records = read_lines(folder / "metrics.jsonl")
     seconds = train_seconds(records, len(splits.train))
     counts = {**data.counts, **splits.counts}
-    run = {**run, "train_seconds": seconds}
+    run = {**run, "by_epoch": by_epoch(records), "train_seconds": seconds}
     if config.select_on == "test":
-        run["test_each_best"] = each_best(records)
-    write(folder, collect(config, data.fingerprint, counts, command, [run]))
+        run["test_each_best"] = each_best(run["by_epoch"])
+    write(folder / FILE, collect(config, data.fingerprint, counts, command, [run]))
 
 
 def train_seconds(records: Sequence[Results], examples: int) -> float:
@@ -250,16 +260,32 @@ def train_seconds(records: Sequence[Results], examples: int) -> float:
     return len(epochs) * examples / statistics.harmonic_mean(known) if known else 0.0
 
 
-def each_best(records: Sequence[Results]) -> dict[str, float]:
+def by_epoch(records: Sequence[Results]) -> list[Results]:
+    """Returns the records of the epochs, without what depends on the clock.
+
+    Args:
+      records: lines of a run's metrics.jsonl.
+    """
+    return [
+        {key: value for key, value in record.items() if "second" not in key}
+        for record in records
+        if "epoch" in record
+    ]
+
+
+def each_best(epochs: Sequence[Results]) -> dict[str, float]:
     """Returns the best of each test metric over the epochs of a run.
 
     The papers' codes report these, which belong to no single epoch.
+
+    Args:
+      epochs: see `by_epoch`.
     """
     best: dict[str, float] = {}
-    for record in records:
-        for key, value in record.items():
+    for epoch in epochs:
+        for key, value in epoch.items():
             split, _, name = key.partition("/")
-            if split == "test" and "@" in name:
+            if split == "test":
                 best[name] = max(value, best.get(name, 0.0))
     return best
 
@@ -279,9 +305,10 @@ def read(path: pathlib.Path) -> Results:
         raise UserError(f"cannot read {path} ({error.strerror})") from error
     except ValueError as error:
         raise UserError(f"{path} is no JSON file ({error})") from error
-    if not isinstance(found, dict) or not {"runs", "test"} & found.keys():
-        raise UserError(f"{path} is neither a {FILE} nor a {BASELINES_FILE} of a run")
-    return found
+    for holds in _KEYS:
+        if isinstance(found, dict) and holds <= found.keys():
+            return found
+    raise UserError(f"{path} is neither a {FILE} nor a {BASELINES_FILE} of a run")
 
 
 def _percent(mean: float | None, deviation: float | None = None) -> str:
@@ -291,13 +318,10 @@ def _percent(mean: float | None, deviation: float | None = None) -> str:
     return text if deviation is None else f"{text} ± {100 * deviation:.2f}"
 
 
-def _means(results: Results, split: str) -> list[str]:
-    """Renders recall@20 and mrr@20 of all seeds."""
+def _means(results: Results, split: str, shown: Sequence[str]) -> list[str]:
+    """Renders some metrics of all seeds."""
     means, deviations = results["mean"][split], results["standard_deviation"][split]
-    return [
-        _percent(means.get(metric), deviations.get(metric))
-        for metric in ("recall@20", "mrr@20")
-    ]
+    return [_percent(means.get(name), deviations.get(name)) for name in shown]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -324,13 +348,10 @@ def seeds_table(results: Results) -> str:
 def _changes(results: Results) -> dict[str, Any]:
     """Returns the fields of a config that change numbers and are not the default's."""
     usual = config_lib.to_dict(default.get_config())
-    left_out = config_lib.MAY_DIFFER_IN_EVALUATION | (
-        _FIELDS_OF_PLACES | _FIELDS_OF_COLUMNS
-    )
     return {
         field: value
         for field, value in results["config"].items()
-        if field not in left_out and usual.get(field, value) != value
+        if field not in _NOT_IN_LABELS and usual.get(field, value) != value
     }
 
 
@@ -350,11 +371,11 @@ def document(stored: Sequence[Results]) -> str:
     lines = [
         "# Results",
         "",
-        "Recall@20 (the papers' P@20) and MRR@20 on test, in percent; for several "
-        "seeds the mean ± the standard deviation. One epoch of a run serves all "
-        "metrics, and each row says which split chose it, if any did; below stands, "
-        "where that was test, what the papers' codes print: each metric at its own "
-        "best epoch. "
+        "Recall (the papers' P@20) and MRR on test, in percent; for several seeds the "
+        "mean ± the standard deviation. One epoch of a run serves all metrics, and "
+        "each row says which split chose it, if any did. Where that was test, what the "
+        "papers' codes print stands below: each metric at its own best epoch; where it "
+        "was validation, what that epoch reached there. "
         "Published figures of models other than SR-GNN are quoted at second hand. "
         "Written by",
         "",
@@ -382,64 +403,85 @@ def _section(
         return len(changes), results["protocol"]["select_on"], results["name"]
 
     ours = sorted(ours, key=place)
-    usual = _changes(ours[0]) if ours else {}
+    k = metrics.usual_k([k for results in ours for k in results["config"]["ks"]])
+    shown = [f"recall@{k}", f"mrr@{k}"]
     rows, details = [], []
     for results in ours:
-        changes = _changes(results)
-        both = sorted(usual.keys() | changes.keys())
-        differs = [
-            f"{field}={results['config'].get(field)}"
-            for field in both
-            if changes.get(field) != usual.get(field)
-        ]
+        changes = [f"{field}={value}" for field, value in _changes(results).items()]
+        label = ", ".join(["SR-GNN", *changes])
+        split = SPLITS[results["protocol"]["select_on"]]
         runs = results["runs"]
-        label = ", ".join(["SR-GNN", *differs])
-        select_on = SPLITS[results["protocol"]["select_on"]]
-        epochs = ", ".join(str(run["best_epoch"]) for run in runs)
-        took = _minutes([run.get("train_seconds") for run in runs])
-        seeds = [select_on, str(len(runs))]
-        numbers = _means(results, "test")
-        rows.append([f"**{label}**, this code", *seeds, *numbers, epochs, took])
-        if results["mean"].get("test_each_best"):
-            numbers = _means(results, "test_each_best")
-            rows.append(["the same, each metric at its best", *seeds, *numbers, "", ""])
-        details += _details(f"{label}, epoch chosen on {select_on}", results)
-    rows += _rows_beside(name, baselines)
+        about = [split, str(len(runs))]
+        epochs = [f"{run['best_epoch']} of {run['epochs']}" for run in runs]
+        rows.append(
+            [
+                f"**{label}**, this code",
+                *about,
+                *_means(results, "test", shown),
+                ", ".join(epochs[:1] if len(set(epochs)) == 1 else epochs),
+                _minutes([run.get("train_seconds") for run in runs]),
+            ]
+        )
+        for other, said in OTHER_ROWS.items():
+            if results["mean"].get(other):
+                rows.append([said, *about, *_means(results, other, shown), "", ""])
+        details += _details(f"{label}, epoch chosen on {split}", results, shown)
+    rows += _rows_of_baselines(baselines, shown)
+    counts = ours[0]["data"]["counts"] if ours else {}
+    if _is_published(name, ours, baselines) and k == PUBLISHED_K:
+        rows += [
+            [
+                f"{figures.model}, {figures.source}",
+                *("", ""),
+                *(f"{value:.2f}" for value in (figures.recall, figures.mrr)),
+                *("", ""),
+            ]
+            for figures in PUBLISHED[name]
+        ]
     for found in baselines:
         command = found.get("command", "")
         details += ["", "Baselines:"] + ["", f"    {command}"] * bool(command)
-    header = ["", "epoch chosen on", "seeds", "recall@20", "mrr@20", "epoch"]
-    counts = ours[0]["data"]["counts"] if ours else {}
-    shown = [
+    counted = [
         f"{counts[key]:,} {key.replace('_', ' ')}"
         for key in ("train_examples", "test_examples", "items")
         if key in counts
     ]
+    header = ["", "epoch chosen on", "seeds", *shown, "epoch", "training, a seed"]
     return [
         "",
         f"## {TITLES.get(name, name)}",
-        *(["", ", ".join(shown) + "."] if shown else []),
+        *(["", ", ".join(counted) + "."] if counted else []),
         "",
-        *_table([*header, "training, a seed"], rows),
+        *_table(header, rows),
         *details,
     ]
 
 
-def _rows_beside(name: str, baselines: Sequence[Results]) -> list[list[str]]:
-    """Renders what stands beside the runs: baselines, and what others published."""
-    rows = []
-    for found in baselines:
-        for method, values in found["test"].items():
-            numbers = [_percent(values.get(m)) for m in ("recall@20", "mrr@20")]
-            took = _minutes([values.get("seconds")])
-            rows.append([f"{method}, this code", "", "", *numbers, "", took])
-    for figures in PUBLISHED.get(name, ()):
-        numbers = [
-            "" if value is None else f"{value:.2f}"
-            for value in (figures.recall, figures.mrr)
+def _is_published(
+    name: str, ours: Sequence[Results], baselines: Sequence[Results]
+) -> bool:
+    """Tells whether a data set has the counts of the published preprocessing."""
+    counts = [results["data"]["counts"]["test_examples"] for results in ours]
+    counts += [found["test_examples"] for found in baselines]
+    published = PUBLISHED_COUNTS.get(name, {}).get("test_examples")
+    return name in PUBLISHED and set(counts) == {published}
+
+
+def _rows_of_baselines(
+    baselines: Sequence[Results], shown: Sequence[str]
+) -> list[list[str]]:
+    """Renders the baselines."""
+    return [
+        [
+            f"{method}, learnt from {found['train_sessions']:,} sessions, this code",
+            *("", ""),
+            *(_percent(values.get(metric)) for metric in shown),
+            "",
+            _minutes([values.get("seconds")]),
         ]
-        rows.append([f"{figures.model}, {figures.source}", "", "", *numbers, "", ""])
-    return rows
+        for found in baselines
+        for method, values in found["test"].items()
+    ]
 
 
 def _minutes(seconds: Sequence[float | None]) -> str:
@@ -450,7 +492,7 @@ def _minutes(seconds: Sequence[float | None]) -> str:
     return f"{mean / 60:.0f} min" if mean >= 90 else f"{mean:.0f} s"
 
 
-def _details(label: str, results: Results) -> list[str]:
+def _details(label: str, results: Results, shown: Sequence[str]) -> list[str]:
     """Renders what a row of the table was made by, and its breakdown."""
     runs = results["runs"]
     machine, versions = results["machine"], results["versions"]
@@ -469,7 +511,7 @@ def _details(label: str, results: Results) -> list[str]:
                 "all examples" if trait == "all" else f"{trait}: {group}",
                 f"{100 * one['examples'] / size:.1f}%",
             ]
-            for metric in ("recall@20", "mrr@20"):
+            for metric in shown:
                 if metric in one:
                     mean = statistics.fmean(values[metric] for values in each)
                     low, high = one["interval"][metric]
@@ -490,7 +532,7 @@ def _details(label: str, results: Results) -> list[str]:
         f"{lists['popularity']:,.1f} clicks in training on average.",
         "Intervals are by bootstrap over sessions.",
         "",
-        *_table(["", "of test", "recall@20", interval, "mrr@20", interval], rows),
+        *_table(["", "of test", shown[0], interval, shown[1], interval], rows),
     ]
 
 

@@ -27,6 +27,7 @@ from srgnn_jax.checkpoint import (
     Checkpoints,
     Progress,
     check_same_run,
+    is_single_run,
     make_workdir,
     only_run,
 )
@@ -226,12 +227,12 @@ def _train_in(
     command: str,
 ) -> TrainState | None:
     """Trains in a workdir that no other run uses."""
+    if seed_folders(folder):
+        raise UserError(
+            f"{folder} holds the runs of several seeds; set config.runs, or choose "
+            "another --workdir"
+        )
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        if seed_folders(folder):
-            raise UserError(
-                f"{folder} holds the runs of several seeds; set config.runs, or choose "
-                "another --workdir"
-            )
         start, stored = Progress.at_start(config, data), None
         if checkpoints.latest_step() is not None:
             # Before anything is written into what may be another run's workdir.
@@ -273,7 +274,7 @@ def _train_in(
 def _train_several(config: ConfigDict, workdir: str, command: str) -> TrainState | None:
     """Trains `config.runs` seeds one after another, and joins their results."""
     folder = make_workdir(workdir)
-    if (folder / "checkpoints").is_dir():
+    if is_single_run(folder):
         raise UserError(
             f"{folder} holds a single run; several need another --workdir, in which "
             "each has a folder of its own"

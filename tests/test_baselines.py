@@ -16,6 +16,7 @@ from srgnn_jax import config as config_lib
 from srgnn_jax.baselines import target_ranks
 from srgnn_jax.configs import diginetica, yoochoose
 from srgnn_jax.data.sessions import Examples, Sessions
+from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import evaluate_baselines
 from tests.test_main import CLICK_LOG, ROOT, srgnn
 from tests.tiny import tiny_config
@@ -152,6 +153,15 @@ def test_ranks_do_not_depend_on_the_batch(name):
         assert (target_ranks(scorer(name), examples, max_clicks) == ranks).all()
 
 
+def test_similarities_do_not_depend_on_how_many_are_counted_at_a_time(monkeypatch):
+    train, examples = Sessions.from_lists(TRAIN), TEST.examples()
+    expected = baselines.item_knn(train, V, neighbours=K).score(examples).toarray()
+    for most in (1, 40):
+        monkeypatch.setattr(baselines, "MAX_PAIRS", most)
+        found = baselines.item_knn(train, V, neighbours=K).score(examples).toarray()
+        assert (found == expected).all()
+
+
 @pytest.mark.parametrize("name", baselines.METHODS)
 def test_scores_know_the_prefix_alone(name):
     examples = TEST.examples()
@@ -252,6 +262,13 @@ def test_they_learn_from_what_a_training_learns_from(tmp_path, capsys, select_on
     assert ("held out" in table) == (select_on == "valid")
 
 
+def test_what_cannot_be_written_is_printed(tmp_path, capsys):
+    (tmp_path / "run" / "baselines.json").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"cannot write .*baselines\.json"):
+        evaluate_baselines(tiny_config(tmp_path), str(tmp_path / "run"))
+    assert "V-SKNN" in capsys.readouterr().out
+
+
 def test_the_mode(tmp_path):
     config = tiny_config(tmp_path)
     done = srgnn(
@@ -299,5 +316,5 @@ def test_published_figures_are_reached(tmp_path, config, folder, published):
             splits.train_sessions, data.vocabulary.num_items
         )
         means = metrics.means(target_ranks(learnt, splits.evaluated["test"]), (20,))
-        assert 100 * means["recall@20"] == pytest.approx(recall, abs=1.5), name
-        assert 100 * means["mrr@20"] == pytest.approx(mrr, abs=1.5), name
+        assert 100 * means["recall@20"] == pytest.approx(recall, rel=0.1), name
+        assert 100 * means["mrr@20"] == pytest.approx(mrr, rel=0.1), name

@@ -18,7 +18,7 @@ from srgnn_jax import exported
 from srgnn_jax.data import prepared as prepared_module
 from srgnn_jax.data.datasets import ClickLog, SrgnnPickles
 from srgnn_jax.data.datasets.builder import PreparationConfig
-from srgnn_jax.data.prepared import PUBLISHED, load_prepared
+from srgnn_jax.data.prepared import PUBLISHED_COUNTS, load_prepared
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.torch_file import read_torch_file
@@ -492,7 +492,7 @@ def test_settings_that_other_readers_ignore_are_refused(tmp_path):
 def test_pickles_of_another_fraction_are_refused(tmp_path, monkeypatch):
     write_pickles(tmp_path)
     counts = {"train_examples": 3, "clicks": 10}
-    monkeypatch.setitem(PUBLISHED, "yoochoose_1_4", counts)
+    monkeypatch.setitem(PUBLISHED_COUNTS, "yoochoose_1_4", counts)
 
     def read(fraction):
         return load_prepared(

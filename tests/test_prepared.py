@@ -13,7 +13,7 @@ import pytest
 
 from srgnn_jax.data import prepared as prepared_module
 from srgnn_jax.data.datasets import ClickLog, Diginetica, SrgnnPickles, Yoochoose
-from srgnn_jax.data.prepared import PUBLISHED, counts_table, load_prepared
+from srgnn_jax.data.prepared import PUBLISHED_COUNTS, counts_table, load_prepared
 from srgnn_jax.errors import UserError
 from tests.tiny import write_log
 
@@ -479,7 +479,7 @@ def test_published_counts_go_with_their_data_set(
     write_pickles(tmp_path / "data")
     settings = {"train_fraction": fraction} if dataset == "yoochoose" else {}
     prepared = load(tmp_path, dataset, test_days=1.0, **settings)
-    assert prepared.published == PUBLISHED.get(published, {})
+    assert prepared.published == PUBLISHED_COUNTS.get(published, {})
     assert set(prepared.published) <= set(prepared.counts)
 
 

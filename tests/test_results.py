@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -159,13 +160,14 @@ def test_the_best_of_each_metric_may_be_of_no_single_epoch(tmp_path):
         {"step": 9, "epoch": 1, "test/recall@20": 0.5, "test/mrr@20": 0.1},
         {"step": 18, "epoch": 2, "test/recall@20": 0.4, "test/mrr@20": 0.2},
         {"step": 27, "epoch": 3, "test/mrr@20": 0.15, "test/examples_per_second": 7.0},
+        {"step": 30, "test/mrr@20": 0.3},
     ]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert results.each_best(results.read_lines(path)) == {
-        "recall@20": 0.5,
-        "mrr@20": 0.2,
-    }
+    epochs = results.by_epoch(results.read_lines(path))
+    assert epochs[:2] == lines[1:3]
+    assert epochs[2] == {"step": 27, "epoch": 3, "test/mrr@20": 0.15}
+    assert results.each_best(epochs) == {"recall@20": 0.5, "mrr@20": 0.2}
 
 
 def test_plots_of_a_workdir_are_written(folder):
@@ -178,6 +180,13 @@ def test_plots_of_a_workdir_are_written(folder):
         assert path.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match=r"holds no results\.json"):
         plot_workdir(str(folder))
+
+
+def test_plots_need_the_folder_of_a_seed(tmp_path, folder):
+    shutil.copy(folder / "first" / results.FILE, tmp_path)
+    (tmp_path / "seed_9").mkdir()
+    with pytest.raises(UserError, match="no folder of a seed"):
+        plot_workdir(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -200,22 +209,25 @@ def test_commands_are_kept_without_places():
     arguments = [
         *("--config=configs/diginetica.py", "--config.data_dir=/home/me/data"),
         *("--workdir", "/tmp/run", "--config.runs=3", "--config.prepared_dir=/x"),
-        "--config.progress=False",
+        *("--config.progress=False", "--config.ks=(5, 20)", "--noconfig.progress"),
+        *("--config.progress", "--config.seed=1"),
     ]
     assert results.portable_command(arguments) == (
         "python -m srgnn_jax.main --config=configs/diginetica.py "
-        "--config.data_dir=DIR --config.runs=3"
+        "--config.data_dir=DIR --config.runs=3 '--config.ks=(5, 20)' --config.seed=1"
     )
 
 
-def test_data_is_named_with_its_fraction():
-    assert results.data_name("yoochoose", 1 / 64) == "yoochoose_1_64"
-    assert results.data_name("diginetica", 1.0) == "diginetica"
+def table_rows(text):
+    """Returns the rows of a document's first table, without its header."""
+    _, header_and_rows = text.split("\n\n| ", 1)
+    return header_and_rows.split("\n\n")[0].splitlines()[2:]
 
 
 def test_a_document_holds_runs_ablations_baselines_and_published_figures(folder):
     ours = results.read(folder / "first" / results.FILE)
     ours["data"]["name"] = "diginetica"
+    ours["data"]["counts"]["test_examples"] = 60_858
     ablation = copy.deepcopy(ours)
     ablation["config"]["step"] = 3
     ablation["config"]["a_field_of_another_version"] = 1
@@ -224,35 +236,60 @@ def test_a_document_holds_runs_ablations_baselines_and_published_figures(folder)
     baselines = {
         "dataset": "diginetica",
         "data": ours["data"]["fingerprint"],
+        "train_sessions": 1_234,
+        "test_examples": 60_858,
         "test": {"Item-KNN": {"recall@20": 0.3641, "mrr@20": 0.12, "seconds": 7.0}},
     }
     stored = [baselines, ablation, ours, on_test]
     text = results.document(stored)
     assert text == results.document(stored[::-1])
-    rows = [line for line in text.splitlines() if line.startswith("| ")]
-    mean, deviation = (
-        100 * ours[key]["test"]["mrr@20"] for key in ("mean", "standard_deviation")
-    )
-    labels = [row.split(" | ")[:2] for row in rows[1:5]]
-    assert labels[1:] == [
-        ["| **SR-GNN**, this code", "test"],
-        ["| **SR-GNN**, this code", "validation"],
-        ["| **SR-GNN, step=3**, this code", "validation"],
+    rows = table_rows(text)
+    # Fields of this data set's config that are not the default's.
+    label = "SR-GNN, batch_size=32, embedding_size=8, learning_rate=0.01"
+    assert [row.split(" | ")[:2] for row in rows[:5]] == [
+        [f"| **{label}**, this code", "test"],
+        ["| the same, on validation", "test"],
+        [f"| **{label}**, this code", "validation"],
+        ["| the same, on validation", "validation"],
+        [f"| **{label}, step=3**, this code", "validation"],
     ]
-    assert f"| {mean:.2f} ± {deviation:.2f} |" in rows[2]
-    assert "| Item-KNN, this code |  |  | 36.41 | 12.00 |  | 7 s |" in text
-    assert "| SR-GNN, Wu et al. 2019, table 2 |  |  | 50.73 | 17.59 |  |  |" in text
+    for row, split in zip(rows[2:4], ("test", "valid"), strict=True):
+        mean, deviation = (
+            100 * ours[key][split]["mrr@20"] for key in ("mean", "standard_deviation")
+        )
+        assert f"| {mean:.2f} ± {deviation:.2f} |" in row
+    assert "| 2 of 2 |" in rows[2]
+    method = "Item-KNN, learnt from 1,234 sessions, this code"
+    assert f"| {method} |  |  | 36.41 | 12.00 |  | 7 s |" in rows
+    assert "| SR-GNN, Wu et al. 2019, table 2 |  |  | 50.73 | 17.59 |  |  |" in rows
     assert text.count(f"    {COMMAND}\n") == 3
     assert "length: at most 5" in text
+    # Other test examples than the published ones are another preparation.
+    baselines["test_examples"] -= 1
+    assert "Wu et al. 2019" not in results.document([ours, baselines])
+
+
+def test_a_run_alone_is_told_with_its_settings_and_its_list_length(folder):
+    ours = results.read(folder / "first" / results.FILE)
+    ours["config"]["normalize"] = True
+    ours["config"]["ks"] = [5]
+    text = results.document([ours])
+    (row, _) = table_rows(text)
+    assert "normalize=True**" in row
+    assert f"| {100 * ours['mean']['test']['recall@5']:.2f} ± " in row
+    assert "| recall@5 | mrr@5 |" in text
+    assert "@20" not in text.split("## ", 2)[1]
 
 
 def test_what_is_no_result_is_named(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "other.json").write_text("[1]")
+    (tmp_path / "half.json").write_text('{"test": {"POP": {}}}')
     for name, message in (
         ("nowhere.json", "cannot read"),
         ("broken.json", "is no JSON file"),
         ("other.json", "is neither"),
+        ("half.json", "is neither"),
         ("", "holds neither results.json nor baselines.json"),
     ):
         with pytest.raises(UserError, match=message):

@@ -156,7 +156,8 @@ def test_evaluation_prints_the_numbers_of_training(config, tmp_path, capsys, sel
 def test_a_run_can_be_evaluated_for_other_list_lengths(config, tmp_path, capsys):
     train_and_evaluate(config, str(tmp_path / "run"))
     before = results.read(tmp_path / "run" / results.FILE)
-    config.ks = (1, 20)
+    # The new ones join those of the run; what else is asked is not the run's.
+    config.ks, config.epochs = (1,), 9
     capsys.readouterr()
     metrics = evaluate_workdir(str(tmp_path / "run"), config)
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -166,8 +167,9 @@ def test_a_run_can_be_evaluated_for_other_list_lengths(config, tmp_path, capsys)
     assert [len(first), len(both)] == [3, 4]
     after = results.read(tmp_path / "run" / results.FILE)
     assert after["runs"][0]["test"].keys() == {
-        f"{name}@{k}" for name in ("recall", "mrr", "ndcg") for k in (1, 20)
+        f"{name}@{k}" for name in ("recall", "mrr", "ndcg") for k in (1, 5, 10, 20)
     }
+    assert after["config"] == {**before["config"], "ks": [1, 5, 10, 20]}
     assert metrics["recall@1"] == after["runs"][0]["test_recall_curve"][0]
     assert metrics["mrr@20"] == before["mean"]["test"]["mrr@20"]
     with pytest.raises(UserError, match=r"config\.ks"):

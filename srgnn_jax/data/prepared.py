@@ -24,6 +24,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ SETTLED_NANOSECONDS = 3_000_000_000
 log = logging.getLogger(__name__)
 
 # Counts of Wu et al. 2019, table 1.
-PUBLISHED: dict[str, dict[str, int | float]] = {
+PUBLISHED_COUNTS: dict[str, dict[str, int | float]] = {
     "diginetica": {
         "clicks": 982_961,
         "train_examples": 719_470,
@@ -62,6 +63,12 @@ PUBLISHED: dict[str, dict[str, int | float]] = {
         "average_length": 5.71,
     },
 }
+
+
+def data_name(dataset: str, train_fraction: float | int) -> str:
+    """Names the data, with the fraction of training that is used: yoochoose_1_64."""
+    part = Fraction(train_fraction).limit_denominator(1000)
+    return dataset if part == 1 else f"{dataset}_{part.numerator}_{part.denominator}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,10 +114,7 @@ def load_prepared(
       UserError: a name is unknown, the source is missing or malformed, prepared_dir
         cannot be written, or the disk is full.
     """
-    published = dataset
-    if dataset == "yoochoose":
-        fraction = settings.get("train_fraction", 1.0)
-        published += {1 / 64: "_1_64", 1 / 4: "_1_4"}.get(fraction, "")
+    name = data_name(dataset, settings.get("train_fraction", 1.0))
     about = dataset, data_dir, prepared_dir, settings
     try:
         data = _load(*about)
@@ -121,14 +125,14 @@ def load_prepared(
         except OSError as refused:
             raise UserError(f"{error}, and cannot be removed ({refused})") from error
         data = _load(*about)
-    _check_fraction(data.counts, published, data_dir)
+    _check_fraction(data.counts, name, data_dir)
     if dataset == "recbole_inter" and data.validation is None:
         log.warning(
             "no user in %s has the four clicks that leave one to validate on: the last "
             "training sessions are held out instead",
             data_dir,
         )
-    return dataclasses.replace(data, published=PUBLISHED.get(published, {}))
+    return dataclasses.replace(data, published=PUBLISHED_COUNTS.get(name, {}))
 
 
 def _load(
@@ -151,18 +155,20 @@ def _load(
 
 
 def _check_fraction(
-    counts: Mapping[str, int | float], published: str, data_dir: pathlib.Path
+    counts: Mapping[str, int | float], name: str, data_dir: pathlib.Path
 ) -> None:
     """Refuses the pickles of one fraction of Yoochoose under the name of the other."""
-    for other in PUBLISHED.keys() - {published}:
-        if published in PUBLISHED and "yoochoose" in published and "yoochoose" in other:
-            ratio = counts["train_examples"] / PUBLISHED[other]["train_examples"]
-            if abs(ratio - 1) < 0.01:
-                raise UserError(
-                    f"config.data_dir = {str(data_dir)!r} holds {other}, not "
-                    f"{published}: it has {counts['train_examples']:,} training "
-                    f"examples; use --config=configs/yoochoose.py:{other[10:]}"
-                )
+    prefix = "yoochoose_"
+    if name not in PUBLISHED_COUNTS or not name.startswith(prefix):
+        return
+    for other in PUBLISHED_COUNTS.keys() - {name}:
+        ratio = counts["train_examples"] / PUBLISHED_COUNTS[other]["train_examples"]
+        if other.startswith(prefix) and abs(ratio - 1) < 0.01:
+            raise UserError(
+                f"config.data_dir = {str(data_dir)!r} holds {other}, not {name}: it "
+                f"has {counts['train_examples']:,} training examples; use "
+                f"--config=configs/yoochoose.py:{other.removeprefix(prefix)}"
+            )
 
 
 def _look(
