@@ -592,9 +592,9 @@ def evaluate_sessions(
     evaluate = make_evaluator(config, recommender.model, examples, devices)
     means = evaluate(recommender.params)
     columns = {"SR-GNN": means}
-    clicks = recommender.vocabulary.clicks
-    if clicks is not None:
-        popular = baselines.pop_of_clicks(np.append(0, clicks))
+    trained = recommender.vocabulary.clicks
+    if trained is not None:
+        popular = baselines.pop_of_clicks(np.append(0, trained))
         ranks = baselines.target_ranks(popular, examples)
         columns["POP"] = metrics.means(ranks, config.ks)
     lines = [
