@@ -533,7 +533,35 @@ def _details(label: str, results: Results, shown: Sequence[str]) -> list[str]:
         "Intervals are by bootstrap over sessions.",
         "",
         *_table(["", "of test", shown[0], interval, shown[1], interval], rows),
+        *_by_epoch_table(results, shown),
     ]
+
+
+def _by_epoch_table(results: Results, shown: Sequence[str]) -> list[str]:
+    """Renders loss and metrics of every epoch, where they are recorded."""
+    epochs: dict[int, list[Results]] = {}
+    for run in results["runs"]:
+        for record in run.get("by_epoch", ()):
+            epochs.setdefault(record["epoch"], []).append(record)
+    if not epochs:
+        return []
+    split = results["protocol"]["select_on"]
+    columns = [] if split == "last" else [f"{split}/{metric}" for metric in shown]
+
+    def mean(records, key):
+        known = [record[key] for record in records if key in record]
+        return statistics.fmean(known) if known else None
+
+    rows = [
+        [
+            str(epoch),
+            f"{mean(records, 'train/loss'):.4f}",
+            *(_percent(mean(records, column)) for column in columns),
+        ]
+        for epoch, records in sorted(epochs.items())
+    ]
+    header = ["epoch", "train loss", *(column.replace("/", " ") for column in columns)]
+    return ["", *_table(header, rows)]
 
 
 def find(paths: Sequence[str]) -> list[Results]:

@@ -263,6 +263,16 @@ def test_a_document_holds_runs_ablations_baselines_and_published_figures(folder)
     assert f"| {method} |  |  | 36.41 | 12.00 |  | 7 s |" in rows
     assert "| SR-GNN, Wu et al. 2019, table 2 |  |  | 50.73 | 17.59 |  |  |" in rows
     assert text.count(f"    {COMMAND}\n") == 3
+    second = [
+        line for run in ours["runs"] for line in run["by_epoch"] if line["epoch"] == 2
+    ]
+    loss, recall, mrr = (
+        statistics.mean(line[key] for line in second)
+        for key in ("train/loss", "valid/recall@20", "valid/mrr@20")
+    )
+    row = f"\n| 2 | {loss:.4f} | {100 * recall:.2f} | {100 * mrr:.2f} |\n"
+    assert text.count(row) == 2
+    assert "| epoch | train loss | valid recall@20 | valid mrr@20 |" in text
     assert "length: at most 5" in text
     # Other test examples than the published ones are another preparation.
     baselines["test_examples"] -= 1
