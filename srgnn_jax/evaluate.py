@@ -320,19 +320,18 @@ def evaluate_workdir(
         each = []
         for seed, path in seeds.items():
             parallel.say(f"\nseed {seed}")
-            own = None if config is None else config_lib.with_seed(config, seed)
-            each.append(evaluate_workdir(str(path), own))
+            one = None if config is None else config_lib.with_seed(config, seed)
+            each.append(evaluate_workdir(str(path), one))
         report_seeds(folder, list(seeds))
-        return {name: float(np.mean([one[name] for one in each])) for name in each[0]}
+        return {n: float(np.mean([means[n] for means in each])) for n in each[0]}
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         progress = checkpoints.progress()
         own = config_lib.from_dict(progress.config)
         asked = config_lib.to_dict(own if config is None else config)
         # Other list lengths join the run's own: its records lose nothing.
-        asked["ks"] = list(dict.fromkeys((*own.ks, *asked["ks"])))
-        config = config_lib.from_dict(asked)
+        own.ks = tuple(dict.fromkeys((*own.ks, *asked["ks"])))
+        config = config_lib.from_dict({**asked, "ks": own.ks})
         config_lib.validate(config)
-        config.ks = own.ks = tuple(sorted(config.ks))
         devices = config_lib.find_devices(config)
         with parallel.main_process_first():
             data = config_lib.load_data(config)

@@ -169,7 +169,7 @@ def test_a_run_can_be_evaluated_for_other_list_lengths(config, tmp_path, capsys)
     assert after["runs"][0]["test"].keys() == {
         f"{name}@{k}" for name in ("recall", "mrr", "ndcg") for k in (1, 5, 10, 20)
     }
-    assert after["config"] == {**before["config"], "ks": [1, 5, 10, 20]}
+    assert after["config"] == {**before["config"], "ks": [5, 10, 20, 1]}
     assert metrics["recall@1"] == after["runs"][0]["test_recall_curve"][0]
     assert metrics["mrr@20"] == before["mean"]["test"]["mrr@20"]
     with pytest.raises(UserError, match=r"config\.ks"):
