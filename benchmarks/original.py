@@ -4,7 +4,8 @@
     python -m benchmarks.original --data_dir=DIR --epochs=5 --window=1000
 
 The first takes some steps, to be timed beside ours; the second trains whole epochs and
-evaluates each, to see what that code reaches.
+evaluates each, to see what that code reaches. `benchmarks.as_original`, with the same
+flags, does the same with our code.
 
 DIR holds all_train_seq.txt and test.txt, pickles from a source that you trust. Written
 from the paper and from what that code does, step by step:
@@ -33,6 +34,7 @@ import math
 import os
 import pathlib
 import pickle
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -178,14 +180,22 @@ class SessionGraph(nn.Module):
         return torch.matmul(session, self.embedding.weight[1:].transpose(1, 0))
 
 
-def shuffled_batches(
-    examples: Examples, batch_size: int, steps: int, seed: int
-) -> Iterator[Examples]:
-    """Yields the first batches of an epoch, shuffled by the seed."""
-    order = np.random.default_rng(seed).permutation(len(examples.targets))
+def shuffled(
+    num_examples: int, batch_size: int, steps: int, seed: int, epoch: int = 0
+) -> Iterator[np.ndarray]:
+    """Yields the numbers of the examples of an epoch's first batches.
+
+    Every epoch of every seed has an order of its own.
+    """
+    order = np.random.default_rng(1000 * seed + epoch).permutation(num_examples)
     for step in range(steps):
-        chosen = order[step * batch_size : (step + 1) * batch_size]
-        yield Examples(examples.inputs[chosen], examples.targets[chosen])
+        yield order[step * batch_size : (step + 1) * batch_size]
+
+
+def initial_model(num_items: int, embedding_size: int, seed: int) -> SessionGraph:
+    """Draws the model's weights."""
+    torch.manual_seed(seed)
+    return SessionGraph(num_items, embedding_size)
 
 
 def adam(model: SessionGraph) -> torch.optim.Adam:
@@ -243,9 +253,9 @@ def evaluate(
     return {**found, "test/examples_per_second": len(hits) / seconds}
 
 
-def main():
-    """Trains for some steps or epochs, evaluates, and prints the records."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(description: str) -> argparse.Namespace:
+    """Reads the flags, which say how `--data_dir` is trained on."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--data_dir", type=pathlib.Path, required=True)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--epochs", type=int, default=0, help="instead of --steps")
@@ -253,25 +263,43 @@ def main():
     parser.add_argument("--embedding_size", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.manual_seed(arguments.seed)
+    return parser.parse_args()
+
+
+def steps_of_an_epoch(arguments: argparse.Namespace, num_examples: int) -> int:
+    """Returns the steps that are taken of each epoch."""
+    whole = math.ceil(num_examples / arguments.batch_size)
+    if arguments.epochs:
+        return whole
+    if arguments.steps > whole:
+        sys.exit(
+            f"error: --steps is {arguments.steps}, and an epoch of {num_examples:,} "
+            f"examples has {whole:,}"
+        )
+    return arguments.steps
+
+
+def main():
+    """Trains for some steps or epochs, evaluates, and prints the records."""
+    arguments = parse(__doc__)
     # Second moments of items that are seldom a target sink below what a float holds in
     # full; a CPU works on such numbers several times as slowly, a GPU does not.
     torch.set_flush_denormal(True)
     training = expand(read_pickle(arguments.data_dir / "all_train_seq.txt"))
     test = pad(*read_pickle(arguments.data_dir / "test.txt"))
-    steps_per_epoch = math.ceil(len(training.targets) / arguments.batch_size)
-    steps = steps_per_epoch if arguments.epochs else arguments.steps
-    if steps > steps_per_epoch:
-        parser.error(f"an epoch of {len(training.targets):,} examples has fewer steps")
     largest = max(int(x.max()) for x in (*training, *test))
-    model = SessionGraph(largest + 1, arguments.embedding_size)
+    model = initial_model(largest + 1, arguments.embedding_size, arguments.seed)
     optimizer = adam(model)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, DECAY_EPOCHS, DECAY)
+    count = len(training.targets)
+    steps = steps_of_an_epoch(arguments, count)
     for epoch in range(arguments.epochs or 1):
-        # Another order in every epoch of every seed.
-        seed = arguments.seed * 1000 + epoch
-        batches = shuffled_batches(training, arguments.batch_size, steps, seed)
+        batches = (
+            Examples(training.inputs[chosen], training.targets[chosen])
+            for chosen in shuffled(
+                count, arguments.batch_size, steps, arguments.seed, epoch
+            )
+        )
         for record in train(model, optimizer, batches, arguments.window):
             record["step"] += epoch * steps
             print(json.dumps(record), flush=True)

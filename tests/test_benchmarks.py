@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import json
 import sys
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def test_original_agrees_with_ours_on_loss_and_metrics():
     # Neither is so good or bad that a mistake could not show.
     assert 0.2 < found["test/recall@20"] < 0.8
 
-    batch = next(original.shuffled_batches(examples, 50, 1, seed=0))
+    chosen = next(original.shuffled(len(examples.targets), 50, 1, seed=0))
+    batch = original.Examples(examples.inputs[chosen], examples.targets[chosen])
     lengths = (batch.inputs > 0).sum(1).astype(np.int32)
     loss = ours(
         "calculate_loss",
@@ -102,11 +104,35 @@ def test_original_trains_on_every_prefix_once():
     examples = original.expand([[1, 2, 3, 2], [4, 5]])
     assert examples.inputs.tolist() == [[1, 0, 0], [1, 2, 0], [1, 2, 3], [4, 0, 0]]
     assert examples.targets.tolist() == [2, 3, 2, 5]
-    batches = list(original.shuffled_batches(examples, 3, 2, seed=0))
-    assert sorted(np.concatenate([x.targets for x in batches]).tolist()) == [2, 2, 3, 5]
-    assert sorted(np.concatenate([x.inputs for x in batches]).tolist()) == sorted(
-        examples.inputs.tolist()
-    )
+    orders = [
+        np.concatenate(list(original.shuffled(40, 3, 14, seed=seed, epoch=epoch)))
+        for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 0))
+    ]
+    for order in orders:
+        assert sorted(order) == list(range(40))
+    assert len({tuple(order) for order in orders}) == 3
+
+
+def test_a_training_as_the_original_takes_its_path(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    from benchmarks import as_original, original
+
+    sessions, prefixes, targets = against_original.made_data(ITEMS, 1_000, 70)
+    against_original.write_data(tmp_path / "data", sessions, prefixes, targets)
+    flags = [f"--data_dir={tmp_path / 'data'}", "--epochs=4", "--window=5", "--seed=3"]
+    flags += ["--embedding_size=8"]
+    printed = []
+    for module in (original, as_original):
+        monkeypatch.setattr("sys.argv", [module.__name__, *flags])
+        module.main()
+        printed.append([json.loads(x) for x in capsys.readouterr().out.splitlines()])
+    theirs, ours = printed
+    assert len(theirs) == len(ours) > 4
+    for a, b in zip(theirs, ours, strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {f"{x}/examples_per_second" for x in ("train", "test")}:
+            assert b[key] == pytest.approx(a[key], rel=1e-5), (a["step"], key)
+    assert len({record.get("test/mrr@20") for record in ours}) == 1 + 4
 
 
 def write_tiny(folder):

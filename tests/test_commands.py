@@ -71,6 +71,7 @@ SMALL = {
     "configs/click_log.py": "--config.log_file=LOG.csv",
     "--config=shop.py": "--config.data_dir=DIR --config.log_file=LOG.csv",
     "benchmarks.against_original": "--rounds=1 --steps=4 --window=2 --embedding_size=8",
+    r"benchmarks\.(as_)?original": "--epochs=1 --window=2 --embedding_size=8",
     "benchmarks.train_step": f"{BENCHMARK} --calls=2",
     "benchmarks.evaluate": f"{BENCHMARK} --examples=512",
     "benchmarks.recommend": f"{BENCHMARK} --calls=2 --sessions=100",

@@ -19,7 +19,7 @@ Axes: E examples, C clicks, N parts of a batch, R rows of a part, L positions.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -293,7 +293,7 @@ def train_batches(
     shards: int = 1,
     max_positions: int = 2**30,
 ) -> Iterator[Batch]:
-    """Yields an epoch's batches, in an order that (seed, epoch) alone determine.
+    """Returns an epoch's batches, in an order that (seed, epoch) alone determine.
 
     Args:
       examples: the training examples; each is in exactly one batch of the epoch.
@@ -304,12 +304,33 @@ def train_batches(
       shards: number of devices that share a batch; it has a multiple of so many parts.
       max_positions: positions that a device holds at a time; see `choose_layout`.
     """
+    order = np.random.default_rng([seed, epoch]).permutation(len(examples))
+    starts = range(first_step * batch_size, len(examples), batch_size)
+    chosen = (order[start : start + batch_size] for start in starts)
+    return batches_of(examples, chosen, batch_size, shards, max_positions)
+
+
+def batches_of(
+    examples: Examples,
+    chosen: Iterable[Int[np.ndarray, " n"]],
+    batch_size: int,
+    shards: int = 1,
+    max_positions: int = 2**30,
+) -> Iterator[Batch]:
+    """Yields a batch of each choice of examples.
+
+    Args:
+      examples: where they come from.
+      chosen: example numbers of each batch, at most `batch_size`.
+      batch_size: see `train_batches`.
+      shards: see `train_batches`.
+      max_positions: see `train_batches`.
+    """
     layout, parts = choose_layout(examples.lengths, batch_size, shards, max_positions)
     rows = sum(tier_rows for tier_rows, _ in layout)
     layouts = layout, ((rows, int(examples.lengths.max())),)
-    order = np.random.default_rng([seed, epoch]).permutation(len(examples))
-    for start in range(first_step * batch_size, len(examples), batch_size):
-        yield make_batch(examples, order[start : start + batch_size], layouts, parts)
+    for numbers in chosen:
+        yield make_batch(examples, numbers, layouts, parts)
 
 
 def eval_batches(
