@@ -538,13 +538,14 @@ def _details(label: str, results: Results, shown: Sequence[str]) -> list[str]:
 
 
 def _by_epoch_table(results: Results, shown: Sequence[str]) -> list[str]:
-    """Renders loss and metrics of every epoch, where they are recorded."""
-    epochs: dict[int, list[Results]] = {}
-    for run in results["runs"]:
-        for record in run.get("by_epoch", ()):
-            epochs.setdefault(record["epoch"], []).append(record)
-    if not epochs:
+    """Renders mean loss and metrics of every epoch, of the runs that record them."""
+    runs = [run for run in results["runs"] if run.get("by_epoch")]
+    if not runs:
         return []
+    epochs: dict[int, list[Results]] = {}
+    for run in runs:
+        for record in run["by_epoch"]:
+            epochs.setdefault(record["epoch"], []).append(record)
     split = results["protocol"]["select_on"]
     columns = [] if split == "last" else [f"{split}/{metric}" for metric in shown]
 
@@ -560,7 +561,12 @@ def _by_epoch_table(results: Results, shown: Sequence[str]) -> list[str]:
         ]
         for epoch, records in sorted(epochs.items())
     ]
-    header = ["epoch", "train loss", *(column.replace("/", " ") for column in columns)]
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    header = [
+        "epoch" if len(runs) == len(results["runs"]) else f"epoch (seed {seeds})",
+        "train loss",
+        *(column.replace("/", " ") for column in columns),
+    ]
     return ["", *_table(header, rows)]
 
 

@@ -273,6 +273,8 @@ def test_a_document_holds_runs_ablations_baselines_and_published_figures(folder)
     row = f"\n| 2 | {loss:.4f} | {100 * recall:.2f} | {100 * mrr:.2f} |\n"
     assert text.count(row) == 2
     assert "| epoch | train loss | valid recall@20 | valid mrr@20 |" in text
+    del ours["runs"][0]["by_epoch"]
+    assert "| epoch (seed 4) | train loss |" in results.document([ours])
     assert "length: at most 5" in text
     # Other test examples than the published ones are another preparation.
     baselines["test_examples"] -= 1
