@@ -14,10 +14,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from srgnn_jax.graph import AnyArray
-
+AnyArray = Array | np.ndarray
 # Scores that are held at a time: 8 Mi floats are 32 MiB.
 MAX_SCORES = 2**23
 # Rows that are compared with the target at a time.
