@@ -30,6 +30,7 @@ from srgnn_jax.checkpoint import (
 )
 from srgnn_jax.data import batches
 from srgnn_jax.data.batches import Batch
+from srgnn_jax.data.prepared import data_name
 from srgnn_jax.data.sessions import Examples, check_rows
 from srgnn_jax.errors import UserError
 from srgnn_jax.graph import AnyArray
@@ -439,7 +440,7 @@ def evaluate_baselines(
         reached[name]["seconds"] = time.perf_counter() - start
     record = {
         "command": command,
-        "dataset": results.data_name(config.dataset, config.train_fraction),
+        "dataset": data_name(config.dataset, config.train_fraction),
         "data": data.fingerprint,
         "select_on": config.select_on,
         "train_sessions": len(train),

@@ -316,5 +316,7 @@ def test_published_figures_are_reached(tmp_path, config, folder, published):
             splits.train_sessions, data.vocabulary.num_items
         )
         means = metrics.means(target_ranks(learnt, splits.evaluated["test"]), (20,))
-        assert 100 * means["recall@20"] == pytest.approx(recall, rel=0.1), name
-        assert 100 * means["mrr@20"] == pytest.approx(mrr, rel=0.1), name
+        for metric, value in (("recall@20", recall), ("mrr@20", mrr)):
+            # 1.5 points say nothing of the smallest.
+            within = min(1.5, 0.1 * value)
+            assert 100 * means[metric] == pytest.approx(value, rel=0, abs=within), name

@@ -13,7 +13,12 @@ import pytest
 
 from srgnn_jax.data import prepared as prepared_module
 from srgnn_jax.data.datasets import ClickLog, Diginetica, SrgnnPickles, Yoochoose
-from srgnn_jax.data.prepared import PUBLISHED_COUNTS, counts_table, load_prepared
+from srgnn_jax.data.prepared import (
+    PUBLISHED_COUNTS,
+    counts_table,
+    data_name,
+    load_prepared,
+)
 from srgnn_jax.errors import UserError
 from tests.tiny import write_log
 
@@ -507,3 +512,8 @@ def test_the_table_of_counts_fits_a_terminal(tmp_path):
     assert max(map(len, lines)) <= 80
     # Names and numbers do not run into each other.
     assert all(len(line.rsplit("  ", 2)) == 3 for line in lines)
+
+
+def test_data_is_named_with_its_fraction():
+    assert data_name("yoochoose", 1 / 64) == "yoochoose_1_64"
+    assert data_name("diginetica", 1.0) == "diginetica"
