@@ -34,7 +34,7 @@ from ml_collections import ConfigDict
 
 from srgnn_jax import config as config_lib
 from srgnn_jax import parallel
-from srgnn_jax.data.prepared import PreparedData
+from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.errors import UserError
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class Progress:
     bad_epochs: int = 0
 
     @classmethod
-    def at_start(cls, config: ConfigDict, data: PreparedData) -> "Progress":
+    def at_start(cls, config: ConfigDict, data: Dataset) -> "Progress":
         """Returns the progress of a run that has yet to take its first step."""
         return cls(
             config=config_lib.to_dict(config),

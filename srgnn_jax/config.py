@@ -14,14 +14,13 @@ from ml_collections import ConfigDict
 
 from srgnn_jax import metrics, parallel
 from srgnn_jax.configs import default
-from srgnn_jax.data.prepared import PreparedData, load_prepared
-from srgnn_jax.data.sessions import Examples, Sessions
+from srgnn_jax.data import store
+from srgnn_jax.data.sessions import Dataset, Examples, Sessions
 from srgnn_jax.errors import UserError, nearest
 from srgnn_jax.model import ATTENTION_READOUTS, READOUTS, SRGNN
 from srgnn_jax.optimizer import step_decay
 from srgnn_jax.parallel import Devices
 
-DEFAULT_PREPARED_DIR = "~/.cache/srgnn_jax"
 # Clicks of a prefix: its graph has this many squared entries, some ten times over.
 MAX_LENGTH = 4096
 
@@ -49,7 +48,7 @@ MAY_DIFFER = frozenset(
 # Those, and what may differ when its checkpoint is evaluated again.
 MAY_DIFFER_IN_EVALUATION = MAY_DIFFER | {"ks"}
 
-# Fields that are handed to the data set's builder as they are.
+# Fields that are handed to the data set's source as they are.
 PREPARATION_FIELDS = (
     "log_file",
     "session_column",
@@ -214,13 +213,13 @@ def differences(
     ]
 
 
-def load_data(config: ConfigDict) -> PreparedData:
+def load_data(config: ConfigDict) -> Dataset:
     """Prepares the data that the config names, or finds it prepared."""
-    return load_prepared(
+    return store.load_dataset(
         config.dataset,
         data_dir=pathlib.Path(config.data_dir).expanduser(),
         prepared_dir=pathlib.Path(
-            config.prepared_dir or DEFAULT_PREPARED_DIR
+            config.prepared_dir or store.DEFAULT_DIR
         ).expanduser(),
         **{field: config[field] for field in PREPARATION_FIELDS},
     )
@@ -247,7 +246,7 @@ class Splits:
         return {"valid_examples": len(valid)}
 
 
-def make_splits(config: ConfigDict, data: PreparedData) -> Splits:
+def make_splits(config: ConfigDict, data: Dataset) -> Splits:
     """Holds the validation sessions out, if the epoch is chosen on them.
 
     A data set without a validation split of its own gives its last training sessions.

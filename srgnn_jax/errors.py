@@ -16,3 +16,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Returns `; did you mean ...?` for a misspelt name, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def reason(error: BaseException) -> str:
+    """Returns what an error says, in one line: never nothing, and never "None"."""
+    said = getattr(error, "strerror", None) or str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__

@@ -30,7 +30,7 @@ from srgnn_jax.checkpoint import (
 )
 from srgnn_jax.data import batches
 from srgnn_jax.data.batches import Batch
-from srgnn_jax.data.prepared import data_name
+from srgnn_jax.data.counts import data_name
 from srgnn_jax.data.sessions import Examples, check_rows
 from srgnn_jax.errors import UserError
 from srgnn_jax.graph import AnyArray

@@ -26,7 +26,7 @@ YU = "Yu et al. 2020 (TAGNN)"
 GUPTA = "Gupta et al. 2019 (NISER+)"
 WANG = "Wang et al. 2020 (GCE-GNN)"
 
-# By the name of the data, see `prepared.data_name`.
+# By the name of the data, see `counts.data_name`.
 PUBLISHED: dict[str, tuple[Figures, ...]] = {
     "diginetica": (
         Figures("POP", 0.89, 0.20, WU),

@@ -34,11 +34,9 @@ from tqdm import tqdm
 from srgnn_jax import baselines, graph, item_table, metrics, parallel
 from srgnn_jax import config as config_lib
 from srgnn_jax.checkpoint import Checkpoints, Progress
-from srgnn_jax.data.click_log import (
-    Columns,
-    read_click_log,
-)
+from srgnn_jax.data.columns import Columns
 from srgnn_jax.data.prepare import number_values
+from srgnn_jax.data.read import read_clicks
 from srgnn_jax.data.session_lines import SessionLine, read_sessions, wrong_session
 from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.errors import UserError
@@ -553,7 +551,7 @@ def evaluate_sessions(
     Args:
       workdir: of a run.
       log_file: csv, tsv or parquet with columns for session, item and time, which are
-        found and read as those of a training log; see `click_log.read_click_log`.
+        found and read as those of a training log; see `read.read_clicks`.
       config: may name its columns, and the list lengths; the run's own if None.
 
     Returns:
@@ -562,7 +560,7 @@ def evaluate_sessions(
     recommender, progress, step = load(workdir)
     config = config or config_lib.from_dict(progress.config)
     config_lib.validate(config)
-    clicks, _ = read_click_log(
+    clicks, _ = read_clicks(
         pathlib.Path(log_file).expanduser(),
         Columns(
             config.session_column,

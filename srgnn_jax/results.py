@@ -27,7 +27,8 @@ from srgnn_jax import breakdown, metrics
 from srgnn_jax import config as config_lib
 from srgnn_jax.checkpoint import Progress
 from srgnn_jax.configs import default
-from srgnn_jax.data.prepared import PUBLISHED_COUNTS, PreparedData, data_name
+from srgnn_jax.data.counts import PUBLISHED_COUNTS, data_name
+from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.errors import UserError
 from srgnn_jax.published import PUBLISHED, PUBLISHED_K
 
@@ -220,7 +221,7 @@ def write(path: pathlib.Path, results: Results) -> None:
 def record(
     folder: pathlib.Path,
     config: ConfigDict,
-    data: PreparedData,
+    data: Dataset,
     splits: config_lib.Splits,
     command: str,
     run: Results,

@@ -33,7 +33,8 @@ from srgnn_jax.checkpoint import (
 )
 from srgnn_jax.data import batches
 from srgnn_jax.data.batches import Batch
-from srgnn_jax.data.prepared import PreparedData, counts_table
+from srgnn_jax.data.counts import counts_table
+from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import (
     evaluate_best,
@@ -221,7 +222,7 @@ def _train_in(
     folder: pathlib.Path,
     config: ConfigDict,
     devices: parallel.Devices,
-    data: PreparedData,
+    data: Dataset,
     splits: config_lib.Splits,
     counts: dict[str, Any],
     command: str,

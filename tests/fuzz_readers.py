@@ -20,16 +20,16 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from srgnn_jax.data.datasets import (
-    ClickLog,
-    Diginetica,
-    RecboleInter,
-    SrgnnPickles,
-    Yoochoose,
+from srgnn_jax.data.sessions import Dataset, check_rows
+from srgnn_jax.data.sources import (
+    Settings,
+    Source,
+    click_log,
+    diginetica,
+    pickles,
+    recbole,
+    yoochoose,
 )
-from srgnn_jax.data.datasets.builder import PreparationConfig
-from srgnn_jax.data.prepare import Prepared
-from srgnn_jax.data.sessions import check_rows
 from srgnn_jax.errors import UserError
 
 DAY = 86_400
@@ -37,25 +37,25 @@ START = 1_400_000_000
 
 
 class Reader(NamedTuple):
-    """A builder, the name and the form of its file, and the separator in it."""
+    """A source, the name and the form of its file, and the separator in it."""
 
-    builder: type
+    source: Source
     name: str
     layout: str
     separator: str = ","
 
 
 READERS = {
-    "yoochoose": Reader(Yoochoose, "yoochoose-clicks.dat", "{s},{iso}Z,{i},0"),
+    "yoochoose": Reader(yoochoose, "yoochoose-clicks.dat", "{s},{iso}Z,{i},0"),
     "diginetica": Reader(
-        Diginetica, "train-item-views.csv", "{s};NA;{i};{n};{day}", ";"
+        diginetica, "train-item-views.csv", "{s};NA;{i};{n};{day}", ";"
     ),
-    "csv": Reader(ClickLog, "log.csv", "{s},{i},{t}"),
-    "csv.gz": Reader(ClickLog, "log.csv.gz", "{s},{i},{t}"),
-    "tsv": Reader(ClickLog, "log.tsv", "{iso}\t{s}\t{i}", "\t"),
-    "parquet": Reader(ClickLog, "log.parquet", ""),
-    "recbole_inter": Reader(RecboleInter, "log.inter", "{s}\t{i}\t4\t{t}", "\t"),
-    "srgnn_pickles": Reader(SrgnnPickles, "all_train_seq.txt", ""),
+    "csv": Reader(click_log, "log.csv", "{s},{i},{t}"),
+    "csv.gz": Reader(click_log, "log.csv.gz", "{s},{i},{t}"),
+    "tsv": Reader(click_log, "log.tsv", "{iso}\t{s}\t{i}", "\t"),
+    "parquet": Reader(click_log, "log.parquet", ""),
+    "recbole_inter": Reader(recbole, "log.inter", "{s}\t{i}\t4\t{t}", "\t"),
+    "srgnn_pickles": Reader(pickles, "all_train_seq.txt", ""),
 }
 HEADERS = {
     "diginetica": "session_id;user_id;item_id;timeframe;eventdate",
@@ -163,7 +163,7 @@ def mutate(rng: np.random.Generator, data: bytes, separator: bytes) -> bytes:
     return ways[rng.integers(len(ways))]()
 
 
-def draw(seed: int, case: int) -> tuple[str, bytes, PreparationConfig]:
+def draw(seed: int, case: int) -> tuple[str, bytes, Settings]:
     """Returns the reader, the file and the settings of a case."""
     rng = np.random.default_rng([seed, case])
     reader = list(READERS)[case % len(READERS)]
@@ -175,7 +175,7 @@ def draw(seed: int, case: int) -> tuple[str, bytes, PreparationConfig]:
     data = gzip.compress(data, mtime=0) if inside else data
     rules = {} if reader in ("srgnn_pickles", "recbole_inter") else RULES
     on_bad_row = ("error", "skip")[rng.integers(2)]
-    return reader, data, PreparationConfig(on_bad_row=on_bad_row, **rules)
+    return reader, data, Settings(on_bad_row=on_bad_row, **rules)
 
 
 def rows_of(reader: str, data: bytes) -> int:
@@ -193,7 +193,7 @@ def rows_of(reader: str, data: bytes) -> int:
     return len(rows)
 
 
-def check(reader: str, data: bytes, prepared: Prepared) -> None:
+def check(reader: str, data: bytes, prepared: Dataset) -> None:
     """Asserts that all rows are accounted for, and that the sessions are sound."""
     counts, train = prepared.counts, prepared.splits["train"]
     for sessions in prepared.splits.values():
@@ -202,13 +202,13 @@ def check(reader: str, data: bytes, prepared: Prepared) -> None:
     assert kept == rows_of(reader, data), f"{kept} of {rows_of(reader, data)} rows"
 
 
-def read(folder: pathlib.Path, reader: str, data: bytes, config: PreparationConfig):
+def read(folder: pathlib.Path, reader: str, data: bytes, config: Settings):
     """Reads the file of a case.
 
     Returns:
       What happened: "refused" or "read".
     """
-    builder, name = READERS[reader].builder, READERS[reader].name
+    source, name = READERS[reader].source, READERS[reader].name
     folder = folder / reader
     folder.mkdir(exist_ok=True)
     path = folder / name
@@ -216,7 +216,7 @@ def read(folder: pathlib.Path, reader: str, data: bytes, config: PreparationConf
     if reader == "srgnn_pickles":
         (folder / "test.txt").write_bytes(pickle.dumps(([[1]], [2])))
     try:
-        prepared = builder.read(builder.source_files(folder, config), config)
+        prepared = source.read(source.source_files(folder, config), config)
     except UserError as error:
         text = str(error)
         assert "\n" not in text, f"several lines: {text!r}"

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import pathlib
 import pickle
 import struct
 import subprocess
@@ -15,11 +14,11 @@ import polars as pl
 import pytest
 
 from srgnn_jax import exported
-from srgnn_jax.data import prepared as prepared_module
-from srgnn_jax.data.datasets import ClickLog, SrgnnPickles
-from srgnn_jax.data.datasets.builder import PreparationConfig
-from srgnn_jax.data.prepared import PUBLISHED_COUNTS, load_prepared
+from srgnn_jax.data import sessions as sessions_module
+from srgnn_jax.data.counts import PUBLISHED_COUNTS
 from srgnn_jax.data.sessions import Vocabulary
+from srgnn_jax.data.sources import SOURCES, Settings, pickles
+from srgnn_jax.data.store import load_dataset
 from srgnn_jax.errors import UserError
 from srgnn_jax.torch_file import read_torch_file
 from tests.test_main import ROOT, srgnn
@@ -36,9 +35,9 @@ def write_pickles(folder, train=None):
 
 
 def refused(folder):
-    config = PreparationConfig()
+    config = Settings()
     with pytest.raises(UserError) as error:
-        SrgnnPickles.read(SrgnnPickles.source_files(folder, config), config)
+        pickles.read(pickles.source_files(folder, config), config)
     text = str(error.value)
     assert str(folder / "all_train_seq.txt") in text
     assert "\n" not in text
@@ -169,8 +168,7 @@ def test_headers_beyond_reason(tmp_path, claimed):
 
 BOMBS = """
 import pathlib, resource, sys
-from srgnn_jax.data.datasets import SrgnnPickles
-from srgnn_jax.data.datasets.builder import PreparationConfig
+from srgnn_jax.data.sources import Settings, pickles
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.torch_file import read_torch_file
@@ -180,8 +178,8 @@ resource.setrlimit(resource.RLIMIT_AS, (in_use + (600 << 20),) * 2)
 for path in map(pathlib.Path, sys.argv[1:]):
     try:
         if path.is_dir():
-            config = PreparationConfig()
-            SrgnnPickles.read(SrgnnPickles.source_files(path, config), config)
+            config = Settings()
+            pickles.read(pickles.source_files(path, config), config)
         elif path.suffix == ".parquet":
             Vocabulary.load(path)
         else:
@@ -224,7 +222,7 @@ def test_memory_stays_bounded(tmp_path):
     assert "claims 50,000,000 rows" in lines[-1]
 
 
-# --- Vocabularies, exports, TFDS folders
+# --- Vocabularies and exports
 
 
 VOCABULARIES = {
@@ -255,7 +253,8 @@ VOCABULARIES = {
 
 
 @pytest.mark.parametrize("kind", VOCABULARIES)
-def test_vocabularies_that_are_none(tmp_path, kind):
+def test_vocabularies_that_are_none(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(sessions_module, "ALWAYS_UNPACKED", 1 << 20)
     make, message = VOCABULARIES[kind]
     path = tmp_path / "vocabulary.parquet"
     make(path)
@@ -283,173 +282,6 @@ def test_weights_of_an_export_are_among_those_that_were_hashed(tmp_path):
         exported.Recommender.load(tmp_path)
 
 
-@pytest.fixture
-def tfds_builder(tmp_path):
-    import tensorflow_datasets as tfds
-
-    write_log(tmp_path / "data" / "log.csv")
-    built = tfds.builder("click_log", data_dir=tmp_path / "tfds")
-    built.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / "data")
-    )
-    return built
-
-
-def test_records_that_lie_outside_of_their_data_set(tmp_path, tfds_builder):
-    (record,) = tfds_builder.info.splits["train"].filepaths
-    record = pathlib.Path(record)
-    record.rename(tmp_path / "elsewhere")
-    record.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="lies outside of its data set"):
-        tfds_builder.read_sessions("train")
-
-
-@pytest.mark.parametrize("damage", ["truncated", "other records", "nothing"])
-def test_damaged_records(tfds_builder, damage):
-    (record,) = tfds_builder.info.splits["train"].filepaths
-    record = pathlib.Path(record)
-    whole = record.read_bytes()
-    if damage == "truncated":
-        record.write_bytes(whole[: len(whole) // 2])
-    elif damage == "nothing":
-        record.write_bytes(b"")
-    else:
-        record.write_bytes(b"\xff" * len(whole))
-    with pytest.raises(UserError, match=r"cannot read the records in .*array_record"):
-        tfds_builder.read_sessions("train")
-
-
-# --- Prepared folders
-
-
-def load(folder, **settings):
-    return load_prepared(
-        "click_log",
-        data_dir=folder / "data",
-        prepared_dir=folder / "prepared",
-        **{"test_days": 0.35, **settings},
-    )
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[-2] ^= 1
-    path.write_bytes(data)
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-8])
-
-
-DAMAGES = {
-    "no contents.json": ("contents.json", lambda path: path.unlink()),
-    "half of contents.json": ("contents.json", truncate),
-    "an old contents.json": (
-        "contents.json",
-        lambda path: path.write_text(
-            json.dumps({"counts": {}, "last_only": [], "splits": ["train", "test"]})
-        ),
-    ),
-    "a list for contents.json": ("contents.json", lambda path: path.write_text("[1]")),
-    "truncated items": ("train.items.npy", truncate),
-    "flipped items": ("train.items.npy", flip),
-    "flipped offsets": ("test.offsets.npy", flip),
-    "no offsets": ("train.offsets.npy", lambda path: path.unlink()),
-    "a truncated vocabulary": ("vocabulary.parquet", truncate),
-}
-
-
-@pytest.mark.parametrize("settled", [False, True])
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_prepared_folder_is_built_anew(
-    tmp_path, monkeypatch, caplog, damage, settled
-):
-    if settled:
-        monkeypatch.setattr(prepared_module, "SETTLED_NANOSECONDS", -1)
-    name, break_it = DAMAGES[damage]
-    write_log(tmp_path / "data" / "log.csv")
-    first = load(tmp_path)
-    items = np.array(first.train.items)
-    (folder,) = (tmp_path / "prepared").iterdir()
-    break_it(folder / name)
-    again = load(tmp_path)
-    (warning,) = [r.getMessage() for r in caplog.records if "damaged" in r.getMessage()]
-    assert str(folder) in warning
-    assert "\n" not in warning
-    np.testing.assert_array_equal(again.train.items, items)
-    assert again.fingerprint == first.fingerprint
-    assert again.counts == first.counts
-    caplog.clear()
-    load(tmp_path)
-    assert not caplog.records
-
-
-def rewrite(folder, name, change):
-    """Changes an array, and its hash along with it, as a hostile hand would."""
-    path = folder / name
-    array = np.load(path)
-    np.save(path, change(array))
-    contents = json.loads((folder / "contents.json").read_text())
-    contents["files"][name] = prepared_module._hash(path)
-    (folder / "contents.json").write_text(json.dumps(contents))
-
-
-def with_first(array, value):
-    array = array.copy()
-    array[0] = value
-    return array
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("train.items.npy", lambda a: with_first(a, 999), "999 is no item row"),
-        ("train.items.npy", lambda a: with_first(a, 0), "0 is no item row"),
-        ("test.items.npy", lambda a: with_first(a, -1), "-1 is no item row"),
-        ("train.items.npy", lambda a: a.astype(float), "damaged"),
-        ("train.items.npy", lambda a: a[:, None], "damaged"),
-        ("train.offsets.npy", lambda a: a[::-1], "offsets"),
-        ("train.offsets.npy", lambda a: a[:-1], "offsets"),
-    ],
-)
-def test_prepared_arrays_that_point_elsewhere(
-    tmp_path, monkeypatch, name, change, message
-):
-    write_log(tmp_path / "data" / "log.csv")
-    load(tmp_path)
-    (folder,) = (tmp_path / "prepared").iterdir()
-    rewrite(folder, name, change)
-    monkeypatch.setattr(prepared_module.shutil, "rmtree", refuse)
-    with pytest.raises(UserError, match=message):
-        load(tmp_path)
-
-
-def refuse(*args, **kwargs):
-    raise PermissionError("read-only")
-
-
-def test_a_damaged_folder_that_cannot_be_removed(tmp_path, monkeypatch):
-    write_log(tmp_path / "data" / "log.csv")
-    load(tmp_path)
-    (folder,) = (tmp_path / "prepared").iterdir()
-    (folder / "contents.json").unlink()
-    monkeypatch.setattr(prepared_module.shutil, "rmtree", refuse)
-    with pytest.raises(
-        UserError, match=r"damaged: .*contents\.json.*cannot be removed"
-    ):
-        load(tmp_path)
-
-
-def test_arrays_of_objects_are_not_unpickled(tmp_path, monkeypatch):
-    write_log(tmp_path / "data" / "log.csv")
-    load(tmp_path)
-    (folder,) = (tmp_path / "prepared").iterdir()
-    rewrite(folder, "train.items.npy", lambda a: np.array([{"a": 1}], object))
-    monkeypatch.setattr(prepared_module.shutil, "rmtree", refuse)
-    with pytest.raises(UserError, match="damaged"):
-        load(tmp_path)
-
-
 # --- Settings that would change nothing
 
 
@@ -457,7 +289,7 @@ def test_settings_that_pickles_ignore_are_refused(tmp_path):
     write_pickles(tmp_path)
 
     def read(dataset, **settings):
-        return load_prepared(
+        return load_dataset(
             dataset, data_dir=tmp_path, prepared_dir=tmp_path / "p", **settings
         )
 
@@ -480,13 +312,19 @@ def test_settings_that_pickles_ignore_are_refused(tmp_path):
 def test_settings_that_other_readers_ignore_are_refused(tmp_path):
     (tmp_path / "a.inter").write_text("x")
     with pytest.raises(UserError, match=r"config\.test_days is 3\.0, .*recbole_inter"):
-        load_prepared(
+        load_dataset(
             "recbole_inter", data_dir=tmp_path, prepared_dir=tmp_path, test_days=3.0
         )
     write_log(tmp_path / "data" / "log.csv")
     with pytest.raises(UserError, match=r"config\.recbole_time is 'float32'"):
-        load(tmp_path, recbole_time="float32")
-    assert set(PreparationConfig.__dataclass_fields__) >= ClickLog.SETTINGS
+        load_dataset(
+            "click_log",
+            data_dir=tmp_path / "data",
+            prepared_dir=tmp_path,
+            recbole_time="float32",
+        )
+    for source in SOURCES.values():
+        assert set(Settings.__dataclass_fields__) >= source.SETTINGS
 
 
 def test_pickles_of_another_fraction_are_refused(tmp_path, monkeypatch):
@@ -495,7 +333,7 @@ def test_pickles_of_another_fraction_are_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(PUBLISHED_COUNTS, "yoochoose_1_4", counts)
 
     def read(fraction):
-        return load_prepared(
+        return load_dataset(
             "yoochoose",
             data_dir=tmp_path,
             prepared_dir=tmp_path / "p",
@@ -515,7 +353,7 @@ def test_recbole_data_without_a_validation_split_is_told(tmp_path, caplog):
     (tmp_path / "log.inter").write_text(text)
     for _ in range(2):
         caplog.clear()
-        load_prepared("recbole_inter", data_dir=tmp_path, prepared_dir=tmp_path / "p")
+        load_dataset("recbole_inter", data_dir=tmp_path, prepared_dir=tmp_path / "p")
         assert "held out instead" in caplog.text
 
 

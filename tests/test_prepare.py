@@ -14,10 +14,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.prepare import make_log
-from srgnn_jax.data.click_log import Columns, read_click_log
-from srgnn_jax.data.datasets import Yoochoose
-from srgnn_jax.data.prepare import DAY, SECOND, count, number_values, prepare
+from srgnn_jax.data.columns import Columns
+from srgnn_jax.data.counts import count
+from srgnn_jax.data.prepare import DAY, SECOND, number_values, prepare
+from srgnn_jax.data.read import read_clicks
 from srgnn_jax.data.sessions import Sessions, Vocabulary
+from srgnn_jax.data.sources import yoochoose
 from srgnn_jax.errors import UserError
 
 RAW = pathlib.Path(__file__).parents[1].parent / "shared" / "data" / "raw"
@@ -332,8 +334,7 @@ def test_a_raw_file_against_the_reference(tmp_path, fraction):
         ]
     assert len(rows) == 20_000
     name = "1_4" if fraction == 1 / 4 else "1_64"
-    (config,) = (c for c in Yoochoose.BUILDER_CONFIGS if c.name == name)
-    prepared = Yoochoose.read([path], config)
+    prepared = yoochoose.read([path], yoochoose.PRESETS[name])
     rules = {"train_fraction": fraction, "date_resolution_seconds": 1}
     compare_prepared(prepared, rows, **rules)
     assert prepared.counts["train_examples"] > 100
@@ -359,7 +360,7 @@ def test_the_diginetica_sample_in_any_time_zone(monkeypatch):
         for zone in ("UTC", "America/Los_Angeles", "Asia/Tokyo"):
             monkeypatch.setitem(os.environ, "TZ", zone)
             time.tzset()
-            clicks, skipped = read_click_log(
+            clicks, skipped = read_clicks(
                 RAW / "sample_train-item-views.csv",
                 Columns(time="timeframe", date="eventdate"),
             )
@@ -378,5 +379,5 @@ def test_real_clicks_against_the_reference():
     rows = []
     for part in ("train_full", "test"):
         path = RAW / f"yoochoose-clicks-100k_{part}.txt"
-        rows += read_click_log(path)[0].rows()
+        rows += read_clicks(path)[0].rows()
     assert compare(rows, train_fraction=1 / 64, date_resolution_seconds=1)

@@ -6,9 +6,10 @@ import pytest
 
 from srgnn_jax import config as config_lib
 from srgnn_jax.configs import recbole_ml100k
-from srgnn_jax.data.click_log import Columns
-from srgnn_jax.data.datasets.recbole import find_columns, leave_one_out, time_key
-from srgnn_jax.data.prepared import load_prepared
+from srgnn_jax.data.columns import Columns
+from srgnn_jax.data.read import read_clicks
+from srgnn_jax.data.sources.recbole import leave_one_out, time_key, usual_columns
+from srgnn_jax.data.store import load_dataset
 from srgnn_jax.errors import UserError
 from tests.tiny import spelled_out
 
@@ -111,18 +112,27 @@ def test_ties_keep_the_order_of_the_file():
     assert lists(rounded.splits["test"]) == [[1, 2, 3]]
 
 
+@pytest.mark.parametrize(
+    ("header", "named", "expected"),
+    [
+        (HEADER, Columns(), ("user_id", "item_id", "timestamp")),
+        ("session_id\ttimestamp:float", Columns(), ("session_id",)),
+        ("session_id\tuser_id:token", Columns(), ("user_id",)),
+        ("visit:token", Columns("visit", "artist:token"), ("visit", "artist:token")),
+    ],
+)
+def test_columns_that_recbole_names(header, named, expected):
+    found = usual_columns(header.split("\t"), named)
+    assert (found.session, found.item, found.time)[: len(expected)] == expected
+
+
 def test_columns_are_found_by_name_without_type(tmp_path):
+    text = "visit:token\tsession_id:token\tartist:token\ttimestamp:float\n"
     path = tmp_path / "a.inter"
-    path.write_text(HEADER)
-    assert find_columns(path, "\t", Columns()) == Columns(
-        "user_id:token", "item_id:token", "timestamp:float"
-    )
-    path.write_text("visit:token\tsession_id:token\tartist:token\ttimestamp:float\n")
-    named = Columns(session="visit", item="artist:token")
-    assert find_columns(path, "\t", named) == Columns(
-        "visit:token", "artist:token", "timestamp:float"
-    )
-    assert find_columns(path, "\t", Columns()).session == "session_id:token"
+    path.write_text(text + "v\ts\ta\t5\n")
+    for named in (Columns("visit", "artist:token"), Columns("visit:token", "artist")):
+        clicks, _ = read_clicks(path, named)
+        assert clicks.rows() == [("v", "a", 5_000_000)]
 
 
 def config_for(tmp_path):
@@ -176,16 +186,16 @@ def test_bad_input_is_named(tmp_path):
     settings = {"data_dir": tmp_path / "data", "prepared_dir": tmp_path / "prepared"}
     (tmp_path / "data").mkdir()
     with pytest.raises(UserError, match=r"no file \*.inter .* Put one file there"):
-        load_prepared("recbole_inter", **settings)
+        load_dataset("recbole_inter", **settings)
     rows = [("1", "2", "3", "4"), ("1", "2", "3", "soon")]
     path = write_inter(tmp_path, rows)
     with pytest.raises(UserError, match=rf"{path.name}, line 3: 'soon' is not a time"):
-        load_prepared("recbole_inter", **settings)
+        load_dataset("recbole_inter", **settings)
     write_inter(tmp_path, rows, HEADER.replace("item_id", "product"))
     with pytest.raises(
         UserError, match=r"no item column 'item_id'.*config.item_column"
     ):
-        load_prepared("recbole_inter", **settings)
+        load_dataset("recbole_inter", **settings)
     config = config_for(tmp_path)
     config.recbole_time = "float64"
     with pytest.raises(UserError, match=r"config.recbole_time is 'float64'.*float32"):

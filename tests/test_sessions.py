@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from srgnn_jax.data.sessions import Sessions, Vocabulary
+from srgnn_jax.data.sessions import MOST_UNPACKED, Sessions, Vocabulary
 from tests.tiny import spelled_out
 
 LISTS = [[3, 1, 3, 2], [5], [], [4, 4], [1, 2, 3]]
@@ -100,6 +100,20 @@ def test_vocabulary_is_saved_and_loaded_whole(tmp_path):
     Vocabulary(IDS).save(path)
     assert Vocabulary.load(path).ids == IDS
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [f"https://example.org/{'shop/' * 60}{n}" for n in range(20_000)],
+        ["x" * 10**6, "y"],
+    ],
+)
+def test_ids_that_shrink_well_are_no_bomb(tmp_path, ids):
+    path = tmp_path / "vocabulary.parquet"
+    Vocabulary(ids).save(path)
+    assert path.stat().st_size * MOST_UNPACKED < sum(map(len, ids))
+    assert Vocabulary.load(path).ids == ids
 
 
 def test_fingerprint_tells_ids_and_their_order():

@@ -4,33 +4,16 @@ The rules are those of the published preprocessing, whose counts they reproduce;
 an argument. Axes: C clicks, S sessions, I distinct items.
 """
 
-import dataclasses
-
 import numpy as np
 import polars as pl
 from jaxtyping import Bool, Int, Integer
 
-from srgnn_jax.data.sessions import Sessions, Vocabulary
+from srgnn_jax.data.counts import count
+from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
 from srgnn_jax.errors import UserError
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """What a data set is turned into.
-
-    Attributes:
-      splits: sessions of "train" and "test", and "validation" where the data set brings
-        its own, each in time order.
-      vocabulary: the raw id of every item row.
-      counts: see `count`.
-    """
-
-    splits: dict[str, Sessions]
-    vocabulary: Vocabulary
-    counts: dict[str, int | float]
 
 
 def prepare(
@@ -43,7 +26,7 @@ def prepare(
     test_end: int | None = None,
     train_fraction: float = 1.0,
     date_resolution_seconds: int = 0,
-) -> Prepared:
+) -> Dataset:
     """Filters sessions and items, splits the sessions by date, and numbers the items.
 
     1. A session's clicks are sorted by time (stable); its date is that of its last
@@ -61,7 +44,7 @@ def prepare(
 
     Args:
       clicks: in file order; session, item: text, time and, if it differs, date: int64
-        microseconds (see `click_log.read_click_log`).
+        microseconds (see `read.read_clicks`).
       min_session_length: clicks that a session must have.
       min_item_count: clicks that an item must have.
       test_days: the span of the test split before T, in days of 24 hours.
@@ -79,6 +62,47 @@ def prepare(
             "config.test_end needs a config.test_start before it: together they bound "
             "the test split"
         )
+    kept, date, raw_items = _filter(
+        clicks, min_session_length, min_item_count, date_resolution_seconds
+    )
+    if test_start is None:
+        # A span that is longer than all of time leaves nothing before it.
+        edge = date.max() - round(min(test_days, 1e6) * DAY)
+        is_train, is_test = date < edge, date > edge
+    else:
+        is_train = date < test_start
+        is_test = ~is_train & (date < (np.inf if test_end is None else test_end))
+    train, test = _by_date(kept, date, is_train, is_test)
+    test_sessions = len(test)
+    train, test, ids = _number_items(train, test, len(raw_items), min_session_length)
+    train = _last_examples(train, train_fraction)
+    if not len(train) or not len(test):
+        raise UserError(
+            f"{len(train)} sessions are left to train on and {len(test)} to test on, "
+            "after keeping config.train_fraction of the examples and dropping test "
+            "clicks on items that no training session holds"
+        )
+    vocabulary = Vocabulary(raw_items.gather(ids).to_list())
+    counts = count({"train": train, "test": test}, vocabulary)
+    # As published: sessions by date, some of which may have no known item left.
+    counts["test_sessions"] = test_sessions
+    counts["raw_clicks"] = len(clicks)
+    counts["edge_sessions"] = int((~is_train & ~is_test).sum())
+    return Dataset({"train": train, "test": test}, vocabulary, counts)
+
+
+def _filter(
+    clicks: pl.DataFrame,
+    min_session_length: int,
+    min_item_count: int,
+    date_resolution_seconds: int,
+) -> tuple[Sessions, Int[np.ndarray, " S"], pl.Series]:
+    """Applies rules 1 and 2.
+
+    Returns:
+      The sessions that are left, of items by number, not by row; their dates; and the
+      raw id of every number.
+    """
     session, _ = number_values(clicks["session"])
     item, raw_items = number_values(clicks["item"])
     time = clicks["time"].to_numpy()
@@ -104,18 +128,20 @@ def prepare(
         )
     session, item = session[keep], item[keep]
     starts = np.flatnonzero(np.diff(session, prepend=-1))
-    kept = Sessions(item, np.append(starts, len(item)))
-    date = date[session[starts]]
+    return (
+        Sessions(item, np.append(starts, len(item))),
+        date[session[starts]],
+        raw_items,
+    )
 
-    if test_start is not None:
-        is_train = date < test_start
-        is_test = (date >= test_start) & (
-            date < (np.inf if test_end is None else test_end)
-        )
-    else:
-        # A span that is longer than all of time leaves nothing before it.
-        edge = date.max() - round(min(test_days, 1e6) * DAY)
-        is_train, is_test = date < edge, date > edge
+
+def _by_date(
+    kept: Sessions,
+    date: Int[np.ndarray, " S"],
+    is_train: Bool[np.ndarray, " S"],
+    is_test: Bool[np.ndarray, " S"],
+) -> tuple[Sessions, Sessions]:
+    """Returns the sessions to train and to test on, each ordered by date."""
     by_date = np.argsort(date, kind="stable")
     train = kept.take(by_date[is_train[by_date]])
     test = kept.take(by_date[is_test[by_date]])
@@ -126,26 +152,21 @@ def prepare(
             f"{_text(date.max())}; set config.test_days, or config.test_start and "
             "config.test_end"
         )
+    return train, test
 
+
+def _number_items(
+    train: Sessions, test: Sessions, num_raw: int, least: int
+) -> tuple[Sessions, Sessions, Int[np.ndarray, " I"]]:
+    """Applies rule 5.
+
+    Returns:
+      The sessions, of item rows now, and the number that each row had before.
+    """
     ids = _by_first_appearance(train.items)
-    row = np.zeros(len(raw_items), np.int32)
+    row = np.zeros(num_raw, np.int32)
     row[ids] = np.arange(1, len(ids) + 1)
-    train = _last_examples(train.replace_items(row), train_fraction)
-    test_sessions = len(test)
-    test = _known_items(test.replace_items(row), min_session_length)
-    if not len(train) or not len(test):
-        raise UserError(
-            f"{len(train)} sessions are left to train on and {len(test)} to test on, "
-            "after keeping config.train_fraction of the examples and dropping test "
-            "clicks on items that no training session holds"
-        )
-    vocabulary = Vocabulary(raw_items.gather(ids).to_list())
-    counts = count({"train": train, "test": test}, vocabulary)
-    # As published: sessions by date, some of which may have no known item left.
-    counts["test_sessions"] = test_sessions
-    counts["raw_clicks"] = len(clicks)
-    counts["edge_sessions"] = int((~is_train & ~is_test).sum())
-    return Prepared({"train": train, "test": test}, vocabulary, counts)
+    return train.replace_items(row), _known_items(test.replace_items(row), least), ids
 
 
 def number_values(column: pl.Series) -> tuple[Int[np.ndarray, " C"], pl.Series]:
@@ -181,35 +202,6 @@ def _in_order(session: Int[np.ndarray, " C"], time: np.ndarray) -> bool:
     same = session[1:] == session[:-1]
     later = (session[1:] > session[:-1]) | (same & (time[1:] >= time[:-1]))
     return bool(later.all())
-
-
-def count(
-    splits: dict[str, Sessions], vocabulary: Vocabulary
-) -> dict[str, int | float]:
-    """Counts what the published tables count.
-
-    Returns:
-      clicks: of all splits.
-      <split>_sessions, <split>_examples: of each.
-      items: rows of the vocabulary, without the padding.
-      items_in_prefixes: items that some example's prefix holds.
-      average_length: clicks of an example, the target included, over all examples.
-    """
-    examples = {name: sessions.examples() for name, sessions in splits.items()}
-    in_prefix = np.zeros(vocabulary.num_items, bool)
-    for sessions in splits.values():
-        before_last = np.ones(len(sessions.items), bool)
-        before_last[sessions.offsets[1:] - 1] = False
-        in_prefix[sessions.items[before_last]] = True
-    lengths = np.concatenate([e.lengths for e in examples.values()])
-    return {
-        "clicks": sum(len(sessions.items) for sessions in splits.values()),
-        **{f"{name}_sessions": len(sessions) for name, sessions in splits.items()},
-        **{f"{name}_examples": len(e) for name, e in examples.items()},
-        "items": vocabulary.num_items - 1,
-        "items_in_prefixes": int(in_prefix.sum()),
-        "average_length": round(float(lengths.mean()) + 1, 4),
-    }
 
 
 def _long_enough(

@@ -1,5 +1,6 @@
 """Sessions of raw ids, read line by line as they come: JSON lines, csv, click logs."""
 
+import contextlib
 import csv
 import io
 import itertools
@@ -10,16 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from srgnn_jax.data.click_log import (
-    NOT_UTF8,
-    SEPARATORS,
-    TEXT_SUFFIXES,
-    USUAL_NAMES,
-    plain_name,
-)
+from srgnn_jax.data.columns import USUAL_NAMES, plain_name
+from srgnn_jax.data.read import NOT_UTF8, SEPARATORS, TEXT_SUFFIXES
 
 READ_BYTES = 2**18
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+# Numbered lines, None where one is not UTF-8.
+_Lines = list[tuple[int, str | None]]
 
 
 class SessionLine(NamedTuple):
@@ -43,7 +41,8 @@ def read_sessions(
 ) -> Iterator[list[SessionLine]]:
     """Reads sessions as they come, in bounded memory.
 
-    Three forms are read, told by the name's suffix and by the first line:
+    Three forms are read, told by the name's suffix and by the first line that is not
+    blank (blank ones that come before it, and alone, are answered as in a csv):
       JSON lines      {"session": ["id", ...]} a line.
       a click log     csv with a header that names a session and an item column by
                       their usual names; consecutive rows of one session, oldest first,
@@ -59,24 +58,41 @@ def read_sessions(
       cannot be read, the error.
     """
     chunks = _line_chunks(source)
-    first_chunk = next(chunks, None)
-    if first_chunk is None:
-        return
-    first = first_chunk[0][1] or ""
-    chunks = itertools.chain([first_chunk], chunks)
+    for chunk in chunks:
+        first = next(((n, line) for n, line in chunk if line and line.strip()), None)
+        if first is not None:
+            yield from _told_by(*first, name, itertools.chain([chunk], chunks))
+            return
+        yield [_csv_line(number, line, ",") for number, line in chunk]
+
+
+def _told_by(
+    number: int, first: str, name: str, chunks: Iterable[_Lines]
+) -> Iterator[list[SessionLine]]:
+    """Reads the chunks in the form that the first line tells."""
     suffix = pathlib.PurePath(name).suffix.lower()
-    is_json = suffix in JSON_SUFFIXES
-    if is_json or (suffix not in TEXT_SUFFIXES and first.lstrip().startswith("{")):
+    if suffix in JSON_SUFFIXES or (suffix not in TEXT_SUFFIXES and _is_json(first)):
         for chunk in chunks:
             yield [_json_line(number, line) for number, line in chunk]
         return
     separator = max(SEPARATORS, key=first.count)
-    columns = _log_columns(_fields(first, separator))
+    columns = None
+    with contextlib.suppress(csv.Error):
+        columns = _log_columns(_fields(first, separator))
     if columns:
-        yield from _log_sessions(chunks, separator, *columns)
+        rows = ([r for r in chunk if r[0] > number or r[1] is None] for chunk in chunks)
+        yield from _log_sessions(rows, separator, *columns)
         return
     for chunk in chunks:
         yield [_csv_line(number, line, separator) for number, line in chunk]
+
+
+def _is_json(line: str) -> bool:
+    """Whether a line is meant as JSON: an object, or a list on its own."""
+    if line.lstrip().startswith("["):
+        with contextlib.suppress(orjson.JSONDecodeError):
+            return isinstance(orjson.loads(line), list)
+    return line.lstrip().startswith("{")
 
 
 def wrong_session(session: Any) -> str:
@@ -89,9 +105,7 @@ def wrong_session(session: Any) -> str:
     return ""
 
 
-def _line_chunks(
-    source: io.BufferedIOBase,
-) -> Iterator[list[tuple[int, str | None]]]:
+def _line_chunks(source: io.BufferedIOBase) -> Iterator[_Lines]:
     """Yields the lines that can be had at once, numbered; None if not UTF-8."""
     number = itertools.count(1)
     rest = b""
@@ -158,7 +172,7 @@ def _log_columns(names: Sequence[str]) -> tuple[int, int, int] | None:
 
 
 def _log_sessions(
-    chunks: Iterable[list[tuple[int, str | None]]],
+    chunks: Iterable[_Lines],
     separator: str,
     session_column: int,
     item_column: int,
@@ -169,7 +183,7 @@ def _log_sessions(
     for chunk in chunks:
         entries = []
         for number, line in chunk:
-            if number == 1 or line == "":
+            if line == "":
                 continue
             try:
                 fields = [] if line is None else _fields(line, separator)

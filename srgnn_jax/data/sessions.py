@@ -15,11 +15,14 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int
 
-from srgnn_jax.errors import UserError
+from srgnn_jax.errors import UserError, reason
 
 # Bytes and rows that a byte of a vocabulary's file may stand for: ids all differ, so
 # that they do not shrink as bombs do.
 MOST_UNPACKED = 200
+# Bytes of ids that are read from the smallest file: long ids that start alike, such as
+# addresses, do shrink.
+ALWAYS_UNPACKED = 1 << 28
 _VOCABULARY_COLUMNS = {"item": pl.String, "clicks": pl.Int64}
 
 
@@ -248,20 +251,20 @@ class Vocabulary:
         """
         path = pathlib.Path(path)
         try:
+            size = path.stat().st_size
             lazy = pl.scan_parquet(path, glob=False)
             types = dict(lazy.collect_schema())
             if types not in ({"item": pl.String}, _VOCABULARY_COLUMNS):
                 raise ValueError(f"its columns are {str(types)[:200]}")
             # Known before anything is unpacked.
             rows = lazy.select(pl.len()).collect().item()
-            if rows > MOST_UNPACKED * path.stat().st_size:
+            if rows > MOST_UNPACKED * size:
                 raise ValueError(
                     f"it claims {rows:,} rows, more than such a file holds"
                 )
             columns = lazy.collect()
-            if columns["item"].str.len_bytes().sum() > MOST_UNPACKED * (
-                path.stat().st_size
-            ):
+            most = max(MOST_UNPACKED * size, ALWAYS_UNPACKED)
+            if columns["item"].str.len_bytes().sum() > most:
                 raise ValueError("its ids are longer than such a file holds")
             if any(columns.null_count().row(0)):
                 raise ValueError("it holds an empty row")
@@ -273,5 +276,41 @@ class Vocabulary:
             OSError,
             ValueError,
         ) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"cannot read {path}, a vocabulary: {reason}") from error
+            raise UserError(
+                f"cannot read {path}, a vocabulary: {reason(error)}"
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Clicks turned into what is trained and tested on.
+
+    Attributes:
+      splits: sessions of "train" and "test", and "validation" where the data set brings
+        its own, each in time order.
+      vocabulary: the raw id of every item row.
+      counts: see `counts.count`.
+      published: the published ones, where there are any.
+      fingerprint: of sessions and vocabulary, once they are stored.
+    """
+
+    splits: dict[str, Sessions]
+    vocabulary: Vocabulary
+    counts: dict[str, int | float]
+    published: dict[str, int | float] = dataclasses.field(default_factory=dict)
+    fingerprint: str = ""
+
+    @property
+    def train(self) -> Sessions:
+        """The training sessions."""
+        return self.splits["train"]
+
+    @property
+    def test(self) -> Sessions:
+        """The test sessions."""
+        return self.splits["test"]
+
+    @property
+    def validation(self) -> Sessions | None:
+        """The validation sessions, where the data set brings its own."""
+        return self.splits.get("validation")

@@ -5,34 +5,28 @@ import pathlib
 import numpy as np
 import polars as pl
 
-from srgnn_jax.data.datasets.builder import (
-    RULE_SETTINGS,
-    PreparationConfig,
-    SessionsBuilder,
-)
-from srgnn_jax.data.prepare import DAY, Prepared, prepare
+from srgnn_jax.data.prepare import DAY, prepare
+from srgnn_jax.data.sessions import Dataset
+from srgnn_jax.data.sources import source
+from srgnn_jax.data.sources.source import Settings
+
+INSTRUCTIONS = ""
+SETTINGS = source.ROW_SETTINGS | source.RULE_SETTINGS
+PRESETS = {"default": Settings()}
 
 SEED = 2019
 ITEMS, CATEGORIES, SESSIONS, DAYS = 2_000, 40, 24_000, 12
 LONGEST = 20
 
 
-class Synthetic(SessionsBuilder):
-    """Made clicks: popularity, categories, item-to-item transitions and revisits."""
+def source_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
+    """Returns none: the clicks are drawn."""
+    return []
 
-    SETTINGS = SessionsBuilder.SETTINGS | RULE_SETTINGS
 
-    @classmethod
-    def source_files(
-        cls, folder: pathlib.Path, config: PreparationConfig
-    ) -> list[pathlib.Path]:
-        """Returns none: the clicks are drawn."""
-        return []
-
-    @classmethod
-    def read(cls, files: list[pathlib.Path], config: PreparationConfig) -> Prepared:
-        """Draws the clicks and prepares them like any others."""
-        return prepare(draw_clicks(), **config.rules)
+def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
+    """Draws the clicks and prepares them like any others."""
+    return prepare(draw_clicks(), **settings.rules)
 
 
 def draw_clicks() -> pl.DataFrame:

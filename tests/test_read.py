@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from srgnn_jax.data import click_log
-from srgnn_jax.data.click_log import Columns, read_click_log
+from srgnn_jax.data import read, times
+from srgnn_jax.data.columns import Columns
+from srgnn_jax.data.read import read_clicks
 from srgnn_jax.errors import UserError
 
 SECOND = 1_000_000
@@ -26,7 +27,7 @@ def write(folder, text, name="log.csv"):
 
 
 def read_rows(path, columns=Columns(), **options):  # noqa: B008 (immutable)
-    clicks, skipped = read_click_log(path, columns, **options)
+    clicks, skipped = read_clicks(path, columns, **options)
     assert clicks.schema["time"] == pl.Int64
     return clicks.rows(), skipped
 
@@ -34,7 +35,7 @@ def read_rows(path, columns=Columns(), **options):  # noqa: B008 (immutable)
 def read_times(folder, *times):
     """Reads a log of these times, returns them as microseconds since 1970."""
     lines = "".join(f"{n}\ti\t{text}\n" for n, text in enumerate(times))
-    clicks, _ = read_click_log(write(folder, f"session\titem\ttime\n{lines}"))
+    clicks, _ = read_clicks(write(folder, f"session\titem\ttime\n{lines}"))
     return clicks["time"].to_list()
 
 
@@ -96,7 +97,7 @@ def test_named_columns_and_separator(tmp_path):
 def test_columns_that_are_not_there(tmp_path, header, columns, message):
     path = write(tmp_path, f"{header}\n" + ",".join("1" * len(header.split(","))))
     with pytest.raises(UserError, match=message) as error:
-        read_click_log(path, columns)
+        read_clicks(path, columns)
     assert str(path) in str(error.value)
 
 
@@ -155,7 +156,7 @@ def test_every_day_of_a_year(tmp_path, year):
         except ValueError:
             return None
 
-    parsed = click_log.parse_iso(pl.Series(days)).to_list()
+    parsed = times.parse_iso(pl.Series(days)).to_list()
     assert parsed == [expected(day) for day in days]
 
 
@@ -187,7 +188,7 @@ def test_iso_times_in_any_layout_and_mix(mixed):
         since = stated - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
         expected.append(since // datetime.timedelta(microseconds=1))
     parts = [texts] if mixed else [texts[n : n + 100] for n in range(0, 500, 100)]
-    parsed = [click_log.parse_iso(pl.Series(part)).to_list() for part in parts]
+    parsed = [times.parse_iso(pl.Series(part)).to_list() for part in parts]
     assert [moment for part in parsed for moment in part] == expected
 
 
@@ -198,7 +199,7 @@ def test_iso_times_of_one_length_and_several_layouts():
         "2014-04-07T10:5x",
         "2014-04-07+02:00",
     ]
-    parsed = click_log.parse_iso(pl.Series(texts)).to_list()
+    parsed = times.parse_iso(pl.Series(texts)).to_list()
     expected = [
         microseconds("2014-04-07T10:51"),
         None,
@@ -216,7 +217,7 @@ def test_epoch_seconds_with_a_fraction_are_exact_microseconds(tmp_path):
 
 
 def test_milliseconds_are_told_by_magnitude_for_the_whole_column(tmp_path, monkeypatch):
-    monkeypatch.setattr(click_log, "CHUNK_ROWS", 2)
+    monkeypatch.setattr(read, "CHUNK_ROWS", 2)
     times = ["1396437466940", "1396437466941", "12", "13", "14", "1396437466942"]
     assert read_times(tmp_path, *times) == [int(text) * 1000 for text in times]
     assert read_times(tmp_path, "1396437466", "12") == [1396437466 * SECOND, 12_000_000]
@@ -232,7 +233,7 @@ def test_malformed_first_rows_do_not_tell_the_form_of_times(
         expected, skipped = read_rows(path, on_bad_row="skip")
         assert (len(expected), skipped) == (len(times), 1)
         assert expected[0][2] > 1e15
-    monkeypatch.setattr(click_log, "CHUNK_ROWS", 1)
+    monkeypatch.setattr(read, "CHUNK_ROWS", 1)
     assert read_rows(path, on_bad_row="skip") == (expected, 1)
 
 
@@ -252,7 +253,7 @@ def test_the_time_zone_of_the_machine_changes_nothing(tmp_path, monkeypatch):
 def test_dates_beside_an_order_within_the_session(tmp_path):
     text = "session_id;user_id;item_id;timeframe;eventdate\n1;NA;8;526309;2016-05-09\n"
     text += "1;NA;9;1.25;2016-05-10\n1;NA;9;1.75;2016-05-10\n"
-    clicks, _ = read_click_log(
+    clicks, _ = read_clicks(
         write(tmp_path, text), Columns(time="timeframe", date="eventdate")
     )
     days = ["2016-05-09", "2016-05-10", "2016-05-10"]
@@ -263,7 +264,7 @@ def test_dates_beside_an_order_within_the_session(tmp_path):
 def test_times_beside_dates_may_be_iso(tmp_path):
     text = "session,item,time,day\n1,8,2016-05-09 10:00,2016-05-09\n"
     text += "1,9,2016-05-09 09:00,2016-05-09\n"
-    clicks, _ = read_click_log(write(tmp_path, text), Columns(date="day"))
+    clicks, _ = read_clicks(write(tmp_path, text), Columns(date="day"))
     assert np.argsort(clicks["time"].to_numpy()).tolist() == [1, 0]
 
 
@@ -289,14 +290,14 @@ MALFORMED = {
 @pytest.mark.parametrize("kind", MALFORMED)
 @pytest.mark.parametrize("chunk_rows", [1_000_000, 3])
 def test_malformed_rows(tmp_path, monkeypatch, kind, chunk_rows):
-    monkeypatch.setattr(click_log, "CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(read, "CHUNK_ROWS", chunk_rows)
     bad, message = MALFORMED[kind]
     bad = bad if isinstance(bad, bytes) else bad.encode()
     good = [f"{session},{item},{second}".encode() for session, item, second in ROWS]
     lines = [b"session,item,time", good[0], b"", good[1], bad, good[2], bad]
     path = write(tmp_path, b"\n".join(lines))
     with pytest.raises(UserError) as error:
-        read_click_log(path)
+        read_clicks(path)
     told = str(error.value)
     assert f"{path}, line 5: " in told
     assert message in told
@@ -337,13 +338,13 @@ def test_a_byte_order_mark_further_down_is_part_of_an_id(tmp_path):
 def test_malformed_iso_times(tmp_path, bad):
     text = f"session,item,time\ns,i,2014-04-07\ns,i,{bad}\n"
     with pytest.raises(UserError, match=f"line 3: '{bad}' is not a time"):
-        read_click_log(write(tmp_path, text))
+        read_clicks(write(tmp_path, text))
 
 
 def test_the_column_of_a_malformed_row_has_its_own_name(tmp_path):
     text = "SessionId,ItemId,When\ns,i,soon\n"
     with pytest.raises(UserError, match=r"'soon' is not a time \(column 'When'"):
-        read_click_log(write(tmp_path, text), Columns(time="When"))
+        read_clicks(write(tmp_path, text), Columns(time="When"))
 
 
 @pytest.mark.parametrize(
@@ -351,11 +352,11 @@ def test_the_column_of_a_malformed_row_has_its_own_name(tmp_path):
 )
 def test_files_without_clicks(tmp_path, text):
     with pytest.raises(UserError, match=r"is empty|holds no clicks"):
-        read_click_log(write(tmp_path, text))
+        read_clicks(write(tmp_path, text))
 
 
 def test_text_that_is_not_utf8_far_down_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(click_log, "CHUNK_ROWS", 1000)
+    monkeypatch.setattr(read, "CHUNK_ROWS", 1000)
     lines = [b"time,session,item", *(b"5,s,%d" % n for n in range(20_000))]
     lines += [b"5,s,\xff", b"5,s,last", b""]
     rows, skipped = read_rows(write(tmp_path, b"\r\n".join(lines)), on_bad_row="skip")
@@ -366,12 +367,12 @@ def test_text_that_is_not_utf8_far_down_the_file(tmp_path, monkeypatch):
 def test_only_malformed_rows(tmp_path):
     path = write(tmp_path, "session,item,time\ns,i\ns,i,soon\n")
     with pytest.raises(UserError, match="holds no clicks: all 2 rows are malformed"):
-        read_click_log(path, on_bad_row="skip")
+        read_clicks(path, on_bad_row="skip")
 
 
 def test_a_missing_file(tmp_path):
     with pytest.raises(UserError, match=r"log\.csv does not exist"):
-        read_click_log(tmp_path / "log.csv")
+        read_clicks(tmp_path / "log.csv")
 
 
 def test_damaged_gzip(tmp_path):
@@ -383,7 +384,7 @@ def test_damaged_gzip(tmp_path):
     for data in (whole[:-100], bytes(damaged), whole[:10] + b"\xff" + whole[11:]):
         path.write_bytes(data)
         with pytest.raises(UserError, match=r"cannot read .*log\.csv\.gz"):
-            read_click_log(path)
+            read_clicks(path)
 
 
 def test_chunks_change_nothing(tmp_path, monkeypatch):
@@ -391,7 +392,7 @@ def test_chunks_change_nothing(tmp_path, monkeypatch):
     lines = [f"{rng.integers(9)},i{rng.integers(9)},{n}.25" for n in range(2000)]
     path = write(tmp_path, "session,item,time\n" + "\n".join(lines))
     whole = read_rows(path)
-    monkeypatch.setattr(click_log, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(read, "CHUNK_ROWS", 7)
     assert read_rows(path) == whole
     assert len(whole[0]) == 2000
 
@@ -442,7 +443,7 @@ def test_malformed_rows_of_parquet(tmp_path, column, values, message):
     frame = {"session": [1, 1], "item": ["a", "b"], "time": [5, 6]} | {column: values}
     pl.DataFrame(frame, strict=False).write_parquet(path)
     with pytest.raises(UserError, match=f"row 2: .*{message}"):
-        read_click_log(path)
+        read_clicks(path)
     assert read_rows(path, on_bad_row="skip")[1] == 1
 
 
@@ -451,11 +452,11 @@ def test_parquet_columns_that_cannot_be_ids(tmp_path):
     frame = {"session": [[1], [2]], "item": ["a", "b"], "time": [5, 6]}
     pl.DataFrame(frame).write_parquet(path)
     with pytest.raises(UserError, match="column 'session' holds"):
-        read_click_log(path)
+        read_clicks(path)
 
 
 def test_a_parquet_file_that_is_none(tmp_path):
     path = tmp_path / "log.parquet"
     path.write_text("session,item,time\n")
     with pytest.raises(UserError, match=r"cannot read .* as parquet"):
-        read_click_log(path)
+        read_clicks(path)

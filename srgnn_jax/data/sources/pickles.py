@@ -7,9 +7,10 @@ import pickletools
 import reprlib
 from typing import Any, NoReturn
 
-from srgnn_jax.data.datasets.builder import PreparationConfig, SessionsBuilder
-from srgnn_jax.data.prepare import Prepared, count
-from srgnn_jax.data.sessions import Sessions, Vocabulary
+from srgnn_jax.data.counts import count
+from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
+from srgnn_jax.data.sources import source
+from srgnn_jax.data.sources.source import Settings
 from srgnn_jax.errors import UserError
 
 TRAIN, TEST = "all_train_seq.txt", "test.txt"
@@ -19,54 +20,44 @@ MOST_ITEMS = 20_000_000
 _HASHING = {"DICT", "SETITEM", "SETITEMS", "ADDITEMS", "FROZENSET"}
 
 
-class SrgnnPickles(SessionsBuilder):
-    """The published, already prepared sessions: all_train_seq.txt and test.txt."""
+INSTRUCTIONS = (
+    "Put the two files there that preprocess.py of the published code writes: "
+    f"{TRAIN} (a list of training sessions) and {TEST} (prefixes and targets)."
+)
+SETTINGS = source.ROW_SETTINGS
+PRESETS = {"default": Settings()}
 
-    MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Put the two files there that preprocess.py of the published code writes: "
-        f"{TRAIN} (a list of training sessions) and {TEST} (prefixes and targets)."
-    )
 
-    @classmethod
-    def source_files(
-        cls, folder: pathlib.Path, config: PreparationConfig
-    ) -> list[pathlib.Path]:
-        """Returns all_train_seq.txt and test.txt."""
-        files = [folder / TRAIN, folder / TEST]
-        for path in files:
-            if not path.is_file():
-                raise UserError(
-                    f"no file {path.name} in config.data_dir = {str(folder)!r}. "
-                    + cls.MANUAL_DOWNLOAD_INSTRUCTIONS
-                )
-        return files
+def source_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
+    """Returns all_train_seq.txt and test.txt."""
+    return [source.find_file(folder, name, INSTRUCTIONS) for name in (TRAIN, TEST)]
 
-    @classmethod
-    def read(cls, files: list[pathlib.Path], config: PreparationConfig) -> Prepared:
-        """Reads the pickles; an item's number is its row, and as text its raw id."""
-        train_path, test_path = files
-        train = _sessions(train_path, _load(train_path))
-        pairs = _load(test_path)
-        if not (
-            isinstance(pairs, tuple | list)
-            and len(pairs) == 2
-            and all(isinstance(part, list) for part in pairs)
-            and len(pairs[0]) == len(pairs[1])
-        ):
-            raise UserError(
-                f"{test_path} does not hold (prefixes, targets), two equally long lists"
-            )
-        prefixes, targets = pairs
-        _sessions(test_path, prefixes)
-        with_target = [[*p, t] for p, t in zip(prefixes, targets, strict=True)]
-        test = _sessions(test_path, with_target, last_only=True)
-        largest = max(int(train.items.max()), int(test.items.max()))
-        vocabulary = Vocabulary([str(row) for row in range(1, largest + 1)])
-        counts = count({"train": train, "test": test}, vocabulary)
-        heads = _session_heads(prefixes, targets)
-        counts["test_sessions"] = len(heads)
-        counts["clicks"] = len(train.items) + int(test.lengths[heads].sum())
-        return Prepared({"train": train, "test": test}, vocabulary, counts)
+
+def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
+    """Reads the pickles; an item's number is its row, and as text its raw id."""
+    train_path, test_path = files
+    train = _sessions(train_path, _load(train_path))
+    pairs = _load(test_path)
+    if not (
+        isinstance(pairs, tuple | list)
+        and len(pairs) == 2
+        and all(isinstance(part, list) for part in pairs)
+        and len(pairs[0]) == len(pairs[1])
+    ):
+        raise UserError(
+            f"{test_path} does not hold (prefixes, targets), two equally long lists"
+        )
+    prefixes, targets = pairs
+    _sessions(test_path, prefixes)
+    with_target = [[*p, t] for p, t in zip(prefixes, targets, strict=True)]
+    test = _sessions(test_path, with_target, last_only=True)
+    largest = max(int(train.items.max()), int(test.items.max()))
+    vocabulary = Vocabulary([str(row) for row in range(1, largest + 1)])
+    counts = count({"train": train, "test": test}, vocabulary)
+    heads = _session_heads(prefixes, targets)
+    counts["test_sessions"] = len(heads)
+    counts["clicks"] = len(train.items) + int(test.lengths[heads].sum())
+    return Dataset({"train": train, "test": test}, vocabulary, counts)
 
 
 def _session_heads(prefixes: list[list[int]], targets: list[int]) -> list[int]:

@@ -5,82 +5,58 @@ tested on, so that what RecBole does is followed to the letter, its rounding of 
 included (see `time_key`). Axes: C clicks, U users.
 """
 
+import functools
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
 from jaxtyping import Int
 
-from srgnn_jax.data.click_log import Columns, first_line, read_click_log
-from srgnn_jax.data.datasets.builder import (
-    COLUMN_SETTINGS,
-    PreparationConfig,
-    SessionsBuilder,
-    named_file,
-    naming,
-    the_one_file,
-)
-from srgnn_jax.data.prepare import Prepared, count, number_values
-from srgnn_jax.data.sessions import Sessions, Vocabulary
+from srgnn_jax.data.columns import Columns
+from srgnn_jax.data.counts import count
+from srgnn_jax.data.prepare import number_values
+from srgnn_jax.data.read import read_header
+from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
+from srgnn_jax.data.sources import source
+from srgnn_jax.data.sources.source import Settings
 from srgnn_jax.errors import UserError
 
+INSTRUCTIONS = (
+    "Put one file there of RecBole's atomic form, such as ml-100k.inter, which the "
+    "recbole package holds in recbole/dataset_example/ml-100k."
+)
+SETTINGS = (
+    source.ROW_SETTINGS
+    | source.COLUMN_SETTINGS
+    | {"log_file", "separator", "recbole_time"}
+)
+PRESETS = {"default": Settings()}
 
-class RecboleInter(SessionsBuilder):
-    """A RecBole data set: each user's clicks, of which the last two are held out."""
 
-    MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Put one file there of RecBole's atomic form, such as ml-100k.inter, which the "
-        "recbole package holds in recbole/dataset_example/ml-100k."
+def source_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
+    """Returns the .inter file that is named, or the only one in the folder."""
+    return [source.find_file(folder, "*.inter", INSTRUCTIONS, settings.log_file)]
+
+
+def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
+    """Reads the file and holds out each user's last two clicks."""
+    separator = settings.separator or "\t"
+    columns = usual_columns(read_header(files[0], separator), settings.columns)
+    split = functools.partial(leave_one_out, kind=settings.recbole_time)
+    return source.read_log(
+        files[0], settings, columns, separator=separator, split=split
     )
 
-    SETTINGS = (
-        SessionsBuilder.SETTINGS
-        | COLUMN_SETTINGS
-        | {"log_file", "separator", "recbole_time"}
-    )
 
-    @classmethod
-    def source_files(
-        cls, folder: pathlib.Path, config: PreparationConfig
-    ) -> list[pathlib.Path]:
-        """Returns the .inter file that is named, or the only one in the folder."""
-        if config.log_file:
-            return [named_file(folder, config.log_file)]
-        return [the_one_file(folder, "*.inter", cls.MANUAL_DOWNLOAD_INSTRUCTIONS)]
-
-    @classmethod
-    def read(cls, files: list[pathlib.Path], config: PreparationConfig) -> Prepared:
-        """Reads the file and holds out each user's last two clicks."""
-        separator = config.separator or "\t"
-        columns = find_columns(files[0], separator, config.columns)
-        clicks, skipped = read_click_log(
-            files[0], columns, separator=separator, on_bad_row=config.on_bad_row
-        )
-        with naming(files[0]):
-            prepared = leave_one_out(clicks, config.recbole_time)
-        prepared.counts["skipped_rows"] = skipped
-        return prepared
-
-
-def find_columns(path: pathlib.Path, separator: str, named: Columns) -> Columns:
-    """Finds the columns by RecBole's usual names, or those that are named.
-
-    Their types (`user_id:token`) may be left out. A column that is not there is
-    returned under the name that was looked for.
-    """
-    header = first_line(path).split(separator)
-
-    def find(name: str, *usual: str) -> str:
-        for wanted in [name] if name else usual:
-            for column in header:
-                if wanted in (column, column.rpartition(":")[0]):
-                    return column
-        return name or usual[0]
-
+def usual_columns(header: Sequence[str], named: Columns) -> Columns:
+    """Returns the columns that are named, the others by RecBole's usual names."""
+    names = {name.rpartition(":")[0] or name for name in header}
+    session = "user_id"
+    if session not in names and "session_id" in names:
+        session = "session_id"
     return Columns(
-        session=find(named.session, "user_id", "session_id"),
-        item=find(named.item, "item_id"),
-        time=find(named.time, "timestamp"),
+        named.session or session, named.item or "item_id", named.time or "timestamp"
     )
 
 
@@ -105,7 +81,7 @@ def time_key(time: Int[np.ndarray, " C"], kind: str) -> np.ndarray:
     return ((time - time.min()) / span).astype(np.float32)
 
 
-def leave_one_out(clicks: pl.DataFrame, kind: str) -> Prepared:
+def leave_one_out(clicks: pl.DataFrame, kind: str) -> Dataset:
     """Splits each user's clicks by time: the last tests, the one before validates.
 
     As in RecBole, users of three clicks have no validation example, and those of two
@@ -113,7 +89,7 @@ def leave_one_out(clicks: pl.DataFrame, kind: str) -> Prepared:
     first appearance in the file.
 
     Args:
-      clicks: in file order; see `click_log.read_click_log`.
+      clicks: in file order; see `read.read_clicks`.
       kind: how times are compared; see `time_key`.
 
     Raises:
@@ -142,7 +118,7 @@ def leave_one_out(clicks: pl.DataFrame, kind: str) -> Prepared:
     vocabulary = Vocabulary(item_ids.to_list())
     counts = count(splits, vocabulary)
     counts["clicks"] = counts["raw_clicks"] = len(clicks)
-    return Prepared(splits, vocabulary, counts)
+    return Dataset(splits, vocabulary, counts)
 
 
 def _first_clicks(users: Sessions, kept: Int[np.ndarray, " U"]) -> Sessions:

@@ -1,6 +1,7 @@
-"""The builders: alone through TFDS, without TensorFlow, and on their data."""
+"""The sources: which files they find, what they read, and their public face in TFDS."""
 
 import collections
+import functools
 import os
 import pathlib
 import pickle
@@ -11,77 +12,37 @@ import time
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import example_serializer
 
-from srgnn_jax.data.click_log import read_click_log
-from srgnn_jax.data.datasets import (
-    ClickLog,
-    Diginetica,
-    SrgnnPickles,
-    Synthetic,
-    Yoochoose,
+import srgnn_jax.data.tfds
+from srgnn_jax.data.counts import PUBLISHED_COUNTS
+from srgnn_jax.data.read import read_clicks
+from srgnn_jax.data.sources import (
+    SOURCES,
+    Settings,
+    click_log,
+    diginetica,
+    pickles,
+    synthetic,
+    yoochoose,
 )
-from srgnn_jax.data.datasets.builder import (
-    PreparationConfig,
-    deserialize,
-    serialize,
-)
-from srgnn_jax.data.datasets.synthetic import draw_clicks
-from srgnn_jax.data.prepared import PUBLISHED_COUNTS, load_prepared
-from srgnn_jax.data.sessions import Sessions
+from srgnn_jax.data.sources.synthetic import draw_clicks
+from srgnn_jax.data.store import load_dataset
 from srgnn_jax.errors import UserError
+from tests.raw_files import write_clicks, write_pickles, write_views
 from tests.tiny import write_log
 
 SHARED = pathlib.Path(__file__).parents[1].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
 
 
-def read(builder, folder, **settings):
-    """Reads and prepares a folder without building records."""
-    config = PreparationConfig(**settings)
-    return builder.read(builder.source_files(folder, config), config)
+def read(source, folder, **settings):
+    """Reads and prepares a folder without storing anything."""
+    chosen = Settings(**settings)
+    return source.read(source.source_files(folder, chosen), chosen)
 
 
 def lists(sessions):
     return [session.tolist() for session in sessions]
-
-
-def write_views(path):
-    """Writes made Diginetica views, of 20 days; a session's clicks are out of order."""
-    lines = ["session_id;user_id;item_id;timeframe;eventdate"]
-    for session in range(40):
-        day = f"2016-05-{session // 2 + 1:02}"
-        lines += [
-            f"{session};NA;{10 + place};{place * 1000};{day}" for place in (2, 1, 0)
-        ]
-    path.write_text("\n".join(lines))
-
-
-def write_clicks(path, rows=None):
-    """Writes clicks (session, item, microseconds) as the Yoochoose challenge did."""
-    rows = rows or [
-        (session, 21455 + place, (session * 43_200 + place) * 1_000_000 + 277_000)
-        for session in range(40)
-        for place in range(3)
-    ]
-    text = np.datetime_as_string(
-        np.array([moment for *_, moment in rows], "datetime64[us]"), unit="ms"
-    )
-    path.write_text(
-        "".join(
-            f"{session},{moment}Z,{item},0\n"
-            for (session, item, _), moment in zip(rows, text, strict=True)
-        )
-    )
-
-
-def write_pickles(folder, train=None, test=None):
-    """Writes what the published code does; bytes stay as they are."""
-    train = [[1, 2, 3], [2, 4]] if train is None else train
-    test = ([[3, 1], [3], [4]], [2, 1, 1]) if test is None else test
-    for name, what in (("all_train_seq.txt", train), ("test.txt", test)):
-        data = what if isinstance(what, bytes) else pickle.dumps(what)
-        (folder / name).write_bytes(data)
 
 
 RAW_FILES = {
@@ -92,23 +53,33 @@ RAW_FILES = {
 }
 
 
+def build(folder, name, manual, **options):
+    """Builds the records of a source, as a user of TFDS would."""
+    built = tfds.builder(
+        name, data_dir=folder / "tfds", prepared_dir=str(folder / "store"), **options
+    )
+    config = tfds.download.DownloadConfig(manual_dir=manual)
+    built.download_and_prepare(download_config=config)
+    return built
+
+
 @pytest.mark.parametrize("name", RAW_FILES)
 def test_a_builder_serves_tfds_users_alone(tmp_path, name):
     manual = tmp_path / "manual"
     manual.mkdir()
     RAW_FILES[name](manual)
-    built = tfds.builder(name, data_dir=tmp_path / "tfds")
-    built.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=manual)
+    source, _, preset = name.partition("/")
+    build(tmp_path, name, manual)
+    settings = SOURCES[source].PRESETS[preset or "default"]
+    expected = SOURCES[source].read(
+        SOURCES[source].source_files(manual, settings), settings
     )
-    prepared = built.read(
-        built.source_files(manual, built.builder_config), built.builder_config
-    )
-    # Found again, as later programs would.
+    # Found again, as later programs would, without a store.
     again = tfds.builder(name, data_dir=tmp_path / "tfds")
-    assert list(again.info.metadata["item_ids"]) == prepared.vocabulary.ids
-    assert again.info.metadata["counts"] == prepared.counts
-    for split, sessions in prepared.splits.items():
+    assert list(again.info.metadata["item_ids"]) == expected.vocabulary.ids
+    assert again.info.metadata["counts"] == expected.counts
+    assert list(again.info.splits) == list(expected.splits)
+    for split, sessions in expected.splits.items():
         records = again.as_data_source(split)
         assert [records[i]["items"].tolist() for i in range(len(records))] == lists(
             sessions
@@ -116,99 +87,34 @@ def test_a_builder_serves_tfds_users_alone(tmp_path, name):
         assert records[0]["items"].dtype == np.int32
         assert (split in again.info.metadata["last_only"]) == sessions.last_only
     by_name = tfds.data_source(name, data_dir=tmp_path / "tfds", split="train")
-    assert by_name[0]["items"].tolist() == prepared.splits["train"][0].tolist()
+    assert by_name[0]["items"].tolist() == expected.train[0].tolist()
 
 
 def test_settings_go_into_a_builder_as_its_config(tmp_path):
     write_log(tmp_path / "log.csv")
     (tmp_path / "another.csv").touch()
-    config = PreparationConfig(name="mine", log_file="log.csv", test_days=0.35)
-    built = tfds.builder("click_log", config=config, data_dir=tmp_path / "tfds")
-    built.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=tmp_path)
+    config = srgnn_jax.data.tfds.PreparationConfig(
+        name="mine", log_file="log.csv", test_days=0.35
     )
-    expected = read(ClickLog, tmp_path, log_file="log.csv", test_days=0.35)
-    assert len(built.as_data_source("test")) == len(expected.splits["test"])
+    built = build(tmp_path, "click_log", tmp_path, config=config)
+    expected = read(click_log, tmp_path, log_file="log.csv", test_days=0.35)
+    assert len(built.as_data_source("test")) == len(expected.test)
 
 
-def made_sessions():
-    """Sessions of one to 9,000 clicks, on rows of one to five bytes as varints."""
-    rng = np.random.default_rng(0)
-    edges = [bound for k in (7, 14, 21, 28) for bound in (2**k - 1, 2**k)]
-    sessions = [[1], edges, [2**31 - 1] * 40]
-    for top in (2**7, 50_000, 2**24, 2**31 - 1):
-        lengths = [1, 3, *rng.integers(1, 60, 30), 127, 128, 9_000]
-        sessions += [rng.integers(1, top, length).tolist() for length in lengths]
-    return sessions
-
-
-def test_records_are_those_that_tfds_writes():
-    features = tfds.features.FeaturesDict(
-        {"items": tfds.features.Tensor(shape=(None,), dtype=np.int32)}
-    )
-    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-    sessions = made_sessions()
-    records = serialize(Sessions.from_lists(sessions))
-    assert records == [
-        serializer.serialize_example(features.encode_example({"items": session}))
-        for session in sessions
-    ]
-    read = deserialize(records)
-    assert lists(read) == sessions
-    assert (read.items.dtype, read.offsets.dtype) == (np.int32, np.int64)
-    for record, session in zip(records, sessions, strict=True):
-        assert features.deserialize_example_np(record)["items"].tolist() == session
-
-
-GOOD_RECORD = serialize(Sessions.from_lists([[1, 300]]))[0]
-
-
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        (b"", "has 0 bytes"),
-        (GOOD_RECORD[:9], "has 9 bytes"),
-        (GOOD_RECORD[:-1], "is no record of a session"),
-        (GOOD_RECORD.replace(b"items", b"other"), "is no record of a session"),
-        (GOOD_RECORD[:-1] + b"\x80", "ends within a number"),
-        (
-            serialize(Sessions.from_lists([[1] * 9]))[0][:-9] + b"\x80" * 8 + b"\x01",
-            "32",
-        ),
-    ],
-)
-def test_records_of_something_else(record, message):
-    with pytest.raises(ValueError, match=message):
-        deserialize([GOOD_RECORD, record, GOOD_RECORD])
-
-
-def test_records_hold_only_the_sessions_that_the_fraction_needs(tmp_path):
-    write_clicks(tmp_path / "yoochoose-clicks.dat")
-    needed = {}
-    for name in ("1_4", "1_64"):
-        built = tfds.builder(f"yoochoose/{name}", data_dir=tmp_path / "tfds")
-        built.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(manual_dir=tmp_path)
-        )
-        needed[name] = len(built.as_data_source("train"))
-    # 37 sessions of two examples each train, of which 18 and 1 examples are kept.
-    assert needed == {"1_4": 9, "1_64": 1}
-
-
-def test_records_in_several_files(tmp_path):
+def test_records_are_written_from_the_store(tmp_path, monkeypatch):
     write_log(tmp_path / "log.csv")
-    built = tfds.builder("click_log", data_dir=tmp_path / "tfds")
-    built.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=tmp_path, num_shards=3)
-    )
-    expected = lists(read(ClickLog, tmp_path).splits["train"])
-    info = built.info.splits["train"]
-    assert len(info.filepaths) == 3
-    assert info.num_examples == len(expected)
-    again = tfds.builder("click_log", data_dir=tmp_path / "tfds")
-    source = again.as_data_source("train")
-    assert [source[n]["items"].tolist() for n in range(len(source))] == expected
-    assert lists(again.read_sessions("train")) == expected
+    load_dataset("click_log", data_dir=tmp_path, prepared_dir=tmp_path / "store")
+    monkeypatch.setattr(click_log, "read", None)
+    assert len(build(tmp_path, "click_log", tmp_path).as_data_source("train"))
+
+
+def test_every_source_is_a_builder_with_its_presets(tmp_path):
+    for name, source in SOURCES.items():
+        built = tfds.builder(name, data_dir=tmp_path)
+        assert (source.INSTRUCTIONS or None) == built.MANUAL_DOWNLOAD_INSTRUCTIONS
+        for preset, settings in source.PRESETS.items():
+            builder = tfds.builder(f"{name}/{preset}", data_dir=tmp_path)
+            assert builder.builder_config.rules == settings.rules
 
 
 def test_a_split_without_sessions_is_left_out(tmp_path):
@@ -216,27 +122,26 @@ def test_a_split_without_sessions_is_left_out(tmp_path):
     lines = [f"{n // 3}\ti{n % 3}\t{n}\n" for n in range(9)]
     text = "user_id:token\titem_id:token\ttimestamp:float\n" + "".join(lines)
     (tmp_path / "log.inter").write_text(text)
-    data = load_prepared(
+    data = load_dataset(
         "recbole_inter", data_dir=tmp_path, prepared_dir=tmp_path / "prepared"
     )
     assert data.validation is None
     assert lists(data.test) == [[1, 2, 3]] * 3
+    assert "validation" not in build(tmp_path, "recbole_inter", tmp_path).info.splits
 
 
 @pytest.mark.parametrize(
-    ("name", "published"),
+    ("source", "preset", "published"),
     [
-        ("diginetica", {"test_days": 7.0}),
-        ("yoochoose", {"train_fraction": 1 / 64, "date_resolution_seconds": 1}),
-        ("yoochoose/1_64", {"train_fraction": 1 / 64, "date_resolution_seconds": 1}),
-        ("yoochoose/1_4", {"train_fraction": 1 / 4, "date_resolution_seconds": 1}),
-        ("click_log", {}),
+        (diginetica, "default", {"test_days": 7.0}),
+        (yoochoose, "1_64", {"train_fraction": 1 / 64, "date_resolution_seconds": 1}),
+        (yoochoose, "1_4", {"train_fraction": 1 / 4, "date_resolution_seconds": 1}),
+        (click_log, "default", {}),
     ],
 )
-def test_a_builder_alone_follows_the_published_rules(tmp_path, name, published):
-    rules = tfds.builder(name, data_dir=tmp_path).builder_config.rules
+def test_presets_follow_the_published_rules(source, preset, published):
     assert (
-        rules
+        source.PRESETS[preset].rules
         == {
             "min_session_length": 2,
             "min_item_count": 5,
@@ -248,16 +153,24 @@ def test_a_builder_alone_follows_the_published_rules(tmp_path, name, published):
         }
         | published
     )
+    assert next(iter(yoochoose.PRESETS)) == "1_64"
+
+
+def test_only_the_sessions_that_the_fraction_needs_are_kept(tmp_path):
+    write_clicks(tmp_path / "yoochoose-clicks.dat")
+    kept = {
+        name: len(read(yoochoose, tmp_path, **vars(preset)).train)
+        for name, preset in yoochoose.PRESETS.items()
+    }
+    # 37 sessions of two examples each train, of which 18 and 1 examples are kept.
+    assert kept == {"1_4": 9, "1_64": 1}
 
 
 def test_instructions_are_shown_where_the_file_is_missing(tmp_path):
-    built = tfds.builder("diginetica", data_dir=tmp_path / "tfds")
     with pytest.raises(
         AssertionError, match=r"Get train-item-views\.csv from the CIKM"
     ):
-        built.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / "none")
-        )
+        build(tmp_path, "diginetica", tmp_path / "none")
 
 
 # TensorFlow and torch look installed here, and cannot be imported.
@@ -277,14 +190,17 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import tensorflow_datasets as tfds
-from srgnn_jax.data.prepared import load_prepared
+import srgnn_jax.data.tfds
 from srgnn_jax.data.batches import train_batches
+from srgnn_jax.data.store import load_dataset
 
 folder = pathlib.Path(sys.argv[1])
 for _ in range(2):
-    data = load_prepared("click_log", data_dir=folder, prepared_dir=folder / "p")
+    data = load_dataset("click_log", data_dir=folder, prepared_dir=folder / "p")
 next(train_batches(data.train.examples(), 8, seed=0, epoch=0))
-built = tfds.builder("click_log", data_dir=folder / "tfds")
+built = tfds.builder(
+    "click_log", data_dir=folder / "tfds", prepared_dir=str(folder / "p")
+)
 built.download_and_prepare(
     download_config=tfds.download.DownloadConfig(manual_dir=folder)
 )
@@ -306,26 +222,24 @@ def test_tensorflow_is_neither_needed_nor_imported(tmp_path):
 
 def test_columns_and_separator_of_a_log_may_be_named(tmp_path):
     write_log(tmp_path / "log.csv")
-    expected = read(ClickLog, tmp_path, test_days=0.35)
+    expected = read(click_log, tmp_path, test_days=0.35)
     header, *lines = (tmp_path / "log.csv").read_text().splitlines()
     assert header == "session_id,item_id,timestamp"
     rows = [line.replace(",", "~") for line in lines]
     (tmp_path / "log.csv").write_text("\n".join(["visit~a,b~when", *rows]))
     named = {"session_column": "visit", "item_column": "a,b", "time_column": "when"}
-    prepared = read(ClickLog, tmp_path, test_days=0.35, separator="~", **named)
+    prepared = read(click_log, tmp_path, test_days=0.35, separator="~", **named)
     assert prepared.vocabulary.ids == expected.vocabulary.ids
     assert prepared.counts == expected.counts
     with pytest.raises(UserError, match=r"log\.csv: no date column 'day'"):
-        read(ClickLog, tmp_path, separator="~", date_column="day", **named)
+        read(click_log, tmp_path, separator="~", date_column="day", **named)
 
 
 def test_one_log_is_found_whatever_lies_beside_it(tmp_path):
     write_log(tmp_path / "log.csv")
     (tmp_path / "readme.md").touch()
     (tmp_path / "folder.csv").mkdir()
-    assert ClickLog.source_files(tmp_path, PreparationConfig()) == [
-        tmp_path / "log.csv"
-    ]
+    assert click_log.source_files(tmp_path, Settings()) == [tmp_path / "log.csv"]
 
 
 @pytest.mark.parametrize(
@@ -340,40 +254,40 @@ def test_logs_that_are_not_there(tmp_path, files, settings, message):
     for name in files:
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=message):
-        ClickLog.source_files(tmp_path, PreparationConfig(**settings))
+        click_log.source_files(tmp_path, Settings(**settings))
     with pytest.raises(UserError, match=r"no (log|file)"):
-        ClickLog.source_files(tmp_path / "nowhere", PreparationConfig(**settings))
+        click_log.source_files(tmp_path / "nowhere", Settings(**settings))
 
 
 @pytest.mark.parametrize(
-    ("builder", "message"),
+    ("source", "message"),
     [
-        (Diginetica, r"no file .*train-item-views\.csv in .*CIKM Cup 2016"),
-        (Yoochoose, r"no file yoochoose-clicks\.dat in .*RecSys Challenge 2015"),
-        (SrgnnPickles, r"no file all_train_seq\.txt in .*preprocess\.py"),
+        (diginetica, r"no file .*train-item-views\.csv in .*CIKM Cup 2016"),
+        (yoochoose, r"no file yoochoose-clicks\.dat in .*RecSys Challenge 2015"),
+        (pickles, r"no file all_train_seq\.txt in .*preprocess\.py"),
     ],
 )
-def test_a_missing_file_is_told_with_where_it_comes_from(tmp_path, builder, message):
+def test_a_missing_file_is_told_with_where_it_comes_from(tmp_path, source, message):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=message):
-            builder.source_files(folder, PreparationConfig())
+            source.source_files(folder, Settings())
 
 
 def test_views_are_taken_before_the_sample_of_them(tmp_path):
     sample = tmp_path / "sample_train-item-views.csv"
     write_views(sample)
-    assert Diginetica.source_files(tmp_path, PreparationConfig()) == [sample]
+    assert diginetica.source_files(tmp_path, Settings()) == [sample]
     write_views(tmp_path / "other_train-item-views.csv")
     with pytest.raises(UserError, match="more than one file"):
-        Diginetica.source_files(tmp_path, PreparationConfig())
+        diginetica.source_files(tmp_path, Settings())
     whole = tmp_path / "train-item-views.csv"
     write_views(whole)
-    assert Diginetica.source_files(tmp_path, PreparationConfig()) == [whole]
+    assert diginetica.source_files(tmp_path, Settings()) == [whole]
 
 
 def test_views_are_in_the_order_of_timeframe(tmp_path):
     write_views(tmp_path / "train-item-views.csv")
-    prepared = read(Diginetica, tmp_path, test_days=7.0)
+    prepared = read(diginetica, tmp_path, test_days=7.0)
     assert prepared.vocabulary.ids == ["10", "11", "12"]
     # Of 20 days, the last 7 test, and the one that is just 7 days before does neither.
     assert lists(prepared.splits["train"]) == [[1, 2, 3]] * 24
@@ -382,17 +296,17 @@ def test_views_are_in_the_order_of_timeframe(tmp_path):
 
 
 def test_settings_of_rows_reach_every_raw_reader(tmp_path):
-    for builder, name, write in (
-        (Diginetica, "train-item-views.csv", write_views),
-        (Yoochoose, "yoochoose-clicks.dat", write_clicks),
+    for source, name, write in (
+        (diginetica, "train-item-views.csv", write_views),
+        (yoochoose, "yoochoose-clicks.dat", write_clicks),
     ):
         path = tmp_path / name
         write(path)
         path.write_text(path.read_text().rstrip("\n") + "\nbad")
         lines = len(path.read_text().splitlines())
         with pytest.raises(UserError, match=rf"{name}, line {lines}: 1 fields"):
-            read(builder, tmp_path)
-        prepared = read(builder, tmp_path, on_bad_row="skip")
+            read(source, tmp_path)
+        prepared = read(source, tmp_path, on_bad_row="skip")
         assert prepared.counts["skipped_rows"] == 1
         assert prepared.counts["raw_clicks"] == 120
 
@@ -400,7 +314,7 @@ def test_settings_of_rows_reach_every_raw_reader(tmp_path):
 @pytest.mark.parametrize("field", ["test_start", "test_end"])
 def test_bounds_of_the_test_split_are_iso_times_in_utc(field):
     def rule(text):
-        return PreparationConfig(**{field: text}).rules[field]
+        return Settings(**{field: text}).rules[field]
 
     assert rule("") is None
     assert rule("1970-01-02") == 86_400 * 1_000_000
@@ -414,7 +328,7 @@ def test_pickles_as_published(tmp_path):
     train = [[5, 2, 3], [2, 4]]
     test = ([[3, 1, 2], [3, 1], [3], [4, 4], [4]], [5, 2, 1, 1, 4])
     write_pickles(tmp_path, train, test)
-    prepared = read(SrgnnPickles, tmp_path)
+    prepared = read(pickles, tmp_path)
     assert lists(prepared.splits["train"]) == train
     assert not prepared.splits["train"].last_only
     assert lists(prepared.splits["test"]) == [
@@ -443,7 +357,7 @@ def test_pickles_as_published(tmp_path):
 )
 def test_sessions_behind_given_pairs(tmp_path, test, sessions):
     write_pickles(tmp_path, test=test)
-    assert read(SrgnnPickles, tmp_path).counts["test_sessions"] == sessions
+    assert read(pickles, tmp_path).counts["test_sessions"] == sessions
 
 
 class Payload:
@@ -465,7 +379,7 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, name, nested, protoco
     what = [[1, 2], [3, [payload]]] if nested else payload
     (tmp_path / name).write_bytes(pickle.dumps(what, protocol))
     with pytest.raises(UserError, match=rf"refused to read .*{name}: .*system"):
-        read(SrgnnPickles, tmp_path)
+        read(pickles, tmp_path)
     assert not (tmp_path / "touched").exists()
 
 
@@ -507,7 +421,7 @@ def test_a_pickle_of_something_else(tmp_path, kind):
     what, message = BROKEN[kind]
     write_pickles(tmp_path, train=what)
     with pytest.raises(UserError, match=message) as error:
-        read(SrgnnPickles, tmp_path)
+        read(pickles, tmp_path)
     assert str(tmp_path / "all_train_seq.txt") in str(error.value)
     assert len(str(error.value)) < len(str(tmp_path)) + 400
 
@@ -527,7 +441,7 @@ def test_a_pickle_of_something_else(tmp_path, kind):
 def test_a_test_file_of_something_else(tmp_path, test, message):
     write_pickles(tmp_path, test=test)
     with pytest.raises(UserError, match=rf"test\.txt.* {message}|test\.txt {message}"):
-        read(SrgnnPickles, tmp_path)
+        read(pickles, tmp_path)
 
 
 def test_synthetic_clicks_are_the_same_every_time():
@@ -537,7 +451,7 @@ def test_synthetic_clicks_are_the_same_every_time():
 
 
 def test_synthetic_clicks_are_worth_learning():
-    prepared = read(Synthetic, pathlib.Path())
+    prepared = read(synthetic, pathlib.Path())
     train, test = prepared.splits["train"], prepared.splits["test"]
     assert len(train) > 15_000
     assert 1_000 < len(test) < 5_000
@@ -570,7 +484,7 @@ def test_the_diginetica_sample(monkeypatch, zone):
     try:
         monkeypatch.setitem(os.environ, "TZ", zone)
         time.tzset()
-        counts = read(Diginetica, SHARED / "raw", test_days=7.0).counts
+        counts = read(diginetica, SHARED / "raw", test_days=7.0).counts
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -586,16 +500,16 @@ def test_the_same_clicks_as_yoochoose_and_as_tsv(tmp_path):
         SHARED / "raw" / f"yoochoose-clicks-100k_{part}.txt"
         for part in ("train_full", "test")
     ]
-    rows = [row for part in parts for row in read_click_log(part)[0].rows()]
+    rows = [row for part in parts for row in read_clicks(part)[0].rows()]
     write_clicks(tmp_path / "yoochoose-clicks.dat", rows)
     header, *lines = parts[0].read_text().splitlines()
     lines += parts[1].read_text().splitlines()[1:]
     (tmp_path / "clicks.tsv").write_text("\n".join([header, *lines]))
     rules = {"test_days": 1.0, "date_resolution_seconds": 1}
-    dat = load_prepared(
+    dat = load_dataset(
         "yoochoose", data_dir=tmp_path, prepared_dir=tmp_path / "p", **rules
     )
-    tsv = read(ClickLog, tmp_path, log_file="clicks.tsv", **rules)
+    tsv = read(click_log, tmp_path, log_file="clicks.tsv", **rules)
     for split, sessions in (("train", dat.train), ("test", dat.test)):
         assert lists(sessions) == lists(tsv.splits[split])
     assert dat.vocabulary.ids == tsv.vocabulary.ids
@@ -610,6 +524,11 @@ PICKLED = {
 }
 
 
+@functools.cache
+def pickled(name):
+    return read(pickles, SHARED / PICKLED[name][0])
+
+
 def assert_published(counts, name):
     _, test_sessions, items = PICKLED[name]
     for count, published in PUBLISHED_COUNTS[name].items():
@@ -622,23 +541,22 @@ def assert_published(counts, name):
 @needs_shared
 @pytest.mark.parametrize("name", PICKLED)
 def test_published_counts(name):
-    assert_published(read(SrgnnPickles, SHARED / PICKLED[name][0]).counts, name)
+    assert_published(pickled(name).counts, name)
 
 
 @needs_shared
-@pytest.mark.slow  # Whole data sets take ten seconds each.
+@pytest.mark.slow  # Whole data sets take seconds each.
 @pytest.mark.parametrize("name", PICKLED)
-def test_published_data_through_records(tmp_path, name):
-    folder = SHARED / PICKLED[name][0]
-    data = load_prepared(
+def test_published_data_through_the_store(tmp_path, name):
+    data = load_dataset(
         name.partition("_")[0],
-        data_dir=folder,
+        data_dir=SHARED / PICKLED[name][0],
         prepared_dir=tmp_path,
         train_fraction=1.0 if name == "diginetica" else 1 / 64,
     )
     assert data.published == PUBLISHED_COUNTS[name]
     assert_published(data.counts, name)
-    expected = read(SrgnnPickles, folder).splits
-    for split, sessions in (("train", data.train), ("test", data.test)):
+    expected = pickled(name).splits
+    for split, sessions in data.splits.items():
         np.testing.assert_array_equal(sessions.items, expected[split].items)
         np.testing.assert_array_equal(sessions.offsets, expected[split].offsets)

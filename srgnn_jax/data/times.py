@@ -1,0 +1,108 @@
+"""Times of clicks, as text, numbers or dates -> microseconds since 1970, in UTC."""
+
+import re
+
+import numpy as np
+import polars as pl
+
+# Years 1970 to 2261 are believed.
+LATEST_MICROSECONDS = 9_183_110_400_000_000
+_NUMBER = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$"
+# Read alike by Python and by polars.
+_ISO = (
+    r"(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})"
+    r"(?:(?P<hour>[T ][0-9]{2}:[0-9]{2})"
+    r"(?:(?P<second>:[0-9]{2})(?:[.,](?P<fraction>[0-9]{1,9}))?)?)?"
+    r"[ \t]{0,9}(?:Z|UTC|(?P<sign>[+-])(?P<hours>[0-9]{2}):?(?P<minutes>[0-9]{2})?)?"
+)
+
+
+def parse_iso(column: pl.Series) -> pl.Series:
+    """Parses ISO times, with or without fraction and offset, and plain dates.
+
+    Returns:
+      int64 microseconds since 1970, UTC; null where a value is no such time.
+    """
+    micro = np.full(len(column), -1)
+    rows, values = np.arange(len(column)), column
+    while len(values):
+        # As a rule, all values are written like the first.
+        layout = re.fullmatch(_ISO, values[0] or "")
+        if layout is None:
+            others = values.str.contains(f"^{_ISO}$").fill_null(False)
+        else:
+            pattern = re.sub("[0-9]", "[0-9]", re.escape(layout[0]))
+            alike = values.str.contains(f"^{pattern}$").fill_null(False)
+            micro[rows[alike]] = _parse_layout(values.filter(alike), layout)
+            others = ~alike
+        rows, values = rows[others], values.filter(others)
+    return _in_range(pl.Series(column.name, micro))
+
+
+def _parse_layout(values: pl.Series, layout: re.Match) -> np.ndarray:
+    """Returns microseconds since 1970, -1 where there is no such day or hour."""
+
+    def integer(group: str, most: int = 2) -> pl.Series | int:
+        start, stop = layout.span(group)
+        length = min(stop - start, most)
+        return values.str.slice(start, length).cast(pl.Int64) if length else 0
+
+    end = max(layout.end(part) for part in ("day", "hour", "second"))
+    form = {10: "%Y-%m-%d", 16: "%Y-%m-%d %H:%M", 19: "%Y-%m-%d %H:%M:%S"}[end]
+    form = form.replace(" ", layout[0][10:11])
+    moment = values.str.slice(0, end).str.to_datetime(
+        form, time_unit="us", strict=False, cache=False
+    )
+    micro = moment.to_physical()
+    fraction = layout["fraction"] or ""
+    micro += integer("fraction", 6) * 10 ** (6 - min(len(fraction), 6))
+    if layout["sign"]:
+        offset = integer("hours") * 60 + integer("minutes")
+        micro -= offset * int(layout["sign"] + "60") * 1_000_000
+        micro = micro.set(offset >= 24 * 60, None)
+    return micro.fill_null(-1).to_numpy()
+
+
+class TimeParser:
+    """Parses a column of times chunk by chunk, in the form that its first values tell.
+
+    With `any_number`, numbers are no times and stay as they are.
+    """
+
+    def __init__(self, any_number: bool = False):
+        self._any_number = any_number
+        self._form = ""  # "iso", "s" or "ms", once told
+
+    def __call__(self, column: pl.Series) -> pl.Series:
+        """Returns int64 microseconds since 1970, null where a value is not a time."""
+        if column.dtype == pl.Date:
+            return _in_range(column.cast(pl.Datetime("us")).cast(pl.Int64))
+        if isinstance(column.dtype, pl.Datetime):
+            # What polars stores is in UTC, whatever the zone.
+            return _in_range(column.dt.cast_time_unit("us").to_physical())
+        if not column.dtype.is_numeric():
+            column = column.cast(pl.String).str.strip_chars()
+            if not self._form and _mostly_iso(column):
+                self._form = "iso"
+            if self._form == "iso":
+                return parse_iso(column)
+        number = column.cast(pl.Float64, strict=False)
+        if self._any_number:
+            return number.set(~number.is_finite(), None)
+        believed = (number >= 0) & (number * 1e3 < LATEST_MICROSECONDS)
+        if not self._form and believed.any():
+            # Seconds reach 1e11 in the year 5138; milliseconds reached it in 1973.
+            first = number.filter(believed).head(1000).to_numpy()
+            self._form = "ms" if np.median(first) >= 1e11 else "s"
+        return _in_range((number * (1e3 if self._form == "ms" else 1e6)).round())
+
+
+def _mostly_iso(column: pl.Series) -> bool:
+    given = column.filter(column.is_not_null() & (column != "")).head(1000)
+    return 2 * int((~given.str.contains(_NUMBER)).sum()) > len(given)
+
+
+def _in_range(micro: pl.Series) -> pl.Series:
+    """Casts to int64, null where a time cannot be believed."""
+    believed = (micro >= 0) & (micro < LATEST_MICROSECONDS)
+    return micro.set(~believed, None).cast(pl.Int64)
