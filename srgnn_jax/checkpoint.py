@@ -27,6 +27,7 @@ import socket
 from collections.abc import Collection, Iterator
 from typing import Any, TypeVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
@@ -61,6 +62,7 @@ class Progress:
       data: fingerprint of the prepared data.
       vocabulary: fingerprint of the raw item ids.
       num_items: rows of the item table, row 0 included.
+      model: name of the model; see `config.model_name`.
     """
 
     config: dict[str, Any]
@@ -75,15 +77,19 @@ class Progress:
     best_epoch: int = 0
     best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     bad_epochs: int = 0
+    model: str = "SRGNN"
 
     @classmethod
-    def at_start(cls, config: ConfigDict, data: PreparedData) -> "Progress":
+    def at_start(
+        cls, config: ConfigDict, data: PreparedData, model: nn.Module
+    ) -> "Progress":
         """Returns the progress of a run that has yet to take its first step."""
         return cls(
             config=config_lib.to_dict(config),
             data=data.fingerprint,
             vocabulary=data.vocabulary.fingerprint(),
             num_items=data.vocabulary.num_items,
+            model=config_lib.model_name(model),
         )
 
 
@@ -150,6 +156,7 @@ def check_same_run(
       now: of the run that wants to use it.
       may_differ: the config's fields that may.
     """
+    check_same_model(stored, now.model)
     found = config_lib.differences(stored.config, now.config, may_differ)
     for field, meaning in (
         ("data", "fingerprint of the prepared data"),
@@ -163,6 +170,15 @@ def check_same_run(
         raise UserError(
             "the workdir holds another run; choose another --workdir, or undo: "
             + "; ".join(found)
+        )
+
+
+def check_same_model(stored: Progress, name: str) -> None:
+    """Raises UserError unless a model of this name made a checkpoint."""
+    if stored.model != name:
+        raise UserError(
+            f"the checkpoint is of the model {stored.model}, and this is {name}; hand "
+            "in what made it: --config=FILE with its `get_model`, or model=..."
         )
 
 

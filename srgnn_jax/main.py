@@ -16,6 +16,7 @@ with it are found by name: srgnn --config=yoochoose:1_4. Every field of a config
 set: --config.batch_size=512 (see configs/default.py).
 """
 
+import importlib.util
 import logging
 import os
 import pathlib
@@ -195,20 +196,28 @@ def run() -> None:
         from srgnn_jax.parallel import join_processes
 
         join_processes(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
+    model, losses = None, None
+    if config is not None:
+        model, losses = handed_in(config_flags.get_config_filename(FLAGS["config"]))
+    if model and mode in ("import", "plot"):
+        raise UserError(
+            f"--mode={mode} is for SRGNN alone; take get_model out of the --config"
+        )
     if mode == "train":
         from srgnn_jax.results import portable_command
         from srgnn_jax.train import train_and_evaluate
 
-        train_and_evaluate(config, workdir, portable_command(sys.argv[1:]))
+        command = portable_command(sys.argv[1:])
+        train_and_evaluate(config, workdir, command, model, losses)
     elif mode == "evaluate":
         if FLAGS.sessions:
             from srgnn_jax.recommend import evaluate_sessions
 
-            evaluate_sessions(workdir, FLAGS.sessions, config)
+            evaluate_sessions(workdir, FLAGS.sessions, config, model)
         else:
             from srgnn_jax.evaluate import evaluate_workdir
 
-            evaluate_workdir(workdir, config)
+            evaluate_workdir(workdir, config, model)
     elif mode == "recommend":
         from srgnn_jax.recommend import recommend_file
 
@@ -222,6 +231,7 @@ def run() -> None:
             candidates=FLAGS.candidates,
             as_probabilities=FLAGS.as_probabilities,
             recall=FLAGS.recall,
+            model=model,
         )
     elif mode == "plot":
         from srgnn_jax.plots import plot_workdir
@@ -232,7 +242,7 @@ def run() -> None:
 
         if not FLAGS.output:
             raise UserError("--mode=export needs --output, the folder to write")
-        export_workdir(workdir, FLAGS.output, k=FLAGS.k)
+        export_workdir(workdir, FLAGS.output, k=FLAGS.k, model=model)
     elif mode == "baselines":
         from srgnn_jax.evaluate import evaluate_baselines
         from srgnn_jax.results import portable_command
@@ -244,6 +254,25 @@ def run() -> None:
         if FLAGS.torch_checkpoint is None:
             raise UserError("--mode=import needs --torch_checkpoint, the file to read")
         import_checkpoint(config, workdir, FLAGS.torch_checkpoint, FLAGS.vocabulary)
+
+
+def handed_in(config_file: str) -> tuple[Any, Any]:
+    """Returns the `get_model` of a config file and the losses of its `get_losses`.
+
+    Each is None where the file does not define it.
+    """
+    path = pathlib.Path(config_file)
+    if path.resolve() in {shipped.resolve() for shipped in SHIPPED.values()}:
+        return None, None
+    spec = importlib.util.spec_from_file_location("config_of_model", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Flax and dataclasses look the module of a class up by its name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    get_losses = getattr(module, "get_losses", None)
+    return getattr(module, "get_model", None), get_losses and get_losses()
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Weights from and to the two PyTorch SR-GNNs.
 
 RecBole's `SRGNN` and the original repository's `SessionGraph` compute the same model as
-`srgnn_jax.model.SRGNN`. They differ in names, in torch's kernels lying [out, in], and
+`srgnn_jax.SRGNN`. They differ in names, in torch's kernels lying [out, in], and
 in the original's update gate, which is turned round: its H' = (1 - z) n + z H becomes
 the paper's H' = (1 - z) H + z n when the rows that make z are negated.
 
@@ -25,10 +25,10 @@ from srgnn_jax import config as config_lib
 from srgnn_jax.checkpoint import Checkpoints, Progress, make_workdir, only_run
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
-from srgnn_jax.model import ATTENTION_READOUTS
+from srgnn_jax.model.readout import ATTENTION_READOUTS
 from srgnn_jax.optimizer import adam_with_l2
+from srgnn_jax.steps import init_state
 from srgnn_jax.torch_file import read_torch_file
-from srgnn_jax.train import init_state
 
 
 class Weight(NamedTuple):
@@ -266,6 +266,7 @@ def import_checkpoint(
     checkpoint = load_torch_checkpoint(torch_checkpoint)
     config = _config_of_weights(config, checkpoint)
     config_lib.validate(config)
+    config_lib.find_loss(config)
     params = params_from_torch(checkpoint, checkpoint.source, config.readout)
     params = jax.tree.map(np.float32, params)
     table = params["item_embedding"]

@@ -19,7 +19,7 @@ from srgnn_jax import recommend as recommend_module
 from srgnn_jax.data import session_lines
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
-from srgnn_jax.model import SRGNN, init_params
+from srgnn_jax.model.srgnn import SRGNN, init_params
 from srgnn_jax.recommend import Recommender, evaluate_sessions, recommend_stream
 from srgnn_jax.train import train_and_evaluate
 from tests.test_main import ROOT, srgnn

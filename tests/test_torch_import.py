@@ -18,7 +18,7 @@ import pytest
 
 from srgnn_jax import torch_file
 from srgnn_jax.errors import UserError
-from srgnn_jax.model import SRGNN, init_params
+from srgnn_jax.model.srgnn import SRGNN, init_params
 from srgnn_jax.torch_import import (
     load_torch_checkpoint,
     params_from_torch,
