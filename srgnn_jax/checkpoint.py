@@ -357,9 +357,11 @@ class Checkpoints:
           step: which checkpoint.
 
         Raises:
-          UserError: there is no such checkpoint, or it is damaged.
+          UserError: there is no such checkpoint, it is damaged, or its arrays have
+            other names or shapes.
         """
         self._policy.best_steps.append(self.progress(step).best_step)
+        self._check_shapes(wanted, step)
         how = ocp.args.PyTreeRestore(
             wanted,
             restore_args=jax.tree.map(
@@ -374,6 +376,32 @@ class Checkpoints:
             partial_restore=True,
         )
         return self._manager().restore(step, args=ocp.args.Composite(state=how)).state
+
+    def _check_shapes(self, wanted: Any, step: int) -> None:
+        """Raises UserError unless a checkpoint holds what is wanted of its parameters.
+
+        Orbax would cut an array, or fill it up with zeros. Only the rows of a table may
+        differ.
+        """
+        asked = wanted["params"] if isinstance(wanted, dict) else wanted.params
+        folder = self._folder / str(step) / "state"
+        held = ocp.PyTreeCheckpointHandler().metadata(folder).tree["params"]
+        shapes = [
+            {
+                jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape)
+                for path, x in jax.tree_util.tree_leaves_with_path(tree)
+            }
+            for tree in (held, asked)
+        ]
+        for name in sorted(shapes[0].keys() | shapes[1].keys()):
+            old, new = (shape.get(name) for shape in shapes)
+            first = name == "item_embedding"
+            if old is None or new is None or old[first:] != new[first:]:
+                raise UserError(
+                    f"the checkpoint of step {step} was made by another model: its "
+                    f"parameter {name} has the shape {old}, this model's {new}; hand "
+                    "in the model that it was trained with"
+                )
 
     def close(self) -> None:
         """Waits until everything is written; raises UserError if it cannot be."""

@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.layers import product, uniform_init
 
 
 def gnn_cell(
     params: Mapping[str, Any],
-    A: Float[Array, "B L L2"],
-    hidden: Float[Array, "B L D"],
+    A: Float[AnyArray, "B L L2"],
+    hidden: Float[AnyArray, "B L D"],
     compute_dtype: str | None = None,
 ) -> Float[Array, "B L D"]:
     """Propagates once along the edges and updates every node by its gates.
@@ -36,16 +37,10 @@ def gnn_cell(
     n.
     """
 
+    hidden = jnp.asarray(hidden)
+
     def linear(x, kernel, bias):
         return product(x, kernel, compute_dtype) + bias
-
-    # The gates are computed apart: cutting one product into three costs more on the way
-    # back.
-    def gates(x, kernel, bias):
-        pairs = zip(
-            jnp.split(kernel, 3, axis=-1), jnp.split(bias, 3, axis=-1), strict=True
-        )
-        return [linear(x, *pair) for pair in pairs]
 
     a_in, a_out = jnp.split(A, 2, axis=-1)
     edge_in, edge_out = params["linear_edge_in"], params["linear_edge_out"]
@@ -58,8 +53,9 @@ def gnn_cell(
         ],
         axis=-1,
     )
-    i_r, i_z, i_n = gates(a, params["w_ih"], params["b_ih"])
-    h_r, h_z, h_n = gates(hidden, params["w_hh"], params["b_hh"])
+    i_r, i_z, i_n = jnp.split(linear(a, params["w_ih"], params["b_ih"]), 3, axis=-1)
+    h = linear(hidden, params["w_hh"], params["b_hh"])
+    h_r, h_z, h_n = jnp.split(h, 3, axis=-1)
     reset = jax.nn.sigmoid(i_r + h_r)
     update = jax.nn.sigmoid(i_z + h_z)
     new = jnp.tanh(i_n + reset * h_n)
@@ -101,16 +97,16 @@ class GNN(nn.Module):
         }
 
     def GNNCell(
-        self, A: Float[Array, "B L L2"], hidden: Float[Array, "B L D"]
+        self, A: Float[AnyArray, "B L L2"], hidden: Float[AnyArray, "B L D"]
     ) -> Float[Array, "B L D"]:
         """Propagates once, as RecBole's method of this name; see `gnn_cell`."""
         return gnn_cell(self.weights, A, hidden, self.compute_dtype)
 
     def __call__(
         self,
-        A: Float[Array, "B L L2"],
-        hidden: Float[Array, "B L D"],
-        is_node: Bool[Array, "B L"] | None = None,
+        A: Float[AnyArray, "B L L2"],
+        hidden: Float[AnyArray, "B L D"],
+        is_node: Bool[AnyArray, "B L"] | None = None,
     ) -> Float[Array, "B L D"]:
         """Propagates `step` times, always with the same parameters.
 
@@ -127,4 +123,4 @@ class GNN(nn.Module):
         def body(_, hidden):
             return gnn_cell(weights, A, hidden, self.compute_dtype)
 
-        return jax.lax.fori_loop(0, self.step, body, hidden)
+        return jax.lax.fori_loop(0, self.step, body, jnp.asarray(hidden))

@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from srgnn_jax.model.graph import AnyArray
+
 Params = dict[str, Any]
 
 
-def product(a: Array, b: Array, compute_dtype: str | None = None) -> Array:
+def product(a: AnyArray, b: AnyArray, compute_dtype: str | None = None) -> Array:
     """Multiplies matrices, in `compute_dtype` with sums in float32, or as they are."""
+    a, b = jnp.asarray(a), jnp.asarray(b)
     if compute_dtype is None:
         return a @ b
     a, b = a.astype(compute_dtype), b.astype(compute_dtype)
