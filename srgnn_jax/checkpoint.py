@@ -156,7 +156,7 @@ def check_same_run(
       now: of the run that wants to use it.
       may_differ: the config's fields that may.
     """
-    check_same_model(stored, now.model)
+    check_same_model(stored.model, now.model)
     found = config_lib.differences(stored.config, now.config, may_differ)
     for field, meaning in (
         ("data", "fingerprint of the prepared data"),
@@ -173,11 +173,11 @@ def check_same_run(
         )
 
 
-def check_same_model(stored: Progress, name: str) -> None:
-    """Raises UserError unless a model of this name made a checkpoint."""
-    if stored.model != name:
+def check_same_model(stored: str, name: str) -> None:
+    """Raises UserError unless the name stored in a checkpoint is that of the model."""
+    if stored != name:
         raise UserError(
-            f"the checkpoint is of the model {stored.model}, and this is {name}; hand "
+            f"the checkpoint is of the model {stored}, and this is {name}; hand "
             "in what made it: --config=FILE with its `get_model`, or model=..."
         )
 
@@ -385,7 +385,8 @@ class Checkpoints:
         """
         asked = wanted["params"] if isinstance(wanted, dict) else wanted.params
         folder = self._folder / str(step) / "state"
-        held = ocp.PyTreeCheckpointHandler().metadata(folder).tree["params"]
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            held = handler.metadata(folder).tree["params"]
         shapes = [
             {
                 jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape)

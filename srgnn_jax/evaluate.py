@@ -236,7 +236,7 @@ def restore_best(
     Raises:
       UserError: they are another model's, or not finite.
     """
-    check_same_model(progress, config_lib.model_name(model))
+    check_same_model(progress.model, config_lib.model_name(model))
     shapes = {"params": jax.eval_shape(lambda: init_params(model, 0))}
     step = progress.best_step or progress.step
     params = checkpoints.restore(devices.layout(shapes), step)["params"]

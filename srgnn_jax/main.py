@@ -261,7 +261,8 @@ def handed_in(config_file: str) -> tuple[Any, Any]:
 
     Each is None where the file does not define it.
     """
-    path = pathlib.Path(config_file)
+    # What follows a colon is the argument of get_config.
+    path = pathlib.Path(config_file.split(":")[0])
     if path.resolve() in {shipped.resolve() for shipped in SHIPPED.values()}:
         return None, None
     spec = importlib.util.spec_from_file_location("config_of_model", path)

@@ -157,5 +157,6 @@ def test_flax_sees_the_layers():
     np.testing.assert_allclose(hidden, expected, rtol=1e-6)
     assert seen["readout"]["linear_two"]["__call__"][0].shape == (1, 5, 4)
     assert seen["readout"]["click_weights"][0].shape == (1, 5)
-    table = model.tabulate(jax.random.key(0), item_seq, length)
+    wide = {"width": 200}
+    table = model.tabulate(jax.random.key(0), item_seq, length, console_kwargs=wide)
     assert all(name in table for name in ("gnn", "readout", "item_embedding"))

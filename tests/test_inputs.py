@@ -162,7 +162,7 @@ def test_a_checkpoint_of_numbers_that_are_not_finite(model_and_params, monkeypat
     """As all modes that read a workdir meet it."""
     model, params = model_and_params
     monkeypatch.setattr(Checkpoints, "restore", lambda *_: {"params": spoiled(params)})
-    progress = types.SimpleNamespace(best_step=7, step=9)
+    progress = types.SimpleNamespace(best_step=7, step=9, model="SRGNN")
     read = getattr(restore_best, "__wrapped__", restore_best)
     with pytest.raises(UserError, match=r"checkpoint of step 7 .* gnn/b_hh holds NaN"):
         read(Checkpoints, progress, model, parallel.Devices(1))

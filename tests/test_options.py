@@ -222,8 +222,9 @@ def test_padding_and_tiers_change_nothing(readout):
             return cross_entropy(*encoded)
 
         losses = [losses_of(params, tiers) for tiers in layouts]
-        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
-        np.testing.assert_allclose(losses[2], losses[0], rtol=1e-5)
+        # Scores reach `scale` = 16: their rounding shows in a small loss.
+        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5, atol=5e-6)
+        np.testing.assert_allclose(losses[2], losses[0], rtol=1e-5, atol=5e-6)
         found.append(losses[0])
     assert (abs(found[0] - found[1]).max() > 1e-3) == (model.item_dropout > 0)
 
