@@ -53,6 +53,8 @@ HELD = {
     "own_data.md": "test_wheel.py::test_every_command_of_own_data_works_in_turn",
     "how_it_works.md": "test_notebooks.py::"
     "test_the_code_of_how_it_works_prints_what_it_says",
+    "own_model.md": "test_handed_in.py::test_an_example_goes_through_every_mode and "
+    "test_a_config_file_hands_its_model_in",
 }
 # Pages that are run here, and settings of their processes.
 RUN = {

@@ -17,6 +17,7 @@ from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import evaluate_workdir
 from srgnn_jax.export import export_workdir
 from srgnn_jax.main import handed_in
+from tests.test_main import srgnn
 from tests.tiny import tiny_config
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "own_model.md"
@@ -65,6 +66,31 @@ def test_an_example_goes_through_every_mode(name, tmp_path):
     if name == "readout":
         with pytest.raises(UserError, match="click_weights"):
             recommender.explain(["item3"])
+
+
+def test_a_config_file_hands_its_model_in(tmp_path):
+    config = tiny_config(tmp_path)
+    example("layer", tmp_path)
+    workdir = f"--workdir={tmp_path / 'run'}"
+    here = [f"--config={tmp_path / 'layer.py'}"]
+    data = [
+        f"--config.data_dir={config.data_dir}",
+        f"--config.prepared_dir={config.prepared_dir}",
+        "--config.test_days=0.35",
+        "--config.epochs=1",
+        "--config.embedding_size=8",
+        "--config.parallel=jit",
+    ]
+    trained = srgnn(*here, *data, workdir)
+    assert trained.returncode == 0, trained.stderr
+    sessions = tmp_path / "sessions.jsonl"
+    sessions.write_text('{"session": ["item3", "item4"]}\n')
+    asked = ["--mode=recommend", workdir, f"--sessions={sessions}"]
+    assert '"items"' in srgnn(*asked, *here).stdout
+    without = srgnn(*asked)
+    assert without.returncode == 1
+    assert "SRGNN(gnn=MeanOfNeighbours)" in without.stderr
+    assert "Traceback" not in without.stderr
 
 
 def test_a_model_of_other_sizes_is_refused_by_name(tmp_path):
