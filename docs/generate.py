@@ -28,8 +28,9 @@ API = {
     "losses": "bpr",
     "metrics": "ranking_metrics means recall_curve",
     "baselines": "Scorer target_ranks pop session_pop item_knn markov vsknn stan",
-    "torch_import": "load_torch_checkpoint TorchCheckpoint params_from_torch "
-    "params_to_torch import_checkpoint",
+    "convert.names": "params_from_torch params_to_torch",
+    "convert.torch_file": "load_torch_checkpoint TorchCheckpoint",
+    "convert.import_mode": "import_checkpoint",
     "export": "export_workdir",
     "exported": "Recommender Recommendation",
     "plots": "plot_workdir learning_curves recall_over_k metrics_by_length item_map "
@@ -117,9 +118,12 @@ def api() -> str:
         "with the axes B and L;\nwhat their letters mean stands at the head of each "
         "module.\n",
     ]
-    page += [f"- [srgnn_jax.{module}](#srgnn_jax{module})" for module in API]
+    page += [
+        f"- [srgnn_jax.{module}](#srgnn_jax{module.replace('.', '')})" for module in API
+    ]
     for module, names in API.items():
-        source = (ROOT / "srgnn_jax" / f"{module}.py").read_text()
+        path = ROOT.joinpath("srgnn_jax", *module.split(".")).with_suffix(".py")
+        source = path.read_text()
         tree = ast.parse(source)
         known = {node.name: node for node in tree.body if isinstance(node, Definition)}
         page += [f"\n## srgnn_jax.{module}\n", prose(docstring(tree))]

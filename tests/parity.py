@@ -16,9 +16,9 @@ import numpy as np
 import optax
 
 from srgnn_jax import graph
+from srgnn_jax.convert import params_from_torch
 from srgnn_jax.model import SRGNN
 from srgnn_jax.optimizer import adam_with_l2, step_decay
-from srgnn_jax.torch_import import params_from_torch
 
 # What "equal" means in float32, quantity by quantity; float64 is ten times tighter.
 FLOAT32_BOUNDS = {

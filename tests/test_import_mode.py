@@ -7,12 +7,13 @@ import pytest
 from srgnn_jax import config as config_lib
 from srgnn_jax.checkpoint import Checkpoints, only_run
 from srgnn_jax.configs import default
+from srgnn_jax.convert import params_to_torch
+from srgnn_jax.convert.import_mode import import_checkpoint
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import evaluate_workdir, make_evaluator
 from srgnn_jax.model import init_params
 from srgnn_jax.parallel import Devices, find_devices
-from srgnn_jax.torch_import import import_checkpoint, params_to_torch
 from srgnn_jax.train import train_and_evaluate
 from tests.tiny import ITEMS, tiny_config
 from tests.torch_files import Call, Global, tensors, write_pth, write_safetensors

@@ -10,14 +10,14 @@ import optax
 import pytest
 
 from srgnn_jax import graph, item_table, model
-from srgnn_jax.data.batches import Batch
-from srgnn_jax.model import SRGNN
-from srgnn_jax.optimizer import adam_with_l2
-from srgnn_jax.torch_import import (
+from srgnn_jax.convert import (
     load_torch_checkpoint,
     params_from_torch,
     params_to_torch,
 )
+from srgnn_jax.data.batches import Batch
+from srgnn_jax.model import SRGNN
+from srgnn_jax.optimizer import adam_with_l2
 from srgnn_jax.train import TrainState, train_step
 from tests import parity
 

@@ -18,7 +18,7 @@ LAYERS = [
     ["evaluate"],
     ["train", "recommend", "exported"],
     ["export", "plots"],
-    ["torch_file", "torch_import"],
+    ["convert"],
     ["main"],
 ]
 
