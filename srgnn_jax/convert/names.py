@@ -18,8 +18,8 @@ from srgnn_jax.errors import UserError
 from srgnn_jax.model import ATTENTION_READOUTS
 
 
-class Weight(NamedTuple):
-    """A parameter: its path in the Flax tree, RecBole's name, its shape in torch."""
+class _Weight(NamedTuple):
+    """A parameter: its path in the Flax tree, its name and shape in torch."""
 
     path: str
     name: str
@@ -36,33 +36,33 @@ class Weight(NamedTuple):
         return self.shape[0] == "3D"
 
 
+# Path in Flax, name in RecBole, shape in torch.
 _WEIGHTS = (
-    Weight("item_embedding", "item_embedding.weight", ("V", "D")),
-    Weight("gnn/linear_edge_in/kernel", "gnn.linear_edge_in.weight", ("D", "D")),
-    Weight("gnn/linear_edge_in/bias", "gnn.linear_edge_in.bias", ("D",)),
-    Weight("gnn/linear_edge_out/kernel", "gnn.linear_edge_out.weight", ("D", "D")),
-    Weight("gnn/linear_edge_out/bias", "gnn.linear_edge_out.bias", ("D",)),
-    Weight("gnn/b_iah", "gnn.b_iah", ("D",)),
-    Weight("gnn/b_oah", "gnn.b_ioh", ("D",)),
-    Weight("gnn/w_ih", "gnn.w_ih", ("3D", "2D")),
-    Weight("gnn/w_hh", "gnn.w_hh", ("3D", "D")),
-    Weight("gnn/b_ih", "gnn.b_ih", ("3D",)),
-    Weight("gnn/b_hh", "gnn.b_hh", ("3D",)),
-    Weight("readout/linear_one/kernel", "linear_one.weight", ("D", "D")),
-    Weight("readout/linear_one/bias", "linear_one.bias", ("D",)),
-    Weight("readout/linear_two/kernel", "linear_two.weight", ("D", "D")),
-    Weight("readout/linear_two/bias", "linear_two.bias", ("D",)),
-    Weight("readout/linear_three/kernel", "linear_three.weight", ("1", "D")),
+    ("item_embedding", "item_embedding.weight", "V D"),
+    ("gnn/linear_edge_in/kernel", "gnn.linear_edge_in.weight", "D D"),
+    ("gnn/linear_edge_in/bias", "gnn.linear_edge_in.bias", "D"),
+    ("gnn/linear_edge_out/kernel", "gnn.linear_edge_out.weight", "D D"),
+    ("gnn/linear_edge_out/bias", "gnn.linear_edge_out.bias", "D"),
+    ("gnn/b_iah", "gnn.b_iah", "D"),
+    ("gnn/b_oah", "gnn.b_ioh", "D"),
+    ("gnn/w_ih", "gnn.w_ih", "3D 2D"),
+    ("gnn/w_hh", "gnn.w_hh", "3D D"),
+    ("gnn/b_ih", "gnn.b_ih", "3D"),
+    ("gnn/b_hh", "gnn.b_hh", "3D"),
+    ("readout/linear_one/kernel", "linear_one.weight", "D D"),
+    ("readout/linear_one/bias", "linear_one.bias", "D"),
+    ("readout/linear_two/kernel", "linear_two.weight", "D D"),
+    ("readout/linear_two/bias", "linear_two.bias", "D"),
+    ("readout/linear_three/kernel", "linear_three.weight", "1 D"),
+    ("readout/linear_transform/kernel", "linear_transform.weight", "D 2D"),
+    ("readout/linear_transform/bias", "linear_transform.bias", "D"),
 )
-_TRANSFORM = (
-    Weight("readout/linear_transform/kernel", "linear_transform.weight", ("D", "2D")),
-    Weight("readout/linear_transform/bias", "linear_transform.bias", ("D",)),
-)
-EMBEDDING = {"recbole": "item_embedding.weight", "original": "embedding.weight"}
+_TRANSFORM = ("linear_transform.weight", "linear_transform.bias")
 _ORIGINAL_NAMES = {
     "item_embedding.weight": "embedding.weight",
     "gnn.b_ioh": "gnn.b_oah",
 }
+EMBEDDING = {"recbole": "item_embedding.weight", "original": "embedding.weight"}
 # What the original's state_dict holds beside, and its forward pass never reads.
 _ORIGINAL_UNREAD = ("gnn.linear_edge_f.weight", "gnn.linear_edge_f.bias")
 
@@ -95,22 +95,24 @@ def params_from_torch(
             f"the readout is {readout!r}; PyTorch weights are for "
             + " or ".join(ATTENTION_READOUTS)
         )
-    weights, unread = _weights(source, readout == "hybrid")
+    hybrid = readout == "hybrid"
+    weights = _weights(source, hybrid)
+    unread = (*_ORIGINAL_UNREAD, *(() if hybrid else _TRANSFORM))
     arrays = {
         name: as_numpy(value)
         for name, value in state_dict.items()
-        if name not in unread
+        if source == "recbole" or name not in unread
     }
     whose = {"recbole": "RecBole", "original": "the original"}[source]
     _check(
-        {name: weight.shape for name, weight in weights.items()},
+        {weight.name: weight.shape for weight in weights},
         arrays,
         EMBEDDING[source],
         f"these are not the weights of {whose}'s SR-GNN with readout={readout!r}",
     )
     params = {}
-    for name, weight in weights.items():
-        array = _turn_gate(arrays[name], weight, source)
+    for weight in weights:
+        array = _turn_gate(arrays[weight.name], weight, source)
         params[weight.path] = array.T.copy() if weight.is_kernel else array
     return traverse_util.unflatten_dict(params, sep="/")
 
@@ -141,23 +143,19 @@ def params_to_torch(params: Mapping[str, Any], source: str) -> dict[str, np.ndar
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     leaves = {path: as_numpy(leaf) for path, leaf in flat.items()}
-    hybrid = any(weight.path in leaves for weight in _TRANSFORM)
-    weights, _ = _weights(source, hybrid)
+    hybrid = any(path.startswith("readout/linear_transform/") for path in leaves)
+    weights = _weights(source, hybrid)
     _check(
-        {
-            weight.path: weight.shape[::-1] if weight.is_kernel else weight.shape
-            for weight in weights.values()
-        },
+        {w.path: w.shape[::-1] if w.is_kernel else w.shape for w in weights},
         leaves,
         "item_embedding",
         "these are not the parameters of SRGNN",
     )
     state_dict = {}
-    for name, weight in weights.items():
-        array = leaves[weight.path]
-        state_dict[name] = _turn_gate(
-            array.T if weight.is_kernel else array, weight, source
-        )
+    for weight in weights:
+        leaf = leaves[weight.path]
+        array = leaf.T if weight.is_kernel else leaf
+        state_dict[weight.name] = _turn_gate(array, weight, source)
     table = leaves["item_embedding"]
     d = table.shape[1]
     if source == "original":
@@ -170,22 +168,20 @@ def params_to_torch(params: Mapping[str, Any], source: str) -> dict[str, np.ndar
     return state_dict
 
 
-def _weights(source: str, hybrid: bool) -> tuple[dict[str, Weight], set[str]]:
-    """Returns the weights by the source's names, and the names that it never reads."""
+def _weights(source: str, hybrid: bool) -> list[_Weight]:
     if source not in EMBEDDING:
         raise UserError(
             f"the source of PyTorch weights is {source!r}, not 'recbole' or 'original'"
         )
-    used = _WEIGHTS + _TRANSFORM if hybrid else _WEIGHTS
-    if source == "recbole":
-        return {weight.name: weight for weight in used}, set()
-    unread = set(_ORIGINAL_UNREAD)
-    if not hybrid:
-        unread |= {weight.name for weight in _TRANSFORM}
-    return {_ORIGINAL_NAMES.get(w.name, w.name): w for w in used}, unread
+    names = _ORIGINAL_NAMES if source == "original" else {}
+    return [
+        _Weight(path, names.get(name, name), tuple(letters.split()))
+        for path, name, letters in _WEIGHTS
+        if hybrid or name not in _TRANSFORM
+    ]
 
 
-def _turn_gate(array: np.ndarray, weight: Weight, source: str) -> np.ndarray:
+def _turn_gate(array: np.ndarray, weight: _Weight, source: str) -> np.ndarray:
     """Copies an array of torch's layout, with the original's gate turned round."""
     array = np.array(array, order="C")
     if source == "original" and weight.is_gated:

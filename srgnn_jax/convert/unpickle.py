@@ -141,9 +141,8 @@ def _state_dict(root: Any) -> dict[str, np.ndarray]:
         ]
         if not others:
             return {name: tensor.view for name, tensor in tensors.items()}
-        fault = "it holds no state_dict: these entries are no tensors: " + ", ".join(
-            others[:10]
-        )
+        names = ", ".join(others[:10])
+        fault = f"it holds no state_dict: these entries are no tensors: {names}"
     fail(f"{fault}; {_HOW_TO_SAVE}")
 
 
@@ -255,10 +254,8 @@ class _Unpickler(_PythonUnpickler):
         self.append(_Dict())
 
     def load_dict(self) -> None:
-        items, made = self.pop_mark(), _Dict()
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            made[key] = value
-        self.append(made)
+        self.metastack[-1].append(_Dict())
+        self.load_setitems()
 
     def load_reduce(self) -> None:
         arguments = self.stack.pop()
@@ -314,13 +311,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> _Tensor:
         raise ValueError
     steps = [by * storage.dtype.itemsize for by in strides[:MAX_DIMENSIONS]]
     try:  # NumPy compares them with the buffer.
-        view = np.ndarray(
-            shape,
-            buffer=storage.numbers,
-            dtype=storage.dtype,
-            offset=offset * storage.dtype.itemsize,
-            strides=steps,
-        )
+        start = offset * storage.dtype.itemsize
+        return _Tensor(np.ndarray(shape, *storage, start, steps))
     except (OverflowError, TypeError, ValueError):
         fail(f"a tensor of shape {tuple(shape)} does not fit its storage")
-    return _Tensor(view)
