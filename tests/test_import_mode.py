@@ -61,16 +61,10 @@ def test_workdir_is_evaluated_and_trained_on(tmp_path, config, data, capsys):
         del metrics["examples_per_second"]
     assert evaluated == expected
     assert "step 0: no epoch is complete" in capsys.readouterr().out
-    train_and_evaluate(config, str(workdir))
-    assert "continuing from the checkpoint of step 0" in capsys.readouterr().out
-
-
-def test_one_step_from_imported_weights(tmp_path, config):
-    """The first step starts from the weights: Adam moves each by the learning rate."""
-    params, path = make_checkpoint(tmp_path, config)
-    import_checkpoint(config, str(tmp_path / "run"), path)
+    # The first step starts from the weights: Adam moves each by the learning rate.
     config.max_steps = 1
-    state = train_and_evaluate(config, str(tmp_path / "run"))
+    state = train_and_evaluate(config, str(workdir))
+    assert "continuing from the checkpoint of step 0" in capsys.readouterr().out
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), state.params, params)
     assert all(
         0 < step < 1.001 * config.learning_rate for step in jax.tree.leaves(moved)
