@@ -31,8 +31,9 @@ API = {
     "steps": "encode train_step rank_step list_step",
     "metrics": "ranking_metrics means recall_curve",
     "baselines": "Scorer target_ranks pop session_pop item_knn markov vsknn stan",
-    "torch_import": "load_torch_checkpoint TorchCheckpoint params_from_torch "
-    "params_to_torch import_checkpoint",
+    "convert.names": "params_from_torch params_to_torch",
+    "convert.torch_file": "load_torch_checkpoint TorchCheckpoint",
+    "convert.import_mode": "import_checkpoint",
     "export": "export_workdir",
     "exported": "Recommender Recommendation",
     "plots": "plot_workdir learning_curves recall_over_k metrics_by_length item_map "

@@ -249,7 +249,7 @@ def run() -> None:
 
         evaluate_baselines(config, workdir, portable_command(sys.argv[1:]))
     else:
-        from srgnn_jax.torch_import import import_checkpoint
+        from srgnn_jax.convert.import_mode import import_checkpoint
 
         if FLAGS.torch_checkpoint is None:
             raise UserError("--mode=import needs --torch_checkpoint, the file to read")

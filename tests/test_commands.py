@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.against_original import made_data, write_data
+from srgnn_jax.convert import params_to_torch
 from srgnn_jax.model.srgnn import SRGNN, init_params
-from srgnn_jax.torch_import import params_to_torch
 from tests.test_datasets import write_clicks, write_views
 from tests.test_docs import GENERATE
 from tests.torch_files import tensors, write_pth

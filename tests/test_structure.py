@@ -19,7 +19,7 @@ LAYERS = [
     ["evaluate"],
     ["train", "recommend", "exported"],
     ["export", "plots"],
-    ["torch_file", "torch_import"],
+    ["convert"],
     ["main"],
 ]
 
