@@ -62,6 +62,23 @@ def test_right_sessions_and_empty_batches():
     check_sessions(np.zeros((0, 5), np.int32), np.zeros(0, np.int32), V)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"), [("target", (2, 1)), ("target", (4,)), ("negative", (4,))]
+)
+def test_items_of_another_shape_than_the_sessions(name, shape):
+    with pytest.raises(ValueError, match=rf"{name} has shape \({shape[0]},"):
+        check_sessions(SEQ, LEN, V, **{name: np.ones(shape, int)})
+    check_sessions(SEQ, LEN, V, negative=np.ones((2, 3), int))
+
+
+def test_negatives_of_other_sessions_are_refused(model_and_params):
+    """Four items for two sessions are not two for each."""
+    model, params = model_and_params
+    arguments = SEQ, LEN, np.array([1, 2]), np.array([3, 4, 5, 6]), "BPR"
+    with pytest.raises((ValueError, TypeCheckError)):
+        model.apply({"params": params}, *arguments, method="calculate_loss")
+
+
 @pytest.mark.parametrize("kind", WRONG)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_of_the_model_checks(model_and_params, kind, method):

@@ -33,7 +33,7 @@ def check_sessions(
       item_seq: item ids [B, L] in click order, 0 = padding, only at the end.
       item_seq_len: number of clicks [B], from 1 to L.
       num_items: V; ids are 1 to V - 1.
-      **items: more ids [B, ...], by name; None where there are none.
+      **items: more ids [B], of "negative" also [B, K]; None where there are none.
 
     Raises:
       ValueError: a shape, a type or a value is wrong.
@@ -42,7 +42,7 @@ def check_sessions(
     arrays = {name: array for name, array in arrays.items() if array is not None}
     for name, array in arrays.items():
         expected = np.shape(item_seq)[: 2 if name == "item_seq" else 1]
-        shape = np.shape(array)[:1] if name in items else np.shape(array)
+        shape = np.shape(array)[: 1 if name == "negative" else None]
         if shape != expected or np.ndim(item_seq) != 2:
             raise ValueError(
                 f"{name} has shape {np.shape(array)}; item_seq is [B, L], the rest [B]"

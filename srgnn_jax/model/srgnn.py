@@ -173,6 +173,8 @@ class SRGNN(nn.Module):
             )
         if negative is None:
             negative = jnp.zeros((len(target), 0), jnp.int32)
+        elif jnp.ndim(negative) == 1:
+            negative = jnp.asarray(negative)[:, None]
         session, table, target_rows, negative_rows = self._embed(
             item_seq,
             item_seq_len,
@@ -180,7 +182,7 @@ class SRGNN(nn.Module):
             deterministic,
             score_padding,
             target=target,
-            negative=jnp.asarray(negative).reshape(len(target), -1),
+            negative=negative,
         )
         return loss.function(session, table, target_rows, negative_rows).mean()
 
