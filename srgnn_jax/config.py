@@ -321,8 +321,9 @@ def make_model(
         missing = [name for name in MODEL_FIELDS if not hasattr(model, name)]
         if not isinstance(model, nn.Module) or missing:
             raise UserError(
-                f"the model handed in is {type(model).__name__}, which is no Flax "
-                f"module, or lacks {', '.join(missing)}; return an SRGNN, or a subclass"
+                f"the model handed in is {type(model).__name__}, which "
+                + (f"lacks {', '.join(missing)}" if missing else "is no Flax module")
+                + "; return an SRGNN, or a subclass"
             )
         if model.num_items != num_items:
             raise UserError(

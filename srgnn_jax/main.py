@@ -16,7 +16,6 @@ with it are found by name: srgnn --config=yoochoose:1_4. Every field of a config
 set: --config.batch_size=512 (see configs/default.py).
 """
 
-import importlib.util
 import logging
 import os
 import pathlib
@@ -198,7 +197,8 @@ def run() -> None:
         join_processes(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
     model, losses = None, None
     if config is not None:
-        model, losses = handed_in(config_flags.get_config_filename(FLAGS["config"]))
+        # The file has run already: ml_collections names its module after the flag.
+        model, losses = handed_in(sys.modules["config_config"])
     if model and mode in ("import", "plot"):
         raise UserError(
             f"--mode={mode} is for SRGNN alone; take get_model out of the --config"
@@ -256,24 +256,13 @@ def run() -> None:
         import_checkpoint(config, workdir, FLAGS.torch_checkpoint, FLAGS.vocabulary)
 
 
-def handed_in(config_file: str) -> tuple[Any, Any]:
-    """Returns the `get_model` of a config file and the losses of its `get_losses`.
+def handed_in(config_module: Any) -> tuple[Any, Any]:
+    """Returns the `get_model` of a config's module, and the losses of `get_losses`.
 
     Each is None where the file does not define it.
     """
-    # What follows a colon is the argument of get_config.
-    path = pathlib.Path(config_file.split(":")[0])
-    if path.resolve() in {shipped.resolve() for shipped in SHIPPED.values()}:
-        return None, None
-    spec = importlib.util.spec_from_file_location("config_of_model", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Flax and dataclasses look the module of a class up by its name.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    get_losses = getattr(module, "get_losses", None)
-    return getattr(module, "get_model", None), get_losses and get_losses()
+    get_losses = getattr(config_module, "get_losses", None)
+    return getattr(config_module, "get_model", None), get_losses and get_losses()
 
 
 def main() -> None:

@@ -3,8 +3,10 @@
 What docs/own_model.md shows is what is run here.
 """
 
+import importlib.util
 import pathlib
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -24,20 +26,23 @@ PAGE = pathlib.Path(__file__).parents[1] / "docs" / "own_model.md"
 EXAMPLES = re.findall(r"```python\n(# \w+\.py\n.*?)```", PAGE.read_text(), re.DOTALL)
 
 
-def example(name, folder):
+def example(name, folder, monkeypatch):
     """Returns what a file of the page hands in, and its get_config."""
     (source,) = (text for text in EXAMPLES if text.startswith(f"# {name}.py"))
     assert len(source.splitlines()) < 25
     path = folder / f"{name}.py"
     path.write_text(source)
-    scope = {}
-    exec(compile(source, str(path), "exec"), scope)
-    return *handed_in(str(path)), scope["get_config"]()
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    # Flax looks the module of a class up by its name.
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return *handed_in(module), module.get_config()
 
 
 @pytest.mark.parametrize("name", ["layer", "readout", "loss"])
-def test_an_example_goes_through_every_mode(name, tmp_path):
-    model, losses, given = example(name, tmp_path)
+def test_an_example_goes_through_every_mode(name, tmp_path, monkeypatch):
+    model, losses, given = example(name, tmp_path, monkeypatch)
     config = tiny_config(tmp_path)
     config.update(loss_type=given.loss_type, epochs=2)
     whole = train_and_evaluate(config, str(tmp_path / "whole"), "", model, losses)
@@ -68,9 +73,9 @@ def test_an_example_goes_through_every_mode(name, tmp_path):
             recommender.explain(["item3"])
 
 
-def test_a_config_file_hands_its_model_in(tmp_path):
+def test_a_config_file_hands_its_model_in(tmp_path, monkeypatch):
     config = tiny_config(tmp_path)
-    example("layer", tmp_path)
+    example("layer", tmp_path, monkeypatch)
     workdir = f"--workdir={tmp_path / 'run'}"
     here = [f"--config={tmp_path / 'layer.py'}"]
     data = [
