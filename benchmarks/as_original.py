@@ -20,13 +20,13 @@ import numpy as np
 
 from benchmarks import original
 from srgnn_jax import parallel
+from srgnn_jax.convert import params_from_torch
 from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Examples, Sessions
 from srgnn_jax.evaluate import Evaluator
-from srgnn_jax.model import SRGNN
+from srgnn_jax.model.srgnn import SRGNN
 from srgnn_jax.optimizer import adam_with_l2, step_decay
-from srgnn_jax.torch_import import params_from_torch
-from srgnn_jax.train import TrainState, init_state, train_step
+from srgnn_jax.steps import TrainState, init_state, train_step
 
 
 def whole_sessions(prefixes: list[list[int]], targets: list[int]) -> Examples:

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks import common
 from srgnn_jax import parallel
 from srgnn_jax.evaluate import Evaluator
-from srgnn_jax.model import SRGNN, init_params
+from srgnn_jax.model.srgnn import SRGNN, init_params
 
 
 def main():

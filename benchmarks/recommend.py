@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks import common
 from srgnn_jax import parallel
 from srgnn_jax.data.sessions import Vocabulary
-from srgnn_jax.model import SRGNN, init_params
+from srgnn_jax.model.srgnn import SRGNN, init_params
 from srgnn_jax.recommend import Recommender, recommend_stream
 
 

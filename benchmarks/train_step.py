@@ -24,9 +24,9 @@ from benchmarks import common
 from srgnn_jax import parallel
 from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Examples
-from srgnn_jax.model import SRGNN
+from srgnn_jax.model.srgnn import SRGNN
 from srgnn_jax.optimizer import adam_with_l2
-from srgnn_jax.train import init_state, train_step
+from srgnn_jax.steps import init_state, train_step
 
 
 class Trainer:

@@ -1,18 +1,39 @@
 """SR-GNN, session-based recommendation with graph neural networks, in JAX and Flax."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from srgnn_jax.model.gnn import GNN
+    from srgnn_jax.model.graph import connection_matrix
+    from srgnn_jax.model.losses import Loss
+    from srgnn_jax.model.srgnn import SRGNN
     from srgnn_jax.recommend import Recommender
+    from srgnn_jax.train import train_and_evaluate
 
-__all__ = ["Recommender"]
+__all__ = [
+    "GNN",
+    "SRGNN",
+    "Loss",
+    "Recommender",
+    "connection_matrix",
+    "train_and_evaluate",
+]
 __version__ = "0.1.0"
+
+_MODULES = {
+    "GNN": "model.gnn",
+    "SRGNN": "model.srgnn",
+    "Loss": "model.losses",
+    "Recommender": "recommend",
+    "connection_matrix": "model.graph",
+    "train_and_evaluate": "train",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Imports what needs JAX when it is asked for: importing the package is cheap."""
-    if name in __all__:
-        from srgnn_jax import recommend
-
-        return getattr(recommend, name)
+    if name in _MODULES:
+        module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+        return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,6 +27,7 @@ import socket
 from collections.abc import Collection, Iterator
 from typing import Any, TypeVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
@@ -61,6 +62,7 @@ class Progress:
       data: fingerprint of the prepared data.
       vocabulary: fingerprint of the raw item ids.
       num_items: rows of the item table, row 0 included.
+      model: name of the model; see `config.model_name`.
     """
 
     config: dict[str, Any]
@@ -75,15 +77,19 @@ class Progress:
     best_epoch: int = 0
     best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     bad_epochs: int = 0
+    model: str = "SRGNN"
 
     @classmethod
-    def at_start(cls, config: ConfigDict, data: Dataset) -> "Progress":
+    def at_start(
+        cls, config: ConfigDict, data: Dataset, model: nn.Module
+    ) -> "Progress":
         """Returns the progress of a run that has yet to take its first step."""
         return cls(
             config=config_lib.to_dict(config),
             data=data.fingerprint,
             vocabulary=data.vocabulary.fingerprint(),
             num_items=data.vocabulary.num_items,
+            model=config_lib.model_name(model),
         )
 
 
@@ -150,6 +156,7 @@ def check_same_run(
       now: of the run that wants to use it.
       may_differ: the config's fields that may.
     """
+    check_same_model(stored.model, now.model)
     found = config_lib.differences(stored.config, now.config, may_differ)
     for field, meaning in (
         ("data", "fingerprint of the prepared data"),
@@ -163,6 +170,15 @@ def check_same_run(
         raise UserError(
             "the workdir holds another run; choose another --workdir, or undo: "
             + "; ".join(found)
+        )
+
+
+def check_same_model(stored: str, name: str) -> None:
+    """Raises UserError unless the name stored in a checkpoint is that of the model."""
+    if stored != name:
+        raise UserError(
+            f"the checkpoint is of the model {stored}, and this is {name}; hand "
+            "in what made it: --config=FILE with its `get_model`, or model=..."
         )
 
 
@@ -341,9 +357,11 @@ class Checkpoints:
           step: which checkpoint.
 
         Raises:
-          UserError: there is no such checkpoint, or it is damaged.
+          UserError: there is no such checkpoint, it is damaged, or its arrays have
+            other names or shapes.
         """
         self._policy.best_steps.append(self.progress(step).best_step)
+        self._check_shapes(wanted, step)
         how = ocp.args.PyTreeRestore(
             wanted,
             restore_args=jax.tree.map(
@@ -358,6 +376,33 @@ class Checkpoints:
             partial_restore=True,
         )
         return self._manager().restore(step, args=ocp.args.Composite(state=how)).state
+
+    def _check_shapes(self, wanted: Any, step: int) -> None:
+        """Raises UserError unless a checkpoint holds what is wanted of its parameters.
+
+        Orbax would cut an array, or fill it up with zeros. Only the rows of a table may
+        differ.
+        """
+        asked = wanted["params"] if isinstance(wanted, dict) else wanted.params
+        folder = self._folder / str(step) / "state"
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            held = handler.metadata(folder).tree["params"]
+        shapes = [
+            {
+                jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape)
+                for path, x in jax.tree_util.tree_leaves_with_path(tree)
+            }
+            for tree in (held, asked)
+        ]
+        for name in sorted(shapes[0].keys() | shapes[1].keys()):
+            old, new = (shape.get(name) for shape in shapes)
+            first = name == "item_embedding"
+            if old is None or new is None or old[first:] != new[first:]:
+                raise UserError(
+                    f"the checkpoint of step {step} was made by another model: its "
+                    f"parameter {name} has the shape {old}, this model's {new}; hand "
+                    "in the model that it was trained with"
+                )
 
     def close(self) -> None:
         """Waits until everything is written; raises UserError if it cannot be."""

@@ -6,9 +6,10 @@ This is the one place where config fields become the plain arguments of everythi
 import dataclasses
 import math
 import pathlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import flax.linen as nn
 import optax
 from ml_collections import ConfigDict
 
@@ -17,9 +18,16 @@ from srgnn_jax.configs import default
 from srgnn_jax.data import store
 from srgnn_jax.data.sessions import Dataset, Examples, Sessions
 from srgnn_jax.errors import UserError, nearest
-from srgnn_jax.model import ATTENTION_READOUTS, READOUTS, SRGNN
+from srgnn_jax.model.losses import LOSSES, Loss
+from srgnn_jax.model.readout import ATTENTION_READOUTS, READOUTS
+from srgnn_jax.model.srgnn import SRGNN
 from srgnn_jax.optimizer import step_decay
 from srgnn_jax.parallel import Devices
+
+# What makes a model of a config and V, the rows of its item table.
+MakeModel = Callable[[ConfigDict, int], nn.Module]
+# What steps ask of a model, beside the parameter "item_embedding".
+MODEL_FIELDS = ("num_items", "normalize", "compute_dtype", "encode")
 
 # Clicks of a prefix: its graph has this many squared entries, some ten times over.
 MAX_LENGTH = 4096
@@ -69,7 +77,6 @@ PREPARATION_FIELDS = (
 
 _CHOICES = {
     "compute_dtype": ("", "bfloat16"),
-    "loss_type": ("CE", "BPR"),
     "on_bad_row": ("error", "skip"),
     "parallel": ("auto", "jit", "pmap", "mesh"),
     "readout": READOUTS,
@@ -293,8 +300,36 @@ def find_devices(config: ConfigDict) -> Devices:
     )
 
 
-def make_model(config: ConfigDict, num_items: int) -> SRGNN:
-    """Builds the model for a table of `num_items` rows, row 0 included."""
+def make_model(
+    config: ConfigDict, num_items: int, make: MakeModel | None = None
+) -> nn.Module:
+    """Builds the model for a table of `num_items` rows, row 0 included.
+
+    Args:
+      config: see configs/default.py.
+      num_items: V.
+      make: makes another model than `SRGNN` alone: an SRGNN with a layer or a readout
+        handed in, a subclass of it, or a module with its `encode`, `num_items`,
+        `normalize`, `compute_dtype` and parameter "item_embedding".
+
+    Raises:
+      UserError: what `make` returns is no such model.
+    """
+    if make is not None:
+        model = make(config, num_items)
+        missing = [name for name in MODEL_FIELDS if not hasattr(model, name)]
+        if not isinstance(model, nn.Module) or missing:
+            raise UserError(
+                f"the model handed in is {type(model).__name__}, which "
+                + (f"lacks {', '.join(missing)}" if missing else "is no Flax module")
+                + "; return an SRGNN, or a subclass"
+            )
+        if model.num_items != num_items:
+            raise UserError(
+                f"the model handed in has num_items = {model.num_items}; the data has "
+                f"{num_items} item rows, the padding included"
+            )
+        return model
     return SRGNN(
         num_items=num_items,
         embedding_size=config.embedding_size,
@@ -307,6 +342,37 @@ def make_model(config: ConfigDict, num_items: int) -> SRGNN:
         softmax_attention=config.softmax_attention,
         compute_dtype=config.compute_dtype or None,
     )
+
+
+def model_name(model: nn.Module) -> str:
+    """Names a model by its classes: "SRGNN", or "SRGNN(gnn=MyLayer)" for example."""
+    given = {name: getattr(model, name, None) for name in ("gnn", "pooling")}
+    layers = [f"{k}={type(v).__name__}" for k, v in given.items() if v is not None]
+    name = type(model).__name__
+    return f"{name}({', '.join(layers)})" if layers else name
+
+
+def find_loss(config: ConfigDict, losses: Mapping[str, Loss] | None = None) -> Loss:
+    """Returns the loss that `config.loss_type` names.
+
+    Args:
+      config: see configs/default.py.
+      losses: losses handed in, by name, beside `LOSSES`.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    known = {**LOSSES, **(losses or {})}
+    if config.loss_type not in known:
+        raise UserError(
+            f"config.loss_type is {config.loss_type!r}; choose one of "
+            + ", ".join(known)
+            + (
+                nearest(config.loss_type, known)
+                or ", or hand in a loss of that name: `get_losses` in the config file"
+            )
+        )
+    return known[config.loss_type]
 
 
 def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:

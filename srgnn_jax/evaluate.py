@@ -13,85 +13,35 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from srgnn_jax import baselines, item_table, metrics, parallel, results
+from srgnn_jax import baselines, metrics, parallel, results
 from srgnn_jax import config as config_lib
 from srgnn_jax.checkpoint import (
     Checkpoints,
     Progress,
+    check_same_model,
     check_same_run,
     is_single_run,
     make_workdir,
 )
 from srgnn_jax.data import batches
-from srgnn_jax.data.batches import Batch
 from srgnn_jax.data.counts import data_name
 from srgnn_jax.data.sessions import Examples, check_rows
 from srgnn_jax.errors import UserError
-from srgnn_jax.graph import AnyArray
-from srgnn_jax.model import SRGNN, Params, check_finite, init_params
+from srgnn_jax.model.layers import Params
+from srgnn_jax.model.srgnn import init_params
+from srgnn_jax.steps import check_finite, list_step, rank_step
 
 log = logging.getLogger(__name__)
 
 # Sessions that are ranked at a time: at least, if there are so many, and at most.
 MIN_ROWS, MAX_ROWS = 64, 512
-
-
-def rank_step(
-    params: Params,
-    clicks: Int[AnyArray, " C"],
-    batch: Batch,
-    *,
-    model: SRGNN,
-    max_scores: int = item_table.MAX_SCORES,
-    axis_name: str | None = None,
-) -> Int[Array, "N R"]:
-    """Returns the rank of each target of a batch, of all devices' parts.
-
-    Args:
-      params: of the model.
-      clicks: what the batch's starts point into.
-      batch: this device's parts of the batch; see `data.batches`.
-      model: the model.
-      max_scores: scores held at a time.
-      axis_name: axis of the devices that share the batch, or None.
-    """
-
-    def rank(part):
-        return model.apply(
-            {"params": params},
-            part.tiers,
-            part.target,
-            max_scores,
-            method="target_rank",
-        )
-
-    return parallel.gather(batches.map_parts(rank, clicks, batch), axis_name)
-
-
-def list_step(
-    params: Params,
-    clicks: Int[AnyArray, " C"],
-    batch: Batch,
-    *,
-    model: SRGNN,
-    k: int,
-    max_scores: int = item_table.MAX_SCORES,
-    axis_name: str | None = None,
-) -> Int[Array, "N R K"]:
-    """Returns the k best items for each example of a batch; see `rank_step`."""
-
-    def best(part):
-        return model.apply(
-            {"params": params}, part.tiers, k, max_scores, method="top_k"
-        )
-
-    return parallel.gather(batches.map_parts(best, clicks, batch), axis_name)
 
 
 class Evaluator:
@@ -107,7 +57,7 @@ class Evaluator:
 
     def __init__(
         self,
-        model: SRGNN,
+        model: nn.Module,
         examples: Examples,
         ks: Sequence[int],
         batch_size: int,
@@ -134,9 +84,8 @@ class Evaluator:
         return self._devices.compile(
             functools.partial(
                 step,
-                model=self._devices.split_model(self._model),
-                max_scores=self._devices.max_scores,
-                axis_name=self._devices.axis_name,
+                model=self._model,
+                **self._devices.step_options,
                 **arguments,
             )
         )
@@ -202,7 +151,7 @@ class Evaluator:
 
 def make_evaluator(
     config: ConfigDict,
-    model: SRGNN,
+    model: nn.Module,
     examples: Examples,
     devices: parallel.Devices,
     after_batch: Callable[[], None] | None = None,
@@ -276,7 +225,7 @@ def metric_table(
 def restore_best(
     checkpoints: Checkpoints,
     progress: Progress,
-    model: SRGNN,
+    model: nn.Module,
     devices: parallel.Devices,
 ) -> tuple[Params, int]:
     """Reads the parameters of the best epoch, or of the last step while there is none.
@@ -285,8 +234,9 @@ def restore_best(
       The parameters, laid out for the devices, and their step.
 
     Raises:
-      UserError: they are not finite.
+      UserError: they are another model's, or not finite.
     """
+    check_same_model(progress.model, config_lib.model_name(model))
     shapes = {"params": jax.eval_shape(lambda: init_params(model, 0))}
     step = progress.best_step or progress.step
     params = checkpoints.restore(devices.layout(shapes), step)["params"]
@@ -300,7 +250,9 @@ def restore_best(
 
 
 def evaluate_workdir(
-    workdir: str, config: ConfigDict | None = None
+    workdir: str,
+    config: ConfigDict | None = None,
+    model: config_lib.MakeModel | None = None,
 ) -> dict[str, float]:
     """Evaluates the best checkpoint of a workdir on the test split; prints the table.
 
@@ -311,6 +263,7 @@ def evaluate_workdir(
       workdir: of a run.
       config: fields for the run's own config to be replaced by, where they may differ,
         such as `data_dir` and `ks`; the run's own config if None.
+      model: what made the run's model, unless it is SRGNN; see `config.make_model`.
 
     Returns:
       The mean of every metric.
@@ -322,7 +275,7 @@ def evaluate_workdir(
         for seed, path in seeds.items():
             parallel.say(f"\nseed {seed}")
             one = None if config is None else config_lib.with_seed(config, seed)
-            each.append(evaluate_workdir(str(path), one))
+            each.append(evaluate_workdir(str(path), one, model))
         report_seeds(folder, list(seeds))
         return {n: float(np.mean([means[n] for means in each])) for n in each[0]}
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
@@ -336,15 +289,15 @@ def evaluate_workdir(
         devices = config_lib.find_devices(config)
         with parallel.main_process_first():
             data = config_lib.load_data(config)
+        made = config_lib.make_model(config, progress.num_items, model)
         check_same_run(
             progress,
-            Progress.at_start(config, data),
+            Progress.at_start(config, data, made),
             config_lib.MAY_DIFFER_IN_EVALUATION,
         )
-        model = config_lib.make_model(config, progress.num_items)
-        params, _ = restore_best(checkpoints, progress, model, devices)
+        params, _ = restore_best(checkpoints, progress, made, devices)
     splits = config_lib.make_splits(config, data)
-    evaluate = make_evaluator(config, model, splits.evaluated["test"], devices)
+    evaluate = make_evaluator(config, made, splits.evaluated["test"], devices)
     test, run = evaluate_best(config, progress, splits, evaluate, params)
     if parallel.is_main_process():
         try:

@@ -21,6 +21,7 @@ import shutil
 import tempfile
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.export
 import numpy as np
@@ -28,10 +29,11 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Int
 
 import srgnn_jax
-from srgnn_jax import exported, item_table
+from srgnn_jax import config as config_lib
+from srgnn_jax import exported, steps
 from srgnn_jax.errors import UserError
-from srgnn_jax.graph import AnyArray
-from srgnn_jax.model import SRGNN, Params
+from srgnn_jax.model.graph import AnyArray
+from srgnn_jax.model.layers import Params
 from srgnn_jax.recommend import load
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -39,16 +41,24 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 LENGTHS = (4, 16, 64)
 
 
-def export_workdir(workdir: str, output: str, *, k: int = 20) -> None:
+def export_workdir(
+    workdir: str,
+    output: str,
+    *,
+    k: int = 20,
+    model: config_lib.MakeModel | None = None,
+) -> None:
     """Exports the best checkpoint of a workdir.
 
     Args:
       workdir: of a run.
       output: a folder that is new, empty, or an earlier export, which is replaced.
       k: length of the lists, at most.
+      model: see `Recommender.load`.
 
     Raises:
-      UserError: the workdir or the folder cannot be used, or flatbuffers is missing.
+      UserError: the workdir or the folder cannot be used, flatbuffers is missing, or
+        the model cannot be exported.
     """
     if importlib.util.find_spec("flatbuffers") is None:
         raise UserError(
@@ -62,18 +72,25 @@ def export_workdir(workdir: str, output: str, *, k: int = 20) -> None:
         and (not any(folder.iterdir()) or (folder / "manifest.json").is_file())
     ):
         raise UserError(f"{folder} holds something else; choose another --output")
-    recommender, progress, step = load(workdir)
-    model, vocabulary = recommender.model, recommender.vocabulary
+    recommender, progress, step = load(workdir, model)
+    made, vocabulary = recommender.model, recommender.vocabulary
     max_length = recommender.max_length
     lengths = [*(n for n in LENGTHS if n < max_length), max_length]
-    k = min(k, model.num_items - 1)
-    functions = {n: export_top_k(model, recommender.params, n, k) for n in lengths}
+    k = min(k, made.num_items - 1)
+    try:
+        functions = {n: export_top_k(made, recommender.params, n, k) for n in lengths}
+    # Whatever a layer that was handed in does that StableHLO or any length cannot.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"the model {config_lib.model_name(made)} cannot be exported: {reason}"
+        ) from error
     clicks = None if vocabulary.clicks is None else vocabulary.clicks.tolist()
     manifest: dict[str, Any] = {
         "k": k,
         "max_length": max_length,
         "lengths": lengths,
-        "num_items": model.num_items,
+        "num_items": made.num_items,
         "platforms": PLATFORMS,
         "srgnn_jax": srgnn_jax.__version__,
         "jax": jax.__version__,
@@ -114,7 +131,7 @@ def export_workdir(workdir: str, output: str, *, k: int = 20) -> None:
 
 
 def export_top_k(
-    model: SRGNN, params: Params, length: int, k: int
+    model: nn.Module, params: Params, length: int, k: int
 ) -> jax.export.Exported:
     """Exports (params, item_seq [B, L], item_seq_len [B]) -> (scores, rows), [B, K].
 
@@ -129,15 +146,8 @@ def export_top_k(
         params: Params, item_seq: Int[AnyArray, " L"], item_seq_len: Int[AnyArray, ""]
     ) -> tuple[Float[Array, " K"], Int[Array, " K"]]:
         tiers = [(item_seq[None], item_seq_len[None])]
-        encoded: Any = model.apply({"params": params}, tiers, method="encode")
-        session, table = encoded
-        best, row = item_table.top_k(
-            session,
-            table,
-            k,
-            max_scores=model.num_items,
-            compute_dtype=model.compute_dtype,
-        )
+        session, table = steps.encode(model, params, tiers, max_scores=model.num_items)
+        best, row = table.top_k(session, k)
         return best[0], row[0]
 
     (batch,) = jax.export.symbolic_shape("b")

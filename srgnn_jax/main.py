@@ -195,20 +195,29 @@ def run() -> None:
         from srgnn_jax.parallel import join_processes
 
         join_processes(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
+    model, losses = None, None
+    if config is not None:
+        # The file has run already: ml_collections names its module after the flag.
+        model, losses = handed_in(sys.modules["config_config"])
+    if model and mode in ("import", "plot"):
+        raise UserError(
+            f"--mode={mode} is for SRGNN alone; take get_model out of the --config"
+        )
     if mode == "train":
         from srgnn_jax.results import portable_command
         from srgnn_jax.train import train_and_evaluate
 
-        train_and_evaluate(config, workdir, portable_command(sys.argv[1:]))
+        command = portable_command(sys.argv[1:])
+        train_and_evaluate(config, workdir, command, model, losses)
     elif mode == "evaluate":
         if FLAGS.sessions:
             from srgnn_jax.recommend import evaluate_sessions
 
-            evaluate_sessions(workdir, FLAGS.sessions, config)
+            evaluate_sessions(workdir, FLAGS.sessions, config, model)
         else:
             from srgnn_jax.evaluate import evaluate_workdir
 
-            evaluate_workdir(workdir, config)
+            evaluate_workdir(workdir, config, model)
     elif mode == "recommend":
         from srgnn_jax.recommend import recommend_file
 
@@ -222,6 +231,7 @@ def run() -> None:
             candidates=FLAGS.candidates,
             as_probabilities=FLAGS.as_probabilities,
             recall=FLAGS.recall,
+            model=model,
         )
     elif mode == "plot":
         from srgnn_jax.plots import plot_workdir
@@ -232,18 +242,27 @@ def run() -> None:
 
         if not FLAGS.output:
             raise UserError("--mode=export needs --output, the folder to write")
-        export_workdir(workdir, FLAGS.output, k=FLAGS.k)
+        export_workdir(workdir, FLAGS.output, k=FLAGS.k, model=model)
     elif mode == "baselines":
         from srgnn_jax.evaluate import evaluate_baselines
         from srgnn_jax.results import portable_command
 
         evaluate_baselines(config, workdir, portable_command(sys.argv[1:]))
     else:
-        from srgnn_jax.torch_import import import_checkpoint
+        from srgnn_jax.convert.import_mode import import_checkpoint
 
         if FLAGS.torch_checkpoint is None:
             raise UserError("--mode=import needs --torch_checkpoint, the file to read")
         import_checkpoint(config, workdir, FLAGS.torch_checkpoint, FLAGS.vocabulary)
+
+
+def handed_in(config_module: Any) -> tuple[Any, Any]:
+    """Returns the `get_model` of a config's module, and the losses of `get_losses`.
+
+    Each is None where the file does not define it.
+    """
+    get_losses = getattr(config_module, "get_losses", None)
+    return getattr(config_module, "get_model", None), get_losses and get_losses()
 
 
 def main() -> None:

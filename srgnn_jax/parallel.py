@@ -21,10 +21,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from srgnn_jax import item_table
 from srgnn_jax.data.batches import Batch, own_clicks
 from srgnn_jax.errors import UserError
-from srgnn_jax.model import SRGNN
+from srgnn_jax.model.item_table import MAX_SCORES
 
 T = TypeVar("T")
 
@@ -84,7 +83,7 @@ class Devices:
 
     shards: int = 1
     mesh: Mesh | None = None
-    max_scores: int = item_table.MAX_SCORES
+    max_scores: int = MAX_SCORES
     max_positions: int = 2**30
     max_clicks: int = 2**28
 
@@ -98,11 +97,19 @@ class Devices:
         """Devices that the item table is split over."""
         return 1 if self.mesh is None else self.mesh.shape[ITEM_AXIS]
 
-    def split_model(self, model: SRGNN) -> SRGNN:
-        """Returns the model as a step function of these devices needs it."""
-        if self.item_shards == 1:
-            return model
-        return model.clone(item_axis=ITEM_AXIS, item_shards=self.item_shards)
+    @property
+    def item_axis(self) -> str | None:
+        """The axis over which the item table is split, or None."""
+        return ITEM_AXIS if self.item_shards > 1 else None
+
+    @property
+    def step_options(self) -> dict[str, Any]:
+        """What a step function needs to know of them."""
+        return {
+            "max_scores": self.max_scores,
+            "axis_name": self.axis_name,
+            "item_axis": self.item_axis,
+        }
 
     def hold_clicks(self, clicks: np.ndarray) -> Callable[[Batch], tuple[Any, Batch]]:
         """Keeps the clicks of a split on the devices, where they fit.

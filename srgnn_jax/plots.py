@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from srgnn_jax import graph, metrics, parallel, recommend, results
+from srgnn_jax import metrics, parallel, recommend, results
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import seed_folders
+from srgnn_jax.model import graph
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -23,15 +23,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TextIO
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orjson
+from flax import traverse_util
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from srgnn_jax import baselines, graph, item_table, metrics, parallel
+from srgnn_jax import baselines, metrics, parallel, steps
 from srgnn_jax import config as config_lib
 from srgnn_jax.checkpoint import Checkpoints, Progress
 from srgnn_jax.data.columns import Columns
@@ -41,8 +43,11 @@ from srgnn_jax.data.session_lines import SessionLine, read_sessions, wrong_sessi
 from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import make_evaluator, metric_table, restore_best
-from srgnn_jax.graph import AnyArray
-from srgnn_jax.model import SRGNN, Params, check_finite
+from srgnn_jax.model import graph, item_table
+from srgnn_jax.model.graph import AnyArray
+from srgnn_jax.model.item_table import ItemTable
+from srgnn_jax.model.layers import Params, normalise
+from srgnn_jax.steps import check_finite
 
 # Clicks that the model sees of a session, unless the run was trained on fewer.
 MAX_LENGTH = 256
@@ -152,7 +157,7 @@ class Recommender:
 
     def __init__(
         self,
-        model: SRGNN,
+        model: nn.Module,
         params: Params,
         vocabulary: Vocabulary,
         *,
@@ -201,16 +206,14 @@ class Recommender:
             )
 
         self._step = jax.jit(step, static_argnames=("k", "as_probabilities", "recall"))
-        self._click_weights = jax.jit(
-            functools.partial(model.apply, method="click_weights")
-        )
+        self._click_weights = jax.jit(functools.partial(_click_weights, model))
         clicks = vocabulary.clicks
         if clicks is None:
             clicks = np.zeros(model.num_items - 1, np.int64)
         popular = 1 + np.argsort(-clicks, kind="stable")
-        table: Any = model.apply({"params": params}, method="scored_items")
+        table = params["item_embedding"]
         self._everything = _Scope(
-            table,
+            normalise(table) if model.normalize else table,
             None,
             len(table),
             popular,
@@ -218,16 +221,23 @@ class Recommender:
         )
 
     @classmethod
-    def load(cls, workdir: str | os.PathLike) -> "Recommender":
+    def load(
+        cls,
+        workdir: str | os.PathLike,
+        model: config_lib.MakeModel | None = None,
+    ) -> "Recommender":
         """Loads the best checkpoint of a workdir.
 
         Args:
           workdir: of a run, or of an import; the data set is not needed.
+          model: what made the run's model, unless it is SRGNN; see
+            `config.make_model`.
 
         Raises:
-          UserError: there is no checkpoint, or its vocabulary is missing or another's.
+          UserError: there is no checkpoint, it is of another model, or its vocabulary
+            is missing or another's.
         """
-        return load(workdir)[0]
+        return load(workdir, model)[0]
 
     def recommend(
         self,
@@ -296,9 +306,12 @@ class Recommender:
             )
         item_seq = np.zeros((1, _power_of_two(len(rows), 4)), np.int32)
         item_seq[0, : len(rows)] = rows
-        weights: Any = self._click_weights(
-            {"params": self.params}, item_seq, np.array([len(rows)])
-        )
+        weights = self._click_weights(self.params, item_seq, np.array([len(rows)]))
+        if weights is None:
+            raise UserError(
+                "this model's readout tells no weights of clicks; have it "
+                'self.sow("intermediates", "click_weights", weights)'
+            )
         nodes, _, connections = graph.connection_matrix(item_seq)
         outgoing = np.asarray(connections)[0, :, item_seq.shape[1] :]
         names = self._ids[np.asarray(nodes)[0]]
@@ -445,7 +458,9 @@ class Recommender:
             yield chosen, (item_seq, seen)
 
 
-def load(workdir: str | os.PathLike) -> tuple[Recommender, Progress, int]:
+def load(
+    workdir: str | os.PathLike, model: config_lib.MakeModel | None = None
+) -> tuple[Recommender, Progress, int]:
     """Loads the best checkpoint of a workdir; see `Recommender.load`.
 
     Returns:
@@ -455,9 +470,9 @@ def load(workdir: str | os.PathLike) -> tuple[Recommender, Progress, int]:
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         progress = checkpoints.progress()
         config = config_lib.from_dict(progress.config)
-        model = config_lib.make_model(config, progress.num_items)
+        made = config_lib.make_model(config, progress.num_items, model)
         devices = parallel.find_devices("jit")
-        params, step = restore_best(checkpoints, progress, model, devices)
+        params, step = restore_best(checkpoints, progress, made, devices)
     path = folder / "vocabulary.parquet"
     if not path.is_file():
         raise UserError(f"{path} is missing: it holds the raw id of each item row")
@@ -471,7 +486,7 @@ def load(workdir: str | os.PathLike) -> tuple[Recommender, Progress, int]:
             path,
         )
     recommender = Recommender(
-        model,
+        made,
         params,
         vocabulary,
         max_length=config.max_session_length or MAX_LENGTH,
@@ -489,7 +504,7 @@ def recommend_step(
     item_seq: Int[AnyArray, "B L"],
     seen: Int[AnyArray, "B M"] | None,
     *,
-    model: SRGNN,
+    model: nn.Module,
     k: int,
     max_scores: int = item_table.MAX_SCORES,
     score_padding: bool = False,
@@ -500,8 +515,8 @@ def recommend_step(
 
     Args:
       params: of the model.
-      table: what scores the items to choose from, row 0 of the padding; rows of
-        `SRGNN.scored_items`.
+      table: what scores the items to choose from, row 0 of the padding; of
+        length 1 if the model normalises.
       rows: the item row of each of the table's rows; None: they are the same.
       count: rows of the table that count, those beyond only fill it up; None: all.
       item_seq: item rows in click order, 0 = padding at the end.
@@ -511,22 +526,24 @@ def recommend_step(
       max_scores: scores that are held at a time.
       score_padding: whether row 0 has a share in the probabilities among all items.
       as_probabilities: return those instead of scores.
-      recall: see `item_table.top_k`.
+      recall: see `ItemTable.top_k`.
 
     Returns:
       Scores, -inf where there is no item left, and item rows.
     """
     item_seq_len = jnp.maximum(jnp.count_nonzero(jnp.asarray(item_seq), axis=1), 1)
-    session: Any = model.apply({"params": params}, item_seq, item_seq_len)
+    session, _ = steps.encode(model, params, [(item_seq, item_seq_len)])
     wanted = k if seen is None else min(k + seen.shape[1], table.shape[0])
-    how: dict[str, Any] = {"num_items": count, "compute_dtype": model.compute_dtype}
-    best, row = item_table.top_k(
-        session, table, wanted, max_scores, recall=recall, **how
+    scored = ItemTable(
+        table,
+        table.shape[0] if count is None else count,
+        score_padding and rows is None,
+        max_scores,
+        compute_dtype=model.compute_dtype,
     )
+    best, row = scored.top_k(session, wanted, recall)
     if as_probabilities:
-        total = item_table.log_sum_exp(
-            session, table, score_padding and rows is None, max_scores, **how
-        )
+        total = scored.log_sum_exp(session)
         best = jnp.where(best > -jnp.inf, jnp.exp(best - total[:, None]), best)
     if rows is not None:
         row = jnp.asarray(rows)[row]
@@ -539,8 +556,27 @@ def recommend_step(
     return best, row
 
 
+def _click_weights(
+    model: nn.Module,
+    params: Params,
+    item_seq: Int[AnyArray, "B L"],
+    item_seq_len: Int[AnyArray, " B"],
+) -> Float[Array, "B L"] | None:
+    """Returns what the readout sows as "click_weights", None if it does not."""
+    _, sown = model.apply(
+        {"params": params}, item_seq, item_seq_len, mutable=["intermediates"]
+    )
+    for path, value in traverse_util.flatten_dict(dict(sown)).items():
+        if path[-1] == "click_weights":
+            return value[0]
+    return None
+
+
 def evaluate_sessions(
-    workdir: str, log_file: str, config: ConfigDict | None = None
+    workdir: str,
+    log_file: str,
+    config: ConfigDict | None = None,
+    model: config_lib.MakeModel | None = None,
 ) -> dict[str, float]:
     """Evaluates the best checkpoint on a click log of raw ids; prints the metrics.
 
@@ -553,11 +589,12 @@ def evaluate_sessions(
       log_file: csv, tsv or parquet with columns for session, item and time, which are
         found and read as those of a training log; see `read.read_clicks`.
       config: may name its columns, and the list lengths; the run's own if None.
+      model: see `Recommender.load`.
 
     Returns:
       The mean of every metric.
     """
-    recommender, progress, step = load(workdir)
+    recommender, progress, step = load(workdir, model)
     config = config or config_lib.from_dict(progress.config)
     config_lib.validate(config)
     clicks, _ = read_clicks(
@@ -617,6 +654,7 @@ def recommend_file(
     candidates: str | None = None,
     as_probabilities: bool = False,
     recall: float = 1.0,
+    model: config_lib.MakeModel | None = None,
 ) -> None:
     """Recommends to the sessions of a file, one JSON object a line on stdout.
 
@@ -628,6 +666,7 @@ def recommend_file(
       candidates: text file with the raw ids that may be recommended, one a line.
       as_probabilities: print probabilities instead of scores.
       recall: see `Recommender.recommend`.
+      model: see `Recommender.load`.
     """
     options: dict[str, Any] = {
         "k": k,
@@ -643,7 +682,7 @@ def recommend_file(
             with _open(candidates, "--candidates") as file:
                 text = file.read().decode("utf-8-sig", "replace")
             options["candidates"] = [line for line in text.splitlines() if line]
-        recommender = Recommender.load(workdir)
+        recommender = Recommender.load(workdir, model)
         recommend_stream(recommender, source, sys.stdout, name=sessions, **options)
 
 

@@ -10,19 +10,17 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from srgnn_jax import config as config_lib
-from srgnn_jax import interrupt, item_table, parallel, results
+from srgnn_jax import interrupt, parallel, results
 from srgnn_jax.checkpoint import (
     Checkpoints,
     Progress,
@@ -32,7 +30,6 @@ from srgnn_jax.checkpoint import (
     only_run,
 )
 from srgnn_jax.data import batches
-from srgnn_jax.data.batches import Batch
 from srgnn_jax.data.counts import counts_table
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.errors import UserError
@@ -42,144 +39,18 @@ from srgnn_jax.evaluate import (
     report_seeds,
     seed_folders,
 )
-from srgnn_jax.graph import AnyArray
-from srgnn_jax.model import SRGNN, Params, check_finite, init_params
+from srgnn_jax.model.losses import Loss
 from srgnn_jax.optimizer import adam_with_l2
 from srgnn_jax.records import MetricsWriter
-
-
-class TrainState(NamedTuple):
-    """What a step changes.
-
-    Attributes:
-      step: optimizer steps done.
-      params: of the model.
-      opt_state: of the optimizer.
-      loss: sum of the examples' losses since the last logged step.
-      examples: their number.
-    """
-
-    step: Int[Array, ""]
-    params: Params
-    opt_state: optax.OptState
-    loss: Float[Array, ""]
-    examples: Float[Array, ""]
-
-
-def init_state(
-    model: SRGNN, optimizer: optax.GradientTransformation, seed: int
-) -> TrainState:
-    """Draws the parameters from the seed."""
-    params = init_params(model, seed)
-    # Each its own buffer, as a step donates them all.
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=optimizer.init(params),
-        loss=jnp.zeros(()),
-        examples=jnp.zeros(()),
-    )
-
-
-def sample_negatives(
-    key: jax.Array,
-    example: Int[AnyArray, " B"],
-    target: Int[AnyArray, " B"],
-    num_items: int,
-) -> Int[Array, " B"]:
-    """Draws for each example one of the items that are not its target, evenly.
-
-    The draw depends on the key and the example's number, not on its place in the batch:
-    it is the same however a batch is split over devices.
-    """
-
-    def draw(example):
-        own = jax.random.fold_in(key, example)
-        return jax.random.randint(own, (), 1, max(num_items - 1, 2))
-
-    drawn = jax.vmap(draw)(example)
-    return drawn + (drawn >= target)
-
-
-def dropout_keys(key: jax.Array, example: Int[AnyArray, " B"]) -> Key[Array, " B"]:
-    """Derives a key for each example; like `sample_negatives`, by its number alone."""
-    # No example has this number, so that no negative is drawn from the same key.
-    key = jax.random.fold_in(key, np.uint32(2**31))
-    return jax.vmap(lambda example: jax.random.fold_in(key, example))(example)
-
-
-def train_step(
-    state: TrainState,
-    clicks: Int[AnyArray, " C"],
-    batch: Batch,
-    *,
-    model: SRGNN,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    loss_type: str = "CE",
-    score_padding: bool = False,
-    max_scores: int = item_table.MAX_SCORES,
-    axis_name: str | None = None,
-) -> TrainState:
-    """Takes one optimizer step on the mean loss over the examples of a batch.
-
-    Args:
-      state: before the step.
-      clicks: what the batch's starts point into.
-      batch: this device's parts of the batch; see `data.batches`.
-      model: the model.
-      optimizer: the optimizer.
-      seed: of the run; "BPR" draws its negatives from it and the step, as does the
-        dropout what it drops.
-      loss_type: "CE" or "BPR".
-      score_padding: whether row 0 takes part in the softmax.
-      max_scores: scores that the softmax may hold at a time.
-      axis_name: axis of the devices that share the batch, or None.
-    """
-    examples = parallel.total(jnp.sum(batch.length > 0), axis_name)
-    examples = examples.astype(state.examples.dtype)
-
-    def loss_of_part(params, part):
-        negative = dropped = None
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        if loss_type == "BPR":
-            negative = sample_negatives(key, part.example, part.target, model.num_items)
-        if model.item_dropout:
-            dropped = dropout_keys(key, part.example)
-        loss = model.apply(
-            {"params": params},
-            part.tiers,
-            part.target,
-            negative,
-            loss_type,
-            score_padding,
-            max_scores,
-            dropped,
-            method="loss_per_example",
-        )
-        return jnp.sum(loss * part.weight) / examples
-
-    gradient_of_part = jax.value_and_grad(loss_of_part)
-    loss, gradient = parallel.total(
-        batches.sum_over_parts(
-            lambda part: gradient_of_part(state.params, part), clicks, batch
-        ),
-        axis_name,
-    )
-    # Else XLA moves the decay before the lookup's scatter, a pass over the table more.
-    gradient = jax.lax.optimization_barrier(gradient)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    return TrainState(
-        state.step + 1,
-        optax.apply_updates(state.params, updates),
-        opt_state,
-        state.loss + loss * examples,
-        state.examples + examples,
-    )
+from srgnn_jax.steps import TrainState, check_finite, init_state, train_step
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: str, command: str = ""
+    config: ConfigDict,
+    workdir: str,
+    command: str = "",
+    model: config_lib.MakeModel | None = None,
+    losses: Mapping[str, Loss] | None = None,
 ) -> TrainState | None:
     """Prepares the data, trains, and evaluates; resumes what the workdir holds.
 
@@ -187,6 +58,8 @@ def train_and_evaluate(
       config: see configs/default.py.
       workdir: folder for checkpoints, metrics.jsonl, counts.json and results.json.
       command: the command line, for results.json.
+      model: makes another model than `SRGNN` alone; see `config.make_model`.
+      losses: more losses that `config.loss_type` may name.
 
     Returns:
       The state after the last step, of several runs the last one's; None where
@@ -197,8 +70,9 @@ def train_and_evaluate(
       Stopped: SIGTERM or Ctrl-C came while it trained; all that was done is saved.
     """
     config_lib.validate(config)
+    loss = config_lib.find_loss(config, losses)
     if config.runs > 1 and config.epochs:
-        return _train_several(config, workdir, command)
+        return _train_several(config, workdir, command, model, losses)
     devices = config_lib.find_devices(config)
     with parallel.main_process_first():
         data = config_lib.load_data(config)
@@ -210,7 +84,10 @@ def train_and_evaluate(
         with (
             only_run(folder) if parallel.is_main_process() else contextlib.nullcontext()
         ):
-            return _train_in(folder, config, devices, data, splits, counts, command)
+            made = config_lib.make_model(config, data.vocabulary.num_items, model)
+            return _train_in(
+                folder, config, devices, data, splits, counts, command, made, loss
+            )
     except OSError as error:
         raise UserError(
             f"{error.filename or folder}: {error.strerror}; checkpoints are kept: mend "
@@ -226,6 +103,8 @@ def _train_in(
     splits: config_lib.Splits,
     counts: dict[str, Any],
     command: str,
+    model: nn.Module,
+    loss: Loss,
 ) -> TrainState | None:
     """Trains in a workdir that no other run uses."""
     if seed_folders(folder):
@@ -234,7 +113,7 @@ def _train_in(
             "another --workdir"
         )
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        start, stored = Progress.at_start(config, data), None
+        start, stored = Progress.at_start(config, data, model), None
         if checkpoints.latest_step() is not None:
             # Before anything is written into what may be another run's workdir.
             stored = checkpoints.progress()
@@ -260,6 +139,8 @@ def _train_in(
         ):
             run = _Run(
                 config,
+                model,
+                loss,
                 devices,
                 splits,
                 checkpoints,
@@ -272,7 +153,13 @@ def _train_in(
             return run.run()
 
 
-def _train_several(config: ConfigDict, workdir: str, command: str) -> TrainState | None:
+def _train_several(
+    config: ConfigDict,
+    workdir: str,
+    command: str,
+    model: config_lib.MakeModel | None,
+    losses: Mapping[str, Loss] | None,
+) -> TrainState | None:
     """Trains `config.runs` seeds one after another, and joins their results."""
     folder = make_workdir(workdir)
     if is_single_run(folder):
@@ -285,7 +172,9 @@ def _train_several(config: ConfigDict, workdir: str, command: str) -> TrainState
     for seed in seeds:
         parallel.say(f"\nseed {seed}, of {seeds[0]} to {seeds[-1]}")
         one = config_lib.with_seed(config, seed)
-        state = train_and_evaluate(one, str(folder / f"seed_{seed}"), command)
+        state = train_and_evaluate(
+            one, str(folder / f"seed_{seed}"), command, model, losses
+        )
     report_seeds(folder, seeds)
     return state
 
@@ -296,6 +185,8 @@ class _Run:
     def __init__(
         self,
         config: ConfigDict,
+        model: nn.Module,
+        loss: Loss,
         devices: parallel.Devices,
         splits: config_lib.Splits,
         checkpoints: Checkpoints,
@@ -319,19 +210,17 @@ class _Run:
         )
         self.devices = devices
         self.with_clicks = devices.hold_clicks(splits.train.items)
-        model = config_lib.make_model(config, start.num_items)
         self.schedule = config_lib.make_schedule(config, self.steps_per_epoch)
         optimizer = adam_with_l2(self.schedule, config.l2)
         self.train_step = self.devices.compile(
             functools.partial(
                 train_step,
-                model=devices.split_model(model),
+                model=model,
                 optimizer=optimizer,
                 seed=config.seed,
-                loss_type=config.loss_type,
+                loss=loss,
                 score_padding=config.score_padding,
-                max_scores=devices.max_scores,
-                axis_name=devices.axis_name,
+                **devices.step_options,
             ),
             updates_state=True,
         )

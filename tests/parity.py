@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from srgnn_jax import graph
-from srgnn_jax.model import SRGNN
+from srgnn_jax.convert import params_from_torch
+from srgnn_jax.model import graph
+from srgnn_jax.model.srgnn import SRGNN
 from srgnn_jax.optimizer import adam_with_l2, step_decay
-from srgnn_jax.torch_import import params_from_torch
 
 # What "equal" means in float32, quantity by quantity; float64 is ten times tighter.
 FLOAT32_BOUNDS = {
@@ -132,9 +132,9 @@ def differences(recording: Mapping[str, Any]) -> dict[str, float]:
         )
 
     def states_by_position(module, item_seq):
-        flat = module.item_embedding[item_seq.reshape(-1)]
-        hidden, (alias,) = module.gnn([item_seq], flat)
-        hidden = hidden.reshape(*item_seq.shape, -1)
+        embedded = module.item_embedding()[item_seq]
+        _, alias, matrix = graph.connection_matrix(item_seq, embedded.dtype)
+        hidden = module.propagate(matrix, embedded)
         hidden = jnp.take_along_axis(hidden, alias[:, :, None], axis=1)
         return jnp.where(item_seq[:, :, None] > 0, hidden, 0)
 

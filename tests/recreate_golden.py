@@ -22,13 +22,13 @@ import numpy as np
 from srgnn_jax import config as config_lib
 from srgnn_jax import parallel
 from srgnn_jax.configs import recbole_ml100k
-from srgnn_jax.evaluate import make_evaluator
-from srgnn_jax.model import SRGNN
-from srgnn_jax.torch_import import (
+from srgnn_jax.convert import (
     load_torch_checkpoint,
     params_from_torch,
     params_to_torch,
 )
+from srgnn_jax.evaluate import make_evaluator
+from srgnn_jax.model.srgnn import SRGNN
 from tests import parity
 
 TESTS = Path(__file__).parent

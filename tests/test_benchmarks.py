@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks import against_original, against_recbole, common
-from srgnn_jax.model import SRGNN
-from srgnn_jax.torch_import import params_to_torch
+from srgnn_jax.convert import params_to_torch
+from srgnn_jax.model.srgnn import SRGNN
 from tests.parity import part
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import logging
+import pathlib
 import shutil
+import tarfile
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,11 @@ from srgnn_jax import config as config_lib
 from srgnn_jax.checkpoint import Checkpoints, Progress, check_same_run, only_run
 from srgnn_jax.configs import default
 from srgnn_jax.errors import UserError
+from srgnn_jax.optimizer import adam_with_l2
+from srgnn_jax.recommend import Recommender
+from srgnn_jax.steps import init_state
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
 def make_state(value=0.0, size=3000):
@@ -217,3 +224,26 @@ def test_a_state_is_restored_to_the_bit(tmp_path):
         assert checkpoints.progress().epoch_loss == 0.1 + 0.2
         found = checkpoints.restore(parallel.layout_of(state), 1)
     np.testing.assert_array_equal(found["params"], state["params"])
+
+
+def test_a_run_of_version_0_1_0_is_taken_up(tmp_path):
+    """Its checkpoint was written by that version, after one epoch of `tiny_config`."""
+    with tarfile.open(GOLDEN / "run_0.1.0.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    recommender = Recommender.load(tmp_path / "run")
+    first, second = recommender.recommend([["item3", "item4", "item3"], ["item7"]], k=3)
+    assert first.items == ["item16", "item3", "item12"]
+    assert second.items == ["item3", "item12", "item9"]
+    expected = [0.10929825901985168, 0.09601502865552902, 0.0882553905248642]
+    np.testing.assert_allclose(first.scores, expected, rtol=1e-5)
+    with contextlib.closing(Checkpoints(tmp_path / "run")) as checkpoints:
+        progress = checkpoints.progress()
+        config = config_lib.from_dict(progress.config)
+        model = config_lib.make_model(config, progress.num_items)
+        optimizer = adam_with_l2(config_lib.make_schedule(config, 1), config.l2)
+        start = init_state(model, optimizer, 0)
+        state = checkpoints.restore(parallel.layout_of(start), progress.step)
+    assert progress.model == "SRGNN"
+    assert int(state.step) == progress.step == 14
+    for moment in jax.tree.leaves(state.opt_state):
+        assert np.any(moment)

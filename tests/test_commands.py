@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.against_original import made_data, write_data
-from srgnn_jax.model import SRGNN, init_params
-from srgnn_jax.torch_import import params_to_torch
+from srgnn_jax.convert import params_to_torch
+from srgnn_jax.model.srgnn import SRGNN, init_params
 from tests.raw_files import write_clicks, write_views
 from tests.test_docs import GENERATE
 from tests.torch_files import tensors, write_pth
@@ -53,6 +53,8 @@ HELD = {
     "own_data.md": "test_wheel.py::test_every_command_of_own_data_works_in_turn",
     "how_it_works.md": "test_notebooks.py::"
     "test_the_code_of_how_it_works_prints_what_it_says",
+    "own_model.md": "test_handed_in.py::test_an_example_goes_through_every_mode and "
+    "test_a_config_file_hands_its_model_in",
 }
 # Pages that are run here, and settings of their processes.
 RUN = {

@@ -9,7 +9,7 @@ from srgnn_jax import evaluate as evaluate_module
 from srgnn_jax import parallel
 from srgnn_jax.data.sessions import Sessions
 from srgnn_jax.evaluate import Evaluator
-from srgnn_jax.model import SRGNN, init_params
+from srgnn_jax.model.srgnn import SRGNN, init_params
 
 ITEMS = 30
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srgnn_jax import graph
+from srgnn_jax.model import graph
 
 
 def by_item(item_seq):

@@ -7,12 +7,13 @@ import pytest
 from srgnn_jax import config as config_lib
 from srgnn_jax.checkpoint import Checkpoints, only_run
 from srgnn_jax.configs import default
+from srgnn_jax.convert import params_to_torch
+from srgnn_jax.convert.import_mode import import_checkpoint
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import evaluate_workdir, make_evaluator
-from srgnn_jax.model import init_params
+from srgnn_jax.model.srgnn import init_params
 from srgnn_jax.parallel import Devices, find_devices
-from srgnn_jax.torch_import import import_checkpoint, params_to_torch
 from srgnn_jax.train import train_and_evaluate
 from tests.tiny import ITEMS, tiny_config
 from tests.torch_files import Call, Global, tensors, write_pth, write_safetensors
@@ -60,16 +61,10 @@ def test_workdir_is_evaluated_and_trained_on(tmp_path, config, data, capsys):
         del metrics["examples_per_second"]
     assert evaluated == expected
     assert "step 0: no epoch is complete" in capsys.readouterr().out
-    train_and_evaluate(config, str(workdir))
-    assert "continuing from the checkpoint of step 0" in capsys.readouterr().out
-
-
-def test_one_step_from_imported_weights(tmp_path, config):
-    """The first step starts from the weights: Adam moves each by the learning rate."""
-    params, path = make_checkpoint(tmp_path, config)
-    import_checkpoint(config, str(tmp_path / "run"), path)
+    # The first step starts from the weights: Adam moves each by the learning rate.
     config.max_steps = 1
-    state = train_and_evaluate(config, str(tmp_path / "run"))
+    state = train_and_evaluate(config, str(workdir))
+    assert "continuing from the checkpoint of step 0" in capsys.readouterr().out
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), state.params, params)
     assert all(
         0 < step < 1.001 * config.learning_rate for step in jax.tree.leaves(moved)

@@ -13,8 +13,8 @@ from srgnn_jax.checkpoint import Checkpoints
 from srgnn_jax.data.sessions import Examples, Sessions, Vocabulary, check_rows
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import Evaluator, restore_best
-from srgnn_jax.graph import check_sessions
-from srgnn_jax.model import SRGNN, init_params
+from srgnn_jax.model.graph import check_sessions
+from srgnn_jax.model.srgnn import SRGNN, init_params
 from srgnn_jax.recommend import Recommender
 
 V = 10
@@ -60,6 +60,23 @@ def test_wrong_sessions(kind, as_array):
 def test_right_sessions_and_empty_batches():
     check_sessions(SEQ, LEN, V, target=np.array([1, 9]), negative=None)
     check_sessions(np.zeros((0, 5), np.int32), np.zeros(0, np.int32), V)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("target", (2, 1)), ("target", (4,)), ("negative", (4,))]
+)
+def test_items_of_another_shape_than_the_sessions(name, shape):
+    with pytest.raises(ValueError, match=rf"{name} has shape \({shape[0]},"):
+        check_sessions(SEQ, LEN, V, **{name: np.ones(shape, int)})
+    check_sessions(SEQ, LEN, V, negative=np.ones((2, 3), int))
+
+
+def test_negatives_of_other_sessions_are_refused(model_and_params):
+    """Four items for two sessions are not two for each."""
+    model, params = model_and_params
+    arguments = SEQ, LEN, np.array([1, 2]), np.array([3, 4, 5, 6]), "BPR"
+    with pytest.raises((ValueError, TypeCheckError)):
+        model.apply({"params": params}, *arguments, method="calculate_loss")
 
 
 @pytest.mark.parametrize("kind", WRONG)
@@ -162,7 +179,7 @@ def test_a_checkpoint_of_numbers_that_are_not_finite(model_and_params, monkeypat
     """As all modes that read a workdir meet it."""
     model, params = model_and_params
     monkeypatch.setattr(Checkpoints, "restore", lambda *_: {"params": spoiled(params)})
-    progress = types.SimpleNamespace(best_step=7, step=9)
+    progress = types.SimpleNamespace(best_step=7, step=9, model="SRGNN")
     read = getattr(restore_best, "__wrapped__", restore_best)
     with pytest.raises(UserError, match=r"checkpoint of step 7 .* gnn/b_hh holds NaN"):
         read(Checkpoints, progress, model, parallel.Devices(1))

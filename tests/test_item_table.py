@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from srgnn_jax import item_table
+from srgnn_jax.model import ranking
+from srgnn_jax.model.item_table import ItemTable, item_scores
+from srgnn_jax.model.losses import cross_entropy
 
 
 def random_problem(batch=6, items=23, size=5, scale=1.0):
@@ -18,10 +20,19 @@ def random_problem(batch=6, items=23, size=5, scale=1.0):
     return session, table, target
 
 
-def full_softmax(session, table, target, *arguments, **named):
-    """Looks the targets up and scores, as the model does."""
-    embedding, table = item_table.lookup(table, target)
-    return item_table.full_softmax(session, table, embedding, *arguments, **named)
+def table_of(rows, num_items=None, **options):
+    return ItemTable(rows, rows.shape[0] if num_items is None else num_items, **options)
+
+
+def full_softmax(session, rows, target, score_padding=False, **options):
+    """Looks the targets up and scores, as a step does."""
+    table = table_of(rows, score_padding=score_padding, **options)
+    (found,), table = table.lookup(target)
+    return cross_entropy(session, table, found, found[:, None][:, :0])
+
+
+def top_k(session, rows, k, max_scores=2**23, recall=1.0, **options):
+    return table_of(rows, max_scores=max_scores, **options).top_k(session, k, recall)
 
 
 def reference(session, table, target, score_padding):
@@ -39,7 +50,7 @@ def test_full_softmax_matches_reference(score_padding, max_scores):
     weight = jnp.array([0.3, 1.0, 2.0, 0.0, 0.7, 0.1])
 
     def ours(*arguments):
-        return full_softmax(*arguments, max_scores)
+        return full_softmax(*arguments, max_scores=max_scores)
 
     def weighted(loss):
         return lambda s, t: jnp.sum(weight * loss(s, t, target, score_padding))
@@ -109,8 +120,8 @@ def test_lookup_adds_its_gradient_to_that_of_the_table():
     weight = jnp.arange(20.0).reshape(4, 5)
 
     def ours(table):
-        found, same = item_table.lookup(table, rows)
-        return (weight * found).sum() + (same**3).sum()
+        (found,), same = table_of(table).lookup(rows)
+        return (weight * found).sum() + (same.rows**3).sum()
 
     def expected(table):
         return (weight * table[rows]).sum() + (table**3).sum()
@@ -124,7 +135,7 @@ def rank_of(scores, target):
     """Ranks by given scores [V, B]."""
     scored = jnp.arange(len(scores)) > 0
     target_score = scores[target, jnp.arange(scores.shape[1])]
-    return item_table.count_not_below(scores, target_score, scored)
+    return ranking.count_not_below(scores, target_score, scored)
 
 
 def test_rank_matches_sorting():
@@ -140,12 +151,12 @@ def test_rank_matches_sorting():
 @pytest.mark.parametrize("rows", [1, 7, 23, 100])
 def test_ranks_do_not_depend_on_how_many_rows_are_compared_at_a_time(rows, monkeypatch):
     session, table, target = random_problem()
-    scores = item_table.item_scores(session, table)
+    scores = item_scores(session, table)
     expected = [
         1 + int((np.array(scores)[1:, b] > float(scores[row, b])).sum())
         for b, row in enumerate(target.tolist())
     ]
-    monkeypatch.setattr(item_table, "COUNTED_ROWS", rows)
+    monkeypatch.setattr(ranking, "COUNTED_ROWS", rows)
     assert rank_of(scores, target).tolist() == expected
 
 
@@ -172,8 +183,8 @@ def test_ranks_are_those_of_all_scores(max_scores):
     session, table, target = random_problem()
     # Equal rows tie exactly, in whatever block they lie; a NaN row beats all.
     table = table.at[7].set(table[4]).at[20].set(table[4]).at[11].set(jnp.nan)
-    expected = rank_of(item_table.item_scores(session, table), target)
-    ranks = item_table.target_rank(session, table, target, max_scores)
+    expected = rank_of(item_scores(session, table), target)
+    ranks = table_of(table, max_scores=max_scores).target_rank(session, target)
     assert ranks.tolist() == expected.tolist()
     assert (ranks[1:3] >= 4).all()
 
@@ -209,30 +220,28 @@ def sorted_top_k(scores, k):
 @pytest.mark.parametrize("max_scores", [14_000, 7_000, 1_600, 120])
 @pytest.mark.parametrize("k", [1, 7, 100])
 def test_top_k_is_that_of_sorting(k, max_scores, monkeypatch):
-    monkeypatch.setattr(item_table, "FEW_ROWS", 0)
+    monkeypatch.setattr(ranking, "FEW_ROWS", 0)
     session, table, _ = random_problem(batch=20, items=700)
     # Equal rows tie exactly, in groups and blocks far from each other.
     table = table.at[jnp.array([3, 4, 90, 350, 699])].set(table[200])
-    best, row = jax.jit(item_table.top_k, static_argnums=(2, 3))(
-        session, table, k, max_scores
-    )
-    expected, order = sorted_top_k(item_table.item_scores(session, table), k)
+    best, row = jax.jit(top_k, static_argnums=(2, 3))(session, table, k, max_scores)
+    expected, order = sorted_top_k(item_scores(session, table), k)
     np.testing.assert_allclose(best, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(row, order)
 
 
 def test_top_k_gives_no_score_to_rows_that_do_not_count():
     session, table, _ = random_problem(items=700)
-    expected, order = sorted_top_k(item_table.item_scores(session, table[:12]), 20)
+    expected, order = sorted_top_k(item_scores(session, table[:12]), 20)
     for max_scores in (10_000, 500):
-        best, row = jax.jit(item_table.top_k, static_argnums=(2, 3))(
+        best, row = jax.jit(top_k, static_argnums=(2, 3))(
             session, table, 20, max_scores, num_items=jnp.int32(12)
         )
         assert best.shape == (6, 20)
         np.testing.assert_array_equal(row[:, :11], order)
         np.testing.assert_allclose(best[:, :11], expected, rtol=1e-5)
         assert (best[:, 11:] == -jnp.inf).all()
-    best, _ = item_table.top_k(session, table[:12], 20)
+    best, _ = top_k(session, table[:12], 20)
     assert best.shape == (6, 12)
 
 
@@ -243,27 +252,25 @@ def test_top_k_of_a_split_table_is_that_of_the_whole(max_scores):
     filled_up = jnp.pad(table, [(0, 3), (0, 0)], constant_values=100)
     spec = jax.sharding.PartitionSpec
 
-    def top_k(session, table):
-        return item_table.top_k(
-            session, table, 200, max_scores, num_items=701, axis_name="items"
-        )
+    def of_part(session, table):
+        return top_k(session, table, 200, max_scores, num_items=701, axis_name="items")
 
     split = jax.shard_map(
-        top_k,
+        of_part,
         mesh=mesh,
         in_specs=(spec(), spec("items")),
         out_specs=spec(),
         check_vma=False,
     )
     best, row = jax.jit(split)(session, filled_up)
-    expected, order = sorted_top_k(item_table.item_scores(session, table), 200)
+    expected, order = sorted_top_k(item_scores(session, table), 200)
     np.testing.assert_allclose(best, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(row, order)
 
 
 def test_top_k_of_many_items_sorts_few_of_them():
     session, table = jnp.ones((16, 3)), jnp.ones((40_000, 3))
-    traced = jax.make_jaxpr(lambda s, t: item_table.top_k(s, t, 20))(session, table)
+    traced = jax.make_jaxpr(lambda s, t: top_k(s, t, 20))(session, table)
     sizes = [
         eqn.invars[0].aval.shape[-1]
         for eqn in traced.jaxpr.eqns
@@ -275,15 +282,13 @@ def test_top_k_of_many_items_sorts_few_of_them():
 
 def test_approximate_top_k_is_asked_of_the_hardware():
     session, table, _ = random_problem(items=700)
-    _, row = item_table.top_k(session, table, 10, recall=0.9)
-    _, order = sorted_top_k(item_table.item_scores(session, table), 10)
+    _, row = top_k(session, table, 10, recall=0.9)
+    _, order = sorted_top_k(item_scores(session, table), 10)
     found = [
         len({*a} & {*b}) for a, b in zip(row.tolist(), order.tolist(), strict=True)
     ]
     assert np.mean(found) >= 9
-    traced = jax.make_jaxpr(lambda s, t: item_table.top_k(s, t, 10, recall=0.9))(
-        session, table
-    )
+    traced = jax.make_jaxpr(lambda s, t: top_k(s, t, 10, recall=0.9))(session, table)
     assert "approx_top_k" in str(traced)
 
 
@@ -291,8 +296,40 @@ def test_approximate_top_k_is_asked_of_the_hardware():
 @pytest.mark.parametrize("score_padding", [False, True])
 def test_log_sum_exp_is_that_of_the_softmax(score_padding, max_scores):
     session, table, _ = random_problem()
-    total = jax.jit(item_table.log_sum_exp, static_argnums=(2, 3))(
-        session, table, score_padding, max_scores, num_items=jnp.int32(20)
-    )
-    scores = item_table.item_scores(session, table)[0 if score_padding else 1 : 20]
+
+    @jax.jit
+    def log_sum_exp(session, table, num_items):
+        options = {"score_padding": score_padding, "max_scores": max_scores}
+        return table_of(table, num_items, **options).log_sum_exp(session)
+
+    total = log_sum_exp(session, table, jnp.int32(20))
+    scores = item_scores(session, table)[0 if score_padding else 1 : 20]
     np.testing.assert_allclose(total, jax.nn.logsumexp(scores, axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_all_scores_and_their_gradient_are_those_of_the_product(split):
+    session, rows, _ = random_problem(items=22)
+    weight = jnp.arange(22.0 * 6).reshape(22, 6)
+    devices = 4 if split else 1
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("items",))
+    spec = jax.sharding.PartitionSpec
+    filled_up = jnp.pad(rows, [(0, -22 % devices), (0, 0)], constant_values=100)
+
+    def loss(session, rows):
+        table = table_of(rows, 22, axis_name="items" if split else None)
+        scores = table.scores(session)
+        return (weight * scores).sum(), scores
+
+    gradient = jax.shard_map(
+        jax.grad(loss, (0, 1), has_aux=True),
+        mesh=mesh,
+        in_specs=(spec(), spec("items")),
+        out_specs=((spec(), spec("items")), spec()),
+        check_vma=False,
+    )
+    (d_session, d_rows), scores = jax.jit(gradient)(session, filled_up)
+    np.testing.assert_allclose(scores, rows @ session.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(d_session, weight.T @ rows, rtol=1e-5)
+    np.testing.assert_allclose(d_rows[:22], weight @ session, rtol=1e-5, atol=1e-4)
+    assert not np.asarray(d_rows[22:]).any()

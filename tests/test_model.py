@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srgnn_jax.model import READOUTS, SRGNN, init_params, linear
+from srgnn_jax.model.layers import dense, product
+from srgnn_jax.model.readout import READOUTS
+from srgnn_jax.model.srgnn import SRGNN, init_params
+from srgnn_jax.steps import encode
 
 ITEMS, SIZE = 30, 8
 
@@ -82,7 +85,7 @@ def test_tiers_give_the_sessions_of_one_batch():
     n = int((item_seq_len <= 4).sum())
     tiers = [(item_seq[:n, :4], item_seq_len[:n]), (item_seq[n:], item_seq_len[n:])]
     np.testing.assert_allclose(
-        run(model, params, tiers, method="encode")[0],
+        jax.jit(lambda params: encode(model, params, tiers)[0])(params),
         run(model, params, item_seq, item_seq_len),
         atol=1e-6,
     )
@@ -179,8 +182,10 @@ def test_a_revisited_item_counts_again():
 
 def test_bfloat16_products_are_summed_in_float32():
     # 257 lies between two numbers of bfloat16.
-    params = {"kernel": jnp.ones((257, 1))}
-    assert linear(params, jnp.ones((1, 257)), "bfloat16") == 257
+    assert product(jnp.ones((1, 257)), jnp.ones((257, 1)), "bfloat16") == 257
+    layer = dense(1, 4, "bfloat16", use_bias=False)
+    kernel = {"params": {"kernel": jnp.ones((257, 1))}}
+    assert layer.apply(kernel, jnp.ones((1, 257))) == 257
 
 
 def test_bfloat16_products_cost_little_accuracy():

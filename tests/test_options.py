@@ -16,9 +16,13 @@ from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import Evaluator, evaluate_workdir
 from srgnn_jax.export import export_top_k
-from srgnn_jax.model import READOUTS, SRGNN, init_params, normalise
+from srgnn_jax.model.layers import normalise
+from srgnn_jax.model.losses import cross_entropy
+from srgnn_jax.model.readout import READOUTS
+from srgnn_jax.model.srgnn import SRGNN, init_params
 from srgnn_jax.recommend import Recommender
-from srgnn_jax.train import dropout_keys, train_and_evaluate
+from srgnn_jax.steps import encode
+from srgnn_jax.train import train_and_evaluate
 from tests.tiny import random_examples, tiny_config, training_step
 
 ITEMS, SIZE = 43, 8
@@ -122,11 +126,16 @@ def test_scores_and_weights_are_those_of_the_equations(readout, options, scale):
     def all_of(module):
         return (
             module.full_sort_predict(item_seq, lengths),
-            module.click_weights(item_seq, lengths),
+            module(item_seq, lengths),
             module.predict(item_seq, lengths, target),
         )
 
-    scores, weights, one = run(model, params, method=all_of)
+    (scores, _, one), sown = jax.jit(
+        lambda params: model.apply(
+            {"params": params}, method=all_of, mutable=["intermediates"]
+        )
+    )(params)
+    weights = sown["intermediates"]["readout"]["click_weights"][-1]
     for b, n in enumerate(lengths):
         items = item_seq[b, :n].tolist()
         expected, of_clicks = reference(params, items, readout, **options, scale=scale)
@@ -192,7 +201,7 @@ def test_padding_and_tiers_change_nothing(readout):
     item_seq, lengths, target = random_batch()
     order = np.argsort(lengths)
     item_seq, lengths, target = item_seq[order], lengths[order], target[order]
-    keys = dropout_keys(jax.random.key(3), np.arange(len(target), dtype=np.int32))
+    example = np.arange(len(target), dtype=np.int32)
     padded = np.pad(item_seq, ((0, 0), (0, 11)))
     n = int((lengths <= 4).sum())
     layouts = (
@@ -200,20 +209,24 @@ def test_padding_and_tiers_change_nothing(readout):
         [(padded, lengths)],
         [(item_seq[:n, :4], lengths[:n]), (item_seq[n:], lengths[n:])],
     )
-    for dropped in (None, keys):
-        losses = [
-            run(
-                model,
-                params,
-                list(tiers),
-                target,
-                dropout_keys=dropped,
-                method="loss_per_example",
+    found = []
+    for key in (None, jax.random.key(3)):
+
+        @jax.jit
+        def losses_of(params, tiers, key=key):
+            encoded = encode(
+                *(model, params, tiers, target, target[:, None]),
+                example=jnp.asarray(example),
+                dropout_key=key,
             )
-            for tiers in layouts
-        ]
-        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
-        np.testing.assert_allclose(losses[2], losses[0], rtol=1e-5)
+            return cross_entropy(*encoded)
+
+        losses = [losses_of(params, tiers) for tiers in layouts]
+        # Scores reach `scale` = 16: their rounding shows in a small loss.
+        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5, atol=5e-6)
+        np.testing.assert_allclose(losses[2], losses[0], rtol=1e-5, atol=5e-6)
+        found.append(losses[0])
+    assert (abs(found[0] - found[1]).max() > 1e-3) == (model.item_dropout > 0)
 
 
 def test_the_length_of_items_plays_no_part_where_they_are_normalised():
@@ -263,10 +276,15 @@ def test_dropout_zeroes_its_share_and_scales_up_the_rest():
     rate = 0.3
     plain, params = make(0, readout="average")
     model = plain.clone(item_dropout=rate)
-    keys = dropout_keys(jax.random.key(0), np.arange(200, dtype=np.int32))
     tiers = [(np.tile(item_seq, (200, 1)), np.tile(lengths, 200))]
     ones = dict(params, item_embedding=jnp.ones((ITEMS, SIZE)))
-    session = run(model, ones, tiers, dropout_keys=keys, method="encode")[0]
+    example = jnp.arange(200)
+
+    def sessions(key, example=example):
+        found = encode(model, ones, tiers, example=example, dropout_key=key)
+        return np.asarray(found[0])
+
+    session = sessions(jax.random.key(0))
     # Each is the mean of what is left of some ones, scaled up so that it is 1 on
     # average: ITEMS - 1 draws of variance rate / (1 - rate).
     variance = rate / (1 - rate) / (ITEMS - 1)
@@ -274,21 +292,12 @@ def test_dropout_zeroes_its_share_and_scales_up_the_rest():
     assert session.var() == pytest.approx(variance, rel=0.2)
     # Neither sessions nor numbers share what is dropped.
     assert len(np.unique(np.asarray(session), axis=0)) == 200
-    # Without keys, in evaluation, nothing is.
-    whole, _ = run(model, ones, tiers, method="encode")
-    np.testing.assert_allclose(whole, 1, rtol=1e-6)
-
-
-def test_what_is_dropped_depends_on_key_and_example_alone():
-    example = np.array([5, 0, 2**31 - 1, 7], np.int32)
-    key = jax.random.key(1)
-    keys = jax.random.key_data(dropout_keys(key, example))
-    again = jax.random.key_data(dropout_keys(key, example[::-1]))
-    np.testing.assert_array_equal(keys, again[::-1])
-    other = jax.random.key_data(dropout_keys(jax.random.key(2), example))
-    of_negatives = [jax.random.key_data(jax.random.fold_in(key, e)) for e in example]
-    drawn = np.concatenate([keys, other, np.stack(of_negatives)])
-    assert len(np.unique(drawn, axis=0)) == len(drawn)
+    # Without a key, in evaluation, nothing is.
+    np.testing.assert_allclose(sessions(None), 1, rtol=1e-6)
+    # The draw goes by key and number alone.
+    again = sessions(jax.random.key(0), example[::-1])
+    np.testing.assert_array_equal(again, session[::-1])
+    assert (sessions(jax.random.key(1)) != session).any(axis=1).all()
 
 
 def train(devices, examples, loss_type="CE", **options):

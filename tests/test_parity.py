@@ -9,16 +9,17 @@ import numpy as np
 import optax
 import pytest
 
-from srgnn_jax import graph, item_table, model
-from srgnn_jax.data.batches import Batch
-from srgnn_jax.model import SRGNN
-from srgnn_jax.optimizer import adam_with_l2
-from srgnn_jax.torch_import import (
+from srgnn_jax.convert import (
     load_torch_checkpoint,
     params_from_torch,
     params_to_torch,
 )
-from srgnn_jax.train import TrainState, train_step
+from srgnn_jax.data.batches import Batch
+from srgnn_jax.model import gnn, graph, srgnn
+from srgnn_jax.model.item_table import ItemTable
+from srgnn_jax.model.srgnn import SRGNN
+from srgnn_jax.optimizer import adam_with_l2
+from srgnn_jax.steps import TrainState, train_step
 from tests import parity
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -93,7 +94,7 @@ def test_step_that_training_takes():
 
 
 def turn_gate_round(monkeypatch):
-    cell = model.gnn_cell
+    cell = gnn.gnn_cell
 
     def turned(params, *args):
         d = params["w_hh"].shape[0]
@@ -101,7 +102,7 @@ def turn_gate_round(monkeypatch):
         gates = {k: sign * params[k] for k in ("w_ih", "w_hh", "b_ih", "b_hh")}
         return cell({**params, **gates}, *args)
 
-    monkeypatch.setattr(model, "gnn_cell", turned)
+    monkeypatch.setattr(gnn, "gnn_cell", turned)
 
 
 def swap_matrices(monkeypatch):
@@ -119,11 +120,12 @@ def decouple_l2(monkeypatch):
 
 
 def leave_row_0_in(monkeypatch):
-    softmax = item_table.full_softmax
     monkeypatch.setattr(
-        item_table,
-        "full_softmax",
-        lambda s, e, t, _, *rest, **named: softmax(s, e, t, True, *rest, **named),
+        srgnn,
+        "ItemTable",
+        lambda rows, items, score_padding, **options: ItemTable(
+            rows, items, True, **options
+        ),
     )
 
 

@@ -19,7 +19,8 @@ from srgnn_jax import recommend as recommend_module
 from srgnn_jax.data import session_lines
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
-from srgnn_jax.model import SRGNN, init_params
+from srgnn_jax.model import graph
+from srgnn_jax.model.srgnn import SRGNN, init_params
 from srgnn_jax.recommend import Recommender, evaluate_sessions, recommend_stream
 from srgnn_jax.train import train_and_evaluate
 from tests.test_main import ROOT, srgnn
@@ -249,8 +250,10 @@ def test_attention_is_that_of_the_model():
     rows = recommender.vocabulary.rows(explained.items)
 
     def states(module):
-        hidden, aliases = module.gnn([rows[None]], module.item_embedding[rows])
-        return hidden[aliases[0][0]]
+        embedded = module.item_embedding()[rows][None]
+        _, alias, matrix = graph.connection_matrix(rows[None])
+        hidden = module.propagate(matrix, embedded)
+        return hidden[0][alias[0]]
 
     # Without the last click's part the session is just the sum over its clicks.
     of_click = recommender.model.apply({"params": recommender.params}, method=states)

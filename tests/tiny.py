@@ -6,9 +6,10 @@ import numpy as np
 
 from srgnn_jax.configs import click_log
 from srgnn_jax.data.sessions import Sessions
-from srgnn_jax.model import SRGNN
+from srgnn_jax.model.losses import LOSSES
+from srgnn_jax.model.srgnn import SRGNN
 from srgnn_jax.optimizer import adam_with_l2
-from srgnn_jax.train import init_state, train_step
+from srgnn_jax.steps import init_state, train_step
 
 ITEMS = 20
 
@@ -49,12 +50,11 @@ def training_step(devices, num_items, embedding_size=8, loss_type="CE", **option
     optimizer = adam_with_l2(0.01, 1e-3)
     step = functools.partial(
         train_step,
-        model=devices.split_model(model),
+        model=model,
         optimizer=optimizer,
         seed=0,
-        loss_type=loss_type,
-        max_scores=devices.max_scores,
-        axis_name=devices.axis_name,
+        loss=LOSSES[loss_type],
+        **devices.step_options,
     )
     return step, lambda: init_state(model, optimizer, 0)
 

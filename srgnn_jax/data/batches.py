@@ -29,10 +29,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from srgnn_jax.data.sessions import Examples
-from srgnn_jax.graph import AnyArray
+from srgnn_jax.model.graph import AnyArray
 
 # (rows, length) of each tier of a part, shortest first.
 Layout = tuple[tuple[int, int], ...]
+# Sessions padded to one length: item ids [b, L], 0 = padding, and lengths [b].
+Tier = tuple[Int[AnyArray, "_ _"], Int[AnyArray, " _"]]
 
 MAX_TIERS = 8
 # A tier boundary leaves room for this many standard deviations of the number of longer
@@ -74,7 +76,7 @@ class Part(NamedTuple):
       weight: 1 for an example, 0 for a row that only fills up.
     """
 
-    tiers: tuple[tuple[Int[Array, "_ _"], Int[Array, " _"]], ...]
+    tiers: tuple[Tier, ...]
     target: Int[Array, " R"]
     example: Int[Array, " R"]
     weight: Float[Array, " R"]

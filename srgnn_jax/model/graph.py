@@ -33,7 +33,7 @@ def check_sessions(
       item_seq: item ids [B, L] in click order, 0 = padding, only at the end.
       item_seq_len: number of clicks [B], from 1 to L.
       num_items: V; ids are 1 to V - 1.
-      **items: more ids [B], by name; None where there are none.
+      **items: more ids [B], of "negative" also [B, K]; None where there are none.
 
     Raises:
       ValueError: a shape, a type or a value is wrong.
@@ -42,7 +42,8 @@ def check_sessions(
     arrays = {name: array for name, array in arrays.items() if array is not None}
     for name, array in arrays.items():
         expected = np.shape(item_seq)[: 2 if name == "item_seq" else 1]
-        if np.shape(array) != expected or np.ndim(item_seq) != 2:
+        shape = np.shape(array)[: 1 if name == "negative" else None]
+        if shape != expected or np.ndim(item_seq) != 2:
             raise ValueError(
                 f"{name} has shape {np.shape(array)}; item_seq is [B, L], the rest [B]"
             )
@@ -106,12 +107,13 @@ def normalised_connections(
 
 
 def connection_matrix(
-    item_seq: Int[AnyArray, "B L"],
+    item_seq: Int[AnyArray, "B L"], dtype=jnp.float32
 ) -> tuple[Int[Array, "B L"], Int[Array, "B L"], Float[Array, "B L L2"]]:
     """Builds the nodes, the alias and the connection matrix A of each session.
 
     Args:
       item_seq: item ids in click order, 0 = padding, only at the end.
+      dtype: of A.
 
     Returns:
       nodes [B, L]: the item of each node slot, 0 where the slot is empty.
@@ -124,6 +126,6 @@ def connection_matrix(
     """
     alias = node_alias(item_seq)
     is_first_click = alias == jnp.arange(item_seq.shape[1])
-    incoming, outgoing = normalised_connections(adjacency(item_seq, alias))
+    incoming, outgoing = normalised_connections(adjacency(item_seq, alias, dtype))
     nodes = jnp.where(is_first_click, item_seq, 0)
     return nodes, alias, jnp.concatenate([incoming, outgoing], axis=-1)

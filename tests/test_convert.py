@@ -16,15 +16,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from srgnn_jax import torch_file
-from srgnn_jax.errors import UserError
-from srgnn_jax.model import SRGNN, init_params
-from srgnn_jax.torch_import import (
+from srgnn_jax.convert import (
     load_torch_checkpoint,
     params_from_torch,
     params_to_torch,
+    unpickle,
 )
+from srgnn_jax.errors import UserError
+from srgnn_jax.model.srgnn import SRGNN, init_params
 from tests.torch_files import (
+    REBUILD,
     TABLE,
     Call,
     Global,
@@ -37,16 +38,26 @@ from tests.torch_files import (
 )
 
 NUM_ITEMS, D = 11, 4
+PARAMETER = Global("torch._utils", "_rebuild_parameter")
 
 
 @functools.cache
-def random_params(readout: str) -> dict:
-    return init_params(SRGNN(NUM_ITEMS, D, readout=readout), seed=1)
+def shapes(readout: str = "hybrid", **options) -> dict:
+    """Returns the tree of `SRGNN`'s parameters, without their numbers."""
+    model = SRGNN(NUM_ITEMS, D, readout=readout, **options)
+    return jax.eval_shape(lambda: init_params(model, seed=1))
 
 
-def make_params(readout: str = "hybrid", dtype=np.float32) -> dict:
-    """Returns parameters to do with as one likes."""
-    return jax.tree.map(lambda leaf: np.array(leaf, dtype), random_params(readout))
+def make_params(readout: str = "hybrid", dtype=np.float32, **options) -> dict:
+    """Returns random parameters to do with as one likes."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda leaf: rng.uniform(-1, 1, leaf.shape).astype(dtype),
+        shapes(readout, **options),
+    )
+
+
+WEIGHTS = params_to_torch(make_params(), "recbole")
 
 
 def assert_equal_trees(ours, theirs):
@@ -138,11 +149,10 @@ def test_options_that_torch_lacks_are_refused(source):
     weights = params_to_torch(make_params(), source)
     with pytest.raises(UserError, match=r"the readout is 'local'.*hybrid or att"):
         params_from_torch(weights, source, "local")
-    model = SRGNN(NUM_ITEMS, D, reverse_positions=2)
     with pytest.raises(UserError, match=r"unknown: .*readout/position_embedding"):
-        params_to_torch(init_params(model, 0), source)
+        params_to_torch(make_params(reverse_positions=2), source)
     with pytest.raises(UserError, match=r"missing: readout/linear_one/kernel"):
-        params_to_torch(random_params("average"), source)
+        params_to_torch(make_params("average"), source)
 
 
 def test_faulty_parameters_are_listed():
@@ -164,10 +174,9 @@ def test_unknown_source(function):
 
 def test_torch_tensors_are_taken_as_they_are():
     torch = pytest.importorskip("torch")
-    weights = params_to_torch(make_params(), "recbole")
     on_torch = {
         name: torch.nn.Parameter(torch.from_numpy(array))
-        for name, array in weights.items()
+        for name, array in WEIGHTS.items()
     }
     assert_equal_trees(params_from_torch(on_torch, "recbole"), make_params())
     halves = {name: tensor.to(torch.bfloat16) for name, tensor in on_torch.items()}
@@ -195,7 +204,6 @@ def test_plain_state_dict(tmp_path, dtype, order, protocol):
 
 def test_recbole_checkpoint_with_its_config(tmp_path):
     """The shape of what RecBole's trainer saves: config and optimizer beside."""
-    weights = params_to_torch(make_params(), "recbole")
     enum = Call(Global("recbole.utils.enum_type", "ModelType"), 2)
     config = {
         "model": "SRGNN",
@@ -233,7 +241,7 @@ def test_recbole_checkpoint_with_its_config(tmp_path):
         def save(self, obj, save_persistent_id=True):
             super().save(obj, save_persistent_id)
             if obj is root["state_dict"]:
-                self._batch_setitems(tensors(weights).items())
+                self._batch_setitems(tensors(WEIGHTS).items())
 
     file = io.BytesIO()
     writer = Ordered(file)
@@ -261,13 +269,13 @@ def test_half_precision_and_views_into_one_storage(tmp_path):
         "scalar": Tensor(np.float64(7.5)[...]),
         "none": Tensor(np.zeros((0, 3), np.float32)),
         "parameter": Call(
-            Global("torch._utils", "_rebuild_parameter"),
+            PARAMETER,
             Tensor(np.float32([3.0])),
             True,
             None,
         ),
     }
-    weights = load_torch_checkpoint(write_pth(tmp_path / "a.pth", root)).state_dict
+    weights = load_torch_checkpoint(write_pth(tmp_path / "a.pth", root))
     expected = base.reshape(6, 4).T[1:]
     np.testing.assert_array_equal(weights["item_embedding.weight"], expected)
     for name in ("half", "bfloat"):
@@ -278,7 +286,9 @@ def test_half_precision_and_views_into_one_storage(tmp_path):
     assert weights["parameter"].tolist() == [3.0]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize(
+    "dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
+)
 def test_safetensors(tmp_path, dtype):
     weights = {
         name: array.astype(dtype)
@@ -287,7 +297,7 @@ def test_safetensors(tmp_path, dtype):
     path = write_safetensors(tmp_path / "a.safetensors", weights)
     checkpoint = load_torch_checkpoint(path)
     assert checkpoint.source == "recbole"
-    expected = np.float32 if dtype == np.float16 else dtype
+    expected = np.float64 if dtype == np.float64 else np.float32
     for name, array in weights.items():
         assert checkpoint[name].dtype == expected
         np.testing.assert_array_equal(checkpoint[name], array)
@@ -296,8 +306,7 @@ def test_safetensors(tmp_path, dtype):
 def test_files_that_torch_and_safetensors_write(tmp_path):
     torch = pytest.importorskip("torch")
     save_file = pytest.importorskip("safetensors.torch").save_file
-    weights = params_to_torch(make_params(), "recbole")
-    state_dict = {name: torch.from_numpy(array) for name, array in weights.items()}
+    state_dict = {name: torch.from_numpy(array) for name, array in WEIGHTS.items()}
     saved = {
         "plain.pth": lambda path: torch.save(state_dict, path),
         "nested.pth": lambda path: torch.save(
@@ -318,11 +327,10 @@ def test_files_that_torch_and_safetensors_write(tmp_path):
 
 
 def test_neither_torch_nor_recbole_is_needed(tmp_path):
-    weights = params_to_torch(make_params(), "recbole")
-    path = write_pth(tmp_path / "a.pth", tensors(weights))
+    path = write_pth(tmp_path / "a.pth", tensors(WEIGHTS))
     code = (
         "import sys; sys.modules.update(torch=None, recbole=None, tensorflow=None);"
-        "from srgnn_jax.torch_import import load_torch_checkpoint, params_from_torch;"
+        "from srgnn_jax.convert import load_torch_checkpoint, params_from_torch;"
         f"checkpoint = load_torch_checkpoint({str(path)!r});"
         "print(*params_from_torch(checkpoint, checkpoint.source))"
     )
@@ -335,55 +343,34 @@ def test_neither_torch_nor_recbole_is_needed(tmp_path):
 # --- Hostile and broken files
 
 
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        ("os", "system"),
-        ("posix", "system"),
-        ("nt", "system"),
-        ("subprocess", "Popen"),
-        ("builtins", "eval"),
-        ("builtins", "exec"),
-        ("builtins", "getattr"),
-        ("builtins", "print"),
-        ("__builtin__", "open"),
-        ("io", "open"),
-        ("sys", "exit"),
-        ("importlib", "import_module"),
-        ("shutil", "rmtree"),
-        ("socket", "create_connection"),
-        ("runpy", "run_path"),
-        ("webbrowser", "open"),
-        ("torch", "load"),
-        ("torch.hub", "load"),
-        ("numpy", "load"),
-        ("collections", "namedtuple"),
-        ("pathlib", "Path.unlink"),
-        ("recbole.utils", "os.system"),
-        ("recbole.utils", "Config.__init__.__globals__"),
-        ("recbole.quick_start", "run_recbole"),
-        ("recbole_evil", "Config"),
-        ("__main__", "SessionGraph"),
-    ],
-)
+HOSTILE_NAMES = """
+os.system posix.system nt.system subprocess.Popen builtins.eval builtins.exec
+builtins.getattr builtins.print __builtin__.open io.open sys.exit shutil.rmtree
+importlib.import_module socket.create_connection runpy.run_path webbrowser.open
+torch.load torch.hub.load numpy.load collections.namedtuple pathlib:Path.unlink
+recbole.utils:os.system recbole.utils:Config.__init__.__globals__
+recbole.quick_start.run_recbole recbole_evil.Config __main__.SessionGraph
+"""
+
+
 @pytest.mark.parametrize("where", ["config", "state_dict", "root"])
-def test_hostile_names_are_refused(tmp_path, module, name, where):
+def test_hostile_names_are_refused(tmp_path, where):
     ran = tmp_path / "ran"
-    payload = Call(Global(module, name), f"touch {ran}")
-    weights = tensors(params_to_torch(make_params(), "recbole"))
-    root = {"config": {}, "state_dict": weights}
-    if where == "root":
-        root = payload
-    elif where == "config":
-        root["config"] = payload
-    else:
-        weights["evil"] = payload
-    path = write_pth(tmp_path / "evil.pth", root)
-    expected = rf"evil.pth: its pickle names '{re.escape(f'{module}.{name}')}'"
-    with pytest.raises(UserError, match=expected) as error:
-        load_torch_checkpoint(path)
-    assert "\n" not in str(error.value)
-    assert not ran.exists()
+    for full in HOSTILE_NAMES.split():
+        module, _, name = full.partition(":") if ":" in full else full.rpartition(".")
+        payload = Call(Global(module, name), f"touch {ran}")
+        weights = tensors(WEIGHTS)
+        root = {
+            "config": {"config": payload, "state_dict": weights},
+            "state_dict": {"state_dict": {**weights, "evil": payload}},
+            "root": payload,
+        }[where]
+        path = write_pth(tmp_path / "evil.pth", root)
+        expected = rf"evil.pth: its pickle names '{re.escape(f'{module}.{name}')}'"
+        with pytest.raises(UserError, match=expected) as error:
+            load_torch_checkpoint(path)
+        assert "\n" not in str(error.value)
+        assert not ran.exists()
 
 
 def test_payload_of_an_ordinary_exploit_does_not_run(tmp_path):
@@ -421,17 +408,31 @@ def nested(levels: int) -> bytes:
         ({}, "its state_dict is empty"),
         ({"state_dict": [Tensor(TABLE)]}, "its state_dict is empty or a list"),
         ({"a": Tensor(TABLE), "b": 3}, "these entries are no tensors: 'b'"),
-        ({"a": Tensor(TABLE, shape=(4, 2))}, "reaches beyond its storage"),
-        ({"a": Tensor(TABLE, offset=1)}, "reaches beyond its storage"),
+        ({"a": Tensor(TABLE, shape=(4, 2))}, "does not fit its storage"),
+        ({"a": Tensor(TABLE, offset=1)}, "does not fit its storage"),
         ({"a": Tensor(TABLE, offset=-1)}, "damaged"),
-        ({"a": Tensor(TABLE, strides=(-2, 1))}, "damaged"),
-        ({"a": Tensor(TABLE, shape=(3,))}, "damaged"),
+        ({"a": Tensor(TABLE, strides=(-2, 1))}, "does not fit its storage"),
+        ({"a": Tensor(TABLE, shape=(3,))}, r"shape \(3,\) does not fit its storage"),
         ({"a": Tensor(TABLE, shape=(10**9, 10**9), strides=(0, 0))}, "more than the f"),
+        ({"a": Tensor(TABLE, shape=(10**9,) * 3, strides=(0,) * 3)}, "does not fit"),
+        # The numbers of one storage, as often as they like.
+        (
+            {f"a{n}": Tensor(TABLE, shape=(600,), strides=(0,)) for n in range(9)},
+            "its tensors claim 21,600 bytes",
+        ),
         ({"a": Tensor(TABLE, shape=(1 << 999, 1), strides=(0, 0))}, "damaged"),
+        # Not a storage but a list, where NumPy would take any object for an array.
+        ({"a": Call(REBUILD, [1, 2], 0, (2,), (1,))}, "damaged"),
+        ({"a": Call(REBUILD, Tensor(TABLE), 0, (2,), (1,))}, "damaged"),
+        # A tensor answers no `__setstate__`, which NumPy's arrays have.
+        (
+            {"a": Call(PARAMETER, Tensor(TABLE), state=(1, (9**9,), None, False, b""))},
+            "damaged",
+        ),
         (in_storage(size=9), "is shorter than its tensor"),
         (in_storage(key="7"), "'weights/data/7' is missing"),
         (in_storage(key="../data.pkl"), "damaged"),
-        (in_storage(kind="device"), "is of type 'device'"),
+        (in_storage(kind="device"), "is of type torch.device"),
     ],
 )
 def test_absurd_contents_are_refused(tmp_path, root, message):
@@ -449,8 +450,8 @@ def test_absurd_contents_are_refused(tmp_path, root, message):
         (b"\x80\x02}", "damaged"),
         (b"\x80\x02.", "damaged"),
         (b"\x80\x02}q\x00(h\x05u.", "damaged"),
-        # A memo index for which Python's own unpickler would take 32 GB.
-        (b"\x80\x02}r\xff\xff\xff\xff0.", "the instruction POP"),
+        # A memo index for which C's unpickler would take 32 GB.
+        (b"\x80\x02}r\xff\xff\xff\xff.", "its state_dict is empty"),
         (b"\x80\x02\x82\x01.", "the instruction EXT1"),
         (b"(ios\nsystem\n.", "the instruction INST"),
         # What Python warns of, in text: an escape that it does not know.
@@ -459,13 +460,20 @@ def test_absurd_contents_are_refused(tmp_path, root, message):
         (nested(20_000), "no state_dict but a list"),
         (b"\x80\x02}X\x01\x00\x00\x00a" + nested(20_000)[2:-1] + b"s.", "no tensors"),
         (b"\x80\x02" + b"N0" * 10 + b".", "the instruction POP"),
-        (b"\x80\x02" + b"N" * 100_002 + b".", "long beyond reason"),
+        (b"\x80\x02" + b"N" * 50_000 + b".", r"larger than 50,000 bytes; if you"),
+        (b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b"x.", "BYTEARRAY8"),
+        (b"\x80\x04\x8e" + b"\xff" * 8 + b"x.", "damaged"),
+        (b"\x80\x04\x95" + b"\xff" * 8 + b"}.", "damaged"),
+        # Values that answer neither calls, nor states, nor items.
+        (b"\x80\x02X\x01\x00\x00\x00aX\x01\x00\x00\x00b\x85R.", "damaged"),
+        (b"\x80\x02]}b}X\x01\x00\x00\x00aK\x01sb.", "damaged"),
+        (b"\x80\x02)K\x00K\x01s.", "damaged"),
         # A key whose hash, computed level by level, would take 2**60 steps.
         (b"\x80\x02})" + b"q\x00h\x00\x86" * 60 + b"Ns.", "damaged"),
     ],
 )
 def test_broken_pickles_are_refused(tmp_path, data, message, monkeypatch):
-    monkeypatch.setattr(torch_file, "MAX_PICKLE_INSTRUCTIONS", 100_000)
+    monkeypatch.setattr(unpickle, "MAX_PICKLE_BYTES", 50_000)
     path = write_pth(tmp_path / "a.pth", {}, data=data)
     with pytest.raises(UserError, match=message):
         load_torch_checkpoint(path)
@@ -506,15 +514,20 @@ def test_archives_that_torch_does_not_write_are_refused(tmp_path):
         ({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, "damaged"),
         ({"a": {"dtype": "F32", "data_offsets": [0, 8]}}, "damaged"),
         ({"a": 3}, "damaged"),
-        ({"a": {"dtype": "F9", "shape": [2], "data_offsets": [0, 8]}}, "type 'F9'"),
+        ({"a": {"dtype": "F9", "shape": [2], "data_offsets": [0, 8]}}, "variant `F9`"),
+        ({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, "shape"),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 7]}}, "shape"),
+        ({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 8]}}, "shape"),
+        # A type that the format has, and NumPy does not.
         (
-            {"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}},
-            r"shape \(3,\)",
-        ),
-        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 7]}}, "7 bytes"),
-        (
-            {"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 8]}},
-            "more than the file",
+            {
+                "item_embedding.weight": {
+                    "dtype": "F8_E5M2",
+                    "shape": [24],
+                    "data_offsets": [0, 24],
+                }
+            },
+            "of a type that is not read here",
         ),
     ],
 )
@@ -533,7 +546,7 @@ def test_broken_safetensors_are_refused(tmp_path, header, message):
         (b"\x80\x02}.", "bare pickle"),
         (b"PK\x03\x04" + b"\0" * 50, "damaged"),
         (struct.pack("<Q", 1 << 60) + b"{}", "header claims"),
-        (struct.pack("<Q", 9) + b"{" * 9, "not JSON"),
+        (struct.pack("<Q", 9) + b"{" * 9, "invalid JSON"),
         (struct.pack("<Q", 2) + b"{}", "no tensors"),
     ],
 )
@@ -555,10 +568,9 @@ def test_missing_file_and_other_model(tmp_path):
 
 
 def test_damage_anywhere_is_a_clear_error(tmp_path):
-    weights = params_to_torch(make_params(), "recbole")
-    root = {"config": {"topk": [10]}, "state_dict": tensors(weights)}
+    root = {"config": {"topk": [10]}, "state_dict": tensors(WEIGHTS)}
     pth = write_pth(tmp_path / "whole.pth", root).read_bytes()
-    safe = write_safetensors(tmp_path / "whole.st", weights).read_bytes()
+    safe = write_safetensors(tmp_path / "whole.st", WEIGHTS).read_bytes()
     rng = np.random.default_rng(0)
     path = tmp_path / "a.pth"
     refused = 0

@@ -1,0 +1,175 @@
+"""`--mode=import`: a PyTorch checkpoint becomes a workdir."""
+
+import contextlib
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from srgnn_jax import config as config_lib
+from srgnn_jax.checkpoint import Checkpoints, Progress, make_workdir, only_run
+from srgnn_jax.convert.names import EMBEDDING, params_from_torch
+from srgnn_jax.convert.torch_file import TorchCheckpoint, load_torch_checkpoint
+from srgnn_jax.data.sessions import Vocabulary
+from srgnn_jax.errors import UserError
+from srgnn_jax.optimizer import adam_with_l2
+from srgnn_jax.steps import init_state
+
+
+def import_checkpoint(
+    config: ConfigDict,
+    workdir: str,
+    torch_checkpoint: str,
+    vocabulary_file: str | None = None,
+) -> None:
+    """Makes a workdir of a PyTorch checkpoint, to evaluate and train from.
+
+    What the file tells of the model goes before the config: `embedding_size`, that it
+    has none of `SRGNN`'s options, and for RecBole's `readout` and, where its config is
+    in the file, `step`. The optimizer starts afresh, at step 0.
+
+    No such file holds the items' raw ids. Without a vocabulary file its rows are taken
+    to be numbered as in the data set that the config names. With one, rows are matched
+    by raw id with that data set's, or keep their order where `config.dataset` is empty
+    (the workdir then holds weights and vocabulary, and no data to evaluate on).
+
+    Args:
+      config: see configs/default.py.
+      workdir: folder without a run in it.
+      torch_checkpoint: see `load_torch_checkpoint`.
+      vocabulary_file: text, the raw id of each row from 1 on, one a line.
+
+    Raises:
+      UserError: a file cannot be used, or weights and items do not belong together.
+    """
+    checkpoint = load_torch_checkpoint(torch_checkpoint)
+    config = _config_of_weights(config, checkpoint)
+    config_lib.validate(config)
+    config_lib.find_loss(config)
+    params = params_from_torch(checkpoint, checkpoint.source, config.readout)
+    params = jax.tree.map(np.float32, params)
+    table = params["item_embedding"]
+    raw_ids = vocabulary_file and _read_vocabulary(vocabulary_file, len(table))
+    if config.dataset:
+        data = config_lib.load_data(config)
+        vocabulary = data.vocabulary.with_clicks(data.train.items)
+        fingerprint = data.fingerprint
+        if raw_ids:
+            params["item_embedding"] = _match_rows(table, raw_ids, vocabulary)
+        elif vocabulary.num_items != len(table):
+            raise UserError(
+                f"{torch_checkpoint} has {len(table):,} item rows (padding included), "
+                f"the data set {config.dataset} has {vocabulary.num_items:,}; name the "
+                "data that it was trained on, prepared alike, or name a file of its "
+                "rows' raw ids with --vocabulary"
+            )
+    elif raw_ids:
+        vocabulary, fingerprint = raw_ids, ""
+    else:
+        raise UserError(
+            "PyTorch checkpoints hold no item ids: name the data set with --config, or "
+            "a file with the raw id of each row, one a line, with --vocabulary"
+        )
+    folder = make_workdir(workdir)
+    _save(config, folder, params, vocabulary, fingerprint)
+    print(
+        f"imported {vocabulary.num_items:,} item rows of {config.embedding_size} "
+        f"numbers from {torch_checkpoint} into {folder}"
+    )
+
+
+def _save(
+    config: ConfigDict,
+    folder: pathlib.Path,
+    params: dict[str, Any],
+    vocabulary: Vocabulary,
+    fingerprint: str,
+) -> None:
+    """Saves a run that has not begun: its vocabulary, and the checkpoint of step 0."""
+    with only_run(folder), contextlib.closing(Checkpoints(folder)) as checkpoints:
+        if checkpoints.latest_step() is not None:
+            raise UserError(f"{folder} holds a run already; choose another --workdir")
+        vocabulary.save(folder / "vocabulary.parquet")
+        model = config_lib.make_model(config, vocabulary.num_items)
+        # The number of steps in an epoch is no part of the optimizer's state.
+        schedule = config_lib.make_schedule(config, steps_per_epoch=1)
+        state = init_state(model, adam_with_l2(schedule, config.l2), config.seed)
+        progress = Progress(
+            config=config_lib.to_dict(config),
+            data=fingerprint,
+            vocabulary=vocabulary.fingerprint(),
+            num_items=vocabulary.num_items,
+        )
+        params = jax.tree.map(jnp.asarray, params)
+        checkpoints.save(state._replace(params=params), progress)
+
+
+def _config_of_weights(config: ConfigDict, checkpoint: TorchCheckpoint) -> ConfigDict:
+    """Replaces the fields that a checkpoint decides, and says so."""
+    told: dict[str, Any] = {
+        "normalize": False,
+        "reverse_positions": 0,
+        "softmax_attention": False,
+    }
+    table = checkpoint[EMBEDDING[checkpoint.source]]
+    if table.ndim == 2:
+        told["embedding_size"] = table.shape[1]
+    if checkpoint.source == "recbole":
+        told["readout"] = "hybrid"
+        step = checkpoint.config.get("step")
+        if isinstance(step, int):
+            told["step"] = step
+    config = config.copy_and_resolve_references()
+    for field, value in told.items():
+        if config[field] != value:
+            print(f"config.{field}: {value}, as the checkpoint has it")
+            config[field] = value
+    return config
+
+
+def _read_vocabulary(path: str, num_items: int) -> Vocabulary:
+    """Reads the raw ids of rows 1 to V - 1."""
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    # RecBole's own list of tokens starts with that of row 0.
+    first = 2 if lines[:1] == ["[PAD]"] else 1
+    ids = lines[first - 1 :]
+    seen: dict[str, int] = {}
+    for number, raw in enumerate(ids, first):
+        if not raw.strip():
+            raise UserError(f"{path}, line {number}: an item id is empty")
+        if raw in seen:
+            raise UserError(
+                f"{path}, line {number}: item id {raw!r} stands on line {seen[raw]} too"
+            )
+        seen[raw] = number
+    if len(ids) != num_items - 1:
+        raise UserError(
+            f"{path} has {len(ids):,} item ids, the weights have {num_items - 1:,} "
+            "item rows after the padding; there must be one id a row, in their order"
+        )
+    return Vocabulary(ids)
+
+
+def _match_rows(
+    table: Float[np.ndarray, "V D"], raw_ids: Vocabulary, wanted: Vocabulary
+) -> Float[np.ndarray, "W D"]:
+    """Reorders the rows of a table, whose raw ids are given, to another vocabulary."""
+    rows = raw_ids.rows(wanted.ids)
+    unknown = [raw for raw, row in zip(wanted.ids, rows, strict=True) if row == 0]
+    if unknown:
+        raise UserError(
+            f"{len(unknown):,} of the data set's {len(wanted.ids):,} items have no row "
+            f"among the checkpoint's, such as {', '.join(map(repr, unknown[:5]))}"
+        )
+    dropped = len(raw_ids.ids) - len(wanted.ids)
+    if dropped:
+        print(f"dropped {dropped:,} item rows that the data set does not hold")
+    return table[np.concatenate([[0], rows])]

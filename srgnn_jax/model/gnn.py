@@ -1,0 +1,126 @@
+"""The gated graph network: equations 1 to 5 of Wu et al. 2019.
+
+Axes: B batch, L positions (and node slots), D embedding.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from srgnn_jax.model.graph import AnyArray
+from srgnn_jax.model.layers import product, uniform_init
+
+
+def gnn_cell(
+    params: Mapping[str, Any],
+    A: Float[AnyArray, "B L L2"],
+    hidden: Float[AnyArray, "B L D"],
+    compute_dtype: str | None = None,
+) -> Float[Array, "B L D"]:
+    """Propagates once along the edges and updates every node by its gates.
+
+        a  = [A_in (H W_in + b_in) + b_iah ; A_out (H W_out + b_out) + b_oah]
+        z, r, n = gates of (a W_ih + b_ih) and (H W_hh + b_hh)
+        H' = (1 - z) H + z n,   n = tanh(i_n + r * h_n)
+
+    Args:
+      params: of `GNN`.
+      A: [A_in ; A_out], of any values: rows need not sum to 1.
+      hidden: H, the state of each node slot.
+      compute_dtype: of the matrix products; None: that of the parameters.
+
+    Source: Wu et al. 2019, equations 1 to 5; the gates lie in PyTorch's GRU order r, z,
+    n.
+    """
+
+    hidden = jnp.asarray(hidden)
+
+    def linear(x, kernel, bias):
+        return product(x, kernel, compute_dtype) + bias
+
+    a_in, a_out = jnp.split(A, 2, axis=-1)
+    edge_in, edge_out = params["linear_edge_in"], params["linear_edge_out"]
+    from_before = linear(hidden, edge_in["kernel"], edge_in["bias"])
+    from_after = linear(hidden, edge_out["kernel"], edge_out["bias"])
+    a = jnp.concatenate(
+        [
+            product(a_in, from_before, compute_dtype) + params["b_iah"],
+            product(a_out, from_after, compute_dtype) + params["b_oah"],
+        ],
+        axis=-1,
+    )
+    i_r, i_z, i_n = jnp.split(linear(a, params["w_ih"], params["b_ih"]), 3, axis=-1)
+    h = linear(hidden, params["w_hh"], params["b_hh"])
+    h_r, h_z, h_n = jnp.split(h, 3, axis=-1)
+    reset = jax.nn.sigmoid(i_r + h_r)
+    update = jax.nn.sigmoid(i_z + h_z)
+    new = jnp.tanh(i_n + reset * h_n)
+    return hidden + update * (new - hidden)
+
+
+class GNN(nn.Module):
+    """Gated graph network over session graphs.
+
+        GNN(embedding_size=D, step=2).apply(variables, A, hidden)
+
+    Attributes:
+      embedding_size: D.
+      step: how often the nodes propagate along the edges.
+      compute_dtype: of the matrix products; None: that of the parameters.
+    """
+
+    embedding_size: int
+    step: int = 1
+    compute_dtype: str | None = None
+
+    def setup(self):
+        d = self.embedding_size
+        init = uniform_init(d)
+
+        def linear(key):
+            kernel_key, bias_key = jax.random.split(key)
+            return {"kernel": init(kernel_key, (d, d)), "bias": init(bias_key, (d,))}
+
+        self.weights = {
+            "linear_edge_in": self.param("linear_edge_in", linear),
+            "linear_edge_out": self.param("linear_edge_out", linear),
+            "b_iah": self.param("b_iah", init, (d,)),
+            "b_oah": self.param("b_oah", init, (d,)),
+            "w_ih": self.param("w_ih", init, (2 * d, 3 * d)),
+            "w_hh": self.param("w_hh", init, (d, 3 * d)),
+            "b_ih": self.param("b_ih", init, (3 * d,)),
+            "b_hh": self.param("b_hh", init, (3 * d,)),
+        }
+
+    def GNNCell(
+        self, A: Float[AnyArray, "B L L2"], hidden: Float[AnyArray, "B L D"]
+    ) -> Float[Array, "B L D"]:
+        """Propagates once, as RecBole's method of this name; see `gnn_cell`."""
+        return gnn_cell(self.weights, A, hidden, self.compute_dtype)
+
+    def __call__(
+        self,
+        A: Float[AnyArray, "B L L2"],
+        hidden: Float[AnyArray, "B L D"],
+        is_node: Bool[AnyArray, "B L"] | None = None,
+    ) -> Float[Array, "B L D"]:
+        """Propagates `step` times, always with the same parameters.
+
+        Args:
+          A: the connection matrix, incoming beside outgoing; see
+            `graph.connection_matrix`.
+          hidden: the state of each node slot to start from.
+          is_node: which slots hold a node. Not needed here: the rows of all others are
+            zeros in A.
+        """
+        del is_node
+        weights = self.weights
+
+        def body(_, hidden):
+            return gnn_cell(weights, A, hidden, self.compute_dtype)
+
+        return jax.lax.fori_loop(0, self.step, body, jnp.asarray(hidden))

@@ -1,0 +1,395 @@
+"""The item table: its rows looked up, scored and ranked, in blocks where it is huge.
+
+All of it also works on one device's rows of a table that is split by rows over the
+devices of a mesh axis, all of the same number: device i holds the rows from i * R on.
+The last device's rows may go beyond V; rows from V on only fill up and are never
+scored. Where the table is whole R = V.
+
+Axes: B batch, N lookups, V item rows (row 0 is the padding item), R rows of V that this
+device holds, D embedding, K items of a list.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from srgnn_jax.model.graph import AnyArray
+from srgnn_jax.model.layers import normalise, product
+from srgnn_jax.model.ranking import count_not_below, largest
+
+# Scores that are held at a time: 8 Mi floats are 32 MiB.
+MAX_SCORES = 2**23
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemTable:
+    """The item table, whole or one device's rows of it, and how it is scored.
+
+    Attributes:
+      rows: the embeddings [R, D].
+      num_items: V; it may be traced, but for `log_sum_exp`'s gradient.
+      score_padding: whether row 0 takes part in the softmax, as in RecBole; the paper's
+        code leaves it out.
+      max_scores: scores that are held at a time: where R * B exceeds it, the table is
+        worked through in blocks of rows. The numbers are the same but for rounding.
+      axis_name: mesh axis that the table is split over, or None.
+      compute_dtype: of the matrix products' factors; None: as they come.
+    """
+
+    rows: Any  # Float[Array, "R D"]
+    num_items: int | Int[AnyArray, ""]
+    score_padding: bool = False
+    max_scores: int = MAX_SCORES
+    axis_name: str | None = None
+    compute_dtype: str | None = None
+
+    def lookup(
+        self, *ids: Int[AnyArray, "..."], normalize: bool = False
+    ) -> tuple[list[Float[Array, "... D"]], "ItemTable"]:
+        """Looks items up, all at once: each lookup makes a pass over the gradient.
+
+        Args:
+          ids: items, in arrays of any shape.
+          normalize: whether what is looked up, and the table, have rows of length 1.
+
+        Returns:
+          The rows of each array of `ids`, and the table to score with. Use the returned
+          table: its gradient then includes the lookup's, without a second table.
+        """
+        flat = jnp.concatenate([jnp.asarray(x).reshape(-1) for x in ids])
+        found, rows = _lookup(self.rows, flat, self.axis_name)
+        if normalize:
+            found, rows = normalise(found), normalise(rows)
+        ends = [0]
+        for x in ids:
+            ends.append(ends[-1] + math.prod(x.shape))
+        parts = [
+            found[start:end].reshape(*x.shape, found.shape[-1])
+            for x, start, end in zip(ids, ends[:-1], ends[1:], strict=True)
+        ]
+        return parts, dataclasses.replace(self, rows=rows)
+
+    def scores(self, session: Float[Array, "B D"]) -> Float[Array, "V B"]:
+        """Returns the score of every item for every session, of a split table too.
+
+        All are held at once, on every device: for losses that need each of them.
+        """
+        held = _scores(session, self.rows, self._how())
+        return held[: self.num_items]
+
+    def log_sum_exp(self, session: Float[Array, "B D"]) -> Float[Array, " B"]:
+        """Returns the logarithm of what the softmax divides by, log sum_v exp(s . e_v).
+
+        Its gradient is written by hand. With p the softmax, it is
+            d / d rows = p session,   d / d session = p^T rows
+        where the division by the softmax's sum moves to the [B, D] side, so that no
+        pass over [V, B] is made beside the two products. In blocks the table is worked
+        through twice.
+
+        Source: Wu et al. 2019, equations 8 to 10.
+        """
+        if isinstance(self.num_items, int):
+            return _log_sum_exp(session, self.rows, self._how())
+        return _log_sum_exp_forward(session, self.rows, self)[0]
+
+    def target_rank(
+        self, session: Float[Array, "B D"], target: Int[AnyArray, " B"]
+    ) -> Int[Array, " B"]:
+        """Returns the rank of each target among rows 1 to V - 1, 1 = best, by counting.
+
+        See `count_not_below` for ties. In blocks the table is scored twice, first for
+        the targets: a target must be compared with the very number that its row's block
+        gives.
+        """
+        batch = session.shape[0]
+        count = self._num_blocks(batch)
+        column = jnp.arange(batch)
+        index = _here(target, self.rows, self.axis_name)
+
+        def targets_in(first, scored, scores):
+            inside = index - first
+            held = (inside >= 0) & (inside < scores.shape[0])
+            inside = jnp.where(held, inside, 0)
+            return jnp.where(held & scored[inside], scores[inside, column], 0)
+
+        if count == 1:
+            first, _, scored, scores = self._block(session, 0, 1, 1)
+            target_score = _sum(targets_in(first, scored, scores), self.axis_name)
+            return _sum(count_not_below(scores, target_score, scored), self.axis_name)
+
+        def find(i, so_far):
+            first, _, scored, scores = self._block(session, i, count, 1)
+            return so_far + targets_in(first, scored, scores)
+
+        def rank(i, so_far):
+            _, _, scored, scores = self._block(session, i, count, 1)
+            return so_far + count_not_below(scores, target_score, scored)
+
+        zeros = jnp.zeros(batch, session.dtype)
+        target_score = _sum(jax.lax.fori_loop(0, count, find, zeros), self.axis_name)
+        ranks = jax.lax.fori_loop(0, count, rank, jnp.zeros(batch, jnp.int32))
+        return _sum(ranks, self.axis_name)
+
+    def top_k(
+        self, session: Float[Array, "B D"], k: int, recall: float = 1.0
+    ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
+        """Finds the items with the highest scores among rows 1 to V - 1, best first.
+
+        Of equal scores the lower row comes first.
+
+        Args:
+          session: session embeddings.
+          k: how many items are wanted.
+          recall: share of the true items that `jax.lax.approx_max_k` is to find; 1 is
+            exact.
+
+        Returns:
+          Scores and rows, K = min(k, rows of the whole table). Where fewer rows are
+          scored the last scores are -inf, and the rows beside them mean nothing.
+        """
+        held, batch = self.rows.shape[0], session.shape[0]
+        count = self._num_blocks(batch)
+
+        def best_of(i):
+            first, _, scored, scores = self._block(session, i, count, 1)
+            if count == 1:
+                scores = self._without_unscored(scores, scored)
+            else:
+                scores = jnp.where(scored[:, None], scores, -jnp.inf)
+            best, row = largest(scores, min(k, scores.shape[0]), recall)
+            return best, first + row
+
+        def merge(best, row, wanted):
+            best, index = jax.lax.top_k(best, min(wanted, best.shape[1]))
+            return best, jnp.take_along_axis(row, index, axis=1)
+
+        def body(i, so_far):
+            # Rows that came earlier stand first, so that they win ties.
+            pairs = zip(so_far, best_of(i), strict=True)
+            best, row = (jnp.concatenate(pair, axis=1) for pair in pairs)
+            return merge(best, row, min(k, held))
+
+        if count == 1:
+            best, row = best_of(0)
+        else:
+            shape = batch, min(k, held)
+            lowest = jnp.full(shape, -jnp.inf, session.dtype)
+            start = lowest, jnp.zeros(shape, jnp.int32)
+            best, row = jax.lax.fori_loop(0, count, body, start)
+        if self.axis_name is None:
+            return best, row
+        row += jax.lax.axis_index(self.axis_name) * held
+        best, row = (
+            jax.lax.all_gather(x, self.axis_name, axis=1, tiled=True)
+            for x in (best, row)
+        )
+        return merge(best, row, k)
+
+    def _how(self) -> "ItemTable":
+        """Returns all but the rows, as what a gradient is written for must be fixed."""
+        return dataclasses.replace(self, rows=None)
+
+    def _num_blocks(self, batch: int) -> int:
+        held = self.rows.shape[0]
+        return min(held, -(-held * batch // self.max_scores))
+
+    def _block(self, session, i, count, scored_from):
+        """Scores block i of `count` blocks of the rows that this device holds.
+
+        Returns:
+          first: the block's first row, counted from this device's first.
+          block: its rows [r, D].
+          scored: which of them [r] are scored, each in one block only.
+          scores: theirs [r, B].
+        """
+        held = self.rows.shape[0]
+        rows = -(-held // count)
+        # The last block is as long as the others: it starts early, and its first rows,
+        # which the block before holds too, do not count.
+        first = jnp.minimum(i * rows, held - rows)
+        block = jax.lax.dynamic_slice_in_dim(self.rows, first, rows)
+        index = first + jnp.arange(rows)
+        row = index
+        if self.axis_name is not None:
+            row = row + jax.lax.axis_index(self.axis_name) * held
+        scored = (index >= i * rows) & (row >= scored_from) & (row < self.num_items)
+        return first, block, scored, item_scores(session, block, self.compute_dtype)
+
+    def _without_unscored(self, scores, scored):
+        """Sets the scores of all rows to -inf where they are not scored."""
+        held = scores.shape[0]
+        # Only row 0 and the last rows, which fill a table up, can be unscored: with V
+        # known, a choice for every row, one more pass over all scores, is saved.
+        edges = [slice(0, held)]
+        if isinstance(self.num_items, int):
+            shards = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
+            filled_up = min(held * shards - self.num_items, held)
+            edges = [slice(0, 1), slice(held - filled_up, held)]
+        for edge in edges:
+            kept = jnp.where(scored[edge, None], scores[edge], -jnp.inf)
+            scores = scores.at[edge].set(kept)
+        return scores
+
+
+def item_scores(
+    session: Float[Array, "B D"],
+    rows: Float[Array, "R D"],
+    compute_dtype: str | None = None,
+) -> Float[Array, "R B"]:
+    """Returns the score of every row for every session, items first.
+
+    Items come first because the gradient of the table is then written row by row, and
+    sums over items are sums over whole rows: on CPU a third of the time of [B, V]. Of
+    one session both lie alike, and XLA reads the table faster as the second factor.
+    """
+    if session.shape[0] == 1:
+        return product(session, rows.T, compute_dtype).T
+    return product(rows, session.T, compute_dtype)
+
+
+def _here(
+    ids: Int[AnyArray, " N"], rows: Float[Array, "R D"], axis_name: str | None
+) -> Int[Array, " N"]:
+    """Returns where each item lies among this device's rows, R where it does not."""
+    if axis_name is None:
+        return jnp.asarray(ids)
+    held = rows.shape[0]
+    index = ids - jax.lax.axis_index(axis_name) * held
+    return jnp.where((index >= 0) & (index < held), index, held)
+
+
+def _sum(x: Array, axis_name: str | None) -> Array:
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _lookup(rows, ids, axis_name):
+    """Returns the rows of the items, and all rows, whose gradient takes both.
+
+    Automatic differentiation would make a whole table of zeros to scatter into, and a
+    third one for the sum.
+    """
+    index = _here(ids, rows, axis_name)
+    if axis_name is None:
+        return rows[index], rows
+    return _sum(rows.at[index].get(mode="fill", fill_value=0), axis_name), rows
+
+
+def _lookup_forward(rows, ids, axis_name):
+    return _lookup(rows, ids, axis_name), _here(ids, rows, axis_name)
+
+
+def _lookup_backward(axis_name, index, cotangent):
+    d_found, d_rows = cotangent
+    return d_rows.at[index].add(d_found, mode="drop"), None
+
+
+_lookup.defvjp(_lookup_forward, _lookup_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _scores(session, rows, how):
+    """Scores all rows of a table, joined over the devices that hold them."""
+    held = item_scores(session, rows, how.compute_dtype)
+    if how.axis_name is None:
+        return held
+    return jax.lax.all_gather(held, how.axis_name, tiled=True)
+
+
+def _scores_forward(session, rows, how):
+    return _scores(session, rows, how), (session, rows)
+
+
+def _scores_backward(how, residuals, cotangent):
+    session, rows = residuals
+    if how.axis_name is not None:
+        # Every device has the whole cotangent, and takes the part of its own rows.
+        first = jax.lax.axis_index(how.axis_name) * rows.shape[0]
+        cotangent = jax.lax.dynamic_slice_in_dim(cotangent, first, rows.shape[0])
+    d_session = product(cotangent.T, rows, how.compute_dtype)
+    return (
+        _sum(d_session, how.axis_name),
+        product(cotangent, session, how.compute_dtype),
+    )
+
+
+_scores.defvjp(_scores_forward, _scores_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _log_sum_exp(session, rows, how):
+    return _log_sum_exp_forward(session, rows, how)[0]
+
+
+def _log_sum_exp_forward(session, rows, how):
+    table = dataclasses.replace(how, rows=rows)
+    scored_from, batch = int(not how.score_padding), session.shape[0]
+    count = table._num_blocks(batch)
+    if count == 1:
+        *_, scored, scores = table._block(session, 0, 1, scored_from)
+        scores = table._without_unscored(scores, scored)
+        maximum = scores.max(axis=0)
+        if how.axis_name is not None:
+            maximum = jax.lax.pmax(maximum, how.axis_name)
+        exponentials = jnp.exp(scores - maximum)
+        total = exponentials.sum(axis=0)
+        if how.compute_dtype is not None:
+            exponentials = exponentials.astype(how.compute_dtype)
+    else:
+        exponentials = None  # Too many to keep: the backward pass makes them again.
+
+        def body(i, so_far):
+            maximum, total = so_far
+            *_, scored, scores = table._block(session, i, count, scored_from)
+            scores = jnp.where(scored[:, None], scores, -jnp.inf)
+            higher = jnp.maximum(maximum, scores.max(axis=0))
+            total *= jnp.exp(maximum - higher)
+            return higher, total + jnp.exp(scores - higher).sum(axis=0)
+
+        lowest = jnp.full(batch, jnp.finfo(session.dtype).min, session.dtype)
+        start = lowest, jnp.zeros(batch, session.dtype)
+        maximum, total = jax.lax.fori_loop(0, count, body, start)
+        if how.axis_name is not None:
+            own = maximum
+            maximum = jax.lax.pmax(own, how.axis_name)
+            total *= jnp.exp(own - maximum)
+    total = _sum(total, how.axis_name)
+    residuals = session, rows, maximum, total, exponentials
+    return jnp.log(total) + maximum, residuals
+
+
+def _log_sum_exp_backward(how, residuals, cotangent):
+    session, rows, maximum, total, exponentials = residuals
+    table = dataclasses.replace(how, rows=rows)
+    scored_from = int(not how.score_padding)
+    count = table._num_blocks(session.shape[0])
+    scale = (cotangent / total)[:, None]
+    scaled_session = scale * session
+    if count == 1:
+        d_rows = product(exponentials, scaled_session, how.compute_dtype)
+        d_session = product(exponentials.T, rows, how.compute_dtype)
+    else:
+
+        def body(i, so_far):
+            d_rows, d_session = so_far
+            first, block, scored, scores = table._block(session, i, count, scored_from)
+            exponentials = jnp.where(scored[:, None], jnp.exp(scores - maximum), 0)
+            # Rows that do not count add nothing to what the block before has written.
+            added = jax.lax.dynamic_slice_in_dim(d_rows, first, block.shape[0])
+            added += product(exponentials, scaled_session, how.compute_dtype)
+            return (
+                jax.lax.dynamic_update_slice_in_dim(d_rows, added, first, axis=0),
+                d_session + product(exponentials.T, block, how.compute_dtype),
+            )
+
+        start = jnp.zeros_like(rows), jnp.zeros_like(session)
+        d_rows, d_session = jax.lax.fori_loop(0, count, body, start)
+    return scale * _sum(d_session, how.axis_name), d_rows
+
+
+_log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)

@@ -1,0 +1,69 @@
+"""What the layers share: matrix products, linear layers, and their first weights."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from srgnn_jax.model.graph import AnyArray
+
+Params = dict[str, Any]
+
+
+def product(a: AnyArray, b: AnyArray, compute_dtype: str | None = None) -> Array:
+    """Multiplies matrices, in `compute_dtype` with sums in float32, or as they are."""
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    if compute_dtype is None:
+        return a @ b
+    a, b = a.astype(compute_dtype), b.astype(compute_dtype)
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+def uniform_init(embedding_size: int) -> nn.initializers.Initializer:
+    """Uniform in +-1 / sqrt(D), what both PyTorch codes start every parameter from."""
+    bound = embedding_size**-0.5
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def dense(
+    features: int, embedding_size: int, compute_dtype: str | None, **named: Any
+) -> nn.Dense:
+    """Makes a linear layer that multiplies by `product` and starts by `uniform_init`.
+
+    Args:
+      features: numbers that it returns for each row.
+      embedding_size: D, which bounds the first weights.
+      compute_dtype: of the product; None: that of the parameters.
+      **named: further fields of `nn.Dense`, such as its name.
+    """
+    init = uniform_init(embedding_size)
+    return nn.Dense(
+        features,
+        kernel_init=init,
+        bias_init=init,
+        dot_general=functools.partial(_dot_general, compute_dtype),
+        **named,
+    )
+
+
+def _dot_general(compute_dtype, rows, kernel, dimensions, **how):
+    """Takes the place of `jax.lax.dot_general` in `nn.Dense`: [..., I] by [I, O]."""
+    del dimensions, how
+    return product(rows, kernel, compute_dtype)
+
+
+def normalise(rows: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Scales each row to the Euclidean length 1; a row of zeros stays one.
+
+    The padding row shrinks under Adam's decay until its squares underflow, where a
+    plain norm has a NaN gradient: hence the epsilon inside the root.
+    """
+    squares = jnp.sum(rows * rows, axis=-1, keepdims=True)
+    return rows * jax.lax.rsqrt(squares + 1e-12)

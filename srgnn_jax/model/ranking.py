@@ -1,0 +1,87 @@
+"""Ranks and best items, of scores that are there: items first, a column a session.
+
+Axes: B batch, R rows of items, K items of a list.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+# Rows that are compared with the target at a time.
+COUNTED_ROWS = 2048
+# Below, the search for the best items is done session by session, row by row.
+FEW_SESSIONS = 16
+FEW_ROWS = 8192
+
+
+def count_not_below(
+    scores: Float[Array, "R B"],
+    target_score: Float[Array, " B"],
+    scored: Array,
+) -> Int[Array, " B"]:
+    """Counts the items that are not scored strictly below the target, itself included.
+
+    So ties are resolved against the target, and whatever cannot be compared (NaN, on
+    either side) counts against it too: a model whose scores are all equal, or NaN,
+    ranks its target last, never first.
+    """
+    held, batch = scores.shape
+    rows = min(COUNTED_ROWS, held)
+
+    def not_below(first, rows):
+        part = jax.lax.dynamic_slice_in_dim(scores, first, rows)
+        counts = jax.lax.dynamic_slice_in_dim(scored, first, rows)
+        return (~(part < target_score) & counts[:, None]).astype(jnp.int32)
+
+    # Some rows at a time: on CPU the comparison's result then stays in the cache, which
+    # halves the time.
+    blocks = held // rows
+    counts = jax.lax.fori_loop(
+        0,
+        blocks,
+        lambda i, counts: counts + not_below(i * rows, rows),
+        jnp.zeros((rows, batch), jnp.int32),
+    ).sum(axis=0)
+    if held > blocks * rows:
+        counts += not_below(blocks * rows, held - blocks * rows).sum(axis=0)
+    return counts
+
+
+def largest(
+    scores: Float[Array, "R B"], k: int, recall: float
+) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
+    """Returns the k largest of each column and their rows.
+
+    The k largest lie in the k groups of rows whose maxima are the largest: one cheap
+    pass finds the maxima, and only those groups are searched. For few sessions or
+    rows that pass costs more than it saves.
+    """
+    rows, batch = scores.shape
+    # Maxima to sort and items to sort are then about equally many.
+    size = 2 ** max(round(math.log2(rows / max(k, 1)) / 2), 0)
+    groups = rows // size
+    if recall < 1 or groups <= k or batch < FEW_SESSIONS or rows < FEW_ROWS:
+        if recall < 1:
+            best, row = jax.lax.approx_max_k(scores.T, k, recall_target=recall)
+        else:
+            best, row = jax.lax.top_k(scores.T, k)
+        return best, row
+    whole = groups * size
+    grouped = scores[:whole].reshape(groups, size, batch)
+    maxima = grouped
+    # By halves, at the speed of memory, but the last few by a reduction: XLA would join
+    # halves with the transposition, and read the scores column by column.
+    while maxima.shape[1] > 8:
+        maxima = jnp.maximum(*jnp.split(maxima, 2, axis=1))
+    maxima = maxima.max(axis=1)
+    # In the order of their rows, so that the lower one of equal scores is found first.
+    chosen = jnp.sort(jax.lax.top_k(maxima.T, k)[1], axis=1)
+    row = (chosen[:, :, None] * size + jnp.arange(size)).reshape(batch, k * size)
+    rest = jnp.arange(whole, rows, dtype=row.dtype)
+    row = jnp.concatenate([row, jnp.tile(rest, (batch, 1))], axis=1)
+    in_groups = jax.vmap(lambda g, of_session: grouped[g, :, of_session])
+    found = in_groups(chosen, jnp.arange(batch)).reshape(batch, k * size)
+    best, index = jax.lax.top_k(jnp.append(found, scores[whole:].T, axis=1), k)
+    return best, jnp.take_along_axis(row, index, axis=1)
