@@ -22,7 +22,7 @@ from benchmarks import original
 from srgnn_jax import parallel
 from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Examples, Sessions
-from srgnn_jax.evaluate import Evaluator
+from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.model import SRGNN
 from srgnn_jax.optimizer import adam_with_l2, step_decay
 from srgnn_jax.torch_import import params_from_torch

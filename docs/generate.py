@@ -19,22 +19,24 @@ MADE = "<!-- Made by `make docs`; change the source, not this page. -->\n"
 API = {
     "recommend": "Recommender Recommendation Explanation",
     "train": "train_and_evaluate",
-    "evaluate": "evaluate_workdir evaluate_baselines",
+    "evaluate.workdir": "evaluate_workdir evaluate_baselines",
     "model": "SRGNN init_params",
     "graph": "connection_matrix node_alias adjacency normalised_connections "
     "check_sessions",
     "item_table": "lookup item_scores full_softmax target_rank "
     "count_not_below top_k log_sum_exp",
     "losses": "bpr",
-    "metrics": "ranking_metrics means recall_curve",
-    "baselines": "Scorer target_ranks pop session_pop item_knn markov vsknn stan",
+    "evaluate.metrics": "ranking_metrics means recall_curve",
+    "evaluate.baselines": "Scorer target_ranks pop session_pop item_knn markov vsknn "
+    "stan",
     "torch_import": "load_torch_checkpoint TorchCheckpoint params_from_torch "
     "params_to_torch import_checkpoint",
     "export": "export_workdir",
     "exported": "Recommender Recommendation",
-    "plots": "plot_workdir learning_curves recall_over_k metrics_by_length item_map "
-    "session_graph",
-    "results": "find read document",
+    "evaluate.plots": "plot_workdir learning_curves recall_over_k metrics_by_length "
+    "item_map session_graph",
+    "evaluate.results_json": "read read_lines",
+    "results": "find document",
     "plan": "Plan plan smallest",
     "errors": "UserError",
 }
@@ -117,9 +119,11 @@ def api() -> str:
         "with the axes B and L;\nwhat their letters mean stands at the head of each "
         "module.\n",
     ]
-    page += [f"- [srgnn_jax.{module}](#srgnn_jax{module})" for module in API]
+    page += [
+        f"- [srgnn_jax.{module}](#srgnn_jax{module.replace('.', '')})" for module in API
+    ]
     for module, names in API.items():
-        source = (ROOT / "srgnn_jax" / f"{module}.py").read_text()
+        source = (ROOT / "srgnn_jax" / f"{module.replace('.', '/')}.py").read_text()
         tree = ast.parse(source)
         known = {node.name: node for node in tree.body if isinstance(node, Definition)}
         page += [f"\n## srgnn_jax.{module}\n", prose(docstring(tree))]

@@ -12,11 +12,12 @@ from typing import Any
 import optax
 from ml_collections import ConfigDict
 
-from srgnn_jax import metrics, parallel
+from srgnn_jax import parallel
 from srgnn_jax.configs import default
 from srgnn_jax.data.prepared import PreparedData, load_prepared
 from srgnn_jax.data.sessions import Examples, Sessions
 from srgnn_jax.errors import UserError, nearest
+from srgnn_jax.evaluate import metrics
 from srgnn_jax.model import ATTENTION_READOUTS, READOUTS, SRGNN
 from srgnn_jax.optimizer import step_decay
 from srgnn_jax.parallel import Devices

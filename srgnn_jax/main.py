@@ -196,7 +196,7 @@ def run() -> None:
 
         join_processes(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
     if mode == "train":
-        from srgnn_jax.results import portable_command
+        from srgnn_jax.evaluate.results_json import portable_command
         from srgnn_jax.train import train_and_evaluate
 
         train_and_evaluate(config, workdir, portable_command(sys.argv[1:]))
@@ -206,7 +206,7 @@ def run() -> None:
 
             evaluate_sessions(workdir, FLAGS.sessions, config)
         else:
-            from srgnn_jax.evaluate import evaluate_workdir
+            from srgnn_jax.evaluate.workdir import evaluate_workdir
 
             evaluate_workdir(workdir, config)
     elif mode == "recommend":
@@ -224,7 +224,7 @@ def run() -> None:
             recall=FLAGS.recall,
         )
     elif mode == "plot":
-        from srgnn_jax.plots import plot_workdir
+        from srgnn_jax.evaluate.plots import plot_workdir
 
         plot_workdir(workdir)
     elif mode == "export":
@@ -234,8 +234,8 @@ def run() -> None:
             raise UserError("--mode=export needs --output, the folder to write")
         export_workdir(workdir, FLAGS.output, k=FLAGS.k)
     elif mode == "baselines":
-        from srgnn_jax.evaluate import evaluate_baselines
-        from srgnn_jax.results import portable_command
+        from srgnn_jax.evaluate.results_json import portable_command
+        from srgnn_jax.evaluate.workdir import evaluate_baselines
 
         evaluate_baselines(config, workdir, portable_command(sys.argv[1:]))
     else:

@@ -31,8 +31,8 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from srgnn_jax import baselines, graph, item_table, metrics, parallel
 from srgnn_jax import config as config_lib
+from srgnn_jax import graph, item_table, parallel
 from srgnn_jax.checkpoint import Checkpoints, Progress
 from srgnn_jax.data.click_log import (
     Columns,
@@ -42,7 +42,9 @@ from srgnn_jax.data.prepare import number_values
 from srgnn_jax.data.session_lines import SessionLine, read_sessions, wrong_session
 from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import make_evaluator, metric_table, restore_best
+from srgnn_jax.evaluate import baselines, metrics
+from srgnn_jax.evaluate.evaluator import restore_best
+from srgnn_jax.evaluate.workdir import make_evaluator, metric_table
 from srgnn_jax.graph import AnyArray
 from srgnn_jax.model import SRGNN, Params, check_finite
 

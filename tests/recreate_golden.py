@@ -22,7 +22,7 @@ import numpy as np
 from srgnn_jax import config as config_lib
 from srgnn_jax import parallel
 from srgnn_jax.configs import recbole_ml100k
-from srgnn_jax.evaluate import make_evaluator
+from srgnn_jax.evaluate.workdir import make_evaluator
 from srgnn_jax.model import SRGNN
 from srgnn_jax.torch_import import (
     load_torch_checkpoint,

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srgnn_jax import evaluate as evaluate_module
 from srgnn_jax import parallel
 from srgnn_jax.data.sessions import Sessions
-from srgnn_jax.evaluate import Evaluator
+from srgnn_jax.evaluate import evaluator
+from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.model import SRGNN, init_params
 
 ITEMS = 30
@@ -114,16 +114,16 @@ def test_lists_hold_the_best_items_of_each_example():
 
 
 def test_a_large_catalog_is_ranked_for_fewer_sessions_at_a_time(monkeypatch):
-    monkeypatch.setattr(evaluate_module, "MIN_ROWS", 2)
+    monkeypatch.setattr(evaluator, "MIN_ROWS", 2)
     rows = []
-    original = evaluate_module.batches.eval_batches
+    original = evaluator.batches.eval_batches
 
     def spy(*arguments):
         for batch in original(*arguments):
             rows.append(batch.start.shape[1])
             yield batch
 
-    monkeypatch.setattr(evaluate_module.batches, "eval_batches", spy)
+    monkeypatch.setattr(evaluator.batches, "eval_batches", spy)
     model, examples = SRGNN(ITEMS, 8), examples_of()
     params = init_params(model, 0)
     found = []

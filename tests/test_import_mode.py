@@ -9,7 +9,7 @@ from srgnn_jax.checkpoint import Checkpoints, only_run
 from srgnn_jax.configs import default
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import evaluate_workdir, make_evaluator
+from srgnn_jax.evaluate.workdir import evaluate_workdir, make_evaluator
 from srgnn_jax.model import init_params
 from srgnn_jax.parallel import Devices, find_devices
 from srgnn_jax.torch_import import import_checkpoint, params_to_torch

@@ -3,24 +3,23 @@
     scorer = stan(train, num_items)
     means = metrics.means(target_ranks(scorer, examples), ks=(5, 20))
 
-Each of `METHODS` learns from training sessions, which are in time order, and returns a
-`Scorer`, which sees nothing of an example but its prefix. Prepared sessions carry no
-times, so ages are counted: that of a click in later clicks of its session, that of a
-session in later training sessions. An item that a session clicks again stands where it
-was clicked last.
+Each of `METHODS` learns from the training sessions, in time order, of items below
+`num_items` (V, row 0 included), and returns a `Scorer`, which sees nothing of an
+example but its prefix. Prepared sessions carry no times, so ages are counted: that of a
+click in later clicks of its session, that of a session in later training sessions. An
+item that a session clicks again stands where it was clicked last.
 
 Axes: E examples, V item rows (row 0 is the padding), S training sessions, B examples
 of a batch, P pairs of such an example and a neighbour, C clicks, R rows of a matrix.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import sparse
 
-from srgnn_jax import metrics
 from srgnn_jax.data.sessions import Examples, Sessions
 
 # Clicks of all prefixes that are scored at a time. Memory grows with their product with
@@ -111,20 +110,8 @@ def _ranks(
     return np.where(np.isinf(score), rank + behind, rank)
 
 
-def popularity(
-    train: Sessions, examples: Examples, num_items: int, ks: Sequence[int]
-) -> dict[str, float]:
-    """Returns the mean of every metric that POP reaches."""
-    return metrics.means(target_ranks(pop(train, num_items), examples), ks)
-
-
 def pop(train: Sessions, num_items: int) -> Scorer:
-    """POP: every session gets the items with the most clicks in training.
-
-    Args:
-      train: the training sessions.
-      num_items: V, row 0 included.
-    """
+    """POP: every session gets the items with the most clicks in training."""
     return pop_of_clicks(np.bincount(train.items, minlength=num_items))
 
 
@@ -142,16 +129,13 @@ def session_pop(train: Sessions, num_items: int) -> Scorer:
 
     Among those that it clicked equally often POP decides (Hidasi et al. 2016,
     "Session-based recommendations with recurrent neural networks").
-
-    Args:
-      train: the training sessions.
-      num_items: V, row 0 included.
     """
     clicks = np.bincount(train.items, minlength=num_items)
 
     def score(examples):
         row, item, _ = _prefixes(examples)
-        own = _matrix(np.ones(len(row)), row, item, (len(examples), num_items))
+        shape = len(examples), num_items
+        own = sparse.csr_array((np.ones(len(row)), (row, item)), shape)
         own.data += clicks[own.indices] / (clicks.max() + 1)
         return own
 
@@ -175,14 +159,13 @@ def item_knn(
     2016, whose public code has these defaults). No item is a neighbour of itself.
 
     Args:
-      train: the training sessions.
-      num_items: V, row 0 included.
       neighbours: items that are kept for each item, the most similar.
       regularization: lambda; discounts what rare items share by chance.
       alpha: share of the last click's item in the normalization.
     """
     session, item, _ = _last(*_all_clicks(train), num_items)
-    contains = _matrix(np.ones(len(item)), session, item, (len(train), num_items))
+    shape = len(train), num_items
+    contains = sparse.csr_array((np.ones(len(item)), (session, item)), shape)
     sessions = sparse.csr_array(contains.T)
     support = np.diff(sessions.indptr) + regularization
     # Items that the sessions of each item hold, however often.
@@ -207,16 +190,14 @@ def markov(train: Sessions, num_items: int) -> Scorer:
         p(j | i) = number of clicks on j right after i / number of clicks after i;
 
     the divisor, which is the same for all j, is left out.
-
-    Args:
-      train: the training sessions.
-      num_items: V, row 0 included.
     """
     session, item, _ = _all_clicks(train)
     within = session[1:] == session[:-1]
     before, after = item[:-1][within], item[1:][within]
     return _of_last_click(
-        _matrix(np.ones(len(before)), before, after, (num_items, num_items))
+        sparse.csr_array(
+            (np.ones(len(before)), (before, after)), (num_items, num_items)
+        )
     )
 
 
@@ -256,8 +237,6 @@ def vsknn(
     The defaults are those of the authors' code.
 
     Args:
-      train: the training sessions.
-      num_items: V, row 0 included.
       k: neighbours of a prefix.
       sample_size: sessions that they are chosen from.
       click_weight: weight of a click of the prefix, times anything that its session
@@ -303,8 +282,6 @@ def stan(
     validation, both on Diginetica and on Yoochoose 1/64.
 
     Args:
-      train: the training sessions.
-      num_items: V, row 0 included.
       k: neighbours of a prefix.
       sample_size: sessions that they are chosen from.
       lambda1: clicks of the prefix over which their weights fall to 1/e.
@@ -352,16 +329,16 @@ def _session_knn(
     session, item, age = _last(*_all_clicks(train), num_items)
     first = np.searchsorted(session, np.arange(len(train) + 1))
     # None but the latest sessions of an item can be among the latest of a prefix.
+    weights = session_weight[session], (item, session)
     sessions_of = _latest(
-        _matrix(session_weight[session], item, session, (num_items, len(train))),
-        sample_size,
+        sparse.csr_array(weights, (num_items, len(train))), sample_size
     )
 
     def score(examples):
         shape = len(examples), num_items
         row, clicked, ago = _last(*_prefixes(examples), num_items)
         weight = click_weight(ago, examples.lengths[row])
-        query = _matrix(weight, row, clicked, shape)
+        query = sparse.csr_array((weight, (row, clicked)), shape)
         sample = _latest(sparse.csr_array(query @ sessions_of), sample_size)
         near = _largest(sample, k)
         of = _rows(near)
@@ -439,15 +416,6 @@ def _ranges(
     of = np.repeat(np.arange(len(starts)), counts)
     before = np.cumsum(counts, dtype=np.int64) - counts
     return of, np.arange(len(of)) + (starts - before)[of]
-
-
-def _matrix(
-    data: Float[np.ndarray, " C"],
-    row: Int[np.ndarray, " C"],
-    column: Int[np.ndarray, " C"],
-    shape: tuple[int, int],
-) -> sparse.csr_array:
-    return sparse.csr_array((data, (row, column)), shape)
 
 
 def _rows(matrix: sparse.csr_array) -> Int[np.ndarray, " C"]:
