@@ -21,23 +21,20 @@ def examples_of(seed=0):
 
 
 def expected(model, params, examples, k):
-    hits, reciprocal = 0, 0.0
-    for start, length in zip(examples.starts, examples.lengths, strict=True):
-        prefix = examples.items[start : start + length]
-        target = examples.items[start + length]
-        scores = np.array(
-            model.apply(
-                {"params": params},
-                np.pad(prefix, (0, 14 - length))[None],
-                np.array([length]),
-                method="full_sort_predict",
-            )
-        )[0, 1:]
-        rank = 1 + int((scores > scores[target - 1]).sum())
-        if rank <= k:
-            hits += 1
-            reciprocal += 1 / rank
-    return hits / len(examples), reciprocal / len(examples)
+    starts, lengths = examples.starts, examples.lengths
+    item_seq = np.zeros((len(examples), 14), np.int32)
+    for row, start, length in zip(item_seq, starts, lengths, strict=True):
+        row[:length] = examples.items[start : start + length]
+    scores = np.array(
+        model.apply({"params": params}, item_seq, lengths, method="full_sort_predict")
+    )[:, 1:]
+    targets = examples.items[starts + lengths]
+    ranks = [
+        1 + int((row > row[target - 1]).sum())
+        for row, target in zip(scores, targets, strict=True)
+    ]
+    hits = [rank for rank in ranks if rank <= k]
+    return len(hits) / len(ranks), sum(1 / rank for rank in hits) / len(ranks)
 
 
 @pytest.mark.parametrize("batch_size", [7, 1000])

@@ -103,13 +103,10 @@ def test_evaluation_writes_the_same_results(folder, capsys):
     assert row.split(" | ")[3] == f"{100 * means['recall@5']:.2f}"
 
 
-def test_evaluation_needs_no_workdir_that_may_be_written(tmp_path, caplog):
-    config = tiny_config(tmp_path)
-    config.epochs = 1
+def test_evaluation_needs_no_workdir_that_may_be_written(tmp_path, folder, caplog):
     run = tmp_path / "run"
-    train_and_evaluate(config, str(run))
-    (run / results_json.FILE).unlink()
-    expected = evaluate_workdir(str(run))
+    shutil.copytree(folder / "first" / "seed_3", run)
+    expected = results_json.read(run / results_json.FILE)["mean"]["test"]
     (run / results_json.FILE).unlink()
     (run / results_json.FILE).mkdir()
     found = evaluate_workdir(str(run))
@@ -282,6 +279,29 @@ def test_a_document_holds_runs_ablations_baselines_and_published_figures(folder)
     # Other test examples than the published ones are another preparation.
     baselines["test_examples"] -= 1
     assert "Wu et al. 2019" not in results.document([ours, baselines])
+
+
+def test_an_interval_stands_beside_the_seed_that_it_is_of_and_no_mean(folder):
+    several = results_json.read(folder / "first" / results_json.FILE)
+    alone = results_json.read(folder / "first" / "seed_4" / results_json.FILE)
+    values = [
+        run["test_breakdown"]["length"]["longer"]["mrr@20"] for run in several["runs"]
+    ]
+    text = results.document([several])
+    assert "95%" not in text
+    assert "Intervals" not in text
+    assert "Means of 2 seeds ± their standard deviation." in text
+    (row,) = (line for line in text.splitlines() if "| length: longer |" in line)
+    mean, deviation = statistics.mean(values), statistics.stdev(values)
+    assert row.endswith(f" | {100 * mean:.2f} ± {100 * deviation:.2f} |")
+    text = results.document([alone])
+    assert "| recall@20 | 95%, seed 4 | mrr@20 | 95%, seed 4 |" in text
+    (row,) = (line for line in text.splitlines() if "| length: longer |" in line)
+    low, high = alone["runs"][0]["test_breakdown"]["length"]["longer"]["interval"][
+        "mrr@20"
+    ]
+    assert row.endswith(f" | {100 * low:.2f} to {100 * high:.2f} |")
+    assert f" | {100 * values[1]:.2f} | " in row
 
 
 def test_a_run_alone_is_told_with_its_settings_and_its_list_length(folder):
