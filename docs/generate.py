@@ -27,8 +27,9 @@ API = {
     "count_not_below top_k log_sum_exp",
     "losses": "bpr",
     "evaluate.metrics": "ranking_metrics means recall_curve",
-    "evaluate.baselines": "Scorer target_ranks pop session_pop item_knn markov vsknn "
-    "stan",
+    "evaluate.baselines": "pop session_pop item_knn markov",
+    "evaluate.session_knn": "vsknn stan",
+    "evaluate.scorer": "Scorer target_ranks",
     "torch_import": "load_torch_checkpoint TorchCheckpoint params_from_torch "
     "params_to_torch import_checkpoint",
     "export": "export_workdir",

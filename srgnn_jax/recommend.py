@@ -44,6 +44,7 @@ from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import baselines, metrics
 from srgnn_jax.evaluate.evaluator import restore_best
+from srgnn_jax.evaluate.scorer import target_ranks
 from srgnn_jax.evaluate.workdir import make_evaluator, metric_table
 from srgnn_jax.graph import AnyArray
 from srgnn_jax.model import SRGNN, Params, check_finite
@@ -597,7 +598,7 @@ def evaluate_sessions(
     trained = recommender.vocabulary.clicks
     if trained is not None:
         popular = baselines.pop_of_clicks(np.append(0, trained))
-        ranks = baselines.target_ranks(popular, examples)
+        ranks = target_ranks(popular, examples)
         columns["POP"] = metrics.means(ranks, config.ks)
     lines = [
         "",

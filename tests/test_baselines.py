@@ -16,7 +16,7 @@ from srgnn_jax.configs import diginetica, yoochoose
 from srgnn_jax.data.sessions import Examples, Sessions
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import baselines, metrics
-from srgnn_jax.evaluate.baselines import target_ranks
+from srgnn_jax.evaluate.scorer import target_ranks
 from srgnn_jax.evaluate.workdir import evaluate_baselines
 from tests.test_main import CLICK_LOG, ROOT, srgnn
 from tests.tiny import tiny_config

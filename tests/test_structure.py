@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "srgnn_jax"
 LAYERS = [
     ["configs", "errors", "interrupt", "tables"],
     ["data", "graph", "item_table", "losses", "evaluate.metrics", "optimizer"],
-    ["model", "evaluate.baselines", "plan", "evaluate.breakdown", "evaluate.published"],
+    ["model", "plan", "evaluate.breakdown", "evaluate.published", "evaluate.scorer"],
+    ["evaluate.session_knn", "evaluate.baselines"],
     ["config", "parallel", "records"],
     ["checkpoint"],
     ["evaluate.evaluator", "evaluate.results_json"],

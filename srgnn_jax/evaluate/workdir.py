@@ -27,6 +27,7 @@ from srgnn_jax.data.sessions import Examples
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import baselines, metrics, results_json
 from srgnn_jax.evaluate.evaluator import Evaluator, restore_best
+from srgnn_jax.evaluate.scorer import target_ranks
 from srgnn_jax.model import SRGNN, Params
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def report(
     if config.select_on == "valid" and progress.best_step:
         columns["SR-GNN valid"] = progress.best_metrics
     pop = baselines.pop(splits.train_sessions, progress.num_items)
-    ranks = baselines.target_ranks(pop, splits.evaluated["test"])
+    ranks = target_ranks(pop, splits.evaluated["test"])
     columns["POP test"] = metrics.means(ranks, config.ks)
     title = f"step {progress.step}: no epoch is complete"
     if progress.best_step:
@@ -265,7 +266,7 @@ def evaluate_baselines(
         leave=False,
     ):
         start = time.perf_counter()
-        ranks = baselines.target_ranks(learn(train, data.vocabulary.num_items), test)
+        ranks = target_ranks(learn(train, data.vocabulary.num_items), test)
         reached[name] = metrics.means(ranks, config.ks)
         reached[name]["seconds"] = time.perf_counter() - start
     record = {
