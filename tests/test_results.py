@@ -331,6 +331,19 @@ def test_what_is_no_result_is_named(tmp_path):
             results.find([str(tmp_path / name)])
 
 
+def test_an_error_without_a_number_is_told(tmp_path, monkeypatch):
+    def fails(*arguments, **options):
+        raise OSError("the disk is gone")
+
+    for name in ("read_text", "write_text"):
+        monkeypatch.setattr(Path, name, fails)
+    path = tmp_path / results_json.FILE
+    with pytest.raises(UserError, match=r"cannot write .* \(the disk is gone\)"):
+        results_json.write(path, {})
+    with pytest.raises(UserError, match=r"cannot read .* \(the disk is gone\)"):
+        results_json.read(path)
+
+
 def test_results_md_is_what_the_stored_results_give():
     stored = sorted(str(path) for path in (ROOT / "results").glob("*.json"))
     done = subprocess.run(
