@@ -23,7 +23,7 @@ from srgnn_jax import parallel
 from srgnn_jax.convert import params_from_torch
 from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Examples, Sessions
-from srgnn_jax.evaluate import Evaluator
+from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.model.srgnn import SRGNN
 from srgnn_jax.optimizer import adam_with_l2, step_decay
 from srgnn_jax.steps import TrainState, init_state, train_step

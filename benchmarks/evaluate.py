@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import common
 from srgnn_jax import parallel
-from srgnn_jax.evaluate import Evaluator
+from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.model.srgnn import SRGNN, init_params
 
 

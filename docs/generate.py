@@ -19,7 +19,6 @@ MADE = "<!-- Made by `make docs`; change the source, not this page. -->\n"
 API = {
     "recommend": "Recommender Recommendation Explanation",
     "train": "train_and_evaluate",
-    "evaluate": "evaluate_workdir evaluate_baselines",
     "model.srgnn": "SRGNN init_params dropout",
     "model.gnn": "GNN gnn_cell",
     "model.readout": "Readout",
@@ -29,16 +28,20 @@ API = {
     "model.item_table": "ItemTable item_scores",
     "model.ranking": "count_not_below largest",
     "steps": "encode train_step rank_step list_step",
-    "metrics": "ranking_metrics means recall_curve",
-    "baselines": "Scorer target_ranks pop session_pop item_knn markov vsknn stan",
     "convert.names": "params_from_torch params_to_torch",
     "convert.torch_file": "load_torch_checkpoint TorchCheckpoint",
     "convert.import_mode": "import_checkpoint",
+    "evaluate.workdir": "evaluate_workdir evaluate_baselines",
+    "evaluate.metrics": "ranking_metrics means recall_curve",
+    "evaluate.baselines": "pop session_pop item_knn markov",
+    "evaluate.session_knn": "vsknn stan",
+    "evaluate.scorer": "Scorer target_ranks",
     "export": "export_workdir",
     "exported": "Recommender Recommendation",
-    "plots": "plot_workdir learning_curves recall_over_k metrics_by_length item_map "
-    "session_graph",
-    "results": "find read document",
+    "evaluate.plots": "plot_workdir learning_curves recall_over_k metrics_by_length "
+    "item_map session_graph",
+    "evaluate.results_json": "read read_lines",
+    "results": "find document",
     "plan": "Plan plan smallest",
     "errors": "UserError",
 }

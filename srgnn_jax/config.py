@@ -13,11 +13,12 @@ import flax.linen as nn
 import optax
 from ml_collections import ConfigDict
 
-from srgnn_jax import metrics, parallel
+from srgnn_jax import parallel
 from srgnn_jax.configs import default
 from srgnn_jax.data import store
 from srgnn_jax.data.sessions import Dataset, Examples, Sessions
 from srgnn_jax.errors import UserError, nearest
+from srgnn_jax.evaluate import metrics
 from srgnn_jax.model.losses import LOSSES, Loss
 from srgnn_jax.model.readout import ATTENTION_READOUTS, READOUTS
 from srgnn_jax.model.srgnn import SRGNN

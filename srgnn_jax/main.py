@@ -204,7 +204,7 @@ def run() -> None:
             f"--mode={mode} is for SRGNN alone; take get_model out of the --config"
         )
     if mode == "train":
-        from srgnn_jax.results import portable_command
+        from srgnn_jax.evaluate.results_json import portable_command
         from srgnn_jax.train import train_and_evaluate
 
         command = portable_command(sys.argv[1:])
@@ -215,7 +215,7 @@ def run() -> None:
 
             evaluate_sessions(workdir, FLAGS.sessions, config, model)
         else:
-            from srgnn_jax.evaluate import evaluate_workdir
+            from srgnn_jax.evaluate.workdir import evaluate_workdir
 
             evaluate_workdir(workdir, config, model)
     elif mode == "recommend":
@@ -234,7 +234,7 @@ def run() -> None:
             model=model,
         )
     elif mode == "plot":
-        from srgnn_jax.plots import plot_workdir
+        from srgnn_jax.evaluate.plots import plot_workdir
 
         plot_workdir(workdir)
     elif mode == "export":
@@ -244,8 +244,8 @@ def run() -> None:
             raise UserError("--mode=export needs --output, the folder to write")
         export_workdir(workdir, FLAGS.output, k=FLAGS.k, model=model)
     elif mode == "baselines":
-        from srgnn_jax.evaluate import evaluate_baselines
-        from srgnn_jax.results import portable_command
+        from srgnn_jax.evaluate.results_json import portable_command
+        from srgnn_jax.evaluate.workdir import evaluate_baselines
 
         evaluate_baselines(config, workdir, portable_command(sys.argv[1:]))
     else:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from srgnn_jax import tables
 from srgnn_jax.data.batches import choose_layout, num_positions
 from srgnn_jax.errors import UserError, nearest
 
@@ -155,17 +156,16 @@ def parse_bytes(text: str) -> int:
 
 def _table(plans: list[Plan], device_memory: int | None) -> str:
     names = ("parameters", "moments", "gradient", "activations", "total")
-    lines = [
-        "data x items" + "".join(f"{name:>13}" for name in (*names, "sent a step")),
-    ]
+    rows = [["data x items", *names, "sent a step"]]
     for p in plans:
         values = [getattr(p, name) for name in names] + [p.communicated]
-        cells = "".join(f"{value / 1e9:10.3f} GB" for value in values)
-        fits = device_memory is None or p.total <= device_memory
-        lines.append(
-            f"{p.mesh[0]:>5} x {p.mesh[1]:<4}{cells}" + ("" if fits else "  too much")
-        )
-    return "\n".join(lines)
+        cells = [f"{value / 1e9:.3f} GB" for value in values]
+        rows.append([f"{p.mesh[0]:>5} x {p.mesh[1]:<4}", *cells])
+    fit = [device_memory is None or p.total <= device_memory for p in plans]
+    return "\n".join(
+        line if fits else f"{line}  too much"
+        for line, fits in zip(tables.plain(rows, width=13), [True, *fit], strict=True)
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -33,8 +33,8 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from srgnn_jax import baselines, metrics, parallel, steps
 from srgnn_jax import config as config_lib
+from srgnn_jax import parallel, steps
 from srgnn_jax.checkpoint import Checkpoints, Progress
 from srgnn_jax.data.columns import Columns
 from srgnn_jax.data.prepare import number_values
@@ -42,7 +42,10 @@ from srgnn_jax.data.read import read_clicks
 from srgnn_jax.data.session_lines import SessionLine, read_sessions, wrong_session
 from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import make_evaluator, metric_table, restore_best
+from srgnn_jax.evaluate import baselines, metrics
+from srgnn_jax.evaluate.evaluator import restore_best
+from srgnn_jax.evaluate.scorer import target_ranks
+from srgnn_jax.evaluate.workdir import make_evaluator, metric_table
 from srgnn_jax.model import graph, item_table
 from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.item_table import ItemTable
@@ -630,7 +633,7 @@ def evaluate_sessions(
     trained = recommender.vocabulary.clicks
     if trained is not None:
         popular = baselines.pop_of_clicks(np.append(0, trained))
-        ranks = baselines.target_ranks(popular, examples)
+        ranks = target_ranks(popular, examples)
         columns["POP"] = metrics.means(ranks, config.ks)
     lines = [
         "",

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from srgnn_jax import config as config_lib
-from srgnn_jax import interrupt, parallel, results
+from srgnn_jax import interrupt, parallel
 from srgnn_jax.checkpoint import (
     Checkpoints,
     Progress,
@@ -33,7 +33,8 @@ from srgnn_jax.data import batches
 from srgnn_jax.data.counts import counts_table
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import (
+from srgnn_jax.evaluate import results_json
+from srgnn_jax.evaluate.workdir import (
     evaluate_best,
     make_evaluator,
     report_seeds,
@@ -128,7 +129,7 @@ def _train_in(
             vocabulary.save(folder / "vocabulary.parquet")
         last_step = stored.step if stored else 0
         record = functools.partial(
-            results.record, folder, config, data, splits, command
+            results_json.record, folder, config, data, splits, command
         )
         with (
             contextlib.closing(
@@ -193,7 +194,7 @@ class _Run:
         start: Progress,
         stored: Progress | None,
         writer: MetricsWriter,
-        record: Callable[[results.Results], None],
+        record: Callable[[results_json.Results], None],
         signal: Callable[[], int],
     ):
         self.config = config

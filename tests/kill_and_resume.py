@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 
 from srgnn_jax import train
 from srgnn_jax.checkpoint import Checkpoints
-from srgnn_jax.evaluate import Evaluator
+from srgnn_jax.evaluate.evaluator import Evaluator
 from tests.tiny import tiny_config
 
 # Where a run can be hit: a method, whose calls are counted.

@@ -27,7 +27,7 @@ from srgnn_jax.convert import (
     params_from_torch,
     params_to_torch,
 )
-from srgnn_jax.evaluate import make_evaluator
+from srgnn_jax.evaluate.workdir import make_evaluator
 from srgnn_jax.model.srgnn import SRGNN
 from tests import parity
 

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from srgnn_jax import breakdown
-from srgnn_jax.breakdown import (
+from srgnn_jax.data.sessions import Sessions
+from srgnn_jax.evaluate import breakdown
+from srgnn_jax.evaluate.breakdown import (
     bootstrap,
     break_down,
     example_sessions,
     list_traits,
     popularity_deciles,
 )
-from srgnn_jax.data.sessions import Sessions
 
 LISTS = [[1, 2, 3], [4, 2], [3, 3, 3, 1], [2, 3, 1]]
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srgnn_jax import evaluate as evaluate_module
 from srgnn_jax import parallel
 from srgnn_jax.data.sessions import Sessions
-from srgnn_jax.evaluate import Evaluator
+from srgnn_jax.evaluate import evaluator
+from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.model.srgnn import SRGNN, init_params
 
 ITEMS = 30
@@ -21,23 +21,20 @@ def examples_of(seed=0):
 
 
 def expected(model, params, examples, k):
-    hits, reciprocal = 0, 0.0
-    for start, length in zip(examples.starts, examples.lengths, strict=True):
-        prefix = examples.items[start : start + length]
-        target = examples.items[start + length]
-        scores = np.array(
-            model.apply(
-                {"params": params},
-                np.pad(prefix, (0, 14 - length))[None],
-                np.array([length]),
-                method="full_sort_predict",
-            )
-        )[0, 1:]
-        rank = 1 + int((scores > scores[target - 1]).sum())
-        if rank <= k:
-            hits += 1
-            reciprocal += 1 / rank
-    return hits / len(examples), reciprocal / len(examples)
+    starts, lengths = examples.starts, examples.lengths
+    item_seq = np.zeros((len(examples), 14), np.int32)
+    for row, start, length in zip(item_seq, starts, lengths, strict=True):
+        row[:length] = examples.items[start : start + length]
+    scores = np.array(
+        model.apply({"params": params}, item_seq, lengths, method="full_sort_predict")
+    )[:, 1:]
+    targets = examples.items[starts + lengths]
+    ranks = [
+        1 + int((row > row[target - 1]).sum())
+        for row, target in zip(scores, targets, strict=True)
+    ]
+    hits = [rank for rank in ranks if rank <= k]
+    return len(hits) / len(ranks), sum(1 / rank for rank in hits) / len(ranks)
 
 
 @pytest.mark.parametrize("batch_size", [7, 1000])
@@ -114,16 +111,16 @@ def test_lists_hold_the_best_items_of_each_example():
 
 
 def test_a_large_catalog_is_ranked_for_fewer_sessions_at_a_time(monkeypatch):
-    monkeypatch.setattr(evaluate_module, "MIN_ROWS", 2)
+    monkeypatch.setattr(evaluator, "MIN_ROWS", 2)
     rows = []
-    original = evaluate_module.batches.eval_batches
+    original = evaluator.batches.eval_batches
 
     def spy(*arguments):
         for batch in original(*arguments):
             rows.append(batch.start.shape[1])
             yield batch
 
-    monkeypatch.setattr(evaluate_module.batches, "eval_batches", spy)
+    monkeypatch.setattr(evaluator.batches, "eval_batches", spy)
     model, examples = SRGNN(ITEMS, 8), examples_of()
     params = init_params(model, 0)
     found = []

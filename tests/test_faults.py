@@ -15,12 +15,13 @@ import jax
 import numpy as np
 import pytest
 
-from srgnn_jax import checkpoint, evaluate, interrupt, train
+from srgnn_jax import checkpoint, interrupt, train
 from srgnn_jax import config as config_lib
 from srgnn_jax.checkpoint import only_run
 from srgnn_jax.configs import click_log
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import evaluate_workdir
+from srgnn_jax.evaluate import evaluator
+from srgnn_jax.evaluate.workdir import evaluate_workdir
 from srgnn_jax.train import train_and_evaluate
 from tests.kill_and_resume import assert_same, kill_and_resume, outcome
 from tests.tiny import tiny_config
@@ -100,7 +101,7 @@ def test_a_signal_in_a_step_saves_it_and_the_run_goes_on(
 
 def batch_of_evaluation(monkeypatch, number, do):
     """Has something done before a batch of an evaluation, counted over all of them."""
-    batches = evaluate.batches.eval_batches
+    batches = evaluator.batches.eval_batches
     calls = 0
 
     def wrapped(*arguments):
@@ -111,7 +112,7 @@ def batch_of_evaluation(monkeypatch, number, do):
                 do()
             yield batch
 
-    monkeypatch.setattr(evaluate.batches, "eval_batches", wrapped)
+    monkeypatch.setattr(evaluator.batches, "eval_batches", wrapped)
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -277,14 +278,14 @@ def test_nothing_is_written_where_no_checkpoint_can_be_used(config, tmp_path):
 
 def test_a_damaged_best_checkpoint_is_named(config, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
-    original = evaluate.Evaluator.with_ranks
+    original = evaluator.Evaluator.with_ranks
     values = iter([0.5, 0.1, 0.1])
 
     def falling(self, params):
         means, rank = original(self, params)
         return {**means, "mrr@20": next(values)}, rank
 
-    monkeypatch.setattr(evaluate.Evaluator, "with_ranks", falling)
+    monkeypatch.setattr(evaluator.Evaluator, "with_ranks", falling)
     train_and_evaluate(config, str(workdir))
     best = min(int(path.name) for path in (workdir / "checkpoints").iterdir())
     damage(workdir, best)

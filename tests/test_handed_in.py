@@ -16,7 +16,7 @@ import pytest
 from srgnn_jax import GNN, SRGNN, Recommender, connection_matrix, train_and_evaluate
 from srgnn_jax.checkpoint import Checkpoints
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import evaluate_workdir
+from srgnn_jax.evaluate.workdir import evaluate_workdir
 from srgnn_jax.export import export_workdir
 from srgnn_jax.main import handed_in
 from tests.test_main import srgnn

@@ -11,7 +11,7 @@ from srgnn_jax.convert import params_to_torch
 from srgnn_jax.convert.import_mode import import_checkpoint
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import evaluate_workdir, make_evaluator
+from srgnn_jax.evaluate.workdir import evaluate_workdir, make_evaluator
 from srgnn_jax.model.srgnn import init_params
 from srgnn_jax.parallel import Devices, find_devices
 from srgnn_jax.train import train_and_evaluate

@@ -12,7 +12,7 @@ from srgnn_jax import parallel
 from srgnn_jax.checkpoint import Checkpoints
 from srgnn_jax.data.sessions import Examples, Sessions, Vocabulary, check_rows
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import Evaluator, restore_best
+from srgnn_jax.evaluate.evaluator import Evaluator, restore_best
 from srgnn_jax.model.graph import check_sessions
 from srgnn_jax.model.srgnn import SRGNN, init_params
 from srgnn_jax.recommend import Recommender

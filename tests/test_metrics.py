@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from srgnn_jax import metrics
+from srgnn_jax.evaluate import metrics
 
 
 def test_metrics_follow_the_definitions():

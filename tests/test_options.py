@@ -14,7 +14,8 @@ from srgnn_jax.configs import default, diginetica_plus, yoochoose_plus
 from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import Evaluator, evaluate_workdir
+from srgnn_jax.evaluate.evaluator import Evaluator
+from srgnn_jax.evaluate.workdir import evaluate_workdir
 from srgnn_jax.export import export_top_k
 from srgnn_jax.model.layers import normalise
 from srgnn_jax.model.losses import cross_entropy

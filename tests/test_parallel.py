@@ -12,7 +12,7 @@ from srgnn_jax import parallel
 from srgnn_jax.checkpoint import Checkpoints, Progress
 from srgnn_jax.data import batches
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import Evaluator
+from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.model.srgnn import SRGNN, init_params
 from tests.tiny import random_examples, training_step
 

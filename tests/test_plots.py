@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from srgnn_jax.plots import (
+from srgnn_jax.evaluate.plots import (
     item_map,
     learning_curves,
     metrics_by_length,
@@ -51,7 +51,7 @@ def test_learning_curves_show_every_run():
     assert [[*line.get_ydata()] for line in loss.lines] == [
         *([3.0], [2.5, 2.0], [3.0], [2.5])
     ]
-    assert [*loss.lines[1].get_xdata()] == [0.007, 0.014]
+    assert [*loss.lines[1].get_xdata()] == [7, 14]
     assert not recall.lines
     assert [[*line.get_ydata()] for line in mrr.lines] == [[20.0, 30.0], [20.0]]
     assert mrr.get_title() == "mrr@20 on validation"
@@ -69,11 +69,15 @@ def test_recall_over_k_and_by_length_hold_the_numbers():
     }
     other = {**part, "recall@20": 0.6}
     breakdowns = [{"length, finely": {"1": p, "2 to 4": p}} for p in (part, other)]
-    recall, _ = metrics_by_length(breakdowns).axes
-    points, bars = recall.containers[0][0], recall.containers[0][2][0]
-    assert points.get_ydata() == pytest.approx([55, 55])
-    assert bars.get_segments()[0][:, 1] == pytest.approx([45, 75])
-    assert recall.get_xticklabels()[1].get_text() == "2-4\n50%"
+    # One seed has its interval, several have their standard deviation.
+    std = 10 / 2**0.5
+    for seeds, mean, low, high in ((1, 50, 40, 70), (2, 55, 55 - std, 55 + std)):
+        recall, _ = metrics_by_length(breakdowns[:seeds]).axes
+        points, bars = recall.containers[0][0], recall.containers[0][2][0]
+        assert points.get_ydata() == pytest.approx([mean, mean])
+        assert bars.get_segments()[0][:, 1] == pytest.approx([low, high])
+        assert ("intervals" in recall.get_title()) == (seeds == 1)
+        assert recall.get_xticklabels()[1].get_text() == "2-4\n50%"
 
 
 def test_the_items_map_draws_the_most_clicked_items():

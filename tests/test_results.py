@@ -12,8 +12,9 @@ import pytest
 
 from srgnn_jax import results
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import evaluate_workdir
-from srgnn_jax.plots import plot_workdir
+from srgnn_jax.evaluate import results_json
+from srgnn_jax.evaluate.plots import plot_workdir
+from srgnn_jax.evaluate.workdir import evaluate_workdir, seeds_table
 from srgnn_jax.train import train_and_evaluate
 from tests.tiny import tiny_config
 
@@ -43,7 +44,7 @@ def folder(tmp_path_factory):
 
 def test_the_same_command_gives_the_same_results(folder):
     first, second = (
-        results.read(folder / n / results.FILE) for n in ("first", "second")
+        results_json.read(folder / n / results_json.FILE) for n in ("first", "second")
     )
     assert first != second
     assert without_clock(first) == without_clock(second)
@@ -52,7 +53,7 @@ def test_the_same_command_gives_the_same_results(folder):
 
 
 def test_several_seeds_are_told_one_by_one_and_together(folder):
-    found = results.read(folder / "first" / results.FILE)
+    found = results_json.read(folder / "first" / results_json.FILE)
     assert [run["seed"] for run in found["runs"]] == [3, 4]
     each = [run["test"]["mrr@20"] for run in found["runs"]]
     assert each[0] != each[1]
@@ -63,13 +64,15 @@ def test_several_seeds_are_told_one_by_one_and_together(folder):
     assert found["command"] == COMMAND
     assert found["protocol"]["select_on"] == "valid"
     for run in found["runs"]:
-        one = results.read(folder / "first" / f"seed_{run['seed']}" / results.FILE)
+        one = results_json.read(
+            folder / "first" / f"seed_{run['seed']}" / results_json.FILE
+        )
         assert one["runs"] == [run]
         assert run["valid"].keys() == run["test"].keys()
 
 
 def test_the_parts_of_a_run_fit_each_other(folder):
-    found = results.read(folder / "first" / results.FILE)
+    found = results_json.read(folder / "first" / results_json.FILE)
     run = found["runs"][0]
     everything = run["test_breakdown"]["all"]["all"]
     assert everything["examples"] == found["data"]["counts"]["test_examples"]
@@ -79,18 +82,18 @@ def test_the_parts_of_a_run_fit_each_other(folder):
     assert [curve[4], curve[19]] == [run["test"]["recall@5"], run["test"]["recall@20"]]
     assert curve[-1] == 1
     assert run["test_lists"]["coverage"] == 1
-    lines = results.read_lines(folder / "first" / "seed_3" / "metrics.jsonl")
+    lines = results_json.read_lines(folder / "first" / "seed_3" / "metrics.jsonl")
     assert lines[-1]["test/mrr@20"] == run["test"]["mrr@20"]
     assert {"data_dir", "prepared_dir"}.isdisjoint(found["config"])
     assert str(folder) not in json.dumps(found)
 
 
 def test_evaluation_writes_the_same_results(folder, capsys):
-    path = folder / "first" / results.FILE
-    before = results.read(path)
+    path = folder / "first" / results_json.FILE
+    before = results_json.read(path)
     path.unlink()
     means = evaluate_workdir(str(folder / "first"))
-    assert without_clock(results.read(path)) == without_clock(before)
+    assert without_clock(results_json.read(path)) == without_clock(before)
     assert means["mrr@20"] == pytest.approx(before["mean"]["test"]["mrr@20"])
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
@@ -100,15 +103,12 @@ def test_evaluation_writes_the_same_results(folder, capsys):
     assert row.split(" | ")[3] == f"{100 * means['recall@5']:.2f}"
 
 
-def test_evaluation_needs_no_workdir_that_may_be_written(tmp_path, caplog):
-    config = tiny_config(tmp_path)
-    config.epochs = 1
+def test_evaluation_needs_no_workdir_that_may_be_written(tmp_path, folder, caplog):
     run = tmp_path / "run"
-    train_and_evaluate(config, str(run))
-    (run / results.FILE).unlink()
-    expected = evaluate_workdir(str(run))
-    (run / results.FILE).unlink()
-    (run / results.FILE).mkdir()
+    shutil.copytree(folder / "first" / "seed_3", run)
+    expected = results_json.read(run / results_json.FILE)["mean"]["test"]
+    (run / results_json.FILE).unlink()
+    (run / results_json.FILE).mkdir()
     found = evaluate_workdir(str(run))
     assert found["mrr@20"] == expected["mrr@20"]
     assert "what was found is only printed" in caplog.text
@@ -128,7 +128,7 @@ def one_epoch(folder, select_on):
     config = tiny_config(folder)
     config.select_on, config.epochs = select_on, 1
     train_and_evaluate(config, str(folder / "run"))
-    return results.read(folder / "run" / results.FILE)
+    return results_json.read(folder / "run" / results_json.FILE)
 
 
 def test_selection_on_test_is_told(tmp_path):
@@ -136,7 +136,7 @@ def test_selection_on_test_is_told(tmp_path):
     assert found["protocol"]["select_on"] == "test"
     assert found["runs"][0]["valid"] is None
     assert found["standard_deviation"]["test"] == {}
-    assert "on TEST" in results.seeds_table(found)
+    assert "on TEST" in seeds_table(found)
     assert "| test | 1 |" in results.document([found])
     each_best = found["mean"]["test_each_best"]
     assert each_best == found["mean"]["test"]
@@ -148,7 +148,7 @@ def test_selection_on_test_is_told(tmp_path):
 def test_an_epoch_that_nothing_chose_is_told(tmp_path):
     found = one_epoch(tmp_path, "last")
     assert found["protocol"]["test"] == "evaluated once, after the last epoch"
-    assert "the last, chosen on no split" in results.seeds_table(found)
+    assert "the last, chosen on no split" in seeds_table(found)
     text = results.document([found])
     assert "| no split: the last | 1 |" in text
     assert "each metric at its best |" not in text
@@ -164,10 +164,10 @@ def test_the_best_of_each_metric_may_be_of_no_single_epoch(tmp_path):
     ]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    epochs = results.by_epoch(results.read_lines(path))
+    epochs = results_json.by_epoch(results_json.read_lines(path))
     assert epochs[:2] == lines[1:3]
     assert epochs[2] == {"step": 27, "epoch": 3, "test/mrr@20": 0.15}
-    assert results.each_best(epochs) == {"recall@20": 0.5, "mrr@20": 0.2}
+    assert results_json.each_best(epochs) == {"recall@20": 0.5, "mrr@20": 0.2}
 
 
 def test_plots_of_a_workdir_are_written(folder):
@@ -183,7 +183,7 @@ def test_plots_of_a_workdir_are_written(folder):
 
 
 def test_plots_need_the_folder_of_a_seed(tmp_path, folder):
-    shutil.copy(folder / "first" / results.FILE, tmp_path)
+    shutil.copy(folder / "first" / results_json.FILE, tmp_path)
     (tmp_path / "seed_9").mkdir()
     with pytest.raises(UserError, match="no folder of a seed"):
         plot_workdir(str(tmp_path))
@@ -200,9 +200,9 @@ def test_an_epoch_without_a_rate_counts_like_the_others(tmp_path, rates, seconds
         for n, rate in enumerate(rates, 1)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert results.train_seconds(results.read_lines(path), 100) == pytest.approx(
-        seconds
-    )
+    assert results_json.train_seconds(
+        results_json.read_lines(path), 100
+    ) == pytest.approx(seconds)
 
 
 def test_commands_are_kept_without_places():
@@ -212,7 +212,7 @@ def test_commands_are_kept_without_places():
         *("--config.progress=False", "--config.ks=(5, 20)", "--noconfig.progress"),
         *("--config.progress", "--config.seed=1"),
     ]
-    assert results.portable_command(arguments) == (
+    assert results_json.portable_command(arguments) == (
         "python -m srgnn_jax.main --config=configs/diginetica.py "
         "--config.data_dir=DIR --config.runs=3 '--config.ks=(5, 20)' --config.seed=1"
     )
@@ -225,7 +225,7 @@ def table_rows(text):
 
 
 def test_a_document_holds_runs_ablations_baselines_and_published_figures(folder):
-    ours = results.read(folder / "first" / results.FILE)
+    ours = results_json.read(folder / "first" / results_json.FILE)
     ours["data"]["name"] = "diginetica"
     ours["data"]["counts"]["test_examples"] = 60_858
     ablation = copy.deepcopy(ours)
@@ -281,8 +281,31 @@ def test_a_document_holds_runs_ablations_baselines_and_published_figures(folder)
     assert "Wu et al. 2019" not in results.document([ours, baselines])
 
 
+def test_an_interval_stands_beside_the_seed_that_it_is_of_and_no_mean(folder):
+    several = results_json.read(folder / "first" / results_json.FILE)
+    alone = results_json.read(folder / "first" / "seed_4" / results_json.FILE)
+    values = [
+        run["test_breakdown"]["length"]["longer"]["mrr@20"] for run in several["runs"]
+    ]
+    text = results.document([several])
+    assert "95%" not in text
+    assert "Intervals" not in text
+    assert "Means of 2 seeds ± their standard deviation." in text
+    (row,) = (line for line in text.splitlines() if "| length: longer |" in line)
+    mean, deviation = statistics.mean(values), statistics.stdev(values)
+    assert row.endswith(f" | {100 * mean:.2f} ± {100 * deviation:.2f} |")
+    text = results.document([alone])
+    assert "| recall@20 | 95%, seed 4 | mrr@20 | 95%, seed 4 |" in text
+    (row,) = (line for line in text.splitlines() if "| length: longer |" in line)
+    low, high = alone["runs"][0]["test_breakdown"]["length"]["longer"]["interval"][
+        "mrr@20"
+    ]
+    assert row.endswith(f" | {100 * low:.2f} to {100 * high:.2f} |")
+    assert f" | {100 * values[1]:.2f} | " in row
+
+
 def test_a_run_alone_is_told_with_its_settings_and_its_list_length(folder):
-    ours = results.read(folder / "first" / results.FILE)
+    ours = results_json.read(folder / "first" / results_json.FILE)
     ours["config"]["normalize"] = True
     ours["config"]["ks"] = [5]
     text = results.document([ours])
@@ -306,6 +329,19 @@ def test_what_is_no_result_is_named(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             results.find([str(tmp_path / name)])
+
+
+def test_an_error_without_a_number_is_told(tmp_path, monkeypatch):
+    def fails(*arguments, **options):
+        raise OSError("the disk is gone")
+
+    for name in ("read_text", "write_text"):
+        monkeypatch.setattr(Path, name, fails)
+    path = tmp_path / results_json.FILE
+    with pytest.raises(UserError, match=r"cannot write .* \(the disk is gone\)"):
+        results_json.write(path, {})
+    with pytest.raises(UserError, match=r"cannot read .* \(the disk is gone\)"):
+        results_json.read(path)
 
 
 def test_results_md_is_what_the_stored_results_give():

@@ -105,7 +105,7 @@ def test_vocabulary_is_saved_and_loaded_whole(tmp_path):
 @pytest.mark.parametrize(
     "ids",
     [
-        [f"https://example.org/{'shop/' * 60}{n}" for n in range(20_000)],
+        [f"https://example.org/{'shop/' * 150}{n}" for n in range(20_000)],
         ["x" * 10**6, "y"],
     ],
 )

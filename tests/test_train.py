@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srgnn_jax import results, steps, train
+from srgnn_jax import steps, train
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import Evaluator, evaluate_workdir
+from srgnn_jax.evaluate import results_json
+from srgnn_jax.evaluate.evaluator import Evaluator
+from srgnn_jax.evaluate.workdir import evaluate_workdir
 from srgnn_jax.train import train_and_evaluate
 from tests.tiny import tiny_config, write_log
 
@@ -155,7 +157,7 @@ def test_evaluation_prints_the_numbers_of_training(config, tmp_path, capsys, sel
 
 def test_a_run_can_be_evaluated_for_other_list_lengths(config, tmp_path, capsys):
     train_and_evaluate(config, str(tmp_path / "run"))
-    before = results.read(tmp_path / "run" / results.FILE)
+    before = results_json.read(tmp_path / "run" / results_json.FILE)
     # The new ones join those of the run; what else is asked is not the run's.
     config.ks, config.epochs = (1,), 9
     capsys.readouterr()
@@ -165,7 +167,7 @@ def test_a_run_can_be_evaluated_for_other_list_lengths(config, tmp_path, capsys)
     (first,) = (row for row in table if row[:1] == ["recall@1"])
     (both,) = (row for row in table if row[:1] == ["recall@20"])
     assert [len(first), len(both)] == [3, 4]
-    after = results.read(tmp_path / "run" / results.FILE)
+    after = results_json.read(tmp_path / "run" / results_json.FILE)
     assert after["runs"][0]["test"].keys() == {
         f"{name}@{k}" for name in ("recall", "mrr", "ndcg") for k in (1, 5, 10, 20)
     }
@@ -205,7 +207,7 @@ def test_the_last_epoch_is_trained_on_everything_and_chosen_by_nothing(
     train_and_evaluate(config, str(tmp_path / "test"))
     (same,) = (r for r in records(tmp_path / "test") if r.get("epoch") == 3)
     assert same["test/mrr@20"] == test["test/mrr@20"]
-    (run,) = results.read(tmp_path / "last" / results.FILE)["runs"]
+    (run,) = results_json.read(tmp_path / "last" / results_json.FILE)["runs"]
     assert run["best_epoch"] == 3
     assert run["valid"] is None
     assert "test_each_best" not in run

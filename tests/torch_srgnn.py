@@ -35,7 +35,7 @@ def connection_matrices(
     """Builds nodes [B, L], alias [B, L], A_in and A_out [B, L, L] from sets of edges.
 
     Nodes are the distinct items in ascending order, as in both PyTorch codes, so that
-    they come in another order than in `srgnn_jax.graph`.
+    they come in another order than in `srgnn_jax.model.graph`.
     """
     batch, length = item_seq.shape
     nodes = np.zeros((batch, length), np.int64)

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from srgnn_jax import tables
 from srgnn_jax.data.sessions import Sessions, Vocabulary
 
 # Counts of Wu et al. 2019, table 1.
@@ -78,12 +79,8 @@ def counts_table(
             return ""
         return f"{round(value, 3):,}"
 
-    lines = [
-        f"{'counts':<20}{'here':>14}" + (f"{'published':>14}" if published else "")
-    ]
+    rows = [["counts", "here", *(["published"] if published else [])]]
     for name, value in counts.items():
-        line = f"{name.replace('_', ' '):<20}{show(value):>14}"
-        if published:
-            line += f"{show(published.get(name)):>14}"
-        lines.append(line.rstrip())
-    return "\n".join(lines)
+        row = [name.replace("_", " "), show(value)]
+        rows.append(row + [show(published.get(name))] * bool(published))
+    return "\n".join(tables.plain(rows, left=20, width=14))

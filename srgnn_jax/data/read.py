@@ -25,6 +25,7 @@ TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat", ".inter")
 SUFFIXES = (*TEXT_SUFFIXES, *(f"{s}.gz" for s in TEXT_SUFFIXES), ".parquet")
 SEPARATORS = "\t,;|"
 CHUNK_ROWS = 1_000_000
+ANY_COLUMNS = Columns()
 
 NOT_UTF8 = "text that is not UTF-8"
 _NUL = "a NUL byte, as in files that were not written to the end"
@@ -34,7 +35,7 @@ _UNREADABLE = (OSError, EOFError, zlib.error)
 
 def read_clicks(
     path: pathlib.Path,
-    columns: Columns = Columns(),
+    columns: Columns = ANY_COLUMNS,
     *,
     header: Sequence[str] = (),
     separator: str = "",

@@ -6,7 +6,6 @@ draws a run and writes files.
 
 import importlib.util
 import pathlib
-import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from srgnn_jax import metrics, parallel, recommend, results
+from srgnn_jax import parallel, recommend
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import seed_folders
+from srgnn_jax.evaluate import metrics, results_json
+from srgnn_jax.evaluate.workdir import seed_folders
 from srgnn_jax.model import graph
 
 if TYPE_CHECKING:
@@ -44,27 +44,25 @@ def plot_workdir(workdir: str) -> list[pathlib.Path]:
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("plots need matplotlib: pip install 'srgnn_jax[plots]'")
     folder = pathlib.Path(workdir).expanduser()
-    if not (folder / results.FILE).is_file():
+    if not (folder / results_json.FILE).is_file():
         raise UserError(
-            f"{folder} holds no {results.FILE}: let the run come to its end, or make "
-            "one by --mode=evaluate"
+            f"{folder} holds no {results_json.FILE}: let the run come to its end, or "
+            "make one by --mode=evaluate"
         )
-    of_workdir = results.read(folder / results.FILE)
+    of_workdir = results_json.read(folder / results_json.FILE)
     runs = of_workdir["runs"]
     k = metrics.usual_k(of_workdir["config"]["ks"])
     folders = seed_folders(folder) or {runs[0]["seed"]: folder}
     found = [run["seed"] for run in runs if run["seed"] in folders]
     if not found:
         raise UserError(
-            f"{folder} holds no folder of a seed that its {results.FILE} tells of; "
-            "make that anew by --mode=evaluate"
+            f"{folder} holds no folder of a seed that its {results_json.FILE} tells "
+            "of; make that anew by --mode=evaluate"
         )
     records = {
-        f"seed {seed}": results.read_lines(folders[seed] / "metrics.jsonl")
+        f"seed {seed}": results_json.read_lines(folders[seed] / "metrics.jsonl")
         for seed in found
     }
-    recommender = recommend.Recommender.load(folders[found[0]])
-    clicks = recommender.vocabulary.clicks
     figures = {
         "recall_over_k": recall_over_k(
             {f"seed {run['seed']}": run["test_recall_curve"] for run in runs}
@@ -73,6 +71,8 @@ def plot_workdir(workdir: str) -> list[pathlib.Path]:
     }
     if any(records.values()):
         figures["learning_curves"] = learning_curves(records, k)
+    recommender = recommend.Recommender.load(folders[found[0]])
+    clicks = recommender.vocabulary.clicks
     if clicks is not None:
         figures["items"] = item_map(
             np.asarray(recommender.params["item_embedding"])[: len(clicks) + 1],
@@ -87,7 +87,7 @@ def plot_workdir(workdir: str) -> list[pathlib.Path]:
             parallel.say(str(paths[-1]))
     except OSError as error:
         raise UserError(
-            f"cannot write to {folder / 'plots'} ({error.strerror})"
+            f"cannot write to {folder / 'plots'} ({error.strerror or error})"
         ) from error
     return paths
 
@@ -104,6 +104,16 @@ def _panels(count: int, width: float | int = 4.2) -> tuple["Figure", list["Axes"
     return figure, panels
 
 
+def _style(n: int) -> dict[str, Any]:
+    """Tells the n-th run from the others."""
+    return {
+        "color": COLOURS[n % len(COLOURS)],
+        "marker": MARKERS[n % len(MARKERS)],
+        "markersize": 5,
+        "linewidth": 1.4,
+    }
+
+
 def learning_curves(
     records: Mapping[str, Sequence[Mapping[str, Any]]], k: int = 20
 ) -> "Figure":
@@ -115,46 +125,32 @@ def learning_curves(
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure, (loss, recall, mrr) = _panels(3)
+    def draw(axes, lines, x, y, scale, **style):
+        axes.plot(
+            [line[x] for line in lines], [scale * line[y] for line in lines], **style
+        )
+
+    figure, (loss, *others) = _panels(3)
+    by_metric = dict(zip((f"recall@{k}", f"mrr@{k}"), others, strict=True))
     splits = set()
     for n, (label, lines) in enumerate(records.items()):
-        colour = COLOURS[n % len(COLOURS)]
+        style = _style(n) | {"label": label}
         steps = [line for line in lines if "train/learning_rate" in line]
         epochs = [line for line in lines if "epoch" in line]
-        loss.plot(
-            [line["step"] / 1000 for line in steps],
-            [line["train/loss"] for line in steps],
-            color=colour,
-            linewidth=0.8,
-            alpha=0.6,
-        )
-        marked: dict[str, Any] = {
-            "color": colour,
-            "marker": MARKERS[n % len(MARKERS)],
-            "markersize": 5,
-            "linewidth": 1.4,
-            "label": label,
-        }
-        loss.plot(
-            [line["step"] / 1000 for line in epochs],
-            [line["train/loss"] for line in epochs],
-            **marked,
-        )
-        for axes, metric in ((recall, f"recall@{k}"), (mrr, f"mrr@{k}")):
-            for split in ("valid", "test"):
-                name = f"{split}/{metric}"
-                known = [line for line in epochs if name in line]
+        faint = {"color": style["color"], "linewidth": 0.8, "alpha": 0.6}
+        draw(loss, steps, "step", "train/loss", 1, **faint)
+        draw(loss, epochs, "step", "train/loss", 1, **style)
+        for metric, axes in by_metric.items():
+            for split, name in (("valid", "validation"), ("test", "test")):
+                known = [line for line in epochs if f"{split}/{metric}" in line]
                 if known:
-                    splits.add({"valid": "validation", "test": "test"}[split])
-                    axes.plot(
-                        [line["epoch"] for line in known],
-                        [100 * line[name] for line in known],
-                        **marked,
-                    )
+                    splits.add(name)
+                    draw(axes, known, "epoch", f"{split}/{metric}", 100, **style)
     on = " and ".join(sorted(splits)) or "no split"
     loss.set(xlabel="steps, in thousands", ylabel="training loss (nats)")
     loss.set_title("loss: as logged, and the mean of each epoch", fontsize=10)
-    for axes, metric in ((recall, f"recall@{k}"), (mrr, f"mrr@{k}")):
+    loss.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}")
+    for metric, axes in by_metric.items():
         axes.set(xlabel="epoch", ylabel=f"{metric} (%)")
         axes.set_title(f"{metric} on {on}", fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -170,32 +166,24 @@ def recall_over_k(curves: Mapping[str, Sequence[float]]) -> "Figure":
       curves: recall@1, recall@2, ... as fractions, by the run's label.
     """
     figure, (axes,) = _panels(1, width=5.4)
-    longest = max(map(len, curves.values()))
     for n, (label, curve) in enumerate(curves.items()):
-        k = np.arange(1, len(curve) + 1)
-        values = 100 * np.array(curve)
         axes.plot(
-            k,
-            values,
+            range(1, len(curve) + 1),
+            100 * np.array(curve),
             color=COLOURS[n % len(COLOURS)],
             linestyle=("-", "--", ":", "-.")[n % 4],
             label=label,
         )
+    longest = max(map(len, curves.values()))
     shown = [x for x in (1, 5, 10, 20, 50) if x <= longest]
     axes.set_xticks(shown)
     first = list(next(iter(curves.values())))
     for x in shown:
         if x <= len(first):
-            y = 100 * first[x - 1]
-            axes.plot(x, y, "o", color=COLOURS[0], markersize=4)
-            axes.annotate(
-                f"{y:.1f}",
-                (x, y),
-                xytext=(4, -12),
-                textcoords="offset points",
-                fontsize=8,
-                color=INK,
-            )
+            place = x, 100 * first[x - 1]
+            axes.plot(*place, "o", color=COLOURS[0], markersize=4)
+            near: dict[str, Any] = {"xytext": (4, -12), "textcoords": "offset points"}
+            axes.annotate(f"{place[1]:.1f}", place, fontsize=8, color=INK, **near)
     axes.set(xlabel="items in the list, k", ylabel="recall@k (%)", ylim=(0, None))
     axes.set_xlim(0, longest + 5)
     axes.set_title("targets among the first k items, on test", fontsize=10)
@@ -208,8 +196,9 @@ def metrics_by_length(breakdowns: Sequence[Mapping[str, Any]], k: int = 20) -> "
     """Draws recall@k and mrr@k by the length of the prefix.
 
     Args:
-      breakdowns: what `breakdown.break_down` returned for each seed. Points are means
-        over the seeds, bars as long as the first seed's confidence intervals.
+      breakdowns: what `breakdown.break_down` returned for each seed. Of one seed, bars
+        are its confidence intervals; of several, points are their means and bars their
+        standard deviations.
       k: the list length of the metrics.
     """
     figure, panels = _panels(2, width=4.8)
@@ -220,34 +209,28 @@ def metrics_by_length(breakdowns: Sequence[Mapping[str, Any]], k: int = 20) -> "
         f"{100 * part['examples'] / size:.0f}%"
         for name, part in parts.items()
     ]
-    place = np.arange(len(labels))
+    several = len(breakdowns) > 1
+    bars_are = f"mean ± std of {len(breakdowns)} seeds"
+    if not several:
+        bars_are = "95% intervals over sessions"
     for axes, metric, colour in zip(
         panels, (f"recall@{k}", f"mrr@{k}"), COLOURS[:2], strict=True
     ):
-        mean = np.array(
-            [
-                statistics.fmean(
-                    one["length, finely"][name][metric] for one in breakdowns
-                )
-                for name in parts
-            ]
+        values = np.array(
+            [[one["length, finely"][n][metric] for n in parts] for one in breakdowns]
         )
-        low, high = np.array([part["interval"][metric] for part in parts.values()]).T
-        middle = np.array([part[metric] for part in parts.values()])
-        bars = np.maximum([middle - low, high - middle], 0)
-        axes.errorbar(
-            place,
-            100 * mean,
-            100 * bars,
-            fmt="o",
-            color=colour,
-            capsize=3,
-            markersize=5,
-        )
-        axes.set_xticks(place, labels, fontsize=8)
+        mean = values.mean(axis=0)
+        if several:
+            bars = np.tile(values.std(axis=0, ddof=1), (2, 1))
+        else:
+            bounds = np.array([part["interval"][metric] for part in parts.values()])
+            bars = np.maximum([mean - bounds[:, 0], bounds[:, 1] - mean], 0)
+        style: dict[str, Any] = {"fmt": "o", "capsize": 3, "markersize": 5}
+        axes.errorbar(range(len(labels)), 100 * mean, 100 * bars, color=colour, **style)
+        axes.set_xticks(range(len(labels)), labels, fontsize=8)
         axes.set(xlabel="clicks in the prefix; share of test", ylabel=f"{metric} (%)")
         axes.set_ylim(0, 1.08 * 100 * (mean + bars[1]).max())
-        axes.set_title(f"{metric} by length, 95% intervals over sessions", fontsize=10)
+        axes.set_title(f"{metric} by length, {bars_are}", fontsize=10)
     return figure
 
 

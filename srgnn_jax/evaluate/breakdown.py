@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from srgnn_jax import metrics
 from srgnn_jax.data.sessions import Examples
+from srgnn_jax.evaluate import metrics
 
-RESAMPLES = 1000
+# Samples of sessions, in all and held at a time.
+RESAMPLES, BATCH = 1000, 20
 # The finer groups of prefixes by length: each from one of these up to the next.
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 11, 21)
 
@@ -103,17 +104,33 @@ def bootstrap(
       session: which session each example is of.
       resamples: how many samples are drawn; the same ones in every call.
     """
+    # It takes a second to load, and most of the package has no need of it.
+    from scipy import stats
+
     _, number = np.unique(session, return_inverse=True)
-    count = int(number.max()) + 1
     columns = [*values.T, np.ones(len(values))]
     sums = np.stack([np.bincount(number, column) for column in columns], axis=1)
-    rng = np.random.default_rng(0)
-    means = np.empty((resamples, values.shape[1]))
-    for sample in means:
-        drawn = np.bincount(rng.integers(count, size=count), minlength=count)
-        total = drawn @ sums
-        sample[:] = total[:-1] / total[-1]
-    return np.percentile(means, (2.5, 97.5), axis=0)
+    count = len(sums)
+    if count == 1:
+        return np.tile(sums[0, :-1] / sums[0, -1], (2, 1))
+
+    def means(drawn: Int[np.ndarray, "... S"], axis: int) -> Float[np.ndarray, "M ..."]:
+        del axis
+        rows = drawn.reshape(-1, count)
+        times = np.stack([np.bincount(row, minlength=count) for row in rows])
+        total = (times @ sums).T
+        return (total[:-1] / total[-1]).reshape(-1, *drawn.shape[:-1])
+
+    found = stats.bootstrap(
+        (np.arange(count),),
+        means,
+        n_resamples=resamples,
+        batch=BATCH,
+        vectorized=True,
+        method="percentile",
+        rng=0,
+    )
+    return np.stack(found.confidence_interval)
 
 
 def break_down(

@@ -1,152 +1,37 @@
-"""Evaluation: the target of every example is ranked among all items.
+"""What a workdir holds is evaluated; simple baselines on the data of a config are.
 
-Axes: E examples, C clicks, N parts of a batch, R rows of a part, K items of a list.
+Axes: E examples, K items of a list.
 """
 
-import collections
 import contextlib
-import functools
 import logging
-import math
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
-from jaxtyping import Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from srgnn_jax import baselines, metrics, parallel, results
 from srgnn_jax import config as config_lib
+from srgnn_jax import parallel, tables
 from srgnn_jax.checkpoint import (
     Checkpoints,
     Progress,
-    check_same_model,
     check_same_run,
     is_single_run,
     make_workdir,
 )
-from srgnn_jax.data import batches
 from srgnn_jax.data.counts import data_name
-from srgnn_jax.data.sessions import Examples, check_rows
+from srgnn_jax.data.sessions import Examples
 from srgnn_jax.errors import UserError
+from srgnn_jax.evaluate import baselines, metrics, results_json
+from srgnn_jax.evaluate.evaluator import Evaluator, restore_best
+from srgnn_jax.evaluate.scorer import target_ranks
 from srgnn_jax.model.layers import Params
-from srgnn_jax.model.srgnn import init_params
-from srgnn_jax.steps import check_finite, list_step, rank_step
 
 log = logging.getLogger(__name__)
-
-# Sessions that are ranked at a time: at least, if there are so many, and at most.
-MIN_ROWS, MAX_ROWS = 64, 512
-
-
-class Evaluator:
-    """Evaluates parameters on one split, as often as asked, with one compiled step.
-
-    The devices return ranks; metrics are taken from them here, in float64 and in the
-    order of the examples. Neither `batch_size` nor the number of devices that share a
-    batch changes what an example is computed with (see `batches.eval_batches`), so that
-    they change no digit.
-
-    `after_batch` is called after each batch, and may end the evaluation by raising.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        examples: Examples,
-        ks: Sequence[int],
-        batch_size: int,
-        devices: parallel.Devices,
-        progress: bool = False,
-        after_batch: Callable[[], None] | None = None,
-    ):
-        check_rows(examples.items, model.num_items)
-        self._model = model
-        self._examples = examples
-        self._ks = tuple(ks)
-        self._batch_size = batch_size
-        self._devices = devices
-        self._progress = progress
-        self._after_batch = after_batch or (lambda: None)
-        # Fewer rows at a time go over the whole table faster than many over blocks of
-        # it, unless they become too few to be worth the reading of the table.
-        rows = devices.max_scores // model.num_items
-        self.max_rows = min(max(MIN_ROWS, rows), MAX_ROWS)
-        self._with_clicks = devices.hold_clicks(examples.items)
-        self._rank_step = self._compile(rank_step)
-
-    def _compile(self, step: Callable, **arguments: Any) -> Callable:
-        return self._devices.compile(
-            functools.partial(
-                step,
-                model=self._model,
-                **self._devices.step_options,
-                **arguments,
-            )
-        )
-
-    def __call__(self, params: Params) -> dict[str, float]:
-        """Returns the mean of every metric, and `examples_per_second`."""
-        return self.with_ranks(params)[0]
-
-    def with_ranks(
-        self, params: Params
-    ) -> tuple[dict[str, float], Int[np.ndarray, " E"]]:
-        """Returns what a call does, and the rank of each example's target, 1 = best."""
-        rank, seconds = self._run(self._rank_step, params)
-        means = metrics.means(rank, self._ks)
-        return {**means, "examples_per_second": len(rank) / seconds}, rank
-
-    def lists(self, params: Params, k: int) -> Int[np.ndarray, "E K"]:
-        """Returns the rows of the k items with the highest scores for each example."""
-        return self._run(self._compile(list_step, k=k), params)[0]
-
-    def _run(self, step: Callable, params: Params) -> tuple[np.ndarray, float]:
-        """Gathers what a step returns for the rows of a batch, by example.
-
-        Returns:
-          That, and the seconds since the first batch was on its way: a first call
-          compiles before.
-        """
-        start = math.inf
-        found: list[np.ndarray] = []
-        numbers: list[np.ndarray] = []
-        pending: collections.deque[jax.Array] = collections.deque()
-        bar = tqdm(
-            total=len(self._examples),
-            desc="evaluate",
-            unit=" examples",
-            disable=None if self._progress else True,
-            leave=False,
-        )
-        with bar:
-            for batch in batches.eval_batches(
-                self._examples,
-                self._batch_size,
-                self._devices.shards,
-                self._devices.max_positions,
-                self.max_rows,
-            ):
-                pending.append(step(params, *self._with_clicks(batch)))
-                start = min(start, time.perf_counter())
-                numbers.append(np.where(batch.length > 0, batch.example, -1))
-                if len(pending) == 8:
-                    # Fetched late, so that the device always has work in hand.
-                    found.append(np.asarray(pending.popleft()))
-                bar.update(batch.examples)
-                self._after_batch()
-            found += map(np.asarray, pending)
-        seconds = time.perf_counter() - start
-        values = np.concatenate(found)
-        number = np.concatenate(numbers)
-        by_example = np.empty((len(self._examples), *values.shape[2:]), values.dtype)
-        by_example[number[number >= 0]] = values[number >= 0]
-        return by_example, seconds
 
 
 def make_evaluator(
@@ -185,16 +70,25 @@ def report(
     columns = {"SR-GNN test": test}
     if config.select_on == "valid" and progress.best_step:
         columns["SR-GNN valid"] = progress.best_metrics
-    columns["POP test"] = baselines.popularity(
-        splits.train_sessions, splits.evaluated["test"], progress.num_items, config.ks
-    )
+    pop = baselines.pop(splits.train_sessions, progress.num_items)
+    ranks = target_ranks(pop, splits.evaluated["test"])
+    columns["POP test"] = metrics.means(ranks, config.ks)
     title = f"step {progress.step}: no epoch is complete"
     if progress.best_step:
         title = (
             f"epoch {progress.best_epoch} (step {progress.best_step}), "
-            + results.how_chosen(config.select_on, config.select_by)
+            + how_chosen(config.select_on, config.select_by)
         )
     return "\n".join(["", title, "", *metric_table(config.ks, columns)])
+
+
+def how_chosen(select_on: str, select_by: str) -> str:
+    """Tells a person at the terminal how the epoch was chosen."""
+    return {
+        "valid": f"chosen by {select_by} on validation",
+        "test": f"chosen by {select_by} on TEST, as in the papers' codes",
+        "last": "the last, chosen on no split",
+    }[select_on]
 
 
 def metric_table(
@@ -207,46 +101,15 @@ def metric_table(
       columns: metrics, by what stands above them; one that lacks a list length is blank
         there.
     """
-    rows = {"": list(columns)}
-    for name in metrics.names(ks):
-        rows[name] = [
-            f"{100 * column[name]:.2f}" if name in column else ""
-            for column in columns.values()
-        ]
-    if all("seconds" in column for column in columns.values()):
-        rows["seconds"] = [f"{column['seconds']:.1f}" for column in columns.values()]
-    left, width = max(map(len, rows)), max(8, *map(len, columns)) + 2
-    return [
-        f"{name:<{left}}" + "".join(f"{cell:>{width}}" for cell in row)
-        for name, row in rows.items()
+    each = list(columns.values())
+    rows = [["", *columns]]
+    rows += [
+        [name, *(tables.percent(column.get(name)) for column in each)]
+        for name in metrics.names(ks)
     ]
-
-
-def restore_best(
-    checkpoints: Checkpoints,
-    progress: Progress,
-    model: nn.Module,
-    devices: parallel.Devices,
-) -> tuple[Params, int]:
-    """Reads the parameters of the best epoch, or of the last step while there is none.
-
-    Returns:
-      The parameters, laid out for the devices, and their step.
-
-    Raises:
-      UserError: they are another model's, or not finite.
-    """
-    check_same_model(progress.model, config_lib.model_name(model))
-    shapes = {"params": jax.eval_shape(lambda: init_params(model, 0))}
-    step = progress.best_step or progress.step
-    params = checkpoints.restore(devices.layout(shapes), step)["params"]
-    try:
-        check_finite(params)
-    except ValueError as error:
-        raise UserError(
-            f"the checkpoint of step {step} is of no use: {error}"
-        ) from None
-    return params, step
+    if all("seconds" in column for column in each):
+        rows += [["seconds", *(f"{column['seconds']:.1f}" for column in each)]]
+    return tables.plain(rows)
 
 
 def evaluate_workdir(
@@ -302,9 +165,9 @@ def evaluate_workdir(
     if parallel.is_main_process():
         try:
             command = ""
-            if (folder / results.FILE).exists():
-                command = results.read(folder / results.FILE)["command"]
-            results.record(folder, own, data, splits, command, run)
+            if (folder / results_json.FILE).exists():
+                command = results_json.read(folder / results_json.FILE)["command"]
+            results_json.record(folder, own, data, splits, command, run)
         except UserError as error:
             log.warning("%s: what was found is only printed", error)
     return test
@@ -316,7 +179,7 @@ def evaluate_best(
     splits: config_lib.Splits,
     evaluate: Evaluator,
     params: Params,
-) -> tuple[dict[str, float], results.Results]:
+) -> tuple[dict[str, float], results_json.Results]:
     """Evaluates the best epoch on test and prints the table.
 
     Args:
@@ -327,12 +190,13 @@ def evaluate_best(
       params: of the best epoch, or of the last step while there is none.
 
     Returns:
-      The mean of every metric, and what results.json records; see `results.of_run`.
+      The mean of every metric, and what results.json records; see
+      `results_json.of_run`.
     """
     test, rank = evaluate.with_ranks(params)
     lists = evaluate.lists(params, min(max(config.ks), progress.num_items - 1))
     parallel.say(report(config, progress, test, splits))
-    return test, results.of_run(progress, config, splits, test, rank, lists)
+    return test, results_json.of_run(progress, config, splits, test, rank, lists)
 
 
 def seed_folders(folder: pathlib.Path) -> dict[int, pathlib.Path]:
@@ -349,10 +213,28 @@ def report_seeds(folder: pathlib.Path, seeds: Sequence[int]) -> None:
     """Joins the results of several seeds in results.json and prints their table."""
     if not parallel.is_main_process():
         return
-    each = [results.read(folder / f"seed_{s}" / results.FILE) for s in seeds]
-    merged = results.merge(each)
-    results.write(folder / results.FILE, merged)
-    parallel.say("\n" + results.seeds_table(merged))
+    each = [results_json.read(folder / f"seed_{s}" / results_json.FILE) for s in seeds]
+    merged = results_json.merge(each)
+    results_json.write(folder / results_json.FILE, merged)
+    parallel.say("\n" + seeds_table(merged))
+
+
+def seeds_table(results: results_json.Results) -> str:
+    """Renders test metrics by seed, their mean and their standard deviation."""
+    runs = results["runs"]
+    columns = [run["test"] for run in runs]
+    columns += [results[key]["test"] for key in ("mean", "standard_deviation")]
+    rows = [["epoch", *(str(run["best_epoch"]) for run in runs), "", ""]]
+    rows += [
+        [name, *(tables.percent(one.get(name)) for one in columns)]
+        for name in metrics.names(results["config"]["ks"])
+    ]
+    protocol = results["protocol"]
+    title = "test metrics in percent; each seed's epoch was\n" + how_chosen(
+        protocol["select_on"], protocol["select_by"]
+    )
+    header = ["", *(f"seed {run['seed']}" for run in runs), "mean", "std"]
+    return "\n".join([title, "", *tables.markdown(header, rows)])
 
 
 def evaluate_baselines(
@@ -388,7 +270,7 @@ def evaluate_baselines(
         leave=False,
     ):
         start = time.perf_counter()
-        ranks = baselines.target_ranks(learn(train, data.vocabulary.num_items), test)
+        ranks = target_ranks(learn(train, data.vocabulary.num_items), test)
         reached[name] = metrics.means(ranks, config.ks)
         reached[name]["seconds"] = time.perf_counter() - start
     record = {
@@ -415,5 +297,5 @@ def evaluate_baselines(
         )
     )
     if parallel.is_main_process():
-        results.write(folder / results.BASELINES_FILE, record)
+        results_json.write(folder / results_json.BASELINES_FILE, record)
     return reached

@@ -1,0 +1,263 @@
+"""results.json and baselines.json: what is recorded of runs, written and read.
+
+All of results.json that depends on the clock has "second" in its key: the rest is the
+same whenever the same command is run on the same machine.
+
+Axes: E examples, K items of a list.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+import srgnn_jax
+from srgnn_jax import config as config_lib
+from srgnn_jax.checkpoint import Progress
+from srgnn_jax.data.counts import data_name
+from srgnn_jax.data.sessions import Dataset
+from srgnn_jax.errors import UserError
+from srgnn_jax.evaluate import breakdown, metrics
+
+Results = dict[str, Any]
+
+FILE, BASELINES_FILE = "results.json", "baselines.json"
+# What each of the two holds at least.
+_KEYS = (
+    {"config", "data", "mean", "protocol", "runs", "standard_deviation"},
+    {"data", "dataset", "test", "test_examples", "train_sessions"},
+)
+# By `config.select_on`: what becomes of test.
+TEST = {
+    "valid": "evaluated once, for the epoch that validation chose",
+    "test": "evaluated every epoch, and it chose the epoch",
+    "last": "evaluated once, after the last epoch",
+}
+# What `summary` tells of: on which split, or how.
+SUMMARIES = ("test", "test_each_best", "valid")
+# Flags that say where things lie, and what stands in a record instead of their values;
+# None: nothing does.
+PLACES = {
+    "workdir": None,
+    "config.prepared_dir": None,
+    "config.data_dir": "DIR",
+}
+FIELDS_OF_PLACES = frozenset({"data_dir", "prepared_dir"})
+
+
+def portable_command(arguments: Sequence[str]) -> str:
+    """Returns the command line of `srgnn_jax.main` without what is one machine's."""
+    kept = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if name in PLACES:
+            if not equals:
+                next(rest, None)
+            if PLACES[name]:
+                kept.append(f"--{name}={PLACES[name]}")
+        elif name.removeprefix("no") != "config.progress":
+            kept.append(argument)
+    return shlex.join(["python", "-m", "srgnn_jax.main", *kept])
+
+
+def of_run(
+    progress: Progress,
+    config: ConfigDict,
+    splits: config_lib.Splits,
+    test: Mapping[str, float],
+    rank: Int[np.ndarray, " E"],
+    lists: Int[np.ndarray, "E K"],
+) -> Results:
+    """Returns what is recorded of one seed.
+
+    Args:
+      progress: of the run.
+      config: of the run.
+      splits: of the run.
+      test: the test metrics of its best epoch, and `examples_per_second`.
+      rank: of each test example's target.
+      lists: the items with the highest scores for each test example.
+    """
+    examples = splits.evaluated["test"]
+    items = splits.train_sessions.items
+    clicks = np.bincount(items, minlength=progress.num_items)
+    means = dict(test)
+    speed = means.pop("examples_per_second")
+    selected = progress.best_metrics if progress.best_step else None
+    return {
+        "seed": config.seed,
+        "best_epoch": progress.best_epoch,
+        "best_step": progress.best_step,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "test": means,
+        "valid": selected if config.select_on == "valid" else None,
+        "test_recall_curve": metrics.recall_curve(rank),
+        "test_lists": {
+            "length": lists.shape[1],
+            **breakdown.list_traits(lists, clicks),
+        },
+        "test_breakdown": breakdown.break_down(rank, examples, clicks, config.ks),
+        "test_seconds": len(rank) / speed,
+    }
+
+
+def summary(runs: Sequence[Results]) -> Results:
+    """Returns mean and standard deviation of the metrics over the seeds."""
+    found: Results = {"mean": {}, "standard_deviation": {}}
+    for split in SUMMARIES:
+        each = [run[split] for run in runs if run.get(split)]
+        values = {name: [one[name] for one in each] for name in (each or [{}])[0]}
+        found["mean"][split] = {k: statistics.fmean(v) for k, v in values.items()}
+        found["standard_deviation"][split] = {
+            k: statistics.stdev(v) for k, v in values.items() if len(v) > 1
+        }
+    return found
+
+
+def merge(several: Sequence[Results]) -> Results:
+    """Joins the results of runs that differ in their seeds."""
+    runs = [run for results in several for run in results["runs"]]
+    config = {**several[0]["config"], "runs": len(runs)}
+    return {**several[0], "config": config, **summary(runs), "runs": runs}
+
+
+def write(path: pathlib.Path, results: Results) -> None:
+    """Writes a results.json or a baselines.json, as a whole or not at all."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        unfinished.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error})") from error
+
+
+def record(
+    folder: pathlib.Path,
+    config: ConfigDict,
+    data: Dataset,
+    splits: config_lib.Splits,
+    command: str,
+    run: Results,
+) -> None:
+    """Writes results.json of a workdir with one run.
+
+    Args:
+      folder: the workdir.
+      config: of the run.
+      data: of the run.
+      splits: of the run.
+      command: the command line that made it, or nothing.
+      run: what `of_run` returned.
+    """
+    records = read_lines(folder / "metrics.jsonl")
+    seconds = train_seconds(records, len(splits.train))
+    run = {**run, "by_epoch": by_epoch(records), "train_seconds": seconds}
+    if config.select_on == "test":
+        run["test_each_best"] = each_best(run["by_epoch"])
+    fields = config_lib.to_dict(config)
+    results = {
+        "name": config.name,
+        "command": command,
+        "protocol": {
+            "select_on": config.select_on,
+            "select_by": config.select_by,
+            "test": TEST[config.select_on],
+        },
+        "data": {
+            "name": data_name(config.dataset, config.train_fraction),
+            "fingerprint": data.fingerprint,
+            "counts": {**data.counts, **splits.counts},
+        },
+        "config": {k: v for k, v in fields.items() if k not in FIELDS_OF_PLACES},
+        "versions": {
+            "srgnn_jax": srgnn_jax.__version__,
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": {
+            "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+            "cpu_cores": os.cpu_count(),
+        },
+        **summary([run]),
+        "runs": [run],
+    }
+    write(folder / FILE, results)
+
+
+def train_seconds(records: Sequence[Results], examples: int) -> float:
+    """Returns how long the epochs took that metrics.jsonl records, without evaluation.
+
+    An epoch whose steps were all taken before the run was broken off has no rate: it
+    counts like the others, and there is 0 where none has one.
+
+    Args:
+      records: lines of a run's metrics.jsonl.
+      examples: in an epoch.
+    """
+    epochs = [record for record in records if "epoch" in record]
+    rates = [epoch["train/examples_per_second"] for epoch in epochs]
+    known = [rate for rate in rates if rate]
+    return len(epochs) * examples / statistics.harmonic_mean(known) if known else 0.0
+
+
+def by_epoch(records: Sequence[Results]) -> list[Results]:
+    """Returns the records of the epochs, without what depends on the clock.
+
+    Args:
+      records: lines of a run's metrics.jsonl.
+    """
+    return [
+        {key: value for key, value in record.items() if "second" not in key}
+        for record in records
+        if "epoch" in record
+    ]
+
+
+def each_best(epochs: Sequence[Results]) -> dict[str, float]:
+    """Returns the best of each test metric over the epochs of a run.
+
+    The papers' codes report these, which belong to no single epoch.
+
+    Args:
+      epochs: see `by_epoch`.
+    """
+    best: dict[str, float] = {}
+    for epoch in epochs:
+        for key, value in epoch.items():
+            split, _, name = key.partition("/")
+            if split == "test":
+                best[name] = max(value, best.get(name, 0.0))
+    return best
+
+
+def read_lines(path: pathlib.Path) -> list[Results]:
+    """Reads a metrics.jsonl; there are no lines where there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def read(path: pathlib.Path) -> Results:
+    """Reads a results.json or a baselines.json."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror or error})") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON file ({error})") from error
+    for holds in _KEYS:
+        if isinstance(found, dict) and holds <= found.keys():
+            return found
+    raise UserError(f"{path} is neither a {FILE} nor a {BASELINES_FILE} of a run")

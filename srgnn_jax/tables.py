@@ -1,0 +1,34 @@
+"""Tables of text, for a terminal and in Markdown."""
+
+from collections.abc import Sequence
+
+
+def percent(mean: float | None, deviation: float | None = None) -> str:
+    """Renders a fraction in percent, and its deviation; nothing where it is None."""
+    if mean is None:
+        return ""
+    text = f"{100 * mean:.2f}"
+    return text if deviation is None else f"{text} ± {100 * deviation:.2f}"
+
+
+def plain(rows: Sequence[Sequence[str]], left: int = 0, width: int = 10) -> list[str]:
+    """Renders rows as lines for a terminal.
+
+    Args:
+      rows: the cells, a header first. The first column stands to the left, the others
+        to the right.
+      left: least width of the first column.
+      width: least width of each of the others, which are equally wide.
+    """
+    left = max(left, *(len(row[0]) for row in rows))
+    width = max(width, *(len(cell) + 2 for row in rows for cell in row[1:]))
+    return [
+        f"{row[0]:<{left}}{''.join(f'{cell:>{width}}' for cell in row[1:])}".rstrip()
+        for row in rows
+    ]
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Renders rows as lines of Markdown; numbers are in all columns but the first."""
+    ruler = ["---", *["---:"] * (len(header) - 1)]
+    return ["| " + " | ".join(row) + " |" for row in (header, ruler, *rows)]
