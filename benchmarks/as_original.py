@@ -19,14 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import original
-from srgnn_jax import parallel
 from srgnn_jax.convert import params_from_torch
 from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Examples, Sessions
+from srgnn_jax.devices import layouts
 from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.model.srgnn import SRGNN
-from srgnn_jax.optimizer import adam_with_l2, step_decay
-from srgnn_jax.steps import TrainState, init_state, train_step
+from srgnn_jax.train.optimizer import adam_with_l2, step_decay
+from srgnn_jax.train.step import TrainState, init_state, train_step
 
 
 def whole_sessions(prefixes: list[list[int]], targets: list[int]) -> Examples:
@@ -55,7 +55,7 @@ def main():
     steps = original.steps_of_an_epoch(arguments, len(training))
     whole = batches.steps_per_epoch(len(training), arguments.batch_size)
 
-    devices = parallel.find_devices("jit")
+    devices = layouts.find_devices("jit")
     model = SRGNN(num_items, arguments.embedding_size)
     schedule = step_decay(
         original.LEARNING_RATE, original.DECAY_EPOCHS, original.DECAY, whole

@@ -22,6 +22,7 @@ from tests.recbole_side import (
     Trainer,
     create_dataset,
     data_preparation,
+    ml100k_config,
 )
 
 

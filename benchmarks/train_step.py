@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
-from srgnn_jax import parallel
 from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Examples
+from srgnn_jax.devices import layouts
 from srgnn_jax.model.srgnn import SRGNN
-from srgnn_jax.optimizer import adam_with_l2
-from srgnn_jax.steps import init_state, train_step
+from srgnn_jax.train.optimizer import adam_with_l2
+from srgnn_jax.train.step import init_state, train_step
 
 
 class Trainer:
@@ -35,7 +35,7 @@ class Trainer:
     def __init__(
         self, examples: Examples, num_items: int, embedding_size: int, batch_size: int
     ):
-        devices = parallel.find_devices("jit")
+        devices = layouts.find_devices("jit")
         model = SRGNN(num_items, embedding_size)
         optimizer = adam_with_l2(1e-3, 1e-5)
         self.state = init_state(model, optimizer, seed=0)

@@ -17,8 +17,8 @@ MADE = "<!-- Made by `make docs`; change the source, not this page. -->\n"
 
 # What a user of the package would import, by module.
 API = {
-    "recommend": "Recommender Recommendation Explanation",
-    "train": "train_and_evaluate",
+    "serve.recommend": "Recommender Recommendation Explanation",
+    "train.loop": "train_and_evaluate",
     "model.srgnn": "SRGNN init_params dropout",
     "model.gnn": "GNN gnn_cell",
     "model.readout": "Readout",
@@ -27,7 +27,9 @@ API = {
     "check_sessions",
     "model.item_table": "ItemTable item_scores",
     "model.ranking": "count_not_below largest",
-    "steps": "encode train_step rank_step list_step",
+    "devices.tiers": "encode",
+    "train.step": "train_step",
+    "evaluate.step": "rank_step list_step",
     "convert.names": "params_from_torch params_to_torch",
     "convert.torch_file": "load_torch_checkpoint TorchCheckpoint",
     "convert.import_mode": "import_checkpoint",
@@ -36,8 +38,8 @@ API = {
     "evaluate.baselines": "pop session_pop item_knn markov",
     "evaluate.session_knn": "vsknn stan",
     "evaluate.scorer": "Scorer target_ranks",
-    "export": "export_workdir",
-    "exported": "Recommender Recommendation",
+    "serve.export": "export_workdir",
+    "serve.exported": "Recommender Recommendation",
     "evaluate.plots": "plot_workdir learning_curves recall_over_k metrics_by_length "
     "item_map session_graph",
     "evaluate.results_json": "read read_lines",

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from srgnn_jax.model.graph import connection_matrix
     from srgnn_jax.model.losses import Loss
     from srgnn_jax.model.srgnn import SRGNN
-    from srgnn_jax.recommend import Recommender
-    from srgnn_jax.train import train_and_evaluate
+    from srgnn_jax.serve.recommend import Recommender
+    from srgnn_jax.train.loop import train_and_evaluate
 
 __all__ = [
     "GNN",

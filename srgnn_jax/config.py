@@ -13,17 +13,17 @@ import flax.linen as nn
 import optax
 from ml_collections import ConfigDict
 
-from srgnn_jax import parallel
 from srgnn_jax.configs import default
 from srgnn_jax.data import store
 from srgnn_jax.data.sessions import Dataset, Examples, Sessions
+from srgnn_jax.devices import layouts
+from srgnn_jax.devices.layouts import Devices
 from srgnn_jax.errors import UserError, nearest
 from srgnn_jax.evaluate import metrics
 from srgnn_jax.model.losses import LOSSES, Loss
 from srgnn_jax.model.readout import ATTENTION_READOUTS, READOUTS
 from srgnn_jax.model.srgnn import SRGNN
-from srgnn_jax.optimizer import step_decay
-from srgnn_jax.parallel import Devices
+from srgnn_jax.train.optimizer import step_decay
 
 # What makes a model of a config and V, the rows of its item table.
 MakeModel = Callable[[ConfigDict, int], nn.Module]
@@ -292,7 +292,7 @@ def make_splits(config: ConfigDict, data: Dataset) -> Splits:
 
 def find_devices(config: ConfigDict) -> Devices:
     """Finds the devices that the config asks for."""
-    return parallel.find_devices(
+    return layouts.find_devices(
         config.parallel,
         config.mesh_shape,
         max_scores=config.max_scores,

@@ -30,7 +30,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from srgnn_jax.errors import UserError, nearest
-from srgnn_jax.interrupt import Stopped
+from srgnn_jax.train.interrupt import Stopped
 
 MOST_CONFIG_BYTES = 2**20
 SHIPPED = {
@@ -192,7 +192,7 @@ def run() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if FLAGS.distributed or FLAGS.coordinator_address:
-        from srgnn_jax.parallel import join_processes
+        from srgnn_jax.devices.processes import join_processes
 
         join_processes(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
     model, losses = None, None
@@ -205,13 +205,13 @@ def run() -> None:
         )
     if mode == "train":
         from srgnn_jax.evaluate.results_json import portable_command
-        from srgnn_jax.train import train_and_evaluate
+        from srgnn_jax.train.loop import train_and_evaluate
 
         command = portable_command(sys.argv[1:])
         train_and_evaluate(config, workdir, command, model, losses)
     elif mode == "evaluate":
         if FLAGS.sessions:
-            from srgnn_jax.recommend import evaluate_sessions
+            from srgnn_jax.serve.recommend import evaluate_sessions
 
             evaluate_sessions(workdir, FLAGS.sessions, config, model)
         else:
@@ -219,7 +219,7 @@ def run() -> None:
 
             evaluate_workdir(workdir, config, model)
     elif mode == "recommend":
-        from srgnn_jax.recommend import recommend_file
+        from srgnn_jax.serve.recommend import recommend_file
 
         if not FLAGS.sessions:
             raise UserError("--mode=recommend needs --sessions, a file, or - for stdin")
@@ -238,7 +238,7 @@ def run() -> None:
 
         plot_workdir(workdir)
     elif mode == "export":
-        from srgnn_jax.export import export_workdir
+        from srgnn_jax.serve.export import export_workdir
 
         if not FLAGS.output:
             raise UserError("--mode=export needs --output, the folder to write")

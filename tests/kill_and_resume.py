@@ -25,9 +25,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from srgnn_jax import train
-from srgnn_jax.checkpoint import Checkpoints
 from srgnn_jax.evaluate.evaluator import Evaluator
+from srgnn_jax.runs.checkpoint import Checkpoints
+from srgnn_jax.train import loop as train
 from tests.tiny import tiny_config
 
 # Where a run can be hit: a method, whose calls are counted.
@@ -38,7 +38,7 @@ PLACES = {
 }
 # Its processes find the package imported, which else takes most of their time.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["srgnn_jax.train", "tests.tiny"])
+PROCESSES.set_forkserver_preload(["srgnn_jax.train.loop", "tests.tiny"])
 
 
 def make_config(folder, loss_type="CE"):

@@ -18,7 +18,7 @@ import optax
 from srgnn_jax.convert import params_from_torch
 from srgnn_jax.model import graph
 from srgnn_jax.model.srgnn import SRGNN
-from srgnn_jax.optimizer import adam_with_l2, step_decay
+from srgnn_jax.train.optimizer import adam_with_l2, step_decay
 
 # What "equal" means in float32, quantity by quantity; float64 is ten times tighter.
 FLOAT32_BOUNDS = {

@@ -20,13 +20,9 @@ import jax
 import numpy as np
 
 from srgnn_jax import config as config_lib
-from srgnn_jax import parallel
 from srgnn_jax.configs import recbole_ml100k
-from srgnn_jax.convert import (
-    load_torch_checkpoint,
-    params_from_torch,
-    params_to_torch,
-)
+from srgnn_jax.convert import load_torch_checkpoint, params_from_torch, params_to_torch
+from srgnn_jax.devices import layouts
 from srgnn_jax.evaluate.workdir import make_evaluator
 from srgnn_jax.model.srgnn import SRGNN
 from tests import parity
@@ -151,7 +147,7 @@ def compare_ml100k(folder: Path, report: Report) -> None:
     largest = parity.difference(scores, outputs["scores"])
     report.line("ml-100k: scores of 64 users, after import", largest, 1e-5)
 
-    evaluate = make_evaluator(config, model, examples, parallel.find_devices("jit"))
+    evaluate = make_evaluator(config, model, examples, layouts.find_devices("jit"))
     found = evaluate(params)
     for name, theirs_rounded in json.loads(
         (folder / "ml100k.json").read_text()

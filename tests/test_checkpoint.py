@@ -12,14 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srgnn_jax import checkpoint, parallel
 from srgnn_jax import config as config_lib
-from srgnn_jax.checkpoint import Checkpoints, Progress, check_same_run, only_run
 from srgnn_jax.configs import default
+from srgnn_jax.devices import layouts
 from srgnn_jax.errors import UserError
-from srgnn_jax.optimizer import adam_with_l2
-from srgnn_jax.recommend import Recommender
-from srgnn_jax.steps import init_state
+from srgnn_jax.runs import checkpoint
+from srgnn_jax.runs.checkpoint import Checkpoints
+from srgnn_jax.runs.progress import Progress, check_same_run
+from srgnn_jax.runs.workdir import only_run
+from srgnn_jax.serve.recommend import Recommender
+from srgnn_jax.train.optimizer import adam_with_l2
+from srgnn_jax.train.step import init_state
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -52,7 +55,7 @@ def newest(workdir):
     """Returns the step of the newest sound checkpoint, and the value that it holds."""
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         step = checkpoints.progress().step
-        state = checkpoints.restore(parallel.layout_of(make_state()), step)
+        state = checkpoints.restore(layouts.layout_of(make_state()), step)
     return step, float(state["params"][0])
 
 
@@ -133,7 +136,7 @@ def test_a_damaged_one_that_is_asked_for_is_refused(workdir):
         contextlib.closing(Checkpoints(workdir)) as checkpoints,
         pytest.raises(UserError, match=r"checkpoints/1 is damaged: state/manifest"),
     ):
-        checkpoints.restore(parallel.layout_of(make_state()), 1)
+        checkpoints.restore(layouts.layout_of(make_state()), 1)
 
 
 def test_a_run_that_goes_on_sets_the_damaged_aside(workdir):
@@ -222,7 +225,7 @@ def test_a_state_is_restored_to_the_bit(tmp_path):
         checkpoints.save(state, make_progress(1, epoch_loss=0.1 + 0.2))
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         assert checkpoints.progress().epoch_loss == 0.1 + 0.2
-        found = checkpoints.restore(parallel.layout_of(state), 1)
+        found = checkpoints.restore(layouts.layout_of(state), 1)
     np.testing.assert_array_equal(found["params"], state["params"])
 
 
@@ -242,7 +245,7 @@ def test_a_run_of_version_0_1_0_is_taken_up(tmp_path):
         model = config_lib.make_model(config, progress.num_items)
         optimizer = adam_with_l2(config_lib.make_schedule(config, 1), config.l2)
         start = init_state(model, optimizer, 0)
-        state = checkpoints.restore(parallel.layout_of(start), progress.step)
+        state = checkpoints.restore(layouts.layout_of(start), progress.step)
     assert progress.model == "SRGNN"
     assert int(state.step) == progress.step == 14
     for moment in jax.tree.leaves(state.opt_state):

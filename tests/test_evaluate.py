@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srgnn_jax import parallel
 from srgnn_jax.data.sessions import Sessions
+from srgnn_jax.devices import layouts
 from srgnn_jax.evaluate import evaluator
 from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.model.srgnn import SRGNN, init_params
@@ -41,7 +41,7 @@ def expected(model, params, examples, k):
 def test_means_match_a_plain_ranking(batch_size):
     model, examples = SRGNN(ITEMS, 8), examples_of()
     params = init_params(model, 0)
-    evaluate = Evaluator(model, examples, (5,), batch_size, parallel.Devices(1))
+    evaluate = Evaluator(model, examples, (5,), batch_size, layouts.Devices(1))
     means = evaluate(params)
     recall, mrr = expected(model, params, examples, 5)
     assert means["recall@5"] == pytest.approx(recall)
@@ -66,7 +66,7 @@ def ranked():
     lists = [rng.integers(1, 401, n) for n in rng.integers(2, 9, 60)]
     examples = Sessions.from_lists(lists).examples()
     params = near_ties(401)
-    devices = parallel.Devices(1, max_positions=100)
+    devices = layouts.Devices(1, max_positions=100)
     evaluate = Evaluator(SRGNN(401, 16), examples, (5, 20), 64, devices)
     return examples, params, evaluate.with_ranks(params)
 
@@ -84,7 +84,7 @@ def ranked():
 def test_no_batch_size_and_no_layout_changes_a_digit(ranked, layout, batch_size):
     examples, params, (expected, ranks) = ranked
     model = SRGNN(401, 16)
-    devices = parallel.find_devices(*layout, max_positions=100)
+    devices = layouts.find_devices(*layout, max_positions=100)
     evaluate = Evaluator(model, examples, (5, 20), batch_size, devices)
     laid_out = devices.make(lambda: jax.tree.map(jnp.asarray, params))
     means, found = evaluate.with_ranks(laid_out)
@@ -97,7 +97,7 @@ def test_lists_hold_the_best_items_of_each_example():
     model, examples = SRGNN(ITEMS, 8), examples_of()
     params = init_params(model, 0)
     for layout in (("jit",), ("mesh", (2, 4))):
-        devices = parallel.find_devices(*layout)
+        devices = layouts.find_devices(*layout)
         laid_out = devices.make(lambda: params)
         evaluate = Evaluator(model, examples, (5,), 7, devices)
         _, rank = evaluate.with_ranks(laid_out)
@@ -125,9 +125,9 @@ def test_a_large_catalog_is_ranked_for_fewer_sessions_at_a_time(monkeypatch):
     params = init_params(model, 0)
     found = []
     for max_scores in (4 * ITEMS, 10):
-        devices = parallel.Devices(1, max_scores=max_scores)
+        devices = layouts.Devices(1, max_scores=max_scores)
         found.append(Evaluator(model, examples, (5,), 64, devices)(params)["mrr@5"])
         assert max(rows) == {4 * ITEMS: 4, 10: 2}[max_scores]
         rows.clear()
-    whole = Evaluator(model, examples, (5,), 64, parallel.Devices(1))(params)
+    whole = Evaluator(model, examples, (5,), 64, layouts.Devices(1))(params)
     assert found == [pytest.approx(whole["mrr@5"])] * 2

@@ -11,9 +11,9 @@ import pytest
 
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
-from srgnn_jax.export import export_workdir
-from srgnn_jax.recommend import Recommender
-from srgnn_jax.train import train_and_evaluate
+from srgnn_jax.serve.export import export_workdir
+from srgnn_jax.serve.recommend import Recommender
+from srgnn_jax.train.loop import train_and_evaluate
 from tests.test_main import srgnn
 from tests.tiny import tiny_config
 

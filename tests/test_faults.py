@@ -15,14 +15,16 @@ import jax
 import numpy as np
 import pytest
 
-from srgnn_jax import checkpoint, interrupt, train
 from srgnn_jax import config as config_lib
-from srgnn_jax.checkpoint import only_run
 from srgnn_jax.configs import click_log
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import evaluator
 from srgnn_jax.evaluate.workdir import evaluate_workdir
-from srgnn_jax.train import train_and_evaluate
+from srgnn_jax.runs import checkpoint
+from srgnn_jax.runs.workdir import only_run
+from srgnn_jax.train import interrupt
+from srgnn_jax.train import loop as train
+from srgnn_jax.train.loop import train_and_evaluate
 from tests.kill_and_resume import assert_same, kill_and_resume, outcome
 from tests.tiny import tiny_config
 
@@ -413,7 +415,7 @@ def test_two_runs_in_one_workdir(config, tmp_path):
 def test_a_dead_runs_lock_does_not_block(tmp_path):
     code = (
         "import os, pathlib, signal, sys\n"
-        "from srgnn_jax.checkpoint import only_run\n"
+        "from srgnn_jax.runs.workdir import only_run\n"
         "with only_run(pathlib.Path(sys.argv[1])):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from srgnn_jax import GNN, SRGNN, Recommender, connection_matrix, train_and_evaluate
-from srgnn_jax.checkpoint import Checkpoints
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate.workdir import evaluate_workdir
-from srgnn_jax.export import export_workdir
 from srgnn_jax.main import handed_in
+from srgnn_jax.runs.checkpoint import Checkpoints
+from srgnn_jax.serve.export import export_workdir
 from tests.test_main import srgnn
 from tests.tiny import tiny_config
 

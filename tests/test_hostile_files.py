@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from srgnn_jax import exported
 from srgnn_jax.convert import load_torch_checkpoint
 from srgnn_jax.data import sessions as sessions_module
 from srgnn_jax.data.counts import PUBLISHED_COUNTS
@@ -21,6 +20,7 @@ from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.data.sources import SOURCES, Settings, pickles
 from srgnn_jax.data.store import load_dataset
 from srgnn_jax.errors import UserError
+from srgnn_jax.serve import exported
 from tests.test_main import ROOT, srgnn
 from tests.tiny import write_log
 from tests.torch_files import Call, Global, Tensor, write_pth, write_safetensors

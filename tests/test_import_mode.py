@@ -5,16 +5,17 @@ import numpy as np
 import pytest
 
 from srgnn_jax import config as config_lib
-from srgnn_jax.checkpoint import Checkpoints, only_run
 from srgnn_jax.configs import default
 from srgnn_jax.convert import params_to_torch
 from srgnn_jax.convert.import_mode import import_checkpoint
 from srgnn_jax.data.sessions import Vocabulary
+from srgnn_jax.devices.layouts import Devices, find_devices
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate.workdir import evaluate_workdir, make_evaluator
 from srgnn_jax.model.srgnn import init_params
-from srgnn_jax.parallel import Devices, find_devices
-from srgnn_jax.train import train_and_evaluate
+from srgnn_jax.runs.checkpoint import Checkpoints
+from srgnn_jax.runs.workdir import only_run
+from srgnn_jax.train.loop import train_and_evaluate
 from tests.tiny import ITEMS, tiny_config
 from tests.torch_files import Call, Global, tensors, write_pth, write_safetensors
 

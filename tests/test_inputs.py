@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from srgnn_jax import parallel
-from srgnn_jax.checkpoint import Checkpoints
 from srgnn_jax.data.sessions import Examples, Sessions, Vocabulary, check_rows
+from srgnn_jax.devices import layouts
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate.evaluator import Evaluator, restore_best
 from srgnn_jax.model.graph import check_sessions
 from srgnn_jax.model.srgnn import SRGNN, init_params
-from srgnn_jax.recommend import Recommender
+from srgnn_jax.runs.checkpoint import Checkpoints
+from srgnn_jax.serve.recommend import Recommender
 
 V = 10
 SEQ = np.array([[1, 2, 3, 2, 0], [9, 0, 0, 0, 0]])
@@ -158,7 +158,7 @@ def test_evaluation_of_items_that_the_model_has_not(model_and_params, item):
     model, _ = model_and_params
     examples = Sessions.from_lists([[1, 2], [3, item]]).examples()
     with pytest.raises(ValueError, match=f"{item} is no item row"):
-        Evaluator(model, examples, (5,), 10, parallel.Devices(1))
+        Evaluator(model, examples, (5,), 10, layouts.Devices(1))
 
 
 def spoiled(params, value=np.nan):
@@ -182,7 +182,7 @@ def test_a_checkpoint_of_numbers_that_are_not_finite(model_and_params, monkeypat
     progress = types.SimpleNamespace(best_step=7, step=9, model="SRGNN")
     read = getattr(restore_best, "__wrapped__", restore_best)
     with pytest.raises(UserError, match=r"checkpoint of step 7 .* gnn/b_hh holds NaN"):
-        read(Checkpoints, progress, model, parallel.Devices(1))
+        read(Checkpoints, progress, model, layouts.Devices(1))
 
 
 @pytest.mark.parametrize("items", [V - 2, V])

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from srgnn_jax.devices.tiers import encode
 from srgnn_jax.model.layers import dense, product
 from srgnn_jax.model.readout import READOUTS
 from srgnn_jax.model.srgnn import SRGNN, init_params
-from srgnn_jax.steps import encode
 
 ITEMS, SIZE = 30, 8
 

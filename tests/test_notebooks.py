@@ -85,7 +85,7 @@ def execute(name, settings, checks, folder):
 @pytest.mark.slow  # trains
 def test_train_on_tpu(tmp_path):
     lost = "config.max_steps = 7\n"
-    lost += "from srgnn_jax.train import train_and_evaluate\n"
+    lost += "from srgnn_jax.train.loop import train_and_evaluate\n"
     lost += "train_and_evaluate(config, WORKDIR)\nconfig.max_steps = 0"
     checks = """
 assert run["steps"] == int(state.step) > 7

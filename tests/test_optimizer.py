@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from srgnn_jax.optimizer import adam_with_l2, step_decay
+from srgnn_jax.train.optimizer import adam_with_l2, step_decay
 
 
 def test_adam_adds_the_decay_to_the_gradient():

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 
 from srgnn_jax import config as config_lib
-from srgnn_jax import parallel
 from srgnn_jax.configs import default, diginetica_plus, yoochoose_plus
 from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Vocabulary
+from srgnn_jax.devices import layouts
+from srgnn_jax.devices.tiers import encode
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.evaluate.workdir import evaluate_workdir
-from srgnn_jax.export import export_top_k
 from srgnn_jax.model.layers import normalise
 from srgnn_jax.model.losses import cross_entropy
 from srgnn_jax.model.readout import READOUTS
 from srgnn_jax.model.srgnn import SRGNN, init_params
-from srgnn_jax.recommend import Recommender
-from srgnn_jax.steps import encode
-from srgnn_jax.train import train_and_evaluate
+from srgnn_jax.serve.export import export_top_k
+from srgnn_jax.serve.recommend import Recommender
+from srgnn_jax.train.loop import train_and_evaluate
 from tests.tiny import random_examples, tiny_config, training_step
 
 ITEMS, SIZE = 43, 8
@@ -254,7 +254,7 @@ def test_a_row_that_underflows_has_a_finite_gradient(length):
 @pytest.mark.parametrize("length", [1.0, 1e-22, 0.0])
 def test_training_stays_finite_while_the_padding_row_vanishes(examples, length):
     """Adam's steps along its decay are full-size, as no example touches it."""
-    step, start = training_step(parallel.Devices(1), ITEMS, normalize=True)
+    step, start = training_step(layouts.Devices(1), ITEMS, normalize=True)
     batch = next(batches.train_batches(examples, 8, 0, 0))
 
     @jax.jit
@@ -324,11 +324,11 @@ def train(devices, examples, loss_type="CE", **options):
     ],
 )
 def test_many_devices_and_parts_train_and_evaluate_like_one(examples, loss_type, many):
-    one = train(parallel.Devices(1), examples, loss_type, **ALL)
+    one = train(layouts.Devices(1), examples, loss_type, **ALL)
     model = SRGNN(ITEMS, SIZE, **ALL)
-    expected = Evaluator(model, examples, (20,), 50, parallel.Devices(1))(one.params)
+    expected = Evaluator(model, examples, (20,), 50, layouts.Devices(1))(one.params)
     for how, shape, positions, scores in many:
-        devices = parallel.find_devices(
+        devices = layouts.find_devices(
             how, shape, max_positions=positions, max_scores=scores
         )
         state = train(devices, examples, loss_type, **ALL)
@@ -345,7 +345,7 @@ def test_many_devices_and_parts_train_and_evaluate_like_one(examples, loss_type,
 
 def test_dropout_changes_what_is_learnt(examples):
     losses = [
-        float(train(parallel.Devices(1), examples, item_dropout=rate).loss)
+        float(train(layouts.Devices(1), examples, item_dropout=rate).loss)
         for rate in (0.0, 0.3)
     ]
     assert losses[0] != losses[1]

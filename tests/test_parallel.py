@@ -8,12 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from srgnn_jax import parallel
-from srgnn_jax.checkpoint import Checkpoints, Progress
 from srgnn_jax.data import batches
+from srgnn_jax.devices import layouts
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.model.srgnn import SRGNN, init_params
+from srgnn_jax.runs.checkpoint import Checkpoints
+from srgnn_jax.runs.progress import Progress
 from tests.tiny import random_examples, training_step
 
 ITEMS = 43  # No multiple of the devices: a split table is filled up.
@@ -60,8 +61,8 @@ LAYOUTS = [("pmap", (0, 0)), ("mesh", (8, 1)), ("mesh", (2, 4)), ("mesh", (1, 8)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_many_devices_train_like_one(examples, layout, loss_type):
     assert len(examples) % 37
-    one, state_one = train(parallel.Devices(1), examples, loss_type)
-    many, state_many = train(parallel.find_devices(*layout), examples, loss_type)
+    one, state_one = train(layouts.Devices(1), examples, loss_type)
+    many, state_many = train(layouts.find_devices(*layout), examples, loss_type)
     np.testing.assert_allclose(many, one, rtol=1e-5)
     assert float(state_many.examples) == len(examples)
     assert_same_params(state_one, state_many)
@@ -71,7 +72,7 @@ def test_many_devices_train_like_one(examples, layout, loss_type):
     "limits", [{"max_positions": 50}, {"max_scores": 300}, {"max_clicks": 10}]
 )
 def test_a_device_that_holds_little_trains_and_evaluates_alike(examples, limits):
-    large, small = parallel.Devices(1), parallel.Devices(1, **limits)
+    large, small = layouts.Devices(1), layouts.Devices(1, **limits)
     one, state_one = train(large, examples)
     other, state_other = train(small, examples)
     np.testing.assert_allclose(other, one, rtol=1e-5)
@@ -84,8 +85,8 @@ def test_a_device_that_holds_little_trains_and_evaluates_alike(examples, limits)
 
 
 def test_limits_that_are_0_are_chosen_for_the_device():
-    devices = parallel.find_devices("jit", max_positions=0, max_scores=7)
-    assert devices.max_positions == parallel.CPU_POSITIONS
+    devices = layouts.find_devices("jit", max_positions=0, max_scores=7)
+    assert devices.max_positions == layouts.CPU_POSITIONS
     assert devices.max_scores == 7
 
 
@@ -93,7 +94,7 @@ def test_limits_that_are_0_are_chosen_for_the_device():
 def test_many_devices_evaluate_like_one(examples, layout):
     model = SRGNN(ITEMS, 8)
     means = []
-    for devices in (parallel.Devices(1), parallel.find_devices(*layout)):
+    for devices in (layouts.Devices(1), layouts.find_devices(*layout)):
         params = devices.make(lambda: init_params(model, 1))
         mean = Evaluator(model, examples, (5, 20), 50, devices)(params)
         del mean["examples_per_second"]
@@ -105,14 +106,14 @@ def test_many_devices_evaluate_like_one(examples, layout):
 
 @pytest.mark.parametrize("max_scores", [10**6, 20])
 def test_a_split_table_is_worked_through_in_blocks(examples, max_scores):
-    one, _ = train(parallel.Devices(1), examples)
-    devices = parallel.find_devices("mesh", (2, 4), max_scores=max_scores)
+    one, _ = train(layouts.Devices(1), examples)
+    devices = layouts.find_devices("mesh", (2, 4), max_scores=max_scores)
     many, _ = train(devices, examples)
     np.testing.assert_allclose(many, one, rtol=1e-5)
 
 
 def test_each_device_holds_its_rows_of_the_table_and_its_moments():
-    devices = parallel.find_devices("mesh", (1, 8))
+    devices = layouts.find_devices("mesh", (1, 8))
     _, state = setup(devices, num_items=45)
     _, adam, _ = state.opt_state
     for tree in (state.params, adam.mu, adam.nu):
@@ -128,7 +129,7 @@ def test_each_device_holds_its_rows_of_the_table_and_its_moments():
 
 def collectives(layout, num_items, examples):
     """Returns the sizes of what a compiled step's collectives carry."""
-    devices = parallel.find_devices(*layout)
+    devices = layouts.find_devices(*layout)
     step, start = training_step(devices, num_items)
     batch = next(batches.train_batches(examples, 32, 0, 0, 0, devices.shards))
     arguments = devices.make(start), *devices.hold_clicks(examples.items)(batch)
@@ -158,14 +159,14 @@ def test_no_collective_grows_with_the_items(examples):
     ],
 )
 def test_a_checkpoint_serves_any_layout(examples, saved, restored, tmp_path):
-    _, state = train(parallel.find_devices(*saved), examples)
+    _, state = train(layouts.find_devices(*saved), examples)
     progress = Progress({}, "", "", ITEMS, step=len(examples))
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(state, progress)
-    devices = parallel.find_devices(*restored)
+    devices = layouts.find_devices(*restored)
     _, blank = setup(devices)
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
-        found = checkpoints.restore(parallel.layout_of(blank), progress.step)
+        found = checkpoints.restore(layouts.layout_of(blank), progress.step)
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(
             np.asarray(a)[:ITEMS], np.asarray(b)[:ITEMS]
@@ -180,7 +181,7 @@ def test_a_checkpoint_serves_any_layout(examples, saved, restored, tmp_path):
     model = SRGNN(ITEMS, 8)
     means = [
         Evaluator(model, examples, (5, 20), 50, on)(x.params)["mrr@20"]
-        for on, x in ((parallel.find_devices(*saved), state), (devices, found))
+        for on, x in ((layouts.find_devices(*saved), state), (devices, found))
     ]
     assert means[0] == pytest.approx(means[1], rel=1e-6)
 
@@ -188,18 +189,18 @@ def test_a_checkpoint_serves_any_layout(examples, saved, restored, tmp_path):
 @pytest.mark.parametrize("shape", [(3, 2), (16, 1), (5, 0)])
 def test_a_mesh_must_take_all_devices(shape):
     with pytest.raises(UserError, match="multiply to the 8 devices"):
-        parallel.find_devices("mesh", shape)
+        layouts.find_devices("mesh", shape)
 
 
 @pytest.mark.parametrize(
     ("asked", "shape"), [((0, 0), (8, 1)), ((2, 0), (2, 4)), ((0, 8), (1, 8))]
 )
 def test_a_mesh_fills_in_what_is_left_open(asked, shape):
-    devices = parallel.find_devices("mesh", asked)
+    devices = layouts.find_devices("mesh", asked)
     assert (devices.shards, devices.item_shards) == shape
 
 
 def test_auto_takes_what_is_there():
-    assert parallel.find_devices("auto").shards == jax.local_device_count() == 8
-    assert parallel.find_devices("jit").shards == 1
-    assert parallel.find_devices("auto", (2, 4)).item_shards == 4
+    assert layouts.find_devices("auto").shards == jax.local_device_count() == 8
+    assert layouts.find_devices("jit").shards == 1
+    assert layouts.find_devices("auto", (2, 4)).item_shards == 4

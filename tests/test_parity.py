@@ -9,17 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from srgnn_jax.convert import (
-    load_torch_checkpoint,
-    params_from_torch,
-    params_to_torch,
-)
+from srgnn_jax.convert import load_torch_checkpoint, params_from_torch, params_to_torch
 from srgnn_jax.data.batches import Batch
 from srgnn_jax.model import gnn, graph, srgnn
 from srgnn_jax.model.item_table import ItemTable
 from srgnn_jax.model.srgnn import SRGNN
-from srgnn_jax.optimizer import adam_with_l2
-from srgnn_jax.steps import TrainState, train_step
+from srgnn_jax.train.optimizer import adam_with_l2
+from srgnn_jax.train.step import TrainState, train_step
 from tests import parity
 
 GOLDEN = Path(__file__).parent / "golden"

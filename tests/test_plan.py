@@ -4,16 +4,17 @@ import jax
 import numpy as np
 import pytest
 
-from srgnn_jax import parallel, plan
+from srgnn_jax import plan
 from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Examples
+from srgnn_jax.devices import layouts
 from srgnn_jax.errors import UserError
 from tests.tiny import training_step
 
 
 def analysed(items, d, batch_size, mesh, **options):
     """Returns arguments + temporaries + outputs - aliased of a compiled step."""
-    devices = parallel.find_devices("mesh", mesh)
+    devices = layouts.find_devices("mesh", mesh)
     step, start = training_step(devices, items, d, **options)
     state = devices.layout(jax.eval_shape(start))
     lengths = np.minimum(np.random.default_rng(1).geometric(1 / 4, 20_000), 70)
@@ -55,7 +56,7 @@ def analysed(items, d, batch_size, mesh, **options):
 def test_within_a_tenth_of_the_compiler(items, d, batch_size, mesh, normalize):
     planned = plan.plan(
         *(items, d, batch_size, mesh),
-        max_positions=parallel.CPU_POSITIONS,
+        max_positions=layouts.CPU_POSITIONS,
         normalize=normalize,
     )
     found = analysed(items, d, batch_size, mesh, normalize=normalize)

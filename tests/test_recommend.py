@@ -15,14 +15,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from srgnn_jax import recommend as recommend_module
 from srgnn_jax.data import session_lines
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.model import graph
 from srgnn_jax.model.srgnn import SRGNN, init_params
-from srgnn_jax.recommend import Recommender, evaluate_sessions, recommend_stream
-from srgnn_jax.train import train_and_evaluate
+from srgnn_jax.serve import recommend as recommend_module
+from srgnn_jax.serve.recommend import Recommender, evaluate_sessions, recommend_stream
+from srgnn_jax.train.loop import train_and_evaluate
 from tests.test_main import ROOT, srgnn
 from tests.tiny import tiny_config
 
@@ -483,7 +483,7 @@ def test_importing_the_package_imports_no_jax():
     code = (
         "import sys, srgnn_jax\n"
         "assert 'jax' not in sys.modules\n"
-        "assert srgnn_jax.Recommender.__module__ == 'srgnn_jax.recommend'\n"
+        "assert srgnn_jax.Recommender.__module__ == 'srgnn_jax.serve.recommend'\n"
         "assert not hasattr(srgnn_jax, 'nothing')\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from srgnn_jax.errors import UserError
-from srgnn_jax.records import MetricsWriter
+from srgnn_jax.runs.records import MetricsWriter
 
 
 def write(workdir, *records):

@@ -15,7 +15,7 @@ from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
 from srgnn_jax.evaluate.plots import plot_workdir
 from srgnn_jax.evaluate.workdir import evaluate_workdir, seeds_table
-from srgnn_jax.train import train_and_evaluate
+from srgnn_jax.train.loop import train_and_evaluate
 from tests.tiny import tiny_config
 
 ROOT = Path(__file__).parents[1]

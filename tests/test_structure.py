@@ -9,18 +9,19 @@ PACKAGE = Path(__file__).parents[1] / "srgnn_jax"
 
 # A module may import from those before it (and from its own group).
 LAYERS = [
-    ["configs", "errors", "interrupt", "tables"],
-    ["data", "model", "evaluate.metrics", "optimizer"],
+    ["configs", "errors", "tables", "train.interrupt"],
+    ["data", "model", "evaluate.metrics", "train.optimizer"],
     ["plan", "evaluate.breakdown", "evaluate.published", "evaluate.scorer"],
     ["evaluate.session_knn", "evaluate.baselines"],
-    ["config", "parallel", "records"],
-    ["steps"],
-    ["checkpoint"],
-    ["evaluate.evaluator", "evaluate.results_json"],
-    ["evaluate.workdir", "results"],
-    ["train", "recommend", "exported"],
-    ["export", "evaluate.plots"],
+    ["devices"],
+    ["config"],
+    ["runs"],
+    ["evaluate"],
+    ["results"],
+    ["train"],
+    ["serve"],
     ["convert"],
+    ["evaluate.plots"],
     ["main"],
 ]
 LAYER = {name: n for n, names in enumerate(LAYERS) for name in names}
@@ -28,7 +29,8 @@ LAYER = {name: n for n, names in enumerate(LAYERS) for name in names}
 
 def known(parts):
     """Returns the name in LAYERS of a module: of the package, or one in it."""
-    return parts[0] if parts[0] in LAYER else ".".join(parts[:2])
+    module = ".".join(parts[:2])
+    return module if module in LAYER else parts[0]
 
 
 def imported(path):

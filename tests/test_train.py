@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srgnn_jax import steps, train
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
 from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.evaluate.workdir import evaluate_workdir
-from srgnn_jax.train import train_and_evaluate
+from srgnn_jax.train import loop as train
+from srgnn_jax.train import step
+from srgnn_jax.train.loop import train_and_evaluate
 from tests.tiny import tiny_config, write_log
 
 
@@ -290,14 +291,14 @@ def test_what_changes_no_number_may_differ(config, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_the_step(config, tmp_path, monkeypatch):
-    original = steps.init_params
+    original = step.init_params
 
     def broken(model, seed):
         params = original(model, seed)
         table = params["item_embedding"].at[3].set(jnp.nan)
         return {**params, "item_embedding": table}
 
-    monkeypatch.setattr(steps, "init_params", broken)
+    monkeypatch.setattr(step, "init_params", broken)
     config.checkpoint_every_steps = 2
     with pytest.raises(UserError, match="loss is nan at step 2"):
         train_and_evaluate(config, str(tmp_path / "run"))
@@ -314,7 +315,7 @@ def test_bpr_trains(config, tmp_path):
 def test_negatives_are_all_items_but_the_target():
     target = jnp.tile(jnp.array([1, 3, 5]), 500)
     example = jnp.arange(1500)
-    drawn = steps.sample_negatives(jax.random.key(0), example, target, 6, 2)
+    drawn = step.sample_negatives(jax.random.key(0), example, target, 6, 2)
     assert drawn.shape == (1500, 2)
     assert (drawn[:, 0] != drawn[:, 1]).any()
     for t in (1, 3, 5):

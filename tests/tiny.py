@@ -8,8 +8,8 @@ from srgnn_jax.configs import click_log
 from srgnn_jax.data.sessions import Sessions
 from srgnn_jax.model.losses import LOSSES
 from srgnn_jax.model.srgnn import SRGNN
-from srgnn_jax.optimizer import adam_with_l2
-from srgnn_jax.steps import init_state, train_step
+from srgnn_jax.train.optimizer import adam_with_l2
+from srgnn_jax.train.step import init_state, train_step
 
 ITEMS = 20
 

@@ -11,13 +11,15 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from srgnn_jax import config as config_lib
-from srgnn_jax.checkpoint import Checkpoints, Progress, make_workdir, only_run
 from srgnn_jax.convert.names import EMBEDDING, params_from_torch
 from srgnn_jax.convert.torch_file import TorchCheckpoint, load_torch_checkpoint
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
-from srgnn_jax.optimizer import adam_with_l2
-from srgnn_jax.steps import init_state
+from srgnn_jax.runs.checkpoint import Checkpoints
+from srgnn_jax.runs.progress import Progress
+from srgnn_jax.runs.workdir import make_workdir, only_run
+from srgnn_jax.train.optimizer import adam_with_l2
+from srgnn_jax.train.step import init_state
 
 
 def import_checkpoint(

@@ -17,15 +17,16 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from srgnn_jax import config as config_lib
-from srgnn_jax import parallel
-from srgnn_jax.checkpoint import Checkpoints, Progress, check_same_model
 from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Examples, check_rows
+from srgnn_jax.devices import layouts
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import metrics
+from srgnn_jax.evaluate.step import list_step, rank_step
 from srgnn_jax.model.layers import Params
 from srgnn_jax.model.srgnn import init_params
-from srgnn_jax.steps import check_finite, list_step, rank_step
+from srgnn_jax.runs.checkpoint import Checkpoints, check_finite
+from srgnn_jax.runs.progress import Progress, check_same_model
 
 # Sessions that are ranked at a time: at least, if there are so many, and at most.
 MIN_ROWS, MAX_ROWS = 64, 512
@@ -48,7 +49,7 @@ class Evaluator:
         examples: Examples,
         ks: Sequence[int],
         batch_size: int,
-        devices: parallel.Devices,
+        devices: layouts.Devices,
         progress: bool = False,
         after_batch: Callable[[], None] | None = None,
     ):
@@ -140,7 +141,7 @@ def restore_best(
     checkpoints: Checkpoints,
     progress: Progress,
     model: nn.Module,
-    devices: parallel.Devices,
+    devices: layouts.Devices,
 ) -> tuple[Params, int]:
     """Reads the parameters of the best epoch, or of the last step while there is none.
 

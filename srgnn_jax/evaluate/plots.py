@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from srgnn_jax import parallel, recommend
+from srgnn_jax.devices import processes
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import metrics, results_json
-from srgnn_jax.evaluate.workdir import seed_folders
 from srgnn_jax.model import graph
+from srgnn_jax.runs.workdir import seed_folders
+from srgnn_jax.serve import recommend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +85,7 @@ def plot_workdir(workdir: str) -> list[pathlib.Path]:
         for name, figure in figures.items():
             paths.append(folder / "plots" / f"{name}.png")
             figure.savefig(paths[-1], dpi=150)
-            parallel.say(str(paths[-1]))
+            processes.say(str(paths[-1]))
     except OSError as error:
         raise UserError(
             f"cannot write to {folder / 'plots'} ({error.strerror or error})"

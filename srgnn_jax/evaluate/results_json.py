@@ -22,11 +22,11 @@ from ml_collections import ConfigDict
 
 import srgnn_jax
 from srgnn_jax import config as config_lib
-from srgnn_jax.checkpoint import Progress
 from srgnn_jax.data.counts import data_name
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import breakdown, metrics
+from srgnn_jax.runs.progress import Progress
 
 Results = dict[str, Any]
 

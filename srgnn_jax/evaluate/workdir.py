@@ -15,21 +15,18 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from srgnn_jax import config as config_lib
-from srgnn_jax import parallel, tables
-from srgnn_jax.checkpoint import (
-    Checkpoints,
-    Progress,
-    check_same_run,
-    is_single_run,
-    make_workdir,
-)
+from srgnn_jax import tables
 from srgnn_jax.data.counts import data_name
 from srgnn_jax.data.sessions import Examples
+from srgnn_jax.devices import layouts, processes
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import baselines, metrics, results_json
 from srgnn_jax.evaluate.evaluator import Evaluator, restore_best
 from srgnn_jax.evaluate.scorer import target_ranks
 from srgnn_jax.model.layers import Params
+from srgnn_jax.runs.checkpoint import Checkpoints
+from srgnn_jax.runs.progress import Progress, check_same_run
+from srgnn_jax.runs.workdir import make_workdir, seed_folders
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +35,7 @@ def make_evaluator(
     config: ConfigDict,
     model: nn.Module,
     examples: Examples,
-    devices: parallel.Devices,
+    devices: layouts.Devices,
     after_batch: Callable[[], None] | None = None,
 ) -> Evaluator:
     """Builds the evaluator that a config asks for; see `Evaluator`."""
@@ -48,7 +45,7 @@ def make_evaluator(
         config.ks,
         config.eval_batch_size,
         devices,
-        config.progress and parallel.is_main_process(),
+        config.progress and processes.is_main_process(),
         after_batch,
     )
 
@@ -136,7 +133,7 @@ def evaluate_workdir(
     if seeds:
         each = []
         for seed, path in seeds.items():
-            parallel.say(f"\nseed {seed}")
+            processes.say(f"\nseed {seed}")
             one = None if config is None else config_lib.with_seed(config, seed)
             each.append(evaluate_workdir(str(path), one, model))
         report_seeds(folder, list(seeds))
@@ -150,7 +147,7 @@ def evaluate_workdir(
         config = config_lib.from_dict({**asked, "ks": own.ks})
         config_lib.validate(config)
         devices = config_lib.find_devices(config)
-        with parallel.main_process_first():
+        with processes.main_process_first():
             data = config_lib.load_data(config)
         made = config_lib.make_model(config, progress.num_items, model)
         check_same_run(
@@ -162,7 +159,7 @@ def evaluate_workdir(
     splits = config_lib.make_splits(config, data)
     evaluate = make_evaluator(config, made, splits.evaluated["test"], devices)
     test, run = evaluate_best(config, progress, splits, evaluate, params)
-    if parallel.is_main_process():
+    if processes.is_main_process():
         try:
             command = ""
             if (folder / results_json.FILE).exists():
@@ -195,28 +192,18 @@ def evaluate_best(
     """
     test, rank = evaluate.with_ranks(params)
     lists = evaluate.lists(params, min(max(config.ks), progress.num_items - 1))
-    parallel.say(report(config, progress, test, splits))
+    processes.say(report(config, progress, test, splits))
     return test, results_json.of_run(progress, config, splits, test, rank, lists)
-
-
-def seed_folders(folder: pathlib.Path) -> dict[int, pathlib.Path]:
-    """Finds the workdirs of the seeds of a run of several; none of a single run."""
-    found = {}
-    for path in folder.glob("seed_*"):
-        seed = path.name.removeprefix("seed_")
-        if seed.isdecimal() and path.is_dir():
-            found[int(seed)] = path
-    return {} if is_single_run(folder) else dict(sorted(found.items()))
 
 
 def report_seeds(folder: pathlib.Path, seeds: Sequence[int]) -> None:
     """Joins the results of several seeds in results.json and prints their table."""
-    if not parallel.is_main_process():
+    if not processes.is_main_process():
         return
     each = [results_json.read(folder / f"seed_{s}" / results_json.FILE) for s in seeds]
     merged = results_json.merge(each)
     results_json.write(folder / results_json.FILE, merged)
-    parallel.say("\n" + seeds_table(merged))
+    processes.say("\n" + seeds_table(merged))
 
 
 def seeds_table(results: results_json.Results) -> str:
@@ -257,7 +244,7 @@ def evaluate_baselines(
       UserError: what the user can mend, such as a file that is missing.
     """
     config_lib.validate(config)
-    with parallel.main_process_first():
+    with processes.main_process_first():
         data = config_lib.load_data(config)
     splits = config_lib.make_splits(config, data)
     folder = make_workdir(workdir)
@@ -266,7 +253,7 @@ def evaluate_baselines(
     for name, learn in tqdm(
         baselines.METHODS.items(),
         desc="baselines",
-        disable=None if config.progress and parallel.is_main_process() else True,
+        disable=None if config.progress and processes.is_main_process() else True,
         leave=False,
     ):
         start = time.perf_counter()
@@ -283,7 +270,7 @@ def evaluate_baselines(
         "test": reached,
     }
     held_out = len(splits.evaluated.get("valid", ()))
-    parallel.say(
+    processes.say(
         "\n".join(
             [
                 f"test, {len(test):,} examples; learnt from {len(train):,} sessions"
@@ -296,6 +283,6 @@ def evaluate_baselines(
             ]
         )
     )
-    if parallel.is_main_process():
+    if processes.is_main_process():
         results_json.write(folder / results_json.BASELINES_FILE, record)
     return reached

@@ -15,7 +15,6 @@ was damaged later is told from a sound one.
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import logging
@@ -23,163 +22,23 @@ import os
 import pathlib
 import re
 import shutil
-import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 
-from srgnn_jax import config as config_lib
-from srgnn_jax import parallel
-from srgnn_jax.data.sessions import Dataset
+from srgnn_jax.devices import processes
 from srgnn_jax.errors import UserError
+from srgnn_jax.runs.progress import Progress
+from srgnn_jax.runs.workdir import FOLDER
 
 T = TypeVar("T")
 
-FOLDER, CHECKSUMS = "checkpoints", "checksums.json"
+CHECKSUMS = "checksums.json"
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass
-class Progress:
-    """How far a run has come; what a checkpoint holds beside the arrays.
-
-    Attributes:
-      step: optimizer steps done.
-      epoch: epochs done; steps beyond them belong to the epoch that is under way.
-      epoch_loss: sum of the losses of that epoch, up to the last logged step.
-      epoch_examples: number of examples in that sum.
-      best_step: step of the best epoch's end, 0 while there is none.
-      best_epoch: that epoch, counted from 1.
-      best_metrics: what it reached on the split that selects.
-      bad_epochs: epochs since then.
-      config: the run's config.
-      data: fingerprint of the prepared data.
-      vocabulary: fingerprint of the raw item ids.
-      num_items: rows of the item table, row 0 included.
-      model: name of the model; see `config.model_name`.
-    """
-
-    config: dict[str, Any]
-    data: str
-    vocabulary: str
-    num_items: int
-    step: int = 0
-    epoch: int = 0
-    epoch_loss: float = 0.0
-    epoch_examples: float = 0.0
-    best_step: int = 0
-    best_epoch: int = 0
-    best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    bad_epochs: int = 0
-    model: str = "SRGNN"
-
-    @classmethod
-    def at_start(
-        cls, config: ConfigDict, data: Dataset, model: nn.Module
-    ) -> "Progress":
-        """Returns the progress of a run that has yet to take its first step."""
-        return cls(
-            config=config_lib.to_dict(config),
-            data=data.fingerprint,
-            vocabulary=data.vocabulary.fingerprint(),
-            num_items=data.vocabulary.num_items,
-            model=config_lib.model_name(model),
-        )
-
-
-def is_single_run(workdir: pathlib.Path) -> bool:
-    """Tells whether a workdir is that of one run, not of several seeds, nor empty."""
-    return (workdir / FOLDER).is_dir()
-
-
-def make_workdir(workdir: str) -> pathlib.Path:
-    """Makes the folder of a run, unless it is there; raises UserError if it cannot."""
-    folder = pathlib.Path(workdir).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make the workdir {folder} ({error.strerror}); name another with "
-            "--workdir"
-        ) from error
-    return folder
-
-
-@contextlib.contextmanager
-def only_run(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes from training in a workdir at the same time.
-
-    The kernel gives the lock back when this process ends, however it ends. On network
-    file systems it holds between the machines where they carry `flock` over (NFS from
-    version 4, Lustre mounted with `flock`), else on one machine only; where the file
-    system has no locks at all, a warning says so.
-
-    Raises:
-      UserError: another run holds it.
-    """
-    with (folder / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise UserError(
-                f"another run is training in {folder} ({file.read().strip()}); wait "
-                "for it, stop it, or choose another --workdir"
-            ) from error
-        except OSError as error:
-            log.warning(
-                "%s cannot be locked (%s): start no second run in this workdir",
-                file.name,
-                error.strerror,
-            )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
-
-
-def check_same_run(
-    stored: Progress,
-    now: Progress,
-    may_differ: Collection[str] = config_lib.MAY_DIFFER,
-) -> None:
-    """Raises UserError, naming each difference, if `now` cannot go on from `stored`.
-
-    Args:
-      stored: of the workdir.
-      now: of the run that wants to use it.
-      may_differ: the config's fields that may.
-    """
-    check_same_model(stored.model, now.model)
-    found = config_lib.differences(stored.config, now.config, may_differ)
-    for field, meaning in (
-        ("data", "fingerprint of the prepared data"),
-        ("vocabulary", "fingerprint of the item ids"),
-        ("num_items", "number of item rows"),
-    ):
-        old, new = getattr(stored, field), getattr(now, field)
-        if old != new:
-            found.append(f"{meaning}: {old} -> {new}")
-    if found:
-        raise UserError(
-            "the workdir holds another run; choose another --workdir, or undo: "
-            + "; ".join(found)
-        )
-
-
-def check_same_model(stored: str, name: str) -> None:
-    """Raises UserError unless the name stored in a checkpoint is that of the model."""
-    if stored != name:
-        raise UserError(
-            f"the checkpoint is of the model {stored}, and this is {name}; hand "
-            "in what made it: --config=FILE with its `get_model`, or model=..."
-        )
 
 
 class _KeepLatestAndBest:
@@ -338,8 +197,8 @@ class Checkpoints:
         """
         if not self._folder.is_dir():
             return
-        with parallel.main_process_first(), self._told():
-            if parallel.is_main_process():
+        with processes.main_process_first(), self._told():
+            if processes.is_main_process():
                 for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
                     shutil.rmtree(path)
                 for later in self._manager().all_steps():
@@ -444,3 +303,17 @@ def _reason(error: Exception) -> str:
         return error.strerror
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return os.strerror(int(code[1])) if code else str(error).strip().splitlines()[0]
+
+
+@jax.jit
+def _finite(tree: Any) -> Any:
+    """Returns for each array whether it holds no NaN and no infinity."""
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+
+
+def check_finite(params: Any) -> None:
+    """Raises ValueError, naming an array of the tree, unless all are finite."""
+    for path, is_finite in jax.tree_util.tree_leaves_with_path(_finite(params)):
+        if not is_finite:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(f"the parameter {name} holds NaN or infinity")

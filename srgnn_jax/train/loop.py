@@ -20,30 +20,21 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from srgnn_jax import config as config_lib
-from srgnn_jax import interrupt, parallel
-from srgnn_jax.checkpoint import (
-    Checkpoints,
-    Progress,
-    check_same_run,
-    is_single_run,
-    make_workdir,
-    only_run,
-)
 from srgnn_jax.data import batches
 from srgnn_jax.data.counts import counts_table
 from srgnn_jax.data.sessions import Dataset
+from srgnn_jax.devices import layouts, processes
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
-from srgnn_jax.evaluate.workdir import (
-    evaluate_best,
-    make_evaluator,
-    report_seeds,
-    seed_folders,
-)
+from srgnn_jax.evaluate.workdir import evaluate_best, make_evaluator, report_seeds
 from srgnn_jax.model.losses import Loss
-from srgnn_jax.optimizer import adam_with_l2
-from srgnn_jax.records import MetricsWriter
-from srgnn_jax.steps import TrainState, check_finite, init_state, train_step
+from srgnn_jax.runs.checkpoint import Checkpoints, check_finite
+from srgnn_jax.runs.progress import Progress, check_same_run
+from srgnn_jax.runs.records import MetricsWriter
+from srgnn_jax.runs.workdir import is_single_run, make_workdir, only_run, seed_folders
+from srgnn_jax.train import interrupt
+from srgnn_jax.train.optimizer import adam_with_l2
+from srgnn_jax.train.step import TrainState, init_state, train_step
 
 
 def train_and_evaluate(
@@ -75,15 +66,17 @@ def train_and_evaluate(
     if config.runs > 1 and config.epochs:
         return _train_several(config, workdir, command, model, losses)
     devices = config_lib.find_devices(config)
-    with parallel.main_process_first():
+    with processes.main_process_first():
         data = config_lib.load_data(config)
     splits = config_lib.make_splits(config, data)
     counts = {**data.counts, **splits.counts}
-    parallel.say(counts_table(counts, data.published))
+    processes.say(counts_table(counts, data.published))
     folder = make_workdir(workdir)
     try:
         with (
-            only_run(folder) if parallel.is_main_process() else contextlib.nullcontext()
+            only_run(folder)
+            if processes.is_main_process()
+            else contextlib.nullcontext()
         ):
             made = config_lib.make_model(config, data.vocabulary.num_items, model)
             return _train_in(
@@ -99,7 +92,7 @@ def train_and_evaluate(
 def _train_in(
     folder: pathlib.Path,
     config: ConfigDict,
-    devices: parallel.Devices,
+    devices: layouts.Devices,
     data: Dataset,
     splits: config_lib.Splits,
     counts: dict[str, Any],
@@ -119,12 +112,12 @@ def _train_in(
             # Before anything is written into what may be another run's workdir.
             stored = checkpoints.progress()
             check_same_run(stored, start)
-        if parallel.is_main_process():
+        if processes.is_main_process():
             (folder / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
         if config.epochs == 0:
             return None
         checkpoints.continue_from(stored.step if stored else None)
-        if parallel.is_main_process():
+        if processes.is_main_process():
             vocabulary = data.vocabulary.with_clicks(splits.train_sessions.items)
             vocabulary.save(folder / "vocabulary.parquet")
         last_step = stored.step if stored else 0
@@ -133,10 +126,10 @@ def _train_in(
         )
         with (
             contextlib.closing(
-                MetricsWriter(folder, parallel.is_main_process(), last_step)
+                MetricsWriter(folder, processes.is_main_process(), last_step)
             ) as writer,
             interrupt.deferred() as signal,
-            parallel.together(),
+            processes.together(),
         ):
             run = _Run(
                 config,
@@ -171,7 +164,7 @@ def _train_several(
     state = None
     seeds = [config.seed + n for n in range(config.runs)]
     for seed in seeds:
-        parallel.say(f"\nseed {seed}, of {seeds[0]} to {seeds[-1]}")
+        processes.say(f"\nseed {seed}, of {seeds[0]} to {seeds[-1]}")
         one = config_lib.with_seed(config, seed)
         state = train_and_evaluate(
             one, str(folder / f"seed_{seed}"), command, model, losses
@@ -188,7 +181,7 @@ class _Run:
         config: ConfigDict,
         model: nn.Module,
         loss: Loss,
-        devices: parallel.Devices,
+        devices: layouts.Devices,
         splits: config_lib.Splits,
         checkpoints: Checkpoints,
         start: Progress,
@@ -237,15 +230,15 @@ class _Run:
     def resume(self, stored: Progress) -> None:
         """Takes up the run where its newest checkpoint was saved."""
         self.state = self.checkpoints.restore(
-            parallel.layout_of(self.state), stored.step
+            layouts.layout_of(self.state), stored.step
         )
         self.progress = dataclasses.replace(stored, config=self.progress.config)
         self.finite_step = stored.step
         where = f"step {stored.step}, epoch {stored.epoch}"
         if self.is_complete():
-            parallel.say(f"the run is complete: {where}")
+            processes.say(f"the run is complete: {where}")
         else:
-            parallel.say(f"continuing from the checkpoint of {where}")
+            processes.say(f"continuing from the checkpoint of {where}")
 
     def is_complete(self) -> bool:
         """Whether epochs, steps or patience are used up."""
@@ -280,9 +273,9 @@ class _Run:
         """
         self.looked_for_signals += 1
         if self.looked_for_signals % self.config.log_every_steps == 0 or (
-            not parallel.are_several()
+            not processes.are_several()
         ):
-            number = int(max(parallel.from_all(self.signal())))
+            number = int(max(processes.from_all(self.signal())))
             if number:
                 raise interrupt.Stopped(number)
 
@@ -295,10 +288,10 @@ class _Run:
         )
         due = bool(every and step % every == 0)
         if seconds and (
-            step % config.log_every_steps == 0 or not parallel.are_several()
+            step % config.log_every_steps == 0 or not processes.are_several()
         ):
             over = time.monotonic() - self.saved_at >= seconds
-            due |= bool(parallel.from_all(over)[0])
+            due |= bool(processes.from_all(over)[0])
         return due
 
     def check_finite(self) -> None:
@@ -335,7 +328,7 @@ class _Run:
             initial=done,
             desc=f"epoch {progress.epoch + 1}/{config.epochs}",
             unit=" examples",
-            disable=None if config.progress and parallel.is_main_process() else True,
+            disable=None if config.progress and processes.is_main_process() else True,
             leave=False,
         )
         logged = time.perf_counter(), done
@@ -430,7 +423,7 @@ class _Run:
                 f"{name} {100 * metrics[name]:.2f}" for name in shown
             )
             said += ", best" if progress.bad_epochs == 0 else ""
-        parallel.say(f"{said} ({examples_per_second:,.0f} ex/s)")
+        processes.say(f"{said} ({examples_per_second:,.0f} ex/s)")
         self.save()
 
     def run(self) -> TrainState:
@@ -461,7 +454,7 @@ class _Run:
         config, progress = self.config, self.progress
         params = self.state.params
         if progress.best_step not in (0, progress.step):
-            wanted = {"params": parallel.layout_of(params)}
+            wanted = {"params": layouts.layout_of(params)}
             restored = self.checkpoints.restore(wanted, progress.best_step)
             params = restored["params"]
         test, run = evaluate_best(
@@ -472,5 +465,5 @@ class _Run:
                 progress.best_step or progress.step,
                 {f"test/{name}": value for name, value in test.items()},
             )
-        if parallel.is_main_process():
+        if processes.is_main_process():
             self.record(run)

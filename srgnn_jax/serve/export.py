@@ -30,11 +30,11 @@ from jaxtyping import Array, Float, Int
 
 import srgnn_jax
 from srgnn_jax import config as config_lib
-from srgnn_jax import exported, steps
 from srgnn_jax.errors import UserError
 from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.layers import Params
-from srgnn_jax.recommend import load
+from srgnn_jax.serve import exported
+from srgnn_jax.serve.recommend import load
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Sessions are filled up to one of these lengths, or to the longest that there is.
@@ -146,7 +146,7 @@ def export_top_k(
         params: Params, item_seq: Int[AnyArray, " L"], item_seq_len: Int[AnyArray, ""]
     ) -> tuple[Float[Array, " K"], Int[Array, " K"]]:
         tiers = [(item_seq[None], item_seq_len[None])]
-        session, table = steps.encode(model, params, tiers, max_scores=model.num_items)
+        session, table = encode(model, params, tiers, max_scores=model.num_items)
         best, row = table.top_k(session, k)
         return best[0], row[0]
 

@@ -34,13 +34,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from srgnn_jax import config as config_lib
-from srgnn_jax import parallel, steps
-from srgnn_jax.checkpoint import Checkpoints, Progress
 from srgnn_jax.data.columns import Columns
 from srgnn_jax.data.prepare import number_values
 from srgnn_jax.data.read import read_clicks
-from srgnn_jax.data.session_lines import SessionLine, read_sessions, wrong_session
 from srgnn_jax.data.sessions import Sessions, Vocabulary
+from srgnn_jax.devices import layouts, processes, tiers
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import baselines, metrics
 from srgnn_jax.evaluate.evaluator import restore_best
@@ -50,7 +48,9 @@ from srgnn_jax.model import graph, item_table
 from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.item_table import ItemTable
 from srgnn_jax.model.layers import Params, normalise
-from srgnn_jax.steps import check_finite
+from srgnn_jax.runs.checkpoint import Checkpoints, check_finite
+from srgnn_jax.runs.progress import Progress
+from srgnn_jax.serve.stream import SessionLine, read_sessions, wrong_session
 
 # Clicks that the model sees of a session, unless the run was trained on fewer.
 MAX_LENGTH = 256
@@ -474,7 +474,7 @@ def load(
         progress = checkpoints.progress()
         config = config_lib.from_dict(progress.config)
         made = config_lib.make_model(config, progress.num_items, model)
-        devices = parallel.find_devices("jit")
+        devices = layouts.find_devices("jit")
         params, step = restore_best(checkpoints, progress, made, devices)
     path = folder / "vocabulary.parquet"
     if not path.is_file():
@@ -535,7 +535,7 @@ def recommend_step(
       Scores, -inf where there is no item left, and item rows.
     """
     item_seq_len = jnp.maximum(jnp.count_nonzero(jnp.asarray(item_seq), axis=1), 1)
-    session, _ = steps.encode(model, params, [(item_seq, item_seq_len)])
+    session, _ = tiers.encode(model, params, [(item_seq, item_seq_len)])
     wanted = k if seen is None else min(k + seen.shape[1], table.shape[0])
     scored = ItemTable(
         table,
@@ -624,7 +624,7 @@ def evaluate_sessions(
             "sessions has two clicks on items of the vocabulary; are its ids those of "
             "the training log?"
         )
-    devices = parallel.find_devices(
+    devices = layouts.find_devices(
         "jit", max_scores=config.max_scores, max_positions=config.max_positions
     )
     evaluate = make_evaluator(config, recommender.model, examples, devices)
@@ -644,7 +644,7 @@ def evaluate_sessions(
         "",
         *metric_table(config.ks, columns),
     ]
-    parallel.say("\n".join(lines))
+    processes.say("\n".join(lines))
     return means
 
 

@@ -1,0 +1,75 @@
+"""Encodes the tiers of a batch with a model that knows of none.
+
+A batch comes as *tiers*, groups of its sessions that are padded to one length each (see
+`data.batches`). All items of all tiers are looked up at once, the model encodes tier by
+tier, and all sessions together meet the item table.
+
+Axes: B batch, b sessions of a tier, L positions, D embedding.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+from srgnn_jax.data.batches import Tier
+from srgnn_jax.model.graph import AnyArray
+from srgnn_jax.model.item_table import ItemTable
+from srgnn_jax.model.layers import Params
+
+
+def encode(
+    model: nn.Module,
+    params: Params,
+    tiers: Sequence[Tier],
+    *ids: Int[AnyArray, "B ..."],
+    example: Int[Array, " B"] | None = None,
+    dropout_key: Key[Array, ""] | None = None,
+    **table_options: Any,
+) -> tuple[Any, ...]:
+    """Encodes the sessions of all tiers, in the order given.
+
+    Args:
+      model: the model.
+      params: its parameters, the item table whole or this device's rows of it.
+      tiers: item ids [b, L], 0 = padding at the end, and lengths [b] >= 1 of each.
+      *ids: items whose rows are wanted too.
+      example: the examples' numbers, where there is a `dropout_key`.
+      dropout_key: for what is dropped in training; None: nothing is.
+      **table_options: fields of `ItemTable`.
+
+    Returns:
+      The session embeddings [B, D], the `ItemTable` to score them with, and the rows of
+      each of `ids` [B, ..., D].
+    """
+    table = ItemTable(
+        params["item_embedding"],
+        model.num_items,
+        compute_dtype=model.compute_dtype,
+        **table_options,
+    )
+    found, table = table.lookup(
+        *(item_seq for item_seq, _ in tiers), *ids, normalize=model.normalize
+    )
+    sessions: list[Any] = []
+    first = 0
+    for (item_seq, item_seq_len), embedded in zip(tiers, found, strict=False):
+        number = None
+        if example is not None:
+            number = example[first : first + len(item_seq)]
+        first += len(item_seq)
+        sessions.append(
+            model.apply(
+                {"params": params},
+                item_seq,
+                item_seq_len,
+                embedded,
+                number,
+                dropout_key is None,
+                rngs=None if dropout_key is None else {"dropout": dropout_key},
+                method=model.encode,
+            )
+        )
+    return jnp.concatenate(sessions), table, *found[len(tiers) :]

@@ -1,0 +1,146 @@
+"""The training step: a function of one device's part of a batch; `devices` runs it.
+
+Axes: B batch, C clicks, K negatives.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from srgnn_jax.data import batches
+from srgnn_jax.data.batches import Batch
+from srgnn_jax.devices import layouts
+from srgnn_jax.devices.tiers import encode
+from srgnn_jax.model.graph import AnyArray
+from srgnn_jax.model.item_table import MAX_SCORES
+from srgnn_jax.model.layers import Params
+from srgnn_jax.model.losses import LOSSES, Loss
+from srgnn_jax.model.srgnn import init_params
+
+
+class TrainState(NamedTuple):
+    """What a step changes.
+
+    Attributes:
+      step: optimizer steps done.
+      params: of the model.
+      opt_state: of the optimizer.
+      loss: sum of the examples' losses since the last logged step.
+      examples: their number.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+    loss: Float[Array, ""]
+    examples: Float[Array, ""]
+
+
+def init_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+    """Draws the parameters from the seed."""
+    params = init_params(model, seed)
+    # Each its own buffer, as a step donates them all.
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        loss=jnp.zeros(()),
+        examples=jnp.zeros(()),
+    )
+
+
+def sample_negatives(
+    key: jax.Array,
+    example: Int[AnyArray, " B"],
+    target: Int[AnyArray, " B"],
+    num_items: int,
+    count: int = 1,
+) -> Int[Array, "B K"]:
+    """Draws for each example items that are not its target, evenly, with replacement.
+
+    The draw depends on the key and the example's number, not on its place in the batch:
+    it is the same however a batch is split over devices.
+    """
+
+    def draw(example):
+        own = jax.random.fold_in(key, example)
+        return jax.random.randint(own, (count,), 1, max(num_items - 1, 2))
+
+    drawn = jax.vmap(draw)(example)
+    return drawn + (drawn >= target[:, None])
+
+
+def train_step(
+    state: TrainState,
+    clicks: Int[AnyArray, " C"],
+    batch: Batch,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    loss: Loss = LOSSES["CE"],
+    score_padding: bool = False,
+    max_scores: int = MAX_SCORES,
+    axis_name: str | None = None,
+    item_axis: str | None = None,
+) -> TrainState:
+    """Takes one optimizer step on the mean loss over the examples of a batch.
+
+    Args:
+      state: before the step.
+      clicks: what the batch's starts point into.
+      batch: this device's parts of the batch; see `data.batches`.
+      model: the model.
+      optimizer: the optimizer.
+      seed: of the run; from it and the step negatives and what is dropped are drawn.
+      loss: of each example.
+      score_padding: whether row 0 takes part in the softmax.
+      max_scores: scores that the softmax may hold at a time.
+      axis_name: axis of the devices that share the batch, or None.
+      item_axis: axis of the devices that share the item table, or None.
+    """
+    examples = layouts.total(jnp.sum(batch.length > 0), axis_name)
+    examples = examples.astype(state.examples.dtype)
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def loss_of_part(params, part):
+        negative = sample_negatives(
+            key, part.example, part.target, model.num_items, loss.negatives
+        )
+        encoded = encode(
+            model,
+            params,
+            part.tiers,
+            part.target,
+            negative,
+            example=part.example,
+            dropout_key=key,
+            score_padding=score_padding,
+            max_scores=max_scores,
+            axis_name=item_axis,
+        )
+        return jnp.sum(loss.function(*encoded) * part.weight) / examples
+
+    gradient_of_part = jax.value_and_grad(loss_of_part)
+    mean_loss, gradient = layouts.total(
+        batches.sum_over_parts(
+            lambda part: gradient_of_part(state.params, part), clicks, batch
+        ),
+        axis_name,
+    )
+    # Else XLA moves the decay before the lookup's scatter, a pass over the table more.
+    gradient = jax.lax.optimization_barrier(gradient)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    return TrainState(
+        state.step + 1,
+        optax.apply_updates(state.params, updates),
+        opt_state,
+        state.loss + mean_loss * examples,
+        state.examples + examples,
+    )
