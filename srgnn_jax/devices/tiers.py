@@ -53,23 +53,21 @@ def encode(
     found, table = table.lookup(
         *(item_seq for item_seq, _ in tiers), *ids, normalize=model.normalize
     )
-    sessions: list[Any] = []
-    first = 0
-    for (item_seq, item_seq_len), embedded in zip(tiers, found, strict=False):
-        number = None
-        if example is not None:
-            number = example[first : first + len(item_seq)]
-        first += len(item_seq)
-        sessions.append(
-            model.apply(
-                {"params": params},
-                item_seq,
-                item_seq_len,
-                embedded,
-                number,
-                dropout_key is None,
-                rngs=None if dropout_key is None else {"dropout": dropout_key},
-                method=model.encode,
+
+    def encode_tiers(model):
+        sessions, first = [], 0
+        for (item_seq, item_seq_len), embedded in zip(tiers, found, strict=False):
+            last = first + len(item_seq)
+            number = None if example is None else example[first:last]
+            sessions.append(
+                model.encode(
+                    item_seq, item_seq_len, embedded, number, dropout_key is None
+                )
             )
-        )
-    return jnp.concatenate(sessions), table, *found[len(tiers) :]
+            first = last
+        return jnp.concatenate(sessions)
+
+    # One `apply`: what a model makes of its weights alone is made once for all tiers.
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    session = nn.apply(encode_tiers, model)({"params": params}, rngs=rngs)
+    return session, table, *found[len(tiers) :]

@@ -37,24 +37,37 @@ def gnn_cell(
     n.
     """
 
-    hidden = jnp.asarray(hidden)
+    return _cell(_joined(params), A, jnp.asarray(hidden), compute_dtype)
 
-    def linear(x, kernel, bias):
-        return product(x, kernel, compute_dtype) + bias
 
-    a_in, a_out = jnp.split(A, 2, axis=-1)
-    edge_in, edge_out = params["linear_edge_in"], params["linear_edge_out"]
-    from_before = linear(hidden, edge_in["kernel"], edge_in["bias"])
-    from_after = linear(hidden, edge_out["kernel"], edge_out["bias"])
-    a = jnp.concatenate(
-        [
-            product(a_in, from_before, compute_dtype) + params["b_iah"],
-            product(a_out, from_after, compute_dtype) + params["b_oah"],
-        ],
-        axis=-1,
-    )
-    i_r, i_z, i_n = jnp.split(linear(a, params["w_ih"], params["b_ih"]), 3, axis=-1)
-    h = linear(hidden, params["w_hh"], params["b_hh"])
+def _joined(params: Mapping[str, Any]) -> dict[str, Array]:
+    """Multiplies the weights that follow one another, W_in and W_out with W_ih."""
+    w_in, w_out = jnp.split(jnp.asarray(params["w_ih"]), 2)
+    edges = params["linear_edge_in"], params["linear_edge_out"]
+    pairs = list(zip(edges, (w_in, w_out), strict=True))
+    return {
+        "w_a": jnp.concatenate([edge["kernel"] @ w for edge, w in pairs]),
+        "b_a": jnp.stack([edge["bias"] @ w for edge, w in pairs]),
+        "b_i": params["b_iah"] @ w_in + params["b_oah"] @ w_out + params["b_ih"],
+        "w_h": jnp.asarray(params["w_hh"]),
+        "b_h": jnp.asarray(params["b_hh"]),
+    }
+
+
+def _cell(
+    joined: Mapping[str, Array],
+    A: Float[AnyArray, "B L L2"],
+    hidden: Float[Array, "B L D"],
+    compute_dtype: str | None,
+) -> Float[Array, "B L D"]:
+    B, L, D = hidden.shape
+    A = jnp.asarray(A).reshape(B, L * 2, L)
+    neighbours = product(A, hidden, compute_dtype).reshape(B, L, 2 * D)
+    has_any = A.sum(axis=-1).reshape(B, L, 2)
+    i = product(neighbours, joined["w_a"], compute_dtype)
+    i += has_any @ joined["b_a"] + joined["b_i"]
+    h = product(hidden, joined["w_h"], compute_dtype) + joined["b_h"]
+    i_r, i_z, i_n = jnp.split(i, 3, axis=-1)
     h_r, h_z, h_n = jnp.split(h, 3, axis=-1)
     reset = jax.nn.sigmoid(i_r + h_r)
     update = jax.nn.sigmoid(i_z + h_z)
@@ -95,12 +108,13 @@ class GNN(nn.Module):
             "b_ih": self.param("b_ih", init, (3 * d,)),
             "b_hh": self.param("b_hh", init, (3 * d,)),
         }
+        self.joined = _joined(self.weights)
 
     def GNNCell(
         self, A: Float[AnyArray, "B L L2"], hidden: Float[AnyArray, "B L D"]
     ) -> Float[Array, "B L D"]:
         """Propagates once, as RecBole's method of this name; see `gnn_cell`."""
-        return gnn_cell(self.weights, A, hidden, self.compute_dtype)
+        return _cell(self.joined, A, jnp.asarray(hidden), self.compute_dtype)
 
     def __call__(
         self,
@@ -118,9 +132,9 @@ class GNN(nn.Module):
             zeros in A.
         """
         del is_node
-        weights = self.weights
+        joined = self.joined
 
         def body(_, hidden):
-            return gnn_cell(weights, A, hidden, self.compute_dtype)
+            return _cell(joined, A, hidden, self.compute_dtype)
 
         return jax.lax.fori_loop(0, self.step, body, jnp.asarray(hidden))

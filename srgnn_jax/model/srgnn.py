@@ -74,6 +74,9 @@ class SRGNN(nn.Module):
             self.compute_dtype,
             name="readout",
         )
+        # Drawn once: however often `encode` is called, clicks are dropped by one key.
+        draws = self.item_dropout and self.has_rng("dropout")
+        self.dropout_key = self.make_rng("dropout") if draws else None
 
     @nn.compact
     def item_embedding(self) -> Float[Array, "V D"]:
@@ -105,8 +108,9 @@ class SRGNN(nn.Module):
         if self.item_dropout and not deterministic:
             if example is None:
                 raise ValueError("item_dropout needs `example`, a number per session")
-            key = self.make_rng("dropout")
-            embedded = dropout(embedded, key, example, self.item_dropout)
+            if self.dropout_key is None:
+                raise ValueError('item_dropout needs the random numbers "dropout"')
+            embedded = dropout(embedded, self.dropout_key, example, self.item_dropout)
         hidden = self.propagate(A, embedded, nodes > 0)
         states = jnp.take_along_axis(hidden, alias[:, :, None], axis=1)
         position = jnp.arange(item_seq.shape[1])
