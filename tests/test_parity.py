@@ -90,15 +90,15 @@ def test_step_that_training_takes():
 
 
 def turn_gate_round(monkeypatch):
-    cell = gnn.gnn_cell
+    joined = gnn._joined
 
-    def turned(params, *args):
+    def turned(params):
         d = params["w_hh"].shape[0]
         sign = jnp.ones(3 * d).at[d : 2 * d].set(-1)
         gates = {k: sign * params[k] for k in ("w_ih", "w_hh", "b_ih", "b_hh")}
-        return cell({**params, **gates}, *args)
+        return joined({**params, **gates})
 
-    monkeypatch.setattr(gnn, "gnn_cell", turned)
+    monkeypatch.setattr(gnn, "_joined", turned)
 
 
 def swap_matrices(monkeypatch):
