@@ -121,7 +121,7 @@ def compare(rows, dates=None, **rules):
     examples, test, _, _ = reference(rows, dates, **rules)
     if not examples or not test:
         with pytest.raises(
-            UserError, match="no clicks are left|sessions.* to train on"
+            UserError, match=r"no clicks are left|sessions.* to train on"
         ):
             prepare(frame(rows, dates), **rules)
         return False
