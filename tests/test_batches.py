@@ -125,9 +125,10 @@ def test_an_epoch_that_is_over_goes_on_with_nothing():
 
 def test_parts_share_the_examples_and_lengths_evenly():
     examples = draw_sessions(count=200).examples()
-    for batch in train_batches(examples, 64, seed=0, epoch=0, shards=4):
-        if batch.examples < 64:
-            continue
+    epoch = train_batches(examples, 64, seed=0, epoch=0, shards=4)
+    full = [batch for batch in epoch if batch.examples == 64]
+    assert len(full) == len(examples) // 64 > 1
+    for batch in full:
         assert np.count_nonzero(batch.length, axis=1).tolist() == [16] * 4
         # Sorted by length and dealt out: the parts' k-th rows are neighbours.
         assert (batch.length.max(0)[:-1] <= batch.length.min(0)[1:]).all()
@@ -136,7 +137,8 @@ def test_parts_share_the_examples_and_lengths_evenly():
 @pytest.mark.parametrize("limits", [{"shards": 3}, {"max_positions": 60}])
 def test_parts_hold_the_batch_of_one_device(limits):
     examples = draw_sessions().examples()
-    one = train_batches(examples, 28, seed=1, epoch=0)
+    one = list(train_batches(examples, 28, seed=1, epoch=0))
+    assert len(one) > 1
     many = train_batches(examples, 28, seed=1, epoch=0, **limits)
     for batch, other in zip(one, many, strict=True):
         assert len(batch.start) == 1 < len(other.start)

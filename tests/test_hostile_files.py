@@ -52,18 +52,21 @@ def nested_tuple(levels):
 SESSION = b"]q\x01(" + b"K\x01" * 100_000 + b"e"
 HOSTILE_PICKLES = {
     "os.system": (b"cos\nsystem\n(S'touch ran'\ntR.", "os.system"),
-    "nested in a list": (b"(lp0\n(lp1\ncos\nsystem\n(S'touch ran'\ntRa a.", ""),
+    "nested in a list": (
+        b"(lp0\n(lp1\ncos\nsystem\n(S'touch ran'\ntRa a.",
+        "os.system",
+    ),
     "by a stacked name": (
         b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x09touch ran\x85R.",
         "posix.system",
     ),
-    "an instance": (b"(ios\nsystem\n.", "os.system"),
+    "an instance": (b"(ios\nsystem\n.", "the instruction INST"),
     "a name behind the memo": (
         b"\x80\x04\x8c\x02os\x94\x8c\x06system\x940h\x00h\x01\x93\x8c\x01x\x85R.",
-        "os.system",
+        "the instruction POP",
     ),
     "builtins": (b"c__builtin__\neval\n(S'1'\ntR.", "eval"),
-    "an extension code": (b"\x80\x02\x82\x01.", ""),
+    "an extension code": (b"\x80\x02\x82\x01.", "EXT1"),
     "the hash of a tuple in tuples": (
         b"\x80\x02}" + nested_tuple(60)[2:] + b"K\x01s.",
         "a dict or a set",
@@ -81,8 +84,8 @@ HOSTILE_PICKLES = {
         b"\x80\x02](" + SESSION + b"h\x01" * 100_000 + b"e.",
         "repeats its lists",
     ),
-    "a far memo slot": (b"\x80\x02]r\xff\xff\xff\xff.", "memo slot 4294967295"),
-    "a length beyond the file": (b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7fx.", ""),
+    "a far memo slot": (b"\x80\x02]r\xff\xff\xff\xff.", "does not hold a list"),
+    "a length beyond the file": (b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7fx.", "damaged"),
     "nested lists": (b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".", "is not"),
 }
 
@@ -133,7 +136,7 @@ def test_a_storage_is_read_once_for_all_its_tensors(tmp_path, monkeypatch):
     )
     weights = load_torch_checkpoint(path)
     assert weights["t7"].tolist() == [7.0]
-    assert sum("/data/" in str(name) for name in reads) == 1
+    assert reads.count("weights/data/0") == 1
 
 
 @pytest.mark.parametrize(
@@ -161,7 +164,7 @@ def test_spans_of_safetensors(tmp_path, spans, message):
 def test_headers_beyond_reason(tmp_path, claimed):
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", claimed) + b'{"a":' + b" " * (12 << 20))
-    with pytest.raises(UserError, match=f"header claims {claimed:,} bytes"):
+    with pytest.raises(UserError, match="damaged, or not safetensors"):
         load_torch_checkpoint(path)
 
 
@@ -231,7 +234,9 @@ def test_memory_stays_bounded(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [str(path) in line for path, line in zip(paths, lines, strict=True)]
+    assert len(lines) == len(paths)
+    for path, line in zip(paths, lines, strict=True):
+        assert str(path) in line
     assert "claims 50,000,000 rows" in lines[-1]
 
 

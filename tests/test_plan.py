@@ -118,5 +118,5 @@ def test_wrong_arguments_are_told_in_one_line(argument, message):
 )
 def test_sizes(text, size):
     assert plan.parse_bytes(text) == size
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="is 'much'; it must be a size"):
         plan.parse_bytes("much")

@@ -120,7 +120,9 @@ def compare(rows, dates=None, **rules):
     """Compares with the reference; returns whether there was anything to compare."""
     examples, test, _, _ = reference(rows, dates, **rules)
     if not examples or not test:
-        with pytest.raises(UserError):
+        with pytest.raises(
+            UserError, match=r"no clicks are left|sessions.* to train on"
+        ):
             prepare(frame(rows, dates), **rules)
         return False
     compare_prepared(prepare(frame(rows, dates), **rules), rows, dates, **rules)

@@ -30,9 +30,9 @@ def import_checkpoint(
 ) -> None:
     """Makes a workdir of a PyTorch checkpoint, to evaluate and train from.
 
-    What the file tells of the model goes before the config: `embedding_size`, that it
-    has none of `SRGNN`'s options, and for RecBole's `readout` and, where its config is
-    in the file, `step`. The optimizer starts afresh, at step 0.
+    What the file tells of the model overrides the config: `embedding_size`, that it has
+    none of `SRGNN`'s options, and RecBole's `readout` and `step`. The optimizer starts
+    afresh, at step 0.
 
     No such file holds the items' raw ids. Without a vocabulary file its rows are taken
     to be numbered as in the data set that the config names. With one, rows are matched
@@ -53,7 +53,6 @@ def import_checkpoint(
     config_lib.validate(config)
     config_lib.find_loss(config)
     params = params_from_torch(checkpoint, checkpoint.source, config.readout)
-    params = jax.tree.map(np.float32, params)
     table = params["item_embedding"]
     raw_ids = vocabulary_file and _read_vocabulary(vocabulary_file, len(table))
     if config.dataset:
@@ -106,17 +105,14 @@ def _save(
             vocabulary=vocabulary.fingerprint(),
             num_items=vocabulary.num_items,
         )
-        params = jax.tree.map(jnp.asarray, params)
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
         checkpoints.save(state._replace(params=params), progress)
 
 
 def _config_of_weights(config: ConfigDict, checkpoint: TorchCheckpoint) -> ConfigDict:
     """Replaces the fields that a checkpoint decides, and says so."""
-    told: dict[str, Any] = {
-        "normalize": False,
-        "reverse_positions": 0,
-        "softmax_attention": False,
-    }
+    told: dict[str, Any]
+    told = {"normalize": False, "reverse_positions": 0, "softmax_attention": False}
     table = checkpoint[EMBEDDING[checkpoint.source]]
     if table.ndim == 2:
         told["embedding_size"] = table.shape[1]

@@ -9,7 +9,7 @@ Axis letters: V item rows (row 0 is the padding item), D embedding.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from flax import traverse_util
@@ -17,26 +17,9 @@ from flax import traverse_util
 from srgnn_jax.errors import UserError
 from srgnn_jax.model.readout import ATTENTION_READOUTS
 
-
-class _Weight(NamedTuple):
-    """A parameter: its path in the Flax tree, its name and shape in torch."""
-
-    path: str
-    name: str
-    shape: tuple[str, ...]
-
-    @property
-    def is_kernel(self) -> bool:
-        """Whether torch holds it [out, in], and Flax [in, out]."""
-        return len(self.shape) == 2 and self.shape[0] != "V"
-
-    @property
-    def is_gated(self) -> bool:
-        """Whether its torch rows are those of the gates r, z and n, D each."""
-        return self.shape[0] == "3D"
-
-
-# Path in Flax, name in RecBole, shape in torch.
+TABLE = "item_embedding"
+# Path in Flax, name in RecBole, shape in torch: Flax has the transpose, but
+# for the table.
 _WEIGHTS = (
     ("item_embedding", "item_embedding.weight", "V D"),
     ("gnn/linear_edge_in/kernel", "gnn.linear_edge_in.weight", "D D"),
@@ -72,9 +55,8 @@ def params_from_torch(
 ) -> dict[str, Any]:
     """Turns a PyTorch SR-GNN's weights into the Flax parameters of `SRGNN`.
 
-    The original's `linear_edge_f`, which its forward pass never reads, is dropped, as
-    is its `linear_transform` where `readout` is "attention". float64 stays float64;
-    half precision becomes float32.
+    What the original's forward pass never reads is dropped: `linear_edge_f`, and its
+    `linear_transform` where `readout` is "attention". Half precision becomes float32.
 
     Args:
       state_dict: names to arrays, NumPy's or torch's.
@@ -83,8 +65,7 @@ def params_from_torch(
 
     Returns:
       The tree that `SRGNN(num_items=V, embedding_size=D, readout=readout)` takes as
-      `{"params": tree}`, where [V, D] is the shape of its `item_embedding`. Its arrays
-      are copies, NumPy's.
+      `{"params": tree}`; copies, NumPy's.
 
     Raises:
       UserError: `source` or `readout` is none of theirs, or names are missing, unknown
@@ -97,38 +78,35 @@ def params_from_torch(
         )
     hybrid = readout == "hybrid"
     weights = _weights(source, hybrid)
-    unread = (*_ORIGINAL_UNREAD, *(() if hybrid else _TRANSFORM))
-    arrays = {
-        name: as_numpy(value)
-        for name, value in state_dict.items()
-        if source == "recbole" or name not in unread
-    }
+    unread: tuple[str, ...] = ()
+    if source == "original":
+        unread = _ORIGINAL_UNREAD if hybrid else _ORIGINAL_UNREAD + _TRANSFORM
+    arrays = {n: as_numpy(a) for n, a in state_dict.items() if n not in unread}
     whose = {"recbole": "RecBole", "original": "the original"}[source]
     _check(
-        {weight.name: weight.shape for weight in weights},
+        {name: shape for _, name, shape in weights},
         arrays,
         EMBEDDING[source],
         f"these are not the weights of {whose}'s SR-GNN with readout={readout!r}",
     )
     params = {}
-    for weight in weights:
-        array = _turn_gate(arrays[weight.name], weight, source)
-        params[weight.path] = array.T.copy() if weight.is_kernel else array
+    for path, name, shape in weights:
+        array = arrays[name] if path == TABLE else arrays[name].T
+        params[path] = _in_gates_of(source, array, shape)
     return traverse_util.unflatten_dict(params, sep="/")
 
 
 def params_to_torch(params: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
     """Turns the Flax parameters of `SRGNN` into a PyTorch SR-GNN's weights.
 
-    PyTorch's models know none of the options of `SRGNN` beside its readouts "hybrid"
-    and "attention". The weights load with `strict=True`:
+    The weights load with `strict=True`:
 
         weights = params_to_torch(params, "recbole")
         model.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
 
-    RecBole's model is always hybrid: parameters that are not get the `linear_transform`
-    that passes the global part on alone, which gives the same scores. The original's
-    `linear_edge_f`, which it never reads, is zero.
+    Of `SRGNN`'s options, PyTorch's models know the readouts "hybrid" and "attention".
+    RecBole's is always hybrid: other parameters get the `linear_transform` that passes
+    the global part on alone. The original's `linear_edge_f` is never read: it is zero.
 
     Args:
       params: the tree that `SRGNN.init` returns under "params".
@@ -146,47 +124,49 @@ def params_to_torch(params: Mapping[str, Any], source: str) -> dict[str, np.ndar
     hybrid = any(path.startswith("readout/linear_transform/") for path in leaves)
     weights = _weights(source, hybrid)
     _check(
-        {w.path: w.shape[::-1] if w.is_kernel else w.shape for w in weights},
+        {path: s if path == TABLE else s[::-1] for path, _, s in weights},
         leaves,
-        "item_embedding",
+        TABLE,
         "these are not the parameters of SRGNN",
     )
     state_dict = {}
-    for weight in weights:
-        leaf = leaves[weight.path]
-        array = leaf.T if weight.is_kernel else leaf
-        state_dict[weight.name] = _turn_gate(array, weight, source)
-    table = leaves["item_embedding"]
+    for path, name, shape in weights:
+        array = _in_gates_of(source, leaves[path], shape)
+        state_dict[name] = np.ascontiguousarray(array if path == TABLE else array.T)
+    table = leaves[TABLE]
     d = table.shape[1]
     if source == "original":
-        state_dict["gnn.linear_edge_f.weight"] = np.zeros((d, d), table.dtype)
-        state_dict["gnn.linear_edge_f.bias"] = np.zeros(d, table.dtype)
+        weight, bias = _ORIGINAL_UNREAD
+        state_dict[weight] = np.zeros((d, d), table.dtype)
+        state_dict[bias] = np.zeros(d, table.dtype)
     if not hybrid:
         # Passes the global part on alone.
-        state_dict["linear_transform.weight"] = np.eye(d, 2 * d, dtype=table.dtype)
-        state_dict["linear_transform.bias"] = np.zeros(d, table.dtype)
+        weight, bias = _TRANSFORM
+        state_dict[weight] = np.eye(d, 2 * d, dtype=table.dtype)
+        state_dict[bias] = np.zeros(d, table.dtype)
     return state_dict
 
 
-def _weights(source: str, hybrid: bool) -> list[_Weight]:
+def _weights(source: str, hybrid: bool) -> list[tuple[str, str, list[str]]]:
+    """Lists the path, the name in torch and the shape there of each parameter."""
     if source not in EMBEDDING:
         raise UserError(
             f"the source of PyTorch weights is {source!r}, not 'recbole' or 'original'"
         )
     names = _ORIGINAL_NAMES if source == "original" else {}
     return [
-        _Weight(path, names.get(name, name), tuple(letters.split()))
-        for path, name, letters in _WEIGHTS
+        (path, names.get(name, name), shape.split())
+        for path, name, shape in _WEIGHTS
         if hybrid or name not in _TRANSFORM
     ]
 
 
-def _turn_gate(array: np.ndarray, weight: _Weight, source: str) -> np.ndarray:
-    """Copies an array of torch's layout, with the original's gate turned round."""
+def _in_gates_of(source: str, array: np.ndarray, torch_shape: list[str]) -> np.ndarray:
+    """Copies an array of Flax's layout, with the original's gate turned round."""
     array = np.array(array, order="C")
-    if source == "original" and weight.is_gated:
-        d = len(array) // 3
-        array[d : 2 * d] *= -1
+    if source == "original" and torch_shape[0] == "3D":
+        d = array.shape[-1] // 3  # The gates lie in the order r, z, n.
+        array[..., d : 2 * d] *= -1
     return array
 
 
@@ -202,34 +182,36 @@ def as_numpy(value: Any) -> np.ndarray:
 
 
 def _check(
-    shapes: Mapping[str, tuple[str, ...]],
+    shapes: Mapping[str, list[str]],
     arrays: Mapping[str, np.ndarray],
     table: str,
     message: str,
 ) -> None:
     """Raises one error that lists all that is missing, unknown or mis-shaped."""
+    known = {name: arrays[name] for name in shapes if name in arrays}
     sizes: dict[str, int] = {}
-    if table in arrays and arrays[table].ndim == 2:
-        num_items, d = arrays[table].shape
+    mis_shaped = []
+    if table in known and known[table].ndim == 2:
+        num_items, d = known[table].shape
         sizes = {"V": num_items, "D": d, "2D": 2 * d, "3D": 3 * d, "1": 1}
-    mis_shaped, not_float = [], []
-    for name, letters in shapes.items():
-        if name not in arrays:
-            continue
-        shape, dtype = arrays[name].shape, arrays[name].dtype
-        expected = tuple(sizes[letter] for letter in letters) if sizes else None
-        if shape != expected and (sizes or name == table):
-            wanted = f" = {list(expected)}" if expected else ""
+    elif table in known:
+        mis_shaped = [f"{table} {list(known[table].shape)} instead of [V, D]"]
+    for name, array in known.items() if sizes else ():
+        expected = [sizes[letter] for letter in shapes[name]]
+        if list(array.shape) != expected:
+            letters = ", ".join(shapes[name])
             mis_shaped.append(
-                f"{name} {list(shape)} instead of [{', '.join(letters)}]{wanted}"
+                f"{name} {list(array.shape)} instead of [{letters}] = {expected}"
             )
-        if dtype not in (np.float32, np.float64):
-            not_float.append(f"{name} ({dtype})")
     faults = {
-        "missing": [name for name in shapes if name not in arrays],
-        "unknown": [name for name in arrays if name not in shapes],
+        "missing": [name for name in shapes if name not in known],
+        "unknown": [name for name in arrays if name not in known],
         "of the wrong shape": mis_shaped,
-        "not floating-point": not_float,
+        "not floating-point": [
+            f"{name} ({array.dtype})"
+            for name, array in known.items()
+            if array.dtype not in (np.float32, np.float64)
+        ],
     }
     found = [f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names]
     if found:

@@ -1,24 +1,19 @@
 """The prepared sessions that users of the published code have, as Python pickles."""
 
-import io
 import pathlib
-import pickle
-import pickletools
 import reprlib
-from typing import Any, NoReturn
+from typing import Any
 
 from srgnn_jax.data.counts import count
+from srgnn_jax.data.plain_pickle import PlainUnpickler
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
 from srgnn_jax.data.sources import source
 from srgnn_jax.data.sources.source import Settings
-from srgnn_jax.errors import UserError
+from srgnn_jax.errors import UserError, reason
 
 TRAIN, TEST = "all_train_seq.txt", "test.txt"
 # Every number up to the largest gets a row: one absurd number must not fill the memory.
 MOST_ITEMS = 20_000_000
-# Instructions of the unpickler that hash what the file holds.
-_HASHING = {"DICT", "SETITEM", "SETITEMS", "ADDITEMS", "FROZENSET"}
-
 
 INSTRUCTIONS = (
     "Put the two files there that preprocess.py of the published code writes: "
@@ -105,35 +100,8 @@ def _shown(value: Any) -> str:
         return f"a {type(value).__name__} of numbers out of range"
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads lists, tuples and numbers, and refuses whatever could run code."""
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(
-            f"it asks for {module}.{name}, and a list of sessions needs no class"
-        )
-
-    def persistent_load(self, pid: object) -> NoReturn:
-        raise pickle.UnpicklingError("it refers to objects outside the file")
-
-
 def _load(path: pathlib.Path) -> Any:
     try:
-        data = path.read_bytes()
-        end = 0
-        for opcode, argument, position in pickletools.genops(data):
-            end = (position or 0) + 1
-            # The unpickler makes room for all memo slots below the one that is named.
-            slot = argument if opcode.name in ("PUT", "LONG_BINPUT") else None
-            if slot is not None and slot > len(data):
-                raise pickle.UnpicklingError(f"memo slot {slot} of a small file")
-            # To hash a tuple that holds one tuple twice, and so on, never ends.
-            if opcode.name in _HASHING:
-                raise pickle.UnpicklingError("it holds a dict or a set, not lists only")
-        if end < len(data):
-            raise pickle.UnpicklingError(f"{len(data) - end} bytes follow its end")
-        return _PlainUnpickler(io.BytesIO(data)).load()
-    except Exception as error:  # A broken pickle raises nearly anything.
-        raise UserError(
-            f"refused to read {path}: {str(error) or type(error).__name__}"
-        ) from error
+        return PlainUnpickler(path.read_bytes()).load()
+    except (OSError, UserError) as error:
+        raise UserError(f"refused to read {path}: {reason(error)}") from None
