@@ -1,8 +1,9 @@
 """What a source is, and what those that read a log share."""
 
 import dataclasses
+import inspect
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import polars as pl
@@ -13,6 +14,11 @@ from srgnn_jax.data.read import read_clicks
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.times import parse_iso
 from srgnn_jax.errors import UserError
+
+# The settings of how a log is read, and those that `prepare` takes.
+COLUMN_SETTINGS = frozenset({"session_column", "item_column", "time_column"})
+LOG_SETTINGS = COLUMN_SETTINGS | {"log_file", "separator", "on_bad_row"}
+RULE_SETTINGS = frozenset(inspect.signature(prepare).parameters) - {"clicks"}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -45,38 +51,16 @@ class Settings:
     @property
     def rules(self) -> dict[str, Any]:
         """The arguments of `prepare.prepare`."""
-        return {name: getattr(self, name) for name in RULE_SETTINGS} | {
-            name: _microseconds(name, getattr(self, name))
-            for name in ("test_start", "test_end")
-        }
-
-
-def _microseconds(field: str, text: str) -> int | None:
-    if not text:
-        return None
-    moment = parse_iso(pl.Series([text]))[0]
-    if moment is None:
-        raise UserError(
-            f"config.{field} is {text!r}; write a time in UTC such as 2014-09-29 or "
-            "2014-09-29T12:00:00"
-        )
-    return moment
-
-
-# The settings that decide how rows are read, and how `prepare.prepare` goes about them.
-ROW_SETTINGS = frozenset({"on_bad_row"})
-COLUMN_SETTINGS = frozenset({"session_column", "item_column", "time_column"})
-RULE_SETTINGS = frozenset(
-    {
-        "min_session_length",
-        "min_item_count",
-        "test_days",
-        "test_start",
-        "test_end",
-        "train_fraction",
-        "date_resolution_seconds",
-    }
-)
+        rules = {name: getattr(self, name) for name in RULE_SETTINGS}
+        for name in ("test_start", "test_end"):
+            text = rules[name]
+            rules[name] = parse_iso(pl.Series([text]))[0] if text else None
+            if text and rules[name] is None:
+                raise UserError(
+                    f"config.{name} is {text!r}; write a time in UTC such as "
+                    "2014-09-29 or 2014-09-29T12:00:00"
+                )
+        return rules
 
 
 @runtime_checkable
@@ -125,26 +109,19 @@ def find_file(
 def read_log(
     path: pathlib.Path,
     settings: Settings,
-    columns: Columns,
-    *,
-    header: Sequence[str] = (),
-    separator: str = "",
     split: Callable[[pl.DataFrame], Dataset] | None = None,
+    **how: Any,
 ) -> Dataset:
     """Reads a click log and prepares it.
 
-    See `read.read_clicks` for the arguments; the rows that it skipped are added to the
-    counts. `split` turns the clicks into a data set, by default `prepare.prepare` by
-    the rules of the settings.
+    Args:
+      path: of the log.
+      settings: those of rows and, unless `split` is given, of `prepare.prepare`.
+      split: turns the clicks into a data set.
+      **how: arguments of `read.read_clicks`, whose skipped rows join the counts.
     """
-    clicks, skipped = read_clicks(
-        path,
-        columns,
-        header=header,
-        separator=separator,
-        on_bad_row=settings.on_bad_row,
-    )
     rules = settings.rules
+    clicks, skipped = read_clicks(path, on_bad_row=settings.on_bad_row, **how)
     try:
         dataset = split(clicks) if split else prepare(clicks, **rules)
     except UserError as error:
