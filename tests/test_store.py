@@ -229,7 +229,7 @@ def test_a_change_that_size_and_time_hide_is_seen(tmp_path, settled, change, nam
 def test_a_file_that_has_come_up_is_seen(tmp_path, log, settled):
     load(tmp_path)
     write_log(tmp_path / "data" / "log2.csv")
-    with pytest.raises(UserError, match="several logs"):
+    with pytest.raises(UserError, match="more than one file"):
         load(tmp_path)
 
 

@@ -135,8 +135,7 @@ class Sessions:
     ) -> tuple["Sessions", Bool[np.ndarray, " S"]]:
         """Drops the other clicks, then sessions of fewer than `least`.
 
-        Returns:
-          The sessions that are left, and which they were.
+        Returns the sessions that are left, and which they were.
         """
         session = np.repeat(np.arange(len(self), dtype=np.int32), self.lengths)
         lengths = np.bincount(session[clicks], minlength=len(self))
@@ -147,8 +146,7 @@ class Sessions:
     def examples(self, max_length: int = 0) -> Examples:
         """Returns the prefix examples, in session order, shorter prefixes first.
 
-        Args:
-          max_length: keep only the last so many clicks of a prefix; 0 keeps all.
+        Of each prefix, only the last `max_length` clicks are kept; 0 keeps all.
         """
         firsts = self.offsets[:-1]
         if self.last_only:
@@ -175,15 +173,7 @@ class Sessions:
 
 
 def check_rows(rows: Any, num_items: int) -> None:
-    """Checks that these are rows of items, on the host.
-
-    Args:
-      rows: any number of them.
-      num_items: V: rows of the table, the padding included.
-
-    Raises:
-      ValueError: one is no whole number from 1 to V - 1.
-    """
+    """Raises ValueError unless all are whole numbers from 1 to num_items - 1."""
     rows = np.asarray(rows)
     if not np.issubdtype(rows.dtype, np.integer):
         raise ValueError(f"item rows are integers, not {rows.dtype}")
@@ -232,11 +222,7 @@ class Vocabulary:
         return np.array([self._rows.get(str(raw), 0) for raw in raw_ids], np.int32)
 
     def raw(self, rows: Iterable[int] | Int[np.ndarray, " n"]) -> list[str]:
-        """Returns the raw id of each row, from 1 on.
-
-        Raises:
-          IndexError: a row has no raw id.
-        """
+        """Returns the raw id of each row; IndexError: a row has none."""
         rows = np.fromiter(rows, np.int64)
         if (rows < 1).any():
             raise IndexError(f"row {rows.min()} has no raw id: they start at 1")

@@ -11,7 +11,7 @@ from srgnn_jax.data.counts import count
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
 from srgnn_jax.data.sources import source
 from srgnn_jax.data.sources.source import Settings
-from srgnn_jax.errors import UserError
+from srgnn_jax.errors import UserError, reason
 
 TRAIN, TEST = "all_train_seq.txt", "test.txt"
 # Every number up to the largest gets a row: one absurd number must not fill the memory.
@@ -134,6 +134,4 @@ def _load(path: pathlib.Path) -> Any:
             raise pickle.UnpicklingError(f"{len(data) - end} bytes follow its end")
         return _PlainUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # A broken pickle raises nearly anything.
-        raise UserError(
-            f"refused to read {path}: {str(error) or type(error).__name__}"
-        ) from error
+        raise UserError(f"refused to read {path}: {reason(error)}") from error

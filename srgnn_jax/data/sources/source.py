@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import pathlib
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import polars as pl
 
@@ -63,33 +63,14 @@ class Settings:
         return rules
 
 
-@runtime_checkable
-class Source(Protocol):
-    """A module that finds and reads the files of one source.
-
-    Attributes:
-      INSTRUCTIONS: which files to put where; empty if none are needed.
-      SETTINGS: the names of the settings that it heeds.
-      PRESETS: the usual settings, by name, the first of them the default.
-    """
-
-    INSTRUCTIONS: str
-    SETTINGS: frozenset[str]
-    PRESETS: dict[str, Settings]
-
-    def source_files(
-        self, folder: pathlib.Path, settings: Settings
-    ) -> list[pathlib.Path]:
-        """Returns the raw files in a folder; raises UserError where one is missing."""
-
-    def read(self, files: list[pathlib.Path], settings: Settings) -> Dataset:
-        """Reads and prepares the raw files."""
-
-
 def find_file(
-    folder: pathlib.Path, pattern: str, instructions: str, named: str = ""
+    folder: pathlib.Path,
+    pattern: str,
+    instructions: str,
+    named: str = "",
+    suffixes: tuple[str, ...] = ("",),
 ) -> pathlib.Path:
-    """Returns the file that is named, or the one in a folder that matches a pattern.
+    """Returns the file that is named, or the only one of a pattern and these suffixes.
 
     Raises:
       UserError: there is none, or more than one.
@@ -99,10 +80,14 @@ def find_file(
         if not (folder / named).is_file():
             raise UserError(f"no file {named} in {where}")
         return folder / named
-    found = sorted(path for path in folder.glob(pattern) if path.is_file())
-    if len(found) != 1:
-        what = "no file" if not found else "more than one file"
-        raise UserError(f"{what} {pattern} in {where}. {instructions}")
+    paths = [path for path in sorted(folder.glob(pattern)) if path.is_file()]
+    found = [path for path in paths if path.name.endswith(suffixes)]
+    if not found:
+        what = "log" if pattern == "*" else f"file {pattern}"
+        raise UserError(f"no {what} in {where}. {instructions}")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UserError(f"more than one file in {where} ({names}). {instructions}")
     return found[0]
 
 
@@ -112,13 +97,9 @@ def read_log(
     split: Callable[[pl.DataFrame], Dataset] | None = None,
     **how: Any,
 ) -> Dataset:
-    """Reads a click log and prepares it.
+    """Reads a click log, and prepares it unless `split` turns it into a data set.
 
-    Args:
-      path: of the log.
-      settings: those of rows and, unless `split` is given, of `prepare.prepare`.
-      split: turns the clicks into a data set.
-      **how: arguments of `read.read_clicks`, whose skipped rows join the counts.
+    Rows that `read.read_clicks`, which takes `how`, has skipped join the counts.
     """
     rules = settings.rules
     clicks, skipped = read_clicks(path, on_bad_row=settings.on_bad_row, **how)
