@@ -14,6 +14,7 @@ import pathlib
 import pickle
 import tempfile
 import traceback
+import types
 import warnings
 from typing import NamedTuple
 
@@ -23,7 +24,6 @@ import polars as pl
 from srgnn_jax.data.sessions import Dataset, check_rows
 from srgnn_jax.data.sources import (
     Settings,
-    Source,
     click_log,
     diginetica,
     pickles,
@@ -39,7 +39,7 @@ START = 1_400_000_000
 class Reader(NamedTuple):
     """A source, the name and the form of its file, and the separator in it."""
 
-    source: Source
+    source: types.ModuleType
     name: str
     layout: str
     separator: str = ","

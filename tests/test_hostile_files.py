@@ -11,6 +11,8 @@ import zipfile
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from srgnn_jax.convert import load_torch_checkpoint
@@ -223,7 +225,16 @@ def test_memory_stays_bounded(tmp_path):
     rows = tmp_path / "rows.parquet"
     pl.DataFrame({"item": pl.repeat("a", 50_000_000, eager=True)}).write_parquet(rows)
     assert rows.stat().st_size < 100_000
-    paths = [folder, far, *pths, tmp_path / "a.safetensors", rows]
+    long = tmp_path / "long.parquet"
+    schema = pa.schema([("item", pa.large_string())])
+    with pq.ParquetWriter(
+        long, schema, compression="zstd", use_dictionary=False, write_statistics=False
+    ) as writer:
+        for n in range(100):
+            ids = pa.array(["a" * (10 << 20) + str(n)], pa.large_string())
+            writer.write_table(pa.table({"item": ids}))
+    assert long.stat().st_size < 100_000
+    paths = [folder, far, *pths, tmp_path / "a.safetensors", long, rows]
     done = subprocess.run(
         [sys.executable, "-c", BOMBS, *map(str, paths)],
         cwd=ROOT,
@@ -265,6 +276,10 @@ VOCABULARIES = {
         lambda path: pl.DataFrame(
             {"item": ["a" * 10**6 + str(n) for n in range(9)]}
         ).write_parquet(path),
+        "longer than such a file holds",
+    ),
+    "one long id, again and again": (
+        lambda path: pl.DataFrame({"item": ["a" * 10**6] * 20}).write_parquet(path),
         "longer than such a file holds",
     ),
 }

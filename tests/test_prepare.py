@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from benchmarks.prepare import make_log
 from srgnn_jax.data.columns import Columns
 from srgnn_jax.data.counts import count
-from srgnn_jax.data.prepare import DAY, SECOND, number_values, prepare
+from srgnn_jax.data.prepare import DAY, SECOND, group_by_session, prepare
 from srgnn_jax.data.read import read_clicks
 from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.data.sources import yoochoose
@@ -342,18 +342,27 @@ def test_a_raw_file_against_the_reference(tmp_path, fraction):
     assert prepared.counts["train_examples"] > 100
 
 
-def test_values_are_numbered_by_first_appearance(monkeypatch):
+@pytest.mark.parametrize("ordered", [False, True])
+def test_clicks_are_put_together_by_session(ordered):
+    """Numbered by first appearance, and sorted by session and time."""
     rng = np.random.default_rng(0)
-    values = [f"v{n}" for n in rng.integers(0, 999, 5_000)]
-    # polars may number in any order, and other values too.
-    categories = pl.Categories.random()
-    others = pl.Series([*values, "more"][::-1]).cast(pl.Categorical(categories))
-    monkeypatch.setattr(pl.Categories, "random", lambda: categories)
-    numbers, distinct = number_values(pl.Series(values))
-    assert others[-1] == values[0]  # They are kept numbered until here.
-    first = list(dict.fromkeys(values))
-    assert distinct.to_list() == first
-    assert numbers.tolist() == [first.index(value) for value in values]
+    rows = [(f"s{rng.integers(99)}", f"i{rng.integers(50)}", n) for n in range(500)]
+    if ordered:
+        rows.sort(key=lambda row: row[0])
+    times = rng.integers(0, 20, 500)
+    times = np.arange(500) if ordered else times
+    sessions, session, raw_items = group_by_session(frame(rows), times)
+    items = list(dict.fromkeys(item for _, item, _ in rows))
+    assert raw_items.to_list() == items
+    clicks_of = {}
+    for (name, item, _), when in zip(rows, times.tolist(), strict=True):
+        clicks_of.setdefault(name, []).append((when, items.index(item)))
+    names = list(clicks_of)
+    assert session.tolist() == [names.index(name) for name, _, _ in rows]
+    assert lists(sessions) == [
+        [item for _, item in sorted(clicks, key=lambda click: click[0])]
+        for clicks in clicks_of.values()
+    ]
 
 
 @needs_raw

@@ -63,13 +63,21 @@ def test_split_last_takes_the_last_sessions(fraction, later):
     assert all(part.last_only for part in split)
 
 
-def test_take_and_replace_items():
+def test_take():
     sessions = Sessions.from_lists(LISTS, last_only=True)
     taken = sessions.take(np.array([4, 0, 2]))
     assert [session.tolist() for session in taken] == [[1, 2, 3], [3, 1, 3, 2], []]
-    row = np.array([0, 10, 20, 30], np.int32)
-    assert taken.replace_items(row)[1].tolist() == [30, 10, 30, 20]
-    assert taken.replace_items(row).last_only
+    assert taken.last_only
+
+
+@pytest.mark.parametrize("least", [1, 2, 4])
+def test_sessions_of_the_clicks_that_are_kept(least):
+    sessions = Sessions.from_lists(LISTS, last_only=True)
+    kept, left = sessions.keep(sessions.items != 3, least)
+    expected = [[item for item in session if item != 3] for session in LISTS]
+    assert left.tolist() == [len(items) >= least for items in expected]
+    assert [s.tolist() for s in kept] == [s for s in expected if len(s) >= least]
+    assert kept.last_only
 
 
 IDS = ["b", "12", 'odd "id", with\n everything;\té', ""]

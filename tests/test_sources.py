@@ -246,7 +246,11 @@ def test_one_log_is_found_whatever_lies_beside_it(tmp_path):
     ("files", "settings", "message"),
     [
         ([], {}, r"no log in config\.data_dir = .*Put one log file there"),
-        (["a.csv", "b.tsv.gz"], {}, r"several logs in .*\(a\.csv, b\.tsv\.gz\)"),
+        (
+            ["a.csv", "b.tsv.gz"],
+            {},
+            r"more than one file in .*\(a\.csv, b\.tsv\.gz\)\. Put one",
+        ),
         (["a.csv"], {"log_file": "b.csv"}, r"no file b\.csv in config\.data_dir"),
     ],
 )

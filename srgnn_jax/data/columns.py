@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from srgnn_jax.errors import UserError
 
@@ -11,7 +11,6 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "session": ("sessionid", "session", "sid", "usersession", "visitid"),
     "item": ("itemid", "item", "productid", "product", "iid", "articleid"),
     "time": ("time", "timestamp", "eventtime", "datetime", "ts", "date", "eventdate"),
-    "date": (),
 }
 
 
@@ -42,34 +41,31 @@ def plain_name(name: str) -> str:
 
 
 def find_columns(
-    path: pathlib.Path, names: Sequence[str], columns: Columns
+    path: pathlib.Path,
+    columns: Columns,
+    usual: Mapping[str, Sequence[str]],
+    names: Sequence[str],
 ) -> dict[str, int]:
-    """Returns the position of each column that is to be read.
+    """Returns the position among `names` of each column that is to be read.
 
     A column that is named is found by that name, with or without RecBole's type.
-
-    Args:
-      path: of the log, for the errors.
-      names: of all columns.
-      columns: those that are looked for.
 
     Raises:
       UserError: a column is missing, or there is more than one of its name.
     """
     found = {}
-    for column, usual in USUAL_NAMES.items():
-        named = getattr(columns, column)
-        if not (named or usual):
-            continue
+    for column, named in dataclasses.asdict(columns).items():
         if named:
-            spelled = [
-                [n.strip() for n in names],
-                [n.rpartition(":")[0] for n in names],
-            ]
-            wanted = [(spelling, named) for spelling in spelled]
+            stripped = [name.strip() for name in names]
+            without_type = [name.rpartition(":")[0] for name in names]
+            tries = [(stripped, named), (without_type, named)]
         else:
-            wanted = [([plain_name(n) for n in names], name) for name in usual]
-        matches = next((m for m in (_places(*want) for want in wanted) if m), [])
+            plain = [plain_name(name) for name in names]
+            tries = [(plain, name) for name in usual.get(column, ())]
+        if not tries:
+            continue
+        places = ([i for i, n in enumerate(ns) if n == name] for ns, name in tries)
+        matches = next(filter(None, places), [])
         if len(matches) != 1:
             what = f"{column} column {named!r}" if named else f"{column} column"
             shown = ", ".join(repr(name[:80]) for name in names[:40])
@@ -80,7 +76,3 @@ def find_columns(
             )
         found[column] = matches[0]
     return found
-
-
-def _places(names: Sequence[str], wanted: str) -> list[int]:
-    return [i for i, name in enumerate(names) if name == wanted]

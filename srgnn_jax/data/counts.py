@@ -45,12 +45,9 @@ def count(
 ) -> dict[str, int | float]:
     """Counts what the published tables count.
 
-    Returns:
-      clicks: of all splits.
-      <split>_sessions, <split>_examples: of each.
-      items: rows of the vocabulary, without the padding.
-      items_in_prefixes: items that some example's prefix holds.
-      average_length: clicks of an example, the target included, over all examples.
+    `items` are the rows of the vocabulary without the padding, `items_in_prefixes`
+    those that some example's prefix holds; `average_length` is that of all examples,
+    the target included.
     """
     examples = {name: sessions.examples() for name, sessions in splits.items()}
     in_prefix = np.zeros(vocabulary.num_items, bool)

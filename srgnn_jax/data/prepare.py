@@ -6,7 +6,7 @@ an argument. Axes: C clicks, S sessions, I distinct items.
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Int, Integer
+from jaxtyping import Int
 
 from srgnn_jax.data.counts import count
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
@@ -72,9 +72,23 @@ def prepare(
     else:
         is_train = date < test_start
         is_test = ~is_train & (date < (np.inf if test_end is None else test_end))
-    train, test = _by_date(kept, date, is_train, is_test)
+    by_date = np.argsort(date, kind="stable")
+    train, test = (
+        kept.take(by_date[chosen[by_date]]) for chosen in (is_train, is_test)
+    )
+    if not len(train) or not len(test):
+        first, last = (_text(moment) for moment in (date.min(), date.max()))
+        raise UserError(
+            f"the split by time leaves {len(train)} sessions to train on and "
+            f"{len(test)} to test on, of {len(kept)} from {first} to {last}; set "
+            "config.test_days, or config.test_start and config.test_end"
+        )
     test_sessions = len(test)
-    train, test, ids = _number_items(train, test, len(raw_items), min_session_length)
+    numbers = pl.Series(train.items).unique(maintain_order=True).to_numpy()
+    row = np.zeros(len(raw_items), np.int32)
+    row[numbers] = np.arange(1, len(numbers) + 1)
+    train, test = (Sessions(row[part.items], part.offsets) for part in (train, test))
+    test, _ = test.keep(test.items > 0, min_session_length)
     train = _last_examples(train, train_fraction)
     if not len(train) or not len(test):
         raise UserError(
@@ -82,7 +96,7 @@ def prepare(
             "after keeping config.train_fraction of the examples and dropping test "
             "clicks on items that no training session holds"
         )
-    vocabulary = Vocabulary(raw_items.gather(ids).to_list())
+    vocabulary = Vocabulary(raw_items.gather(numbers).to_list())
     counts = count({"train": train, "test": test}, vocabulary)
     # As published: sessions by date, some of which may have no known item left.
     counts["test_sessions"] = test_sessions
@@ -92,10 +106,7 @@ def prepare(
 
 
 def _filter(
-    clicks: pl.DataFrame,
-    min_session_length: int,
-    min_item_count: int,
-    date_resolution_seconds: int,
+    clicks: pl.DataFrame, least: int, least_of_item: int, date_resolution_seconds: int
 ) -> tuple[Sessions, Int[np.ndarray, " S"], pl.Series]:
     """Applies rules 1 and 2.
 
@@ -103,116 +114,56 @@ def _filter(
       The sessions that are left, of items by number, not by row; their dates; and the
       raw id of every number.
     """
-    session, _ = number_values(clicks["session"])
-    item, raw_items = number_values(clicks["item"])
-    time = clicks["time"].to_numpy()
-    file_date = clicks["date"].to_numpy() if "date" in clicks.columns else time
+    everything, session, raw_items = group_by_session(clicks, clicks["time"].to_numpy())
     # The last assignment to an index wins: that of the last click in the file.
-    date = np.zeros(session.max() + 1, np.int64)
-    date[session] = file_date
+    date = np.zeros(len(everything), np.int64)
+    date[session] = clicks["date" if "date" in clicks.columns else "time"].to_numpy()
     if date_resolution_seconds:
         date -= date % (date_resolution_seconds * SECOND)
-
-    if not _in_order(session, time):
-        order = np.lexsort((time, session))
-        session, item = session[order], item[order]
-    keep = _long_enough(session, np.ones(len(session), bool), min_session_length)
-    keep &= (np.bincount(item[keep], minlength=len(raw_items)) >= min_item_count)[item]
-    keep = _long_enough(session, keep, min_session_length)
-    if not keep.any():
+    long, is_long = everything.keep(np.ones(len(clicks), bool), least)
+    often = np.bincount(long.items, minlength=len(raw_items)) >= least_of_item
+    kept, is_kept = long.keep(often[long.items], least)
+    if not len(kept):
         raise UserError(
             f"no clicks are left of {len(clicks)} after dropping sessions of fewer "
-            f"than {min_session_length} clicks and items of fewer than "
-            f"{min_item_count}; lower config.min_session_length or "
-            "config.min_item_count"
+            f"than {least} clicks and items of fewer than {least_of_item}; lower "
+            "config.min_session_length or config.min_item_count"
         )
-    session, item = session[keep], item[keep]
-    starts = np.flatnonzero(np.diff(session, prepend=-1))
-    return (
-        Sessions(item, np.append(starts, len(item))),
-        date[session[starts]],
-        raw_items,
-    )
+    return kept, date[is_long][is_kept], raw_items
 
 
-def _by_date(
-    kept: Sessions,
-    date: Int[np.ndarray, " S"],
-    is_train: Bool[np.ndarray, " S"],
-    is_test: Bool[np.ndarray, " S"],
-) -> tuple[Sessions, Sessions]:
-    """Returns the sessions to train and to test on, each ordered by date."""
-    by_date = np.argsort(date, kind="stable")
-    train = kept.take(by_date[is_train[by_date]])
-    test = kept.take(by_date[is_test[by_date]])
-    if not len(train) or not len(test):
-        raise UserError(
-            f"the split by time leaves {len(train)} sessions to train on and "
-            f"{len(test)} to test on, of {len(kept)} from {_text(date.min())} to "
-            f"{_text(date.max())}; set config.test_days, or config.test_start and "
-            "config.test_end"
-        )
-    return train, test
+def group_by_session(
+    clicks: pl.DataFrame, time: np.ndarray
+) -> tuple[Sessions, Int[np.ndarray, " C"], pl.Series]:
+    """Joins the clicks of each session, sorted by time (stable).
 
-
-def _number_items(
-    train: Sessions, test: Sessions, num_raw: int, least: int
-) -> tuple[Sessions, Sessions, Int[np.ndarray, " I"]]:
-    """Applies rule 5.
+    Args:
+      clicks: in file order; session, item: text.
+      time: [C], anything that sorts.
 
     Returns:
-      The sessions, of item rows now, and the number that each row had before.
+      The sessions, of items by number, not by row; the number of each click's session,
+      in file order; and the raw id of every item number. All are numbered from 0 by
+      first appearance.
     """
-    ids = _by_first_appearance(train.items)
-    row = np.zeros(num_raw, np.int32)
-    row[ids] = np.arange(1, len(ids) + 1)
-    return train.replace_items(row), _known_items(test.replace_items(row), least), ids
-
-
-def number_values(column: pl.Series) -> tuple[Int[np.ndarray, " C"], pl.Series]:
-    """Numbers the distinct values from 0 by first appearance.
-
-    Returns:
-      The number of each value, in int32, and the distinct values in that order.
-    """
-    # polars hashes once and numbers the values in an order of its own.
-    own = column.cast(pl.Categorical(pl.Categories.random())).to_physical().to_numpy()
-    order = _by_first_appearance(own)
-    number = np.empty(own.max() + 1, np.int32)
-    number[order] = np.arange(len(order))
-    return number[own], column.gather(_first_positions(own)[order])
-
-
-def _first_positions(numbers: Integer[np.ndarray, " C"]) -> Int[np.ndarray, " N"]:
-    """Returns where each number from 0 on stands first; C where it stands nowhere."""
-    first = np.full(numbers.max() + 1, len(numbers))
-    # The last assignment to an index wins.
-    first[numbers[::-1]] = np.arange(len(numbers))[::-1]
-    return first
-
-
-def _by_first_appearance(numbers: Integer[np.ndarray, " C"]) -> Int[np.ndarray, " N"]:
-    """Returns the distinct numbers in the order in which they come up."""
-    first = _first_positions(numbers)
-    return np.argsort(first, kind="stable")[: np.count_nonzero(first < len(numbers))]
-
-
-def _in_order(session: Int[np.ndarray, " C"], time: np.ndarray) -> bool:
-    """Whether the clicks are sorted by session, then time, as many logs are."""
+    session, _ = _number(clicks["session"])
+    item, raw_items = _number(clicks["item"])
+    # In many logs they are in order, which takes less time to tell than to bring about.
     same = session[1:] == session[:-1]
-    later = (session[1:] > session[:-1]) | (same & (time[1:] >= time[:-1]))
-    return bool(later.all())
+    if not ((session[1:] > session[:-1]) | (same & (time[1:] >= time[:-1]))).all():
+        item = item[np.lexsort((time, session))]
+    return Sessions.from_lengths(item, np.bincount(session)), session, raw_items
 
 
-def _long_enough(
-    session: Int[np.ndarray, " C"], keep: Bool[np.ndarray, " C"], least: int
-) -> Bool[np.ndarray, " C"]:
-    """Keeps, of the clicks kept so far, those of sessions with at least so many."""
-    lengths = np.bincount(session[keep], minlength=session[-1] + 1)
-    return keep & (lengths >= least)[session]
+def _number(column: pl.Series) -> tuple[Int[np.ndarray, " C"], pl.Series]:
+    """Numbers the distinct values, in int32, and returns them in that order."""
+    distinct = column.unique(maintain_order=True)
+    number = column.cast(pl.Enum(distinct)).to_physical()
+    return number.cast(pl.Int32).to_numpy(), distinct
 
 
 def _last_examples(train: Sessions, fraction: float) -> Sessions:
+    """Applies rule 6."""
     if fraction == 1:
         return train
     examples = train.lengths - 1
@@ -224,18 +175,9 @@ def _last_examples(train: Sessions, fraction: float) -> Sessions:
     if not missing:
         return last
     border = train[whole - 1][: missing + 1]
-    return Sessions(
-        np.concatenate([border, last.items]),
-        np.concatenate([[0], last.offsets + len(border)]),
+    return Sessions.from_lengths(
+        np.concatenate([border, last.items]), np.append(len(border), last.lengths)
     )
-
-
-def _known_items(test: Sessions, least: int) -> Sessions:
-    session = np.repeat(np.arange(len(test)), test.lengths)
-    keep = _long_enough(session, test.items > 0, least)
-    lengths = np.bincount(session[keep], minlength=len(test))
-    offsets = np.concatenate([[0], np.cumsum(lengths[lengths > 0])])
-    return Sessions(test.items[keep], offsets)
 
 
 def _text(microseconds: np.int64) -> str:

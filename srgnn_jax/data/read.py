@@ -1,23 +1,24 @@
 """Click logs, as files, read into columns session, item and time.
 
-Lines of text are split in polars, a chunk of them at a time. Those that are quoted or
+polars splits the lines of text, a chunk of them at a time. Those that are quoted or
 malformed are looked at a second time, one by one, so that a bad one is known by its
 number.
 """
 
 import contextlib
 import csv
+import functools
 import gzip
 import io
 import itertools
 import pathlib
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import polars as pl
 from tqdm import tqdm
 
-from srgnn_jax.data.columns import Columns, find_columns
+from srgnn_jax.data.columns import USUAL_NAMES, Columns, find_columns
 from srgnn_jax.data.times import TimeParser
 from srgnn_jax.errors import UserError, reason
 
@@ -29,14 +30,19 @@ ANY_COLUMNS = Columns()
 
 NOT_UTF8 = "text that is not UTF-8"
 _NUL = "a NUL byte, as in files that were not written to the end"
-# What reading a file raises where it, or its compression, is damaged.
-_UNREADABLE = (OSError, EOFError, zlib.error)
+
+# The position of each column among these names.
+_Find = Callable[[Sequence[str]], dict[str, int]]
+# The columns' own names, and chunks of the columns number (of the line), session, item,
+# time[, date] and fault (what is wrong with all of the line).
+_Chunks = tuple[dict[str, str], Iterator[pl.DataFrame]]
 
 
 def read_clicks(
     path: pathlib.Path,
     columns: Columns = ANY_COLUMNS,
     *,
+    usual: Mapping[str, Sequence[str]] = USUAL_NAMES,
     header: Sequence[str] = (),
     separator: str = "",
     on_bad_row: str = "error",
@@ -46,6 +52,7 @@ def read_clicks(
     Args:
       path: the file; its text may be gzipped.
       columns: what to read.
+      usual: names that the columns without one are looked for by.
       header: names of the columns, for a text file without a header line.
       separator: between fields of a text file; told from the header line if empty.
       on_bad_row: "error" or "skip".
@@ -61,23 +68,27 @@ def read_clicks(
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist")
+    find = functools.partial(find_columns, path, columns, usual)
     if path.suffix == ".parquet":
-        names, chunks = _parquet_chunks(path, columns)
+        names, chunks = _parquet_chunks(path, find)
     else:
-        names, chunks = _text_chunks(path, columns, tuple(header), separator)
-    times = {"time": TimeParser(any_number=bool(columns.date))}
+        names, chunks = _text_chunks(path, find, header, separator)
+    parsers = {"time": TimeParser(any_number=bool(columns.date))}
     if columns.date:
-        times["date"] = TimeParser()
-    frames, skipped = [], 0
-    progress = tqdm(
+        parsers["date"] = TimeParser()
+    is_good = pl.all_horizontal(
+        *(pl.col(name).str.strip_chars() != "" for name in ("session", "item")),
+        *(pl.col(f"{name} parsed").is_not_null() for name in parsers),
+    ).fill_null(False)
+    good, skipped = [], 0
+    for chunk in tqdm(
         chunks, f"read {path.name}", unit=" chunks", disable=None, leave=False
-    )
-    for chunk in progress:
+    ):
         parsed = chunk.with_columns(
             parser(chunk[name]).alias(f"{name} parsed")
-            for name, parser in times.items()
-        ).with_columns(_bad_column(times).alias("bad"))
-        bad = parsed.filter(pl.col("bad").is_not_null())
+            for name, parser in parsers.items()
+        )
+        bad = parsed.filter(~is_good)
         if len(bad) and on_bad_row == "error":
             row = bad.row(0, named=True)
             where = "row" if path.suffix == ".parquet" else "line"
@@ -86,27 +97,60 @@ def read_clicks(
                 "drop such rows with --config.on_bad_row=skip"
             )
         skipped += len(bad)
-        good = parsed.filter(pl.col("bad").is_null())
-        frames.append(
-            good.select(
-                "session", "item", *(pl.col(f"{n} parsed").alias(n) for n in times)
-            )
-        )
-    if not frames or not sum(map(len, frames)):
+        times = [pl.col(f"{name} parsed").alias(name) for name in parsers]
+        good.append(parsed.filter(is_good).select("session", "item", *times))
+    if not sum(map(len, good)):
         raise UserError(
             f"{path} holds no clicks"
             + (f": all {skipped} rows are malformed" if skipped else "")
         )
-    return pl.concat(frames), skipped
+    return pl.concat(good), skipped
 
 
-def read_header(path: pathlib.Path, separator: str) -> tuple[str, ...]:
-    """Returns the names of a text file's columns.
+def _explain(row: dict, names: dict[str, str]) -> str:
+    """Says what is wrong with a row; `names` are the columns' own."""
+    if row["fault"]:
+        return row["fault"]
+    for column, name in names.items():
+        value = row[column]
+        if value is None or not str(value).strip():
+            return f"the {column} is empty (column {name!r})"
+        if row.get(f"{column} parsed", value) is None:
+            shown = repr(value[:80]) if isinstance(value, str) else value
+            return f"{shown} is not a time (column {name!r})"
+    raise AssertionError(f"nothing is wrong with {row}")
 
-    Raises:
-      UserError: there is no first line, or it cannot be read.
-    """
-    first = _first_line(path)
+
+def _text_chunks(
+    path: pathlib.Path, find: _Find, header: Sequence[str], separator: str
+) -> _Chunks:
+    # The shell hands on '\t' as it is typed, in two characters.
+    separator = separator.replace("\\t", "\t") or ("," if header else "")
+    names = header
+    if not header:
+        names, separator = _read_header(path, separator)
+    position = find(names)
+
+    def chunks() -> Iterator[pl.DataFrame]:
+        is_first = pl.col("number") == 1
+        bare = pl.col("text").str.strip_prefix("\ufeff")
+        for lines in _line_chunks(path):
+            if header:
+                lines = lines.with_columns(
+                    pl.when(is_first).then(bare).otherwise("text").alias("text")
+                )
+            else:
+                lines = lines.filter(~is_first)
+            yield _split(lines, separator, len(names), position)
+
+    return {column: names[i] for column, i in position.items()}, chunks()
+
+
+def _read_header(path: pathlib.Path, separator: str) -> tuple[tuple[str, ...], str]:
+    """Returns the names of the columns, and what separates them."""
+    with _reading(path), _open(path) as file:
+        line = file.readline(1 << 20)
+    first = line.decode("utf-8-sig", "replace").rstrip("\r\n")
     if not first.strip():
         raise UserError(
             f"{path} is empty, or its first line is, where the header belongs"
@@ -116,70 +160,17 @@ def read_header(path: pathlib.Path, separator: str) -> tuple[str, ...]:
             f"{path}, line 1: its lines end in carriage returns alone; end them in "
             "line feeds, as with: tr '\\r' '\\n'"
         )
+    if not separator:
+        separator = max(SEPARATORS, key=first.count)
+        if separator not in first:
+            raise UserError(
+                f"{path}, line 1: no tab, comma, semicolon or '|' in the header "
+                f"{first[:80]!r}; name the separator with --config.separator"
+            )
     try:
-        return tuple(next(csv.reader([first], delimiter=separator)))
+        return tuple(next(csv.reader([first], delimiter=separator))), separator
     except csv.Error as error:
         raise UserError(f"{path}, line 1: unreadable header ({error})") from error
-
-
-def _bad_column(times: Iterable[str]) -> pl.Expr:
-    """Names the first bad column of a row; null if there is none."""
-    bad = {"fault": pl.col("fault").is_not_null()}
-    for name in ("session", "item"):
-        bad[name] = pl.col(name).is_null() | (pl.col(name).str.strip_chars() == "")
-    bad |= {name: pl.col(f"{name} parsed").is_null() for name in times}
-    return pl.coalesce(
-        pl.when(is_bad).then(pl.lit(name)) for name, is_bad in bad.items()
-    )
-
-
-def _explain(row: dict, names: dict[str, str]) -> str:
-    """Says what is wrong with a row; `names` are the columns' own."""
-    if row["bad"] == "fault":
-        return row["fault"]
-    value, name = row[row["bad"]], names[row["bad"]]
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return f"the {row['bad']} is empty (column {name!r})"
-    shown = repr(value[:80]) if isinstance(value, str) else value
-    return f"{shown} is not a time (column {name!r})"
-
-
-def _text_chunks(
-    path: pathlib.Path, columns: Columns, header: tuple[str, ...], separator: str
-) -> tuple[dict[str, str], Iterator[pl.DataFrame]]:
-    """Returns the columns' own names, and chunks of the file.
-
-    A chunk holds number, session, item, time[, date] and fault, all text but the first:
-    `number` is that of the line, `fault` says what is wrong with all of it.
-    """
-    # The shell hands on '\t' as it is typed, in two characters.
-    separator = separator.replace("\\t", "\t")
-    separator = separator or _find_separator(path, bool(header))
-    names = header or read_header(path, separator)
-    position = find_columns(path, names, columns)
-
-    def chunks() -> Iterator[pl.DataFrame]:
-        for lines in _line_chunks(path):
-            if not header:
-                lines = lines.filter(pl.col("number") > 1)
-            yield _split(lines, separator, len(names), position)
-
-    return {column: names[i] for column, i in position.items()}, chunks()
-
-
-def _find_separator(path: pathlib.Path, has_no_header: bool) -> str:
-    first = _first_line(path)
-    found = max(SEPARATORS, key=first.count)
-    if found in first:
-        return found
-    if has_no_header:
-        return ","
-    if not first.strip():
-        read_header(path, ",")
-    raise UserError(
-        f"{path}, line 1: no tab, comma, semicolon or '|' in the header "
-        f"{first[:80]!r}; name the separator with --config.separator"
-    )
 
 
 def _split(
@@ -197,14 +188,14 @@ def _split(
         *(parts[f"field_{i}"].alias(name) for name, i in position.items()),
         pl.lit(None, pl.String).alias("fault"),
     )
-    if len(good) == len(lines):
-        return split
     rows = []
     for number, line in lines.filter(~pl.col("plain")).select("number", "text").rows():
         # A line of separators, such as tabs, is a row of empty fields.
         if line.strip() or separator in line:
             fields, fault = _split_again(line, separator, expected)
             rows.append((number, *(fields[i] for i in position.values()), fault))
+    if not rows:
+        return split
     again = pl.DataFrame(rows, schema=split.schema, orient="row")
     return pl.concat([split, again]).sort("number")
 
@@ -232,46 +223,21 @@ def _line_chunks(path: pathlib.Path) -> Iterator[pl.DataFrame]:
         path, name="text", row_index_name="number", row_index_offset=1
     )
     done = 0
-    try:
-        for chunk in lines.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True):
-            yield _without_mark(chunk) if not done else chunk
-            done += len(chunk)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {reason(error)}") from error
-    except pl.exceptions.ComputeError:
-        # polars gives up on text that is not UTF-8, without naming the line.
-        yield from _tolerant_line_chunks(path, done)
-
-
-def _tolerant_line_chunks(path: pathlib.Path, skip: int) -> Iterator[pl.DataFrame]:
-    try:
-        with _open(path) as file:
-            numbered = itertools.islice(enumerate(file, 1), skip, None)
-            while rows := list(itertools.islice(numbered, CHUNK_ROWS)):
-                text = [
-                    line.rstrip(b"\r\n").decode("utf-8", "replace") for _, line in rows
-                ]
-                chunk = pl.DataFrame({"number": [n for n, _ in rows], "text": text})
-                yield _without_mark(chunk)
-    except _UNREADABLE as error:
-        raise UserError(f"cannot read {path}: {reason(error)}") from error
-
-
-def _without_mark(lines: pl.DataFrame) -> pl.DataFrame:
-    """Strips the byte order mark that may stand before the file's first line."""
-    text = pl.col("text")
-    bare = pl.when(number=1).then(text.str.strip_prefix("\ufeff"))
-    return lines.with_columns(bare.otherwise(text))
-
-
-def _first_line(path: pathlib.Path) -> str:
-    """Returns the first line of a text file, gzipped or not, or the start of it."""
-    try:
-        with _open(path) as file:
-            line = file.readline(1 << 20)
-    except _UNREADABLE as error:
-        raise UserError(f"cannot read {path}: {reason(error)}") from error
-    return line.decode("utf-8-sig", "replace").rstrip("\r\n")
+    with _reading(path):
+        try:
+            for chunk in lines.collect_batches(
+                chunk_size=CHUNK_ROWS, maintain_order=True
+            ):
+                yield chunk
+                done += len(chunk)
+        except pl.exceptions.ComputeError:
+            # polars gives up on text that is not UTF-8, without naming the line.
+            with _open(path) as file:
+                rest = itertools.islice(enumerate(file, 1), done, None)
+                while part := list(itertools.islice(rest, CHUNK_ROWS)):
+                    numbers, raw = zip(*part, strict=True)
+                    text = [b.rstrip(b"\r\n").decode("utf-8", "replace") for b in raw]
+                    yield pl.DataFrame({"number": numbers, "text": text})
 
 
 def _open(path: pathlib.Path) -> io.BufferedReader | gzip.GzipFile:
@@ -281,15 +247,13 @@ def _open(path: pathlib.Path) -> io.BufferedReader | gzip.GzipFile:
     return gzip.open(path) if is_gzip else path.open("rb")
 
 
-def _parquet_chunks(
-    path: pathlib.Path, columns: Columns
-) -> tuple[dict[str, str], Iterator[pl.DataFrame]]:
-    """Returns what `_text_chunks` does; times keep the type that they have."""
+def _parquet_chunks(path: pathlib.Path, find: _Find) -> _Chunks:
+    """Times keep the type that they have."""
     frame = pl.scan_parquet(path)
-    with _parquet_errors(path):
+    with _reading(path, " as parquet"):
         schema = frame.collect_schema()
     names = schema.names()
-    position = find_columns(path, names, columns)
+    position = find(names)
     own = {column: names[i] for column, i in position.items()}
     for column, name in own.items():
         dtype = schema[name]
@@ -300,35 +264,37 @@ def _parquet_chunks(
                 f"{path}: column {name!r} holds {dtype}; "
                 + ("ids are text or numbers" if is_id else "times are dates or numbers")
             )
-    frame = frame.select(
-        pl.col(name).alias(column) for column, name in own.items()
-    ).with_row_index("number", 1)
-    frame = frame.with_columns(
+    frame = frame.select(pl.col(name).alias(column) for column, name in own.items())
+    frame = frame.with_row_index("number", 1).with_columns(
         pl.col("session", "item").cast(pl.String),
         pl.lit(None, pl.String).alias("fault"),
     )
-    return own, _collect_parquet(path, frame)
 
+    def chunks() -> Iterator[pl.DataFrame]:
+        with _reading(path, " as parquet"):
+            rows = frame.select(pl.len()).collect().item()
+            for chunk in frame.collect_batches(
+                chunk_size=CHUNK_ROWS, maintain_order=True
+            ):
+                rows -= len(chunk)
+                yield chunk
+        # Where a thread of polars fails, the batches just end.
+        if rows:
+            raise UserError(f"cannot read {path} as parquet: {rows} rows are damaged")
 
-def _collect_parquet(path: pathlib.Path, frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
-    with _parquet_errors(path):
-        expected = frame.select(pl.len()).collect().item()
-        for batch in frame.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True):
-            expected -= len(batch)
-            yield batch
-    # Where a thread of polars fails, the batches just end.
-    if expected:
-        raise UserError(f"cannot read {path} as parquet: {expected} rows are damaged")
+    return own, chunks()
 
 
 @contextlib.contextmanager
-def _parquet_errors(path: pathlib.Path) -> Iterator[None]:
-    """Turns what polars raises for a damaged file into one line."""
+def _reading(path: pathlib.Path, form: str = "") -> Iterator[None]:
+    """Tells in one line that a file, or its compression, cannot be read."""
     try:
         yield
     except (
+        OSError,
+        EOFError,
+        zlib.error,
         pl.exceptions.PolarsError,
         pl.exceptions.PanicException,
-        OSError,
     ) as error:
-        raise UserError(f"cannot read {path} as parquet: {reason(error)}") from error
+        raise UserError(f"cannot read {path}{form}: {reason(error)}") from error

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Int
 
 from srgnn_jax.errors import UserError, reason
 
@@ -23,7 +25,6 @@ MOST_UNPACKED = 200
 # Bytes of ids that are read from the smallest file: long ids that start alike, such as
 # addresses, do shrink.
 ALWAYS_UNPACKED = 1 << 28
-_VOCABULARY_COLUMNS = {"item": pl.String, "clicks": pl.Int64}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,16 +92,24 @@ class Sessions:
             )
 
     @classmethod
+    def from_lengths(
+        cls,
+        items: Int[np.ndarray, " C"],
+        lengths: Int[np.ndarray, " S"],
+        last_only: bool = False,
+    ) -> "Sessions":
+        """Cuts the item rows of all sessions into sessions of these lengths."""
+        return cls(items, np.append(0, np.cumsum(lengths, dtype=np.int64)), last_only)
+
+    @classmethod
     def from_lists(
         cls, sessions: Iterable[Sequence[int] | np.ndarray], last_only: bool = False
     ) -> "Sessions":
         """Builds sessions from lists of item rows."""
         lists = [np.asarray(session, np.int32) for session in sessions]
-        lengths = [len(session) for session in lists]
-        items = np.concatenate(lists) if lists else np.zeros(0, np.int32)
-        return cls(
-            items, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), last_only
-        )
+        items = np.concatenate([np.zeros(0, np.int32), *lists])
+        lengths = np.array([len(session) for session in lists], np.int64)
+        return cls.from_lengths(items, lengths, last_only)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -116,20 +125,28 @@ class Sessions:
     def take(self, chosen: Int[np.ndarray, " T"]) -> "Sessions":
         """Returns the chosen sessions, in the order given."""
         lengths = self.lengths[chosen]
-        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        shift = np.repeat(self.offsets[chosen] - offsets[:-1], lengths)
+        ends = np.cumsum(lengths)
+        shift = np.repeat(self.offsets[chosen] - (ends - lengths), lengths)
         items = self.items[np.arange(len(shift)) + shift]
-        return Sessions(items, offsets, self.last_only)
+        return Sessions.from_lengths(items, lengths, self.last_only)
 
-    def replace_items(self, row: Int[np.ndarray, " I"]) -> "Sessions":
-        """Returns the sessions with each item i replaced by row[i]."""
-        return Sessions(row[self.items], self.offsets, self.last_only)
+    def keep(
+        self, clicks: Bool[np.ndarray, " C"], least: int = 1
+    ) -> tuple["Sessions", Bool[np.ndarray, " S"]]:
+        """Drops the other clicks, then sessions of fewer than `least`.
+
+        Returns the sessions that are left, and which they were.
+        """
+        session = np.repeat(np.arange(len(self), dtype=np.int32), self.lengths)
+        lengths = np.bincount(session[clicks], minlength=len(self))
+        left = lengths >= least
+        items = self.items[clicks & left[session]]
+        return Sessions.from_lengths(items, lengths[left], self.last_only), left
 
     def examples(self, max_length: int = 0) -> Examples:
         """Returns the prefix examples, in session order, shorter prefixes first.
 
-        Args:
-          max_length: keep only the last so many clicks of a prefix; 0 keeps all.
+        Of each prefix, only the last `max_length` clicks are kept; 0 keeps all.
         """
         firsts = self.offsets[:-1]
         if self.last_only:
@@ -148,24 +165,15 @@ class Sessions:
     def split_last(self, fraction: float) -> tuple["Sessions", "Sessions"]:
         """Splits off the last sessions: (all but the last `fraction`, those)."""
         cut = len(self) - round(fraction * len(self))
-        middle = self.offsets[cut]
-        earlier = Sessions(self.items[:middle], self.offsets[: cut + 1], self.last_only)
-        later = Sessions(
-            self.items[middle:], self.offsets[cut:] - middle, self.last_only
+        earlier, later = np.split(self.items, [self.offsets[cut]])
+        return (
+            Sessions.from_lengths(earlier, self.lengths[:cut], self.last_only),
+            Sessions.from_lengths(later, self.lengths[cut:], self.last_only),
         )
-        return earlier, later
 
 
 def check_rows(rows: Any, num_items: int) -> None:
-    """Checks that these are rows of items, on the host.
-
-    Args:
-      rows: any number of them.
-      num_items: V: rows of the table, the padding included.
-
-    Raises:
-      ValueError: one is no whole number from 1 to V - 1.
-    """
+    """Raises ValueError unless all are whole numbers from 1 to num_items - 1."""
     rows = np.asarray(rows)
     if not np.issubdtype(rows.dtype, np.integer):
         raise ValueError(f"item rows are integers, not {rows.dtype}")
@@ -214,11 +222,7 @@ class Vocabulary:
         return np.array([self._rows.get(str(raw), 0) for raw in raw_ids], np.int32)
 
     def raw(self, rows: Iterable[int] | Int[np.ndarray, " n"]) -> list[str]:
-        """Returns the raw id of each row, from 1 on.
-
-        Raises:
-          IndexError: a row has no raw id.
-        """
+        """Returns the raw id of each row; IndexError: a row has none."""
         rows = np.fromiter(rows, np.int64)
         if (rows < 1).any():
             raise IndexError(f"row {rows.min()} has no raw id: they start at 1")
@@ -244,41 +248,47 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Vocabulary":
-        """Reads what `save` wrote.
-
-        Raises:
-          UserError: the file is damaged, or holds something else.
-        """
-        path = pathlib.Path(path)
+        """Reads what `save` wrote; UserError: it is damaged, or another file."""
         try:
-            size = path.stat().st_size
-            lazy = pl.scan_parquet(path, glob=False)
-            types = dict(lazy.collect_schema())
-            if types not in ({"item": pl.String}, _VOCABULARY_COLUMNS):
-                raise ValueError(f"its columns are {str(types)[:200]}")
-            # Known before anything is unpacked.
-            rows = lazy.select(pl.len()).collect().item()
-            if rows > MOST_UNPACKED * size:
-                raise ValueError(
-                    f"it claims {rows:,} rows, more than such a file holds"
-                )
-            columns = lazy.collect()
-            most = max(MOST_UNPACKED * size, ALWAYS_UNPACKED)
-            if columns["item"].str.len_bytes().sum() > most:
-                raise ValueError("its ids are longer than such a file holds")
-            if any(columns.null_count().row(0)):
-                raise ValueError("it holds an empty row")
-            clicks = columns["clicks"].to_numpy() if "clicks" in types else None
+            columns = _read_vocabulary(pathlib.Path(path))
+            clicks = columns["clicks"].to_numpy() if columns.width > 1 else None
             return cls(columns["item"].to_list(), clicks)
         except (
             pl.exceptions.PolarsError,
             pl.exceptions.PanicException,
+            pa.ArrowException,
             OSError,
             ValueError,
         ) as error:
             raise UserError(
                 f"cannot read {path}, a vocabulary: {reason(error)}"
             ) from error
+
+
+def _read_vocabulary(path: pathlib.Path) -> pl.DataFrame:
+    """Returns columns item and perhaps clicks; raises ValueError for anything else."""
+    size = path.stat().st_size
+    most = max(MOST_UNPACKED * size, ALWAYS_UNPACKED)
+    # Known before anything is unpacked.
+    footer = pq.read_metadata(path)
+    if footer.num_rows > MOST_UNPACKED * size:
+        raise ValueError(
+            f"it claims {footer.num_rows:,} rows, more than such a file holds"
+        )
+    groups = (footer.row_group(n) for n in range(footer.num_row_groups))
+    too_long = "its ids are longer than such a file holds"
+    if sum(group.total_byte_size for group in groups) > most:
+        raise ValueError(too_long)
+    columns = pl.read_parquet(path, glob=False)
+    types = dict(columns.schema)
+    if types not in ({"item": pl.String}, {"item": pl.String, "clicks": pl.Int64}):
+        raise ValueError(f"its columns are {str(types)[:200]}")
+    # Rows may share their bytes, until they become text of Python.
+    if columns["item"].str.len_bytes().sum() > most:
+        raise ValueError(too_long)
+    if any(columns.null_count().row(0)):
+        raise ValueError("it holds an empty row")
+    return columns
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
     <prepared_dir>/<source>-<key>/
         <split>.items.npy, <split>.offsets.npy, vocabulary.parquet, contents.json
-        start-<hash>
+    <prepared_dir>/known_files/<what a file looks like>-<hash of its bytes>
 
 The key is a hash of the source's bytes, of every setting and of the code that prepares:
-a file, a setting or a rule that changes is never served from what was built before. The
-empty `start` file is left by a start that has read all of the source; its hash is that
-of the settings and of the names, sizes, inodes and times of the files in the source's
-folder. While these stay the same, later starts do not read the source.
+a file, a setting or a rule that changes is never served from what was built before. A
+source is read in full to tell its hash, once for as long as the size, the inode and the
+times of its files stay the same.
 
 contents.json holds a checksum of each file beside it, and of itself. A folder of which
 one does not match is moved aside and prepared anew; one that cannot be read is left
@@ -22,18 +21,16 @@ import hashlib
 import json
 import logging
 import pathlib
-import shutil
 import tempfile
 import time
-import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from srgnn_jax.data.counts import PUBLISHED_COUNTS, data_name
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary, check_rows
-from srgnn_jax.data.sources import SOURCES, Settings, Source
+from srgnn_jax.data.sources import SOURCES, Settings
 from srgnn_jax.errors import UserError, nearest, reason
 
 DEFAULT_DIR = "~/.cache/srgnn_jax"
@@ -63,18 +60,34 @@ def load_dataset(
       UserError: a name is unknown, the source is missing or malformed, prepared_dir
         cannot be read or written, or the disk is full.
     """
-    name = data_name(dataset, settings.get("train_fraction", 1.0))
-    about = dataset, data_dir, prepared_dir, settings
+    if dataset not in SOURCES:
+        raise UserError(
+            f"config.dataset is {dataset!r}{nearest(dataset, SOURCES)}. There are: "
+            + ", ".join(sorted(SOURCES))
+        )
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for setting in settings:
+        if setting not in known:
+            raise UserError(f"no setting {setting!r}{nearest(setting, known)}")
+    chosen = Settings(**settings)
+    source, files = _find_source(dataset, data_dir, chosen)
+    _check_settings(dataset, source, settings)
     try:
+        key = _key(source, files, chosen, prepared_dir)
+        folder = prepared_dir / f"{source}-{key[:16]}"
+        if not folder.exists():
+            _build(source, files, chosen, folder)
         try:
-            data = _load(*about)
+            data = _map(folder)
         except _DamagedError as error:
-            aside = _move_aside(error.folder)
+            aside = _move_aside(folder)
             log.warning("%s; it is moved to %s, and prepared anew", error, aside)
-            data = _load(*about)
+            _build(source, files, chosen, folder)
+            data = _map(folder)
     except OSError as error:
         where = error.filename or prepared_dir
         raise UserError(f"cannot read {where} ({reason(error)})") from error
+    name = data_name(dataset, chosen.train_fraction)
     _check_fraction(data.counts, name, data_dir)
     if dataset == "recbole_inter" and data.validation is None:
         log.warning(
@@ -85,23 +98,38 @@ def load_dataset(
     return dataclasses.replace(data, published=PUBLISHED_COUNTS.get(name, {}))
 
 
-def _load(
-    dataset: str,
-    data_dir: pathlib.Path,
-    prepared_dir: pathlib.Path,
-    settings: Mapping[str, Any],
-) -> Dataset:
-    start, settled = _look(dataset, data_dir, settings)
-    left = next(prepared_dir.glob(f"*/start-{start}"), None)
-    if left is not None:
-        return _map(left.parent)
-    folder = _find_or_build(dataset, data_dir, prepared_dir, settings)
-    data = _map(folder)
-    if settled:
-        # Another user's folder may not be written; then every start reads all.
-        with contextlib.suppress(OSError):
-            (folder / f"start-{start}").touch()
-    return data
+def _find_source(
+    dataset: str, data_dir: pathlib.Path, settings: Settings
+) -> tuple[str, list[pathlib.Path]]:
+    """Returns the name and the files of the source that the folder holds."""
+    try:
+        return dataset, SOURCES[dataset].source_files(data_dir, settings)
+    except UserError as no_raw:
+        if dataset not in ("diginetica", "yoochoose"):
+            raise
+        pickles = SOURCES["srgnn_pickles"]
+        try:
+            return "srgnn_pickles", pickles.source_files(data_dir, settings)
+        except UserError:
+            how = pickles.INSTRUCTIONS
+            raise UserError(f"{no_raw} Or {how[0].lower()}{how[1:]}") from None
+
+
+def _check_settings(dataset: str, source: str, settings: Mapping[str, Any]) -> None:
+    """Refuses settings that would change nothing, unless they are the usual ones.
+
+    Where a data set comes as pickles, its settings have been heeded by whoever wrote
+    them.
+    """
+    presets = [p for name in (dataset, source) for p in SOURCES[name].PRESETS.values()]
+    for setting in settings.keys() - SOURCES[source].SETTINGS:
+        usual = [getattr(preset, setting) for preset in presets]
+        if settings[setting] not in usual:
+            raise UserError(
+                f"config.{setting} is {settings[setting]!r}, which would change "
+                f"nothing: the data set is read as {source}, which does not heed it; "
+                f"leave it at {usual[0]!r}"
+            )
 
 
 def _check_fraction(
@@ -121,111 +149,17 @@ def _check_fraction(
             )
 
 
-def _look(
-    dataset: str, data_dir: pathlib.Path, settings: Mapping[str, Any]
-) -> tuple[str, bool]:
-    """Looks at the source's folder, but not into its files.
-
-    Returns:
-      A hash of what was asked for and of what lies there; and whether every file has
-      been left alone for some time, so that any change from now on shows in its times.
-    """
-    now = time.time_ns()
-    files, youngest = [], 0
-    paths = [data_dir / settings.get("log_file", "")]
-    with contextlib.suppress(OSError):
-        paths += sorted(data_dir.iterdir())
-    for path in paths:
-        try:
-            stat = path.stat()
-        except OSError:
-            continue
-        if path.is_file():
-            # The time of change cannot be set, unlike that of modification.
-            times = stat.st_mtime_ns, stat.st_ctime_ns
-            files.append((path.name, stat.st_size, stat.st_ino, *times))
-            youngest = max(youngest, *times)
-    about = [code_hash(), dataset, str(data_dir.resolve())]
-    return _sum([*about, sorted(settings.items()), files]), (
-        now - youngest > SETTLED_NANOSECONDS
-    )
-
-
-def _find_or_build(
-    dataset: str,
-    data_dir: pathlib.Path,
+def _key(
+    source: str,
+    files: list[pathlib.Path],
+    settings: Settings,
     prepared_dir: pathlib.Path,
-    settings: Mapping[str, Any],
-) -> pathlib.Path:
-    """Returns the folder of what is prepared."""
-    if dataset not in SOURCES:
-        raise UserError(
-            f"config.dataset is {dataset!r}{nearest(dataset, SOURCES)}. There are: "
-            + ", ".join(sorted(SOURCES))
-        )
-    known = [field.name for field in dataclasses.fields(Settings)]
-    for setting in settings:
-        if setting not in known:
-            raise UserError(f"no setting {setting!r}{nearest(setting, known)}")
-    chosen = Settings(**settings)
-    name = _raw_or_pickles(dataset, data_dir, chosen)
-    source = SOURCES[name]
-    _check_settings(name, SOURCES[dataset], settings)
-    files = source.source_files(data_dir, chosen)
-    folder = prepared_dir / f"{name}-{_key(files, name, settings)[:16]}"
-    if not folder.exists():
-        _build(source, files, chosen, folder)
-    return folder
-
-
-def _check_settings(name: str, asked: Source, settings: Mapping[str, Any]) -> None:
-    """Refuses settings that would change nothing, unless they are the usual ones.
-
-    Args:
-      name: of the source that will be read.
-      asked: that of `config.dataset`; where its data comes as pickles, its settings
-        have been heeded by whoever wrote them.
-      settings: all that are given.
-    """
-    source = SOURCES[name]
-    for setting in settings.keys() - source.SETTINGS:
-        usual = [getattr(preset, setting) for preset in asked.PRESETS.values()]
-        default = next(iter(source.PRESETS.values()))
-        if settings[setting] not in [*usual, getattr(default, setting)]:
-            raise UserError(
-                f"config.{setting} is {settings[setting]!r}, which would change "
-                f"nothing: the data set is read as {name}, which does not heed it; "
-                f"leave it at {usual[0]!r}"
-            )
-
-
-def _raw_or_pickles(dataset: str, data_dir: pathlib.Path, settings: Settings) -> str:
-    """Returns the name of the source that has its files in the folder."""
-    if dataset not in ("diginetica", "yoochoose"):
-        return dataset
-    pickles = SOURCES["srgnn_pickles"]
-    try:
-        SOURCES[dataset].source_files(data_dir, settings)
-    except UserError as no_raw:
-        try:
-            pickles.source_files(data_dir, settings)
-        except UserError:
-            how = pickles.INSTRUCTIONS
-            raise UserError(f"{no_raw} Or {how[0].lower()}{how[1:]}") from None
-        return "srgnn_pickles"
-    return dataset
-
-
-def _key(files: list[pathlib.Path], name: str, settings: Mapping[str, Any]) -> str:
-    """Returns a hash of the source, the settings and the code that prepares."""
-    # Those at their defaults are left out: a setting that comes to be added later
-    # does not turn what was prepared before into other data.
-    defaults = dataclasses.asdict(Settings())
-    chosen = sorted((k, v) for k, v in settings.items() if v != defaults[k])
-    about: list[Any] = [code_hash(), name, chosen]
+) -> str:
+    """Returns a hash of the code that prepares, of the settings and of the source."""
+    about: list[Any] = [code_hash(), source, dataclasses.asdict(settings)]
     for path in files:
         try:
-            about.append((path.name, _hash(path)))
+            about.append((path.name, _hash_once(path, prepared_dir / "known_files")))
         except OSError as error:
             raise UserError(f"cannot read {path} ({reason(error)})") from error
     return _sum(about)
@@ -239,64 +173,77 @@ def code_hash() -> str:
     return _sum([(str(path.relative_to(room)), _hash(path)) for path in paths])
 
 
+def _hash_once(path: pathlib.Path, known: pathlib.Path) -> str:
+    """Returns a hash of a file's bytes, which are read only if it looks changed."""
+    now, stat = time.time_ns(), path.stat()
+    # The time of change cannot be set, unlike that of modification.
+    times = stat.st_mtime_ns, stat.st_ctime_ns
+    look = _sum([str(path.resolve()), stat.st_size, stat.st_ino, *times])
+    for found in known.glob(f"{look}-*"):
+        return found.name.removeprefix(f"{look}-")
+    digest = _hash(path)
+    # A change within the same tick of the clock would not show in its times.
+    if now - max(times) > SETTLED_NANOSECONDS:
+        # Another user's folder may not be written; then every start reads all.
+        with contextlib.suppress(OSError):
+            known.mkdir(parents=True, exist_ok=True)
+            (known / f"{look}-{digest}").touch()
+    return digest
+
+
 def _build(
-    source: Source,
-    files: list[pathlib.Path],
-    settings: Settings,
-    folder: pathlib.Path,
+    source: str, files: list[pathlib.Path], settings: Settings, folder: pathlib.Path
 ) -> None:
     """Builds in a folder beside and renames it: what is there, is there as a whole."""
-    unfinished = folder.with_name(f"unfinished-{uuid.uuid4().hex}")
-    try:
-        unfinished.mkdir(parents=True)
-    except OSError as error:
-        raise _cannot_write(folder.parent, error) from error
-    try:
-        dataset = source.read(files, settings)
-        try:
-            _write(dataset, unfinished)
+    with _writing(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(
+            prefix="unfinished-", dir=folder.parent, ignore_cleanup_errors=True
+        )
+    with beside:
+        data = SOURCES[source].read(files, settings)
+        with _writing(folder.parent):
+            unfinished = pathlib.Path(beside.name) / folder.name
+            unfinished.mkdir()
+            _write(data, unfinished)
             try:
                 unfinished.rename(folder)
             except OSError:
                 # Another process has built the same in the meantime.
                 if not folder.exists():
                     raise
-        except OSError as error:
-            raise _cannot_write(folder.parent, error) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _write(dataset: Dataset, folder: pathlib.Path) -> None:
-    splits = {split: s for split, s in dataset.splits.items() if len(s)}
+@contextlib.contextmanager
+def _writing(folder: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({reason(error)}); name another folder with "
+            "--config.prepared_dir"
+        ) from error
+
+
+def _write(data: Dataset, folder: pathlib.Path) -> None:
+    splits = {split: s for split, s in data.splits.items() if len(s)}
     for split, sessions in splits.items():
-        np.save(
-            folder / f"{split}.items.npy", sessions.items.astype(np.int32, copy=False)
-        )
-        np.save(
-            folder / f"{split}.offsets.npy",
-            sessions.offsets.astype(np.int64, copy=False),
-        )
+        np.save(folder / f"{split}.items.npy", sessions.items.astype(np.int32))
+        np.save(folder / f"{split}.offsets.npy", sessions.offsets.astype(np.int64))
     arrays = {path.name: _hash(path) for path in sorted(folder.iterdir())}
-    dataset.vocabulary.save(folder / "vocabulary.parquet")
+    vocabulary = folder / "vocabulary.parquet"
+    data.vocabulary.save(vocabulary)
     last_only = [split for split, sessions in splits.items() if sessions.last_only]
     contents = {
         "splits": list(splits),
         "last_only": last_only,
-        "counts": dataset.counts,
+        "counts": data.counts,
         # Of the data alone: two ways to the same data are one to a run.
-        "fingerprint": _sum([arrays, last_only, dataset.vocabulary.fingerprint()]),
-        "files": arrays | {"vocabulary.parquet": _hash(folder / "vocabulary.parquet")},
+        "fingerprint": _sum([arrays, last_only, data.vocabulary.fingerprint()]),
+        "files": arrays | {vocabulary.name: _hash(vocabulary)},
     }
     (folder / "contents.json").write_text(
         json.dumps({"sum": _sum(contents), "contents": contents})
-    )
-
-
-def _cannot_write(folder: pathlib.Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write to {folder} ({reason(error)}); name another folder with "
-        "--config.prepared_dir"
     )
 
 
@@ -305,7 +252,6 @@ class _DamagedError(UserError):
 
     def __init__(self, folder: pathlib.Path, why: str):
         super().__init__(f"the prepared data in {folder} is damaged: {why}")
-        self.folder = folder
 
 
 def _move_aside(folder: pathlib.Path) -> pathlib.Path:
@@ -336,13 +282,14 @@ def _map(folder: pathlib.Path) -> Dataset:
         vocabulary = Vocabulary.load(known("vocabulary.parquet"))
         splits = {}
         for split in ("train", "validation", "test"):
-            if split in contents["splits"]:
-                splits[split] = Sessions(
-                    np.load(known(f"{split}.items.npy"), mmap_mode="r"),
-                    np.load(known(f"{split}.offsets.npy"), mmap_mode="r"),
-                    split in contents["last_only"],
-                )
-                check_rows(splits[split].items, vocabulary.num_items)
+            if split not in contents["splits"]:
+                continue
+            splits[split] = Sessions(
+                np.load(known(f"{split}.items.npy"), mmap_mode="r"),
+                np.load(known(f"{split}.offsets.npy"), mmap_mode="r"),
+                split in contents["last_only"],
+            )
+            check_rows(splits[split].items, vocabulary.num_items)
         fingerprint = contents["fingerprint"]
         return Dataset(splits, vocabulary, contents["counts"], fingerprint=fingerprint)
     except FileNotFoundError as error:

@@ -62,7 +62,7 @@ class SessionsBuilder(  # type: ignore[call-arg]
         Args:
           file_format: of the records; TFDS's own default needs TensorFlow.
           prepared_dir: as `config.prepared_dir`; empty: `store.DEFAULT_DIR`.
-          kwargs: see `tfds.core.GeneratorBasedBuilder`.
+          **kwargs: see `tfds.core.GeneratorBasedBuilder`.
         """
         self._prepared_dir = pathlib.Path(prepared_dir or store.DEFAULT_DIR)
         super().__init__(file_format=file_format, **kwargs)
@@ -82,14 +82,15 @@ class SessionsBuilder(  # type: ignore[call-arg]
         folder = pathlib.Path()
         if self.MANUAL_DOWNLOAD_INSTRUCTIONS:
             folder = pathlib.Path(dl_manager.manual_dir)
-        fields = dataclasses.fields(Settings)
+        config = self.builder_config
+        settings = {
+            f.name: getattr(config, f.name) for f in dataclasses.fields(Settings)
+        }
         data = store.load_dataset(
             self.name,
             data_dir=folder,
             prepared_dir=self._prepared_dir.expanduser(),
-            **{
-                field.name: getattr(self.builder_config, field.name) for field in fields
-            },
+            **settings,
         )
         splits = data.splits
         self.info.metadata["item_ids"] = data.vocabulary.ids
@@ -105,25 +106,10 @@ class SessionsBuilder(  # type: ignore[call-arg]
             yield s, {"items": sessions[s]}
 
 
-class ClickLog(SessionsBuilder, source="click_log"):
-    """Sessions of a click log of one's own."""
-
-
-class Diginetica(SessionsBuilder, source="diginetica"):
-    """Sessions of the Diginetica item views (CIKM Cup 2016, track 2)."""
-
-
-class RecboleInter(SessionsBuilder, source="recbole_inter"):
-    """A RecBole data set: each user's clicks, of which the last two are held out."""
-
-
-class SrgnnPickles(SessionsBuilder, source="srgnn_pickles"):
-    """The published, already prepared sessions: all_train_seq.txt and test.txt."""
-
-
-class Synthetic(SessionsBuilder, source="synthetic"):
-    """Made clicks: popularity, categories, item-to-item transitions and revisits."""
-
-
-class Yoochoose(SessionsBuilder, source="yoochoose"):
-    """The last 1/64 or 1/4 of the Yoochoose clicks (RecSys Challenge 2015)."""
+for _name, _source in SOURCES.items():
+    type(
+        _name.title().replace("_", ""),
+        (SessionsBuilder,),
+        {"__doc__": _source.__doc__, "__module__": __name__},
+        source=_name,
+    )

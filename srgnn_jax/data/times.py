@@ -10,10 +10,10 @@ LATEST_MICROSECONDS = 9_183_110_400_000_000
 _NUMBER = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$"
 # Read alike by Python and by polars.
 _ISO = (
-    r"(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})"
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
     r"(?:(?P<hour>[T ][0-9]{2}:[0-9]{2})"
-    r"(?:(?P<second>:[0-9]{2})(?:[.,](?P<fraction>[0-9]{1,9}))?)?)?"
-    r"[ \t]{0,9}(?:Z|UTC|(?P<sign>[+-])(?P<hours>[0-9]{2}):?(?P<minutes>[0-9]{2})?)?"
+    r"(?:(?P<second>:[0-9]{2})(?P<fraction>[.,][0-9]{1,9})?)?)?"
+    r"(?P<zone>[ \t]{0,9}(?:Z|UTC|(?P<offset>[+-][0-9]{2}:?(?:[0-9]{2})?))?)"
 )
 
 
@@ -23,44 +23,38 @@ def parse_iso(column: pl.Series) -> pl.Series:
     Returns:
       int64 microseconds since 1970, UTC; null where a value is no such time.
     """
-    micro = np.full(len(column), -1)
-    rows, values = np.arange(len(column)), column
-    while len(values):
+    micro, left = np.full(len(column), -1), np.arange(len(column))
+    while len(left):
+        values = column[left]
         # As a rule, all values are written like the first.
         layout = re.fullmatch(_ISO, values[0] or "")
-        if layout is None:
-            others = values.str.contains(f"^{_ISO}$").fill_null(False)
+        if layout:
+            alike = re.sub("[0-9]", "[0-9]", re.escape(layout[0]))
+            done = values.str.contains(f"^{alike}$").fill_null(False)
+            micro[left[done]] = _parse_layout(values.filter(done), layout)
         else:
-            pattern = re.sub("[0-9]", "[0-9]", re.escape(layout[0]))
-            alike = values.str.contains(f"^{pattern}$").fill_null(False)
-            micro[rows[alike]] = _parse_layout(values.filter(alike), layout)
-            others = ~alike
-        rows, values = rows[others], values.filter(others)
+            done = ~values.str.contains(f"^{_ISO}$").fill_null(False)
+        left = left[~done.to_numpy()]
     return _in_range(pl.Series(column.name, micro))
 
 
 def _parse_layout(values: pl.Series, layout: re.Match) -> np.ndarray:
     """Returns microseconds since 1970, -1 where there is no such day or hour."""
-
-    def integer(group: str, most: int = 2) -> pl.Series | int:
-        start, stop = layout.span(group)
-        length = min(stop - start, most)
-        return values.str.slice(start, length).cast(pl.Int64) if length else 0
-
-    end = max(layout.end(part) for part in ("day", "hour", "second"))
-    form = {10: "%Y-%m-%d", 16: "%Y-%m-%d %H:%M", 19: "%Y-%m-%d %H:%M:%S"}[end]
-    form = form.replace(" ", layout[0][10:11])
-    moment = values.str.slice(0, end).str.to_datetime(
-        form, time_unit="us", strict=False, cache=False
-    )
-    micro = moment.to_physical()
-    fraction = layout["fraction"] or ""
-    micro += integer("fraction", 6) * 10 ** (6 - min(len(fraction), 6))
-    if layout["sign"]:
-        offset = integer("hours") * 60 + integer("minutes")
-        micro -= offset * int(layout["sign"] + "60") * 1_000_000
-        micro = micro.set(offset >= 24 * 60, None)
-    return micro.fill_null(-1).to_numpy()
+    form = "%Y-%m-%d"
+    if layout["hour"]:
+        form += layout["hour"][0] + "%H:%M"
+    elif layout["offset"]:
+        values = values.str.slice(0, 10) + "T00:00" + values.str.slice(10)
+        form += "T%H:%M"
+    if layout["second"]:
+        form += ":%S"
+    if layout["fraction"]:
+        form += "%.f"
+        values = values.str.replace(",", ".", literal=True)
+    zone = layout["zone"]
+    form += zone.replace(layout["offset"], "%#z") if layout["offset"] else zone
+    moment = values.str.to_datetime(form, time_unit="us", strict=False, cache=False)
+    return moment.to_physical().fill_null(-1).to_numpy()
 
 
 class TimeParser:
@@ -75,11 +69,9 @@ class TimeParser:
 
     def __call__(self, column: pl.Series) -> pl.Series:
         """Returns int64 microseconds since 1970, null where a value is not a time."""
-        if column.dtype == pl.Date:
-            return _in_range(column.cast(pl.Datetime("us")).cast(pl.Int64))
-        if isinstance(column.dtype, pl.Datetime):
+        if column.dtype in (pl.Date, pl.Datetime):
             # What polars stores is in UTC, whatever the zone.
-            return _in_range(column.dt.cast_time_unit("us").to_physical())
+            return _in_range(column.cast(pl.Datetime("us")).to_physical())
         if not column.dtype.is_numeric():
             column = column.cast(pl.String).str.strip_chars()
             if not self._form and _mostly_iso(column):

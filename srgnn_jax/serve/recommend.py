@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from srgnn_jax import config as config_lib
 from srgnn_jax.data.columns import Columns
-from srgnn_jax.data.prepare import number_values
+from srgnn_jax.data.prepare import group_by_session
 from srgnn_jax.data.read import read_clicks
 from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.devices import layouts, processes, tiers
@@ -611,13 +611,10 @@ def evaluate_sessions(
         separator=config.separator,
         on_bad_row=config.on_bad_row,
     )
-    session, _ = number_values(clicks["session"])
-    item, raw_items = number_values(clicks["item"])
-    order = np.lexsort((clicks["time"].to_numpy(), session))
-    rows = recommender.vocabulary.rows(raw_items.to_list())[item[order]]
-    lengths = np.bincount(session[order][rows > 0], minlength=session.max() + 1)
-    sessions = Sessions(rows[rows > 0], np.append(0, np.cumsum(lengths)))
-    examples = sessions.examples(recommender.max_length)
+    sessions, _, raw_items = group_by_session(clicks, clicks["time"].to_numpy())
+    rows = recommender.vocabulary.rows(raw_items.to_list())[sessions.items]
+    known, _ = Sessions(rows, sessions.offsets).keep(rows > 0)
+    examples = known.examples(recommender.max_length)
     if not len(examples):
         raise UserError(
             f"{log_file} holds nothing to evaluate on: none of its {len(sessions)} "

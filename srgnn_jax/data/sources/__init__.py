@@ -1,7 +1,14 @@
 """The sources of clicks, one a file, by the name that `config.dataset` gives.
 
-A new one is a module here with what `source.Source` names, and a line below.
+A new one is a line below, and a module here with:
+  INSTRUCTIONS: which files to put where; empty if none are needed.
+  SETTINGS: the names of the settings that it heeds.
+  PRESETS: the usual settings, by name, the first of them the default.
+  source_files(folder, settings) -> the raw files; UserError where one is missing.
+  read(files, settings) -> Dataset.
 """
+
+import types
 
 from srgnn_jax.data.sources import (
     click_log,
@@ -11,9 +18,9 @@ from srgnn_jax.data.sources import (
     synthetic,
     yoochoose,
 )
-from srgnn_jax.data.sources.source import Settings, Source
+from srgnn_jax.data.sources.source import Settings
 
-SOURCES: dict[str, Source] = {
+SOURCES: dict[str, types.ModuleType] = {
     "click_log": click_log,
     "diginetica": diginetica,
     "recbole_inter": recbole,
@@ -22,4 +29,4 @@ SOURCES: dict[str, Source] = {
     "yoochoose": yoochoose,
 }
 
-__all__ = ["SOURCES", "Settings", "Source"]
+__all__ = ["SOURCES", "Settings"]

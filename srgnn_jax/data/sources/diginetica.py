@@ -14,7 +14,7 @@ INSTRUCTIONS = (
     "Get train-item-views.csv from the CIKM Cup 2016 track 2 data "
     "(competitions.codalab.org/competitions/11161) and put it there."
 )
-SETTINGS = source.ROW_SETTINGS | source.RULE_SETTINGS
+SETTINGS = source.RULE_SETTINGS | {"on_bad_row"}
 PRESETS = {"default": Settings(test_days=7.0)}
 
 
@@ -28,4 +28,4 @@ def source_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]
 
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     """Reads the views; `timeframe` orders those of a session, not the file."""
-    return source.read_log(files[0], settings, COLUMNS, separator=";")
+    return source.read_log(files[0], settings, columns=COLUMNS, separator=";")

@@ -19,7 +19,7 @@ INSTRUCTIONS = (
     "Put the two files there that preprocess.py of the published code writes: "
     f"{TRAIN} (a list of training sessions) and {TEST} (prefixes and targets)."
 )
-SETTINGS = source.ROW_SETTINGS
+SETTINGS = frozenset({"on_bad_row"})
 PRESETS = {"default": Settings()}
 
 

@@ -7,16 +7,13 @@ included (see `time_key`). Axes: C clicks, U users.
 
 import functools
 import pathlib
-from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
 from jaxtyping import Int
 
-from srgnn_jax.data.columns import Columns
 from srgnn_jax.data.counts import count
-from srgnn_jax.data.prepare import number_values
-from srgnn_jax.data.read import read_header
+from srgnn_jax.data.prepare import group_by_session
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
 from srgnn_jax.data.sources import source
 from srgnn_jax.data.sources.source import Settings
@@ -26,12 +23,14 @@ INSTRUCTIONS = (
     "Put one file there of RecBole's atomic form, such as ml-100k.inter, which the "
     "recbole package holds in recbole/dataset_example/ml-100k."
 )
-SETTINGS = (
-    source.ROW_SETTINGS
-    | source.COLUMN_SETTINGS
-    | {"log_file", "separator", "recbole_time"}
-)
+SETTINGS = source.LOG_SETTINGS | {"recbole_time"}
 PRESETS = {"default": Settings()}
+# Its own, spelled as by `columns.plain_name`.
+USUAL_NAMES = {
+    "session": ("userid", "sessionid"),
+    "item": ("itemid",),
+    "time": ("timestamp",),
+}
 
 
 def source_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
@@ -41,22 +40,13 @@ def source_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]
 
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     """Reads the file and holds out each user's last two clicks."""
-    separator = settings.separator or "\t"
-    columns = usual_columns(read_header(files[0], separator), settings.columns)
-    split = functools.partial(leave_one_out, kind=settings.recbole_time)
     return source.read_log(
-        files[0], settings, columns, separator=separator, split=split
-    )
-
-
-def usual_columns(header: Sequence[str], named: Columns) -> Columns:
-    """Returns the columns that are named, the others by RecBole's usual names."""
-    names = {name.rpartition(":")[0] or name for name in header}
-    session = "user_id"
-    if session not in names and "session_id" in names:
-        session = "session_id"
-    return Columns(
-        named.session or session, named.item or "item_id", named.time or "timestamp"
+        files[0],
+        settings,
+        split=functools.partial(leave_one_out, kind=settings.recbole_time),
+        columns=settings.columns,
+        usual=USUAL_NAMES,
+        separator=settings.separator or "\t",
     )
 
 
@@ -95,37 +85,26 @@ def leave_one_out(clicks: pl.DataFrame, kind: str) -> Dataset:
     Raises:
       UserError: no user has three clicks.
     """
-    user, _ = number_values(clicks["session"])
-    item, item_ids = number_values(clicks["item"])
-    order = np.lexsort((time_key(clicks["time"].to_numpy(), kind), user))
-    lengths = np.bincount(user)
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    users = Sessions((item[order] + 1).astype(np.int32), offsets)
-    if lengths.max() < 3:
+    time = time_key(clicks["time"].to_numpy(), kind)
+    users, _, item_ids = group_by_session(clicks, time)
+    if users.lengths.max() < 3:
         raise UserError(
             f"no user has three clicks, of {len(users)} users with {len(clicks)} "
             "clicks: nothing can be held out for the test"
         )
+    lengths = np.repeat(users.lengths, users.lengths)
     held_out = np.clip(lengths - 2, 0, 2)
-    splits = {
-        "train": _first_clicks(users, np.where(lengths > 1, lengths - held_out, 0)),
-        "validation": _first_clicks(users, np.where(held_out == 2, lengths - 1, 0)),
-        "test": _first_clicks(users, np.where(held_out > 0, lengths, 0)),
+    place = np.arange(len(clicks)) - np.repeat(users.offsets[:-1], users.lengths)
+    kept = {
+        "train": (lengths > 1) & (place < lengths - held_out),
+        "validation": (held_out == 2) & (place < lengths - 1),
+        "test": held_out > 0,
     }
-    for split in ("validation", "test"):
-        pairs = splits[split]
-        splits[split] = Sessions(pairs.items, pairs.offsets, last_only=True)
+    splits = {}
+    for split, clicks_of in kept.items():
+        part, _ = users.keep(clicks_of)
+        splits[split] = Sessions(part.items + 1, part.offsets, split != "train")
     vocabulary = Vocabulary(item_ids.to_list())
     counts = count(splits, vocabulary)
     counts["clicks"] = counts["raw_clicks"] = len(clicks)
     return Dataset(splits, vocabulary, counts)
-
-
-def _first_clicks(users: Sessions, kept: Int[np.ndarray, " U"]) -> Sessions:
-    """Cuts each session to its first `kept` clicks; those of none are left out."""
-    position = np.arange(len(users.items)) - np.repeat(
-        users.offsets[:-1], users.lengths
-    )
-    items = users.items[position < np.repeat(kept, users.lengths)]
-    lengths = kept[kept > 0]
-    return Sessions(items, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))

@@ -1,9 +1,10 @@
 """What a source is, and what those that read a log share."""
 
 import dataclasses
+import inspect
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any
 
 import polars as pl
 
@@ -13,6 +14,11 @@ from srgnn_jax.data.read import read_clicks
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.times import parse_iso
 from srgnn_jax.errors import UserError
+
+# The settings of how a log is read, and those that `prepare` takes.
+COLUMN_SETTINGS = frozenset({"session_column", "item_column", "time_column"})
+LOG_SETTINGS = COLUMN_SETTINGS | {"log_file", "separator", "on_bad_row"}
+RULE_SETTINGS = frozenset(inspect.signature(prepare).parameters) - {"clicks"}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -45,67 +51,26 @@ class Settings:
     @property
     def rules(self) -> dict[str, Any]:
         """The arguments of `prepare.prepare`."""
-        return {name: getattr(self, name) for name in RULE_SETTINGS} | {
-            name: _microseconds(name, getattr(self, name))
-            for name in ("test_start", "test_end")
-        }
-
-
-def _microseconds(field: str, text: str) -> int | None:
-    if not text:
-        return None
-    moment = parse_iso(pl.Series([text]))[0]
-    if moment is None:
-        raise UserError(
-            f"config.{field} is {text!r}; write a time in UTC such as 2014-09-29 or "
-            "2014-09-29T12:00:00"
-        )
-    return moment
-
-
-# The settings that decide how rows are read, and how `prepare.prepare` goes about them.
-ROW_SETTINGS = frozenset({"on_bad_row"})
-COLUMN_SETTINGS = frozenset({"session_column", "item_column", "time_column"})
-RULE_SETTINGS = frozenset(
-    {
-        "min_session_length",
-        "min_item_count",
-        "test_days",
-        "test_start",
-        "test_end",
-        "train_fraction",
-        "date_resolution_seconds",
-    }
-)
-
-
-@runtime_checkable
-class Source(Protocol):
-    """A module that finds and reads the files of one source.
-
-    Attributes:
-      INSTRUCTIONS: which files to put where; empty if none are needed.
-      SETTINGS: the names of the settings that it heeds.
-      PRESETS: the usual settings, by name, the first of them the default.
-    """
-
-    INSTRUCTIONS: str
-    SETTINGS: frozenset[str]
-    PRESETS: dict[str, Settings]
-
-    def source_files(
-        self, folder: pathlib.Path, settings: Settings
-    ) -> list[pathlib.Path]:
-        """Returns the raw files in a folder; raises UserError where one is missing."""
-
-    def read(self, files: list[pathlib.Path], settings: Settings) -> Dataset:
-        """Reads and prepares the raw files."""
+        rules = {name: getattr(self, name) for name in RULE_SETTINGS}
+        for name in ("test_start", "test_end"):
+            text = rules[name]
+            rules[name] = parse_iso(pl.Series([text]))[0] if text else None
+            if text and rules[name] is None:
+                raise UserError(
+                    f"config.{name} is {text!r}; write a time in UTC such as "
+                    "2014-09-29 or 2014-09-29T12:00:00"
+                )
+        return rules
 
 
 def find_file(
-    folder: pathlib.Path, pattern: str, instructions: str, named: str = ""
+    folder: pathlib.Path,
+    pattern: str,
+    instructions: str,
+    named: str = "",
+    suffixes: tuple[str, ...] = ("",),
 ) -> pathlib.Path:
-    """Returns the file that is named, or the one in a folder that matches a pattern.
+    """Returns the file that is named, or the only one of a pattern and these suffixes.
 
     Raises:
       UserError: there is none, or more than one.
@@ -115,36 +80,29 @@ def find_file(
         if not (folder / named).is_file():
             raise UserError(f"no file {named} in {where}")
         return folder / named
-    found = sorted(path for path in folder.glob(pattern) if path.is_file())
-    if len(found) != 1:
-        what = "no file" if not found else "more than one file"
-        raise UserError(f"{what} {pattern} in {where}. {instructions}")
+    paths = [path for path in sorted(folder.glob(pattern)) if path.is_file()]
+    found = [path for path in paths if path.name.endswith(suffixes)]
+    if not found:
+        what = "log" if pattern == "*" else f"file {pattern}"
+        raise UserError(f"no {what} in {where}. {instructions}")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UserError(f"more than one file in {where} ({names}). {instructions}")
     return found[0]
 
 
 def read_log(
     path: pathlib.Path,
     settings: Settings,
-    columns: Columns,
-    *,
-    header: Sequence[str] = (),
-    separator: str = "",
     split: Callable[[pl.DataFrame], Dataset] | None = None,
+    **how: Any,
 ) -> Dataset:
-    """Reads a click log and prepares it.
+    """Reads a click log, and prepares it unless `split` turns it into a data set.
 
-    See `read.read_clicks` for the arguments; the rows that it skipped are added to the
-    counts. `split` turns the clicks into a data set, by default `prepare.prepare` by
-    the rules of the settings.
+    Rows that `read.read_clicks`, which takes `how`, has skipped join the counts.
     """
-    clicks, skipped = read_clicks(
-        path,
-        columns,
-        header=header,
-        separator=separator,
-        on_bad_row=settings.on_bad_row,
-    )
     rules = settings.rules
+    clicks, skipped = read_clicks(path, on_bad_row=settings.on_bad_row, **how)
     try:
         dataset = split(clicks) if split else prepare(clicks, **rules)
     except UserError as error:

@@ -11,7 +11,7 @@ from srgnn_jax.data.sources import source
 from srgnn_jax.data.sources.source import Settings
 
 INSTRUCTIONS = ""
-SETTINGS = source.ROW_SETTINGS | source.RULE_SETTINGS
+SETTINGS = source.RULE_SETTINGS | {"on_bad_row"}
 PRESETS = {"default": Settings()}
 
 SEED = 2019

@@ -2,7 +2,6 @@
 
 import pathlib
 
-from srgnn_jax.data.columns import Columns
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import source
 from srgnn_jax.data.sources.source import Settings
@@ -12,7 +11,7 @@ INSTRUCTIONS = (
     "Get yoochoose-clicks.dat from the RecSys Challenge 2015 "
     "(kaggle.com/datasets/chadgostopp/recsys-challenge-2015) and put it there."
 )
-SETTINGS = source.ROW_SETTINGS | source.RULE_SETTINGS
+SETTINGS = source.RULE_SETTINGS | {"on_bad_row"}
 # The published code reads dates to the second.
 PRESETS = {
     "1_64": Settings(train_fraction=1 / 64, date_resolution_seconds=1),
@@ -27,5 +26,4 @@ def source_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]
 
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     """Reads the clicks, which come without a header."""
-    columns = Columns("session", "item", "time")
-    return source.read_log(files[0], settings, columns, header=HEADER, separator=",")
+    return source.read_log(files[0], settings, header=HEADER, separator=",")
