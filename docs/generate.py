@@ -29,7 +29,7 @@ API = {
     "model.ranking": "count_not_below largest",
     "devices.tiers": "encode",
     "train.step": "train_step",
-    "evaluate.step": "rank_step list_step",
+    "evaluate.evaluator": "rank_step",
     "convert.names": "params_from_torch params_to_torch",
     "convert.torch_file": "load_torch_checkpoint TorchCheckpoint",
     "convert.import_mode": "import_checkpoint",

@@ -90,19 +90,28 @@ def _section(
         return len(changes), results["protocol"]["select_on"], results["name"]
 
     ours = sorted(ours, key=place)
+    counts = [results["data"]["counts"] for results in ours]
     k = metrics.usual_k([k for results in ours for k in results["config"]["ks"]])
     shown = [f"recall@{k}", f"mrr@{k}"]
     rows = [row for results in ours for row in _rows_of_run(results, shown)]
-    rows += _rows_of_baselines(baselines, shown)
-    if _is_published(name, ours, baselines) and k == PUBLISHED_K:
-        for paper in PUBLISHED[name]:
-            reached = [f"{value:.2f}" for value in (paper.recall, paper.mrr)]
-            rows.append([f"{paper.model}, {paper.source}", "", "", *reached, "", ""])
-    counts = ours[0]["data"]["counts"] if ours else {}
+    for found in baselines:
+        learnt = f"learnt from {found['train_sessions']:,} sessions, this code"
+        for method, values in found["test"].items():
+            reached = [percent(values.get(metric)) for metric in shown]
+            took = _minutes([values.get("seconds")])
+            rows.append([f"{method}, {learnt}", "", "", *reached, "", took])
+    # Other counts than the published ones are of another preparation.
+    tested = {one["test_examples"] for one in (*counts, *baselines)}
+    published = {PUBLISHED_COUNTS.get(name, {}).get("test_examples")}
+    if name in PUBLISHED and tested == published and k == PUBLISHED_K:
+        rows += [
+            [f"{model}, {source}", "", "", f"{recall:.2f}", f"{mrr:.2f}", "", ""]
+            for model, recall, mrr, source in PUBLISHED[name]
+        ]
     counted = [
-        f"{counts[key]:,} {key.replace('_', ' ')}"
+        f"{counts[0][key]:,} {key.replace('_', ' ')}"
         for key in ("train_examples", "test_examples", "items")
-        if key in counts
+        if counts and key in counts[0]
     ]
     lines = ["", f"## {TITLES.get(name, name)}"]
     if counted:
@@ -141,45 +150,15 @@ def _rows_of_run(results: Results, shown: Sequence[str]) -> list[list[str]]:
     runs = results["runs"]
     about = [SPLITS[results["protocol"]["select_on"]], str(len(runs))]
     epochs = [f"{run['best_epoch']} of {run['epochs']}" for run in runs]
-    rows = [
-        [
-            f"**{_label(results)}**, this code",
-            *about,
-            *reached("test"),
-            ", ".join(epochs[:1] if len(set(epochs)) == 1 else epochs),
-            _minutes([run.get("train_seconds") for run in runs]),
-        ]
+    best = ", ".join(epochs[:1] if len(set(epochs)) == 1 else epochs)
+    took = _minutes([run.get("train_seconds") for run in runs])
+    label = f"**{_label(results)}**, this code"
+    others = [
+        [said, *about, *reached(other), "", ""]
+        for other, said in OTHER_ROWS.items()
+        if results["mean"].get(other)
     ]
-    for other, said in OTHER_ROWS.items():
-        if results["mean"].get(other):
-            rows.append([said, *about, *reached(other), "", ""])
-    return rows
-
-
-def _rows_of_baselines(
-    baselines: Sequence[Results], shown: Sequence[str]
-) -> list[list[str]]:
-    return [
-        [
-            f"{method}, learnt from {found['train_sessions']:,} sessions, this code",
-            *("", ""),
-            *(percent(values.get(metric)) for metric in shown),
-            "",
-            _minutes([values.get("seconds")]),
-        ]
-        for found in baselines
-        for method, values in found["test"].items()
-    ]
-
-
-def _is_published(
-    name: str, ours: Sequence[Results], baselines: Sequence[Results]
-) -> bool:
-    """Tells whether a data set has the counts of the published preprocessing."""
-    counts = [results["data"]["counts"]["test_examples"] for results in ours]
-    counts += [found["test_examples"] for found in baselines]
-    published = PUBLISHED_COUNTS.get(name, {}).get("test_examples")
-    return name in PUBLISHED and set(counts) == {published}
+    return [[label, *about, *reached("test"), best, took], *others]
 
 
 def _minutes(seconds: Sequence[float | None]) -> str:
@@ -289,14 +268,11 @@ def find(paths: Sequence[str]) -> list[Results]:
     """Reads results.json and baselines.json files, and those that folders hold."""
     files: list[pathlib.Path] = []
     for path in map(pathlib.Path, paths):
-        if path.is_dir():
-            inside = [path / FILE, path / BASELINES_FILE]
-            found = [file for file in inside if file.is_file()]
-            if not found:
-                raise UserError(f"{path} holds neither {FILE} nor {BASELINES_FILE}")
-            files += found
-        else:
-            files.append(path)
+        inside = [path / FILE, path / BASELINES_FILE] if path.is_dir() else [path]
+        found = [file for file in inside if file.is_file() or file == path]
+        if not found:
+            raise UserError(f"{path} holds neither {FILE} nor {BASELINES_FILE}")
+        files += found
     return [results_json.read(file) for file in files]
 
 

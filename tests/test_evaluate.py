@@ -1,5 +1,7 @@
 """Evaluation against a plain ranking of every example."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,44 +10,42 @@ import pytest
 from srgnn_jax.data.sessions import Sessions
 from srgnn_jax.devices import layouts
 from srgnn_jax.evaluate import evaluator
-from srgnn_jax.evaluate.evaluator import Evaluator
+from srgnn_jax.evaluate.evaluator import Evaluator, rank_step
 from srgnn_jax.model.srgnn import SRGNN, init_params
+from srgnn_jax.train.loop import train_and_evaluate
+from tests.tiny import tiny_config
 
 ITEMS = 30
 
 
-def examples_of(seed=0):
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(2, 14, 25)
-    return Sessions.from_lists([rng.integers(1, ITEMS, n) for n in lengths]).examples()
-
-
-def expected(model, params, examples, k):
-    starts, lengths = examples.starts, examples.lengths
+@pytest.fixture(scope="module")
+def plain():
+    """Examples, parameters, and all scores of each example, without the padding's."""
+    rng = np.random.default_rng(0)
+    lists = [rng.integers(1, ITEMS, n) for n in rng.integers(2, 14, 25)]
+    examples = Sessions.from_lists(lists).examples()
     item_seq = np.zeros((len(examples), 14), np.int32)
-    for row, start, length in zip(item_seq, starts, lengths, strict=True):
+    for row, start, length in zip(
+        item_seq, examples.starts, examples.lengths, strict=True
+    ):
         row[:length] = examples.items[start : start + length]
-    scores = np.array(
-        model.apply({"params": params}, item_seq, lengths, method="full_sort_predict")
-    )[:, 1:]
-    targets = examples.items[starts + lengths]
-    ranks = [
-        1 + int((row > row[target - 1]).sum())
-        for row, target in zip(scores, targets, strict=True)
-    ]
-    hits = [rank for rank in ranks if rank <= k]
-    return len(hits) / len(ranks), sum(1 / rank for rank in hits) / len(ranks)
+    params = init_params(SRGNN(ITEMS, 8), 0)
+    scores = SRGNN(ITEMS, 8).apply(
+        {"params": params}, item_seq, examples.lengths, method="full_sort_predict"
+    )
+    return examples, params, np.array(scores)[:, 1:]
 
 
-@pytest.mark.parametrize("batch_size", [7, 1000])
-def test_means_match_a_plain_ranking(batch_size):
-    model, examples = SRGNN(ITEMS, 8), examples_of()
-    params = init_params(model, 0)
-    evaluate = Evaluator(model, examples, (5,), batch_size, layouts.Devices(1))
-    means = evaluate(params)
-    recall, mrr = expected(model, params, examples, 5)
-    assert means["recall@5"] == pytest.approx(recall)
-    assert means["mrr@5"] == pytest.approx(mrr)
+def test_means_and_lists_are_those_of_a_plain_ranking(plain):
+    examples, params, scores = plain
+    evaluate = Evaluator(SRGNN(ITEMS, 8), examples, (5,), 7, layouts.Devices(1))
+    means, rank, lists = evaluate.with_lists(params, 6)
+    column = examples.targets[:, None] - 1
+    expected = 1 + (scores > np.take_along_axis(scores, column, 1)).sum(axis=1)
+    np.testing.assert_array_equal(rank, expected)
+    np.testing.assert_array_equal(lists, 1 + np.argsort(-scores)[:, :6])
+    assert means["recall@5"] == pytest.approx(np.mean(expected <= 5))
+    assert means["mrr@5"] == pytest.approx(np.mean((expected <= 5) / expected))
     assert means["examples_per_second"] > 0
 
 
@@ -61,14 +61,19 @@ def near_ties(num_items):
 
 @pytest.fixture(scope="module")
 def ranked():
-    """Sessions, parameters, and the ranks on one device in batches of 64."""
+    """Sessions, parameters, and what one device finds in batches of 64.
+
+    The ranks are those of a step that ranks alone, which is all that epochs need.
+    """
     rng = np.random.default_rng(3)
     lists = [rng.integers(1, 401, n) for n in rng.integers(2, 9, 60)]
     examples = Sessions.from_lists(lists).examples()
     params = near_ties(401)
     devices = layouts.Devices(1, max_positions=100)
     evaluate = Evaluator(SRGNN(401, 16), examples, (5, 20), 64, devices)
-    return examples, params, evaluate.with_ranks(params)
+    means, ranks, no_lists = evaluate.with_lists(params, 0)
+    assert no_lists.shape == (len(examples), 0)
+    return examples, params, means, ranks, evaluate.with_lists(params, 20)[2]
 
 
 @pytest.mark.parametrize(
@@ -81,36 +86,53 @@ def ranked():
         (("mesh", (1, 8)), 200),
     ],
 )
-def test_no_batch_size_and_no_layout_changes_a_digit(ranked, layout, batch_size):
-    examples, params, (expected, ranks) = ranked
-    model = SRGNN(401, 16)
+def test_no_batch_size_no_layout_and_no_list_changes_a_digit(
+    ranked, layout, batch_size
+):
+    examples, params, expected, ranks, lists = ranked
     devices = layouts.find_devices(*layout, max_positions=100)
-    evaluate = Evaluator(model, examples, (5, 20), batch_size, devices)
+    evaluate = Evaluator(SRGNN(401, 16), examples, (5, 20), batch_size, devices)
     laid_out = devices.make(lambda: jax.tree.map(jnp.asarray, params))
-    means, found = evaluate.with_ranks(laid_out)
+    means, found, best = evaluate.with_lists(laid_out, 20)
     np.testing.assert_array_equal(found, ranks)
+    np.testing.assert_array_equal(best, lists)
     for name in expected.keys() - {"examples_per_second"}:
         assert means[name] == expected[name]
 
 
-def test_lists_hold_the_best_items_of_each_example():
-    model, examples = SRGNN(ITEMS, 8), examples_of()
-    params = init_params(model, 0)
-    for layout in (("jit",), ("mesh", (2, 4))):
-        devices = layouts.find_devices(*layout)
-        laid_out = devices.make(lambda: params)
-        evaluate = Evaluator(model, examples, (5,), 7, devices)
-        _, rank = evaluate.with_ranks(laid_out)
-        lists = evaluate.lists(laid_out, 6)
-        assert lists.shape == (len(examples), 6)
-        for best, target, place in zip(lists, examples.targets, rank, strict=True):
-            assert len({*best.tolist()} - {0}) == 6
-            assert (target in best) == (place <= 6)
-            if place <= 6:
-                assert best[place - 1] == target
+def test_ranks_and_lists_share_their_scores(plain):
+    examples, params, _ = plain
+    devices = layouts.Devices(1)
+    batch = next(evaluator.batches.eval_batches(examples, 64))
+    step = functools.partial(rank_step, model=SRGNN(ITEMS, 8), k=5)
+    arguments = params, *devices.hold_clicks(examples.items)(batch)
+    compiled = devices.lower(step, arguments, updates_state=False).compile()
+    shape = f"f32[{ITEMS},{batch.start.shape[1]}]"
+    made = [
+        line
+        for line in compiled.as_text().splitlines()
+        if f"= {shape}" in line and " dot(" in line
+    ]
+    assert len(made) == 1
 
 
-def test_a_large_catalog_is_ranked_for_fewer_sessions_at_a_time(monkeypatch):
+def test_the_end_of_a_run_goes_over_test_once(tmp_path, monkeypatch):
+    config = tiny_config(tmp_path)
+    config.epochs = 1
+    seen = []
+    original = evaluator.batches.eval_batches
+
+    def spy(examples, *arguments):
+        seen.append(examples)
+        return original(examples, *arguments)
+
+    monkeypatch.setattr(evaluator.batches, "eval_batches", spy)
+    train_and_evaluate(config, str(tmp_path / "run"))
+    valid, test = seen
+    assert len(valid) != len(test)
+
+
+def test_a_large_catalog_is_ranked_for_fewer_sessions_at_a_time(plain, monkeypatch):
     monkeypatch.setattr(evaluator, "MIN_ROWS", 2)
     rows = []
     original = evaluator.batches.eval_batches
@@ -121,13 +143,12 @@ def test_a_large_catalog_is_ranked_for_fewer_sessions_at_a_time(monkeypatch):
             yield batch
 
     monkeypatch.setattr(evaluator.batches, "eval_batches", spy)
-    model, examples = SRGNN(ITEMS, 8), examples_of()
-    params = init_params(model, 0)
+    examples, params, _ = plain
     found = []
-    for max_scores in (4 * ITEMS, 10):
+    for max_scores, most in ((4 * ITEMS, 4), (10, 2), (64 * ITEMS, 64)):
         devices = layouts.Devices(1, max_scores=max_scores)
-        found.append(Evaluator(model, examples, (5,), 64, devices)(params)["mrr@5"])
-        assert max(rows) == {4 * ITEMS: 4, 10: 2}[max_scores]
+        evaluate = Evaluator(SRGNN(ITEMS, 8), examples, (5,), 64, devices)
+        found.append(evaluate(params)["mrr@5"])
+        assert max(rows) <= most
         rows.clear()
-    whole = Evaluator(model, examples, (5,), 64, layouts.Devices(1))(params)
-    assert found == [pytest.approx(whole["mrr@5"])] * 2
+    assert found == [pytest.approx(found[0])] * 3

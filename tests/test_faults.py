@@ -280,14 +280,14 @@ def test_nothing_is_written_where_no_checkpoint_can_be_used(config, tmp_path):
 
 def test_a_damaged_best_checkpoint_is_named(config, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
-    original = evaluator.Evaluator.with_ranks
+    original = evaluator.Evaluator.with_lists
     values = iter([0.5, 0.1, 0.1])
 
-    def falling(self, params):
-        means, rank = original(self, params)
-        return {**means, "mrr@20": next(values)}, rank
+    def falling(self, params, k):
+        means, *rest = original(self, params, k)
+        return {**means, "mrr@20": next(values)}, *rest
 
-    monkeypatch.setattr(evaluator.Evaluator, "with_ranks", falling)
+    monkeypatch.setattr(evaluator.Evaluator, "with_lists", falling)
     train_and_evaluate(config, str(workdir))
     best = min(int(path.name) for path in (workdir / "checkpoints").iterdir())
     damage(workdir, best)

@@ -1,10 +1,13 @@
 """Pictures hold what they are drawn from."""
 
+import importlib
 import io
+import sys
 
 import numpy as np
 import pytest
 
+from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate.plots import (
     item_map,
     learning_curves,
@@ -94,3 +97,10 @@ def test_the_items_map_draws_the_most_clicked_items():
     assert share == pytest.approx(values[::-1][:2] / values.sum())
     expected = np.abs(centred @ axes_of[:, ::-1][:, :2])
     np.testing.assert_allclose(np.abs(place), expected)
+
+
+def test_what_plots_need_is_named(monkeypatch):
+    monkeypatch.delitem(sys.modules, "srgnn_jax.evaluate.plots")
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    with pytest.raises(UserError, match="plots need matplotlib: pip install"):
+        importlib.import_module("srgnn_jax.evaluate.plots")

@@ -217,13 +217,13 @@ def test_the_last_epoch_is_trained_on_everything_and_chosen_by_nothing(
 def test_the_best_epoch_is_kept_and_reported(config, tmp_path, monkeypatch):
     config.epochs = 4
     values = iter([0.1, 0.3, 0.2, 0.2, 0.9])
-    original = Evaluator.with_ranks
+    original = Evaluator.with_lists
 
-    def fixed(self, params):
-        means, rank = original(self, params)
-        return {**means, "mrr@20": next(values)}, rank
+    def fixed(self, params, k):
+        means, *rest = original(self, params, k)
+        return {**means, "mrr@20": next(values)}, *rest
 
-    monkeypatch.setattr(Evaluator, "with_ranks", fixed)
+    monkeypatch.setattr(Evaluator, "with_lists", fixed)
     train_and_evaluate(config, str(tmp_path / "run"))
     lines = records(tmp_path / "run")
     per_epoch = max(line["step"] for line in lines) // 4
@@ -235,13 +235,13 @@ def test_the_best_epoch_is_kept_and_reported(config, tmp_path, monkeypatch):
 
 def test_patience_ends_a_run(config, tmp_path, monkeypatch):
     config.epochs, config.patience = 9, 2
-    original = Evaluator.with_ranks
+    original = Evaluator.with_lists
 
-    def constant(self, params):
-        means, rank = original(self, params)
-        return {**means, "mrr@20": 0.5}, rank
+    def constant(self, params, k):
+        means, *rest = original(self, params, k)
+        return {**means, "mrr@20": 0.5}, *rest
 
-    monkeypatch.setattr(Evaluator, "with_ranks", constant)
+    monkeypatch.setattr(Evaluator, "with_lists", constant)
     train_and_evaluate(config, str(tmp_path / "run"))
     assert [r["epoch"] for r in records(tmp_path / "run") if "epoch" in r] == [1, 2, 3]
 

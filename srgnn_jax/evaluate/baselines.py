@@ -9,8 +9,7 @@ example but its prefix. Prepared sessions carry no times, so ages are counted: t
 click in later clicks of its session, that of a session in later training sessions. An
 item that a session clicks again stands where it was clicked last.
 
-Axes: E examples, V item rows (row 0 is the padding), S training sessions, B examples
-of a batch, P pairs of such an example and a neighbour, C clicks, R rows of a matrix.
+Axes: V item rows (row 0 is the padding).
 """
 
 from collections.abc import Callable
@@ -22,11 +21,10 @@ from scipy import sparse
 from srgnn_jax.data.sessions import Sessions
 from srgnn_jax.evaluate.scorer import (
     Scorer,
-    all_clicks,
+    each_click,
     largest,
-    last_clicks,
     parts,
-    prefix_clicks,
+    places,
     row_of_each,
 )
 from srgnn_jax.evaluate.session_knn import stan, vsknn
@@ -58,7 +56,7 @@ def session_pop(train: Sessions, num_items: int) -> Scorer:
     clicks = np.bincount(train.items, minlength=num_items)
 
     def score(examples):
-        row, item, _ = prefix_clicks(examples)
+        row, item, _ = each_click(examples)
         shape = len(examples), num_items
         own = sparse.csr_array((np.ones(len(row)), (row, item)), shape)
         own.data += clicks[own.indices] / (clicks.max() + 1)
@@ -88,9 +86,7 @@ def item_knn(
       regularization: lambda; discounts what rare items share by chance.
       alpha: share of the last click's item in the normalization.
     """
-    session, item, _ = last_clicks(*all_clicks(train), num_items)
-    shape = len(train), num_items
-    contains = sparse.csr_array((np.ones(len(item)), (session, item)), shape)
+    contains = places(train, num_items).sign().astype(np.float64)
     sessions = sparse.csr_array(contains.T)
     support = np.diff(sessions.indptr) + regularization
     # Items that the sessions of each item hold, however often.
@@ -116,14 +112,10 @@ def markov(train: Sessions, num_items: int) -> Scorer:
 
     the divisor, which is the same for all j, is left out.
     """
-    session, item, _ = all_clicks(train)
-    within = session[1:] == session[:-1]
-    before, after = item[:-1][within], item[1:][within]
-    return _of_last_click(
-        sparse.csr_array(
-            (np.ones(len(before)), (before, after)), (num_items, num_items)
-        )
-    )
+    _, item, place = each_click(train)
+    after = np.flatnonzero(place > 1)
+    pairs = np.ones(len(after)), (item[after - 1], item[after])
+    return _of_last_click(sparse.csr_array(pairs, (num_items, num_items)))
 
 
 def _of_last_click(scores: sparse.csr_array) -> Scorer:

@@ -1,9 +1,9 @@
 """Metrics by kinds of examples, confidence intervals over sessions, traits of lists.
 
-Axes: E examples, S sessions, V item rows (row 0 is the padding), K items of a list,
-M metrics.
+Axes: E examples, V item rows (row 0 is the padding), K items of a list, M metrics.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +13,7 @@ from jaxtyping import Bool, Float, Int
 from srgnn_jax.data.sessions import Examples
 from srgnn_jax.evaluate import metrics
 
-# Samples of sessions, in all and held at a time.
-RESAMPLES, BATCH = 1000, 20
+RESAMPLES = 1000
 # The finer groups of prefixes by length: each from one of these up to the next.
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 11, 21)
 
@@ -29,16 +28,9 @@ def example_sessions(examples: Examples) -> Int[np.ndarray, " E"]:
     items, starts, lengths = examples.items, examples.starts, examples.lengths
     ends = starts + lengths
     same = ends[1:] == ends[:-1] + 1
-    shorter = np.flatnonzero(~same & (lengths[1:] == lengths[:-1] - 1))
-    if len(shorter):
-        clicks = lengths[shorter]
-        first = np.cumsum(clicks, dtype=np.int64) - clicks
-        position = np.arange(clicks.sum()) - np.repeat(first, clicks)
-        before, after = (
-            items[np.repeat(starts[e], clicks) + position]
-            for e in (shorter, shorter + 1)
-        )
-        same[shorter] = np.logical_and.reduceat(before == after, first)
+    for e in np.flatnonzero(~same & (lengths[1:] == lengths[:-1] - 1)):
+        before, after = items[starts[e] : ends[e]], items[starts[e + 1] :]
+        same[e] = np.array_equal(before, after[: len(before)])
     return np.concatenate([[0], np.cumsum(~same)])
 
 
@@ -73,12 +65,10 @@ def groups(
     last = clicks[examples.items[examples.starts + lengths - 1]] > 0
     decile = popularity_deciles(clicks)[examples.targets]
     finely = {}
-    for first, after in zip(LENGTHS, (*LENGTHS[1:], None), strict=True):
-        if after is None:
-            finely[f"{first} or more"] = lengths >= first
-        else:
-            name = str(first) if after == first + 1 else f"{first} to {after - 1}"
-            finely[name] = (lengths >= first) & (lengths < after)
+    for first, end in itertools.pairwise(LENGTHS):
+        name = str(first) if end == first + 1 else f"{first} to {end - 1}"
+        finely[name] = (lengths >= first) & (lengths < end)
+    finely[f"{LENGTHS[-1]} or more"] = lengths >= LENGTHS[-1]
     return {
         "target": {"trained": target, "never trained": ~target},
         "last click": {"trained": last, "never trained": ~last},
@@ -89,48 +79,25 @@ def groups(
 
 
 def bootstrap(
-    values: Float[np.ndarray, "E M"],
-    session: Int[np.ndarray, " E"],
-    resamples: int = RESAMPLES,
+    values: Float[np.ndarray, "E M"], session: Int[np.ndarray, " E"]
 ) -> Float[np.ndarray, "2 M"]:
     """Returns the bounds of the 95% confidence interval of each column's mean.
 
     Sessions are drawn with replacement, each with all of its examples, as those are not
-    independent; the bounds are percentiles of the means of such samples
-    (Efron and Tibshirani 1993, chapter 13).
+    independent; the bounds are percentiles of the means of such samples, the same in
+    every call (Efron and Tibshirani 1993, chapter 13).
 
     Args:
       values: of each example.
       session: which session each example is of.
-      resamples: how many samples are drawn; the same ones in every call.
     """
-    # It takes a second to load, and most of the package has no need of it.
-    from scipy import stats
-
     _, number = np.unique(session, return_inverse=True)
     columns = [*values.T, np.ones(len(values))]
     sums = np.stack([np.bincount(number, column) for column in columns], axis=1)
-    count = len(sums)
-    if count == 1:
-        return np.tile(sums[0, :-1] / sums[0, -1], (2, 1))
-
-    def means(drawn: Int[np.ndarray, "... S"], axis: int) -> Float[np.ndarray, "M ..."]:
-        del axis
-        rows = drawn.reshape(-1, count)
-        times = np.stack([np.bincount(row, minlength=count) for row in rows])
-        total = (times @ sums).T
-        return (total[:-1] / total[-1]).reshape(-1, *drawn.shape[:-1])
-
-    found = stats.bootstrap(
-        (np.arange(count),),
-        means,
-        n_resamples=resamples,
-        batch=BATCH,
-        vectorized=True,
-        method="percentile",
-        rng=0,
-    )
-    return np.stack(found.confidence_interval)
+    count, rng = len(sums), np.random.default_rng(0)
+    drawn = (rng.integers(count, size=count) for _ in range(RESAMPLES))
+    totals = np.stack([np.bincount(d, minlength=count) @ sums for d in drawn])
+    return np.percentile(totals[:, :-1] / totals[:, -1:], [2.5, 97.5], axis=0)
 
 
 def break_down(

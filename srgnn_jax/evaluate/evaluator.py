@@ -1,28 +1,31 @@
 """Evaluation: the target of every example is ranked among all items.
 
-Axes: E examples, C clicks, N parts of a batch, R rows of a part, K items of a list.
+Axes: E examples, C clicks, N parts of a batch, R rows of a part, K items of a list, K1
+one more.
 """
 
-import collections
 import functools
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Int
 from tqdm import tqdm
 
 from srgnn_jax import config as config_lib
 from srgnn_jax.data import batches
+from srgnn_jax.data.batches import Batch
 from srgnn_jax.data.sessions import Examples, check_rows
 from srgnn_jax.devices import layouts
+from srgnn_jax.devices.tiers import encode
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import metrics
-from srgnn_jax.evaluate.step import list_step, rank_step
+from srgnn_jax.model.graph import AnyArray
+from srgnn_jax.model.item_table import MAX_SCORES
 from srgnn_jax.model.layers import Params
 from srgnn_jax.model.srgnn import init_params
 from srgnn_jax.runs.checkpoint import Checkpoints, check_finite
@@ -30,6 +33,38 @@ from srgnn_jax.runs.progress import Progress, check_same_model
 
 # Sessions that are ranked at a time: at least, if there are so many, and at most.
 MIN_ROWS, MAX_ROWS = 64, 512
+# Batches that a device has in hand while the results of those before are fetched.
+IN_HAND = 8
+
+
+def rank_step(
+    params: Params,
+    clicks: Int[AnyArray, " C"],
+    batch: Batch,
+    *,
+    model: nn.Module,
+    k: int = 0,
+    max_scores: int = MAX_SCORES,
+    axis_name: str | None = None,
+    item_axis: str | None = None,
+) -> Int[Array, "N R K1"]:
+    """Ranks the targets of a batch, of all devices' parts, and lists the k best items.
+
+    Where all scores of a part fit in one block they are computed once for both: the
+    compiler joins the two equal products. See `train_step` for the arguments.
+
+    Returns:
+      The rank of each target, 1 = best, and after it the rows of the best items.
+    """
+
+    def ranked(part):
+        session, table = encode(
+            model, params, part.tiers, max_scores=max_scores, axis_name=item_axis
+        )
+        rank = table.target_rank(session, part.target)[:, None]
+        return jnp.append(rank, table.top_k(session, k)[1], axis=1) if k else rank
+
+    return layouts.gather(batches.map_parts(ranked, clicks, batch), axis_name)
 
 
 class Evaluator:
@@ -51,60 +86,48 @@ class Evaluator:
         batch_size: int,
         devices: layouts.Devices,
         progress: bool = False,
-        after_batch: Callable[[], None] | None = None,
+        after_batch: Callable[[], None] = lambda: None,
     ):
         check_rows(examples.items, model.num_items)
-        self._model = model
         self._examples = examples
         self._ks = tuple(ks)
         self._batch_size = batch_size
         self._devices = devices
         self._progress = progress
-        self._after_batch = after_batch or (lambda: None)
+        self._after_batch = after_batch
         # Fewer rows at a time go over the whole table faster than many over blocks of
         # it, unless they become too few to be worth the reading of the table.
         rows = devices.max_scores // model.num_items
         self.max_rows = min(max(MIN_ROWS, rows), MAX_ROWS)
         self._with_clicks = devices.hold_clicks(examples.items)
-        self._rank_step = self._compile(rank_step)
+        step = functools.partial(rank_step, model=model, **devices.step_options)
 
-    def _compile(self, step: Callable, **arguments: Any) -> Callable:
-        return self._devices.compile(
-            functools.partial(
-                step,
-                model=self._model,
-                **self._devices.step_options,
-                **arguments,
-            )
-        )
+        @functools.cache
+        def compiled(k: int) -> Callable:
+            return devices.compile(functools.partial(step, k=k))
+
+        self._compiled = compiled
 
     def __call__(self, params: Params) -> dict[str, float]:
         """Returns the mean of every metric, and `examples_per_second`."""
-        return self.with_ranks(params)[0]
+        return self.with_lists(params, 0)[0]
 
-    def with_ranks(
-        self, params: Params
-    ) -> tuple[dict[str, float], Int[np.ndarray, " E"]]:
-        """Returns what a call does, and the rank of each example's target, 1 = best."""
-        rank, seconds = self._run(self._rank_step, params)
-        means = metrics.means(rank, self._ks)
-        return {**means, "examples_per_second": len(rank) / seconds}, rank
+    def with_lists(
+        self, params: Params, k: int
+    ) -> tuple[dict[str, float], Int[np.ndarray, " E"], Int[np.ndarray, "E K"]]:
+        """Returns what a call does, ranks and lists, from one pass over the examples.
 
-    def lists(self, params: Params, k: int) -> Int[np.ndarray, "E K"]:
-        """Returns the rows of the k items with the highest scores for each example."""
-        return self._run(self._compile(list_step, k=k), params)[0]
-
-    def _run(self, step: Callable, params: Params) -> tuple[np.ndarray, float]:
-        """Gathers what a step returns for the rows of a batch, by example.
+        The seconds count from when the first batch is on its way, after a first call
+        has compiled.
 
         Returns:
-          That, and the seconds since the first batch was on its way: a first call
-          compiles before.
+          The means; the rank of each example's target, 1 = best; and the rows of the k
+          items with the highest scores for each example.
         """
+        step = self._compiled(k)
         start = math.inf
-        found: list[np.ndarray] = []
+        found: list[jax.Array | np.ndarray] = []
         numbers: list[np.ndarray] = []
-        pending: collections.deque[jax.Array] = collections.deque()
         bar = tqdm(
             total=len(self._examples),
             desc="evaluate",
@@ -120,21 +143,22 @@ class Evaluator:
                 self._devices.max_positions,
                 self.max_rows,
             ):
-                pending.append(step(params, *self._with_clicks(batch)))
+                found.append(step(params, *self._with_clicks(batch)))
                 start = min(start, time.perf_counter())
                 numbers.append(np.where(batch.length > 0, batch.example, -1))
-                if len(pending) == 8:
+                if len(found) >= IN_HAND:
                     # Fetched late, so that the device always has work in hand.
-                    found.append(np.asarray(pending.popleft()))
+                    found[-IN_HAND] = np.asarray(found[-IN_HAND])
                 bar.update(batch.examples)
                 self._after_batch()
-            found += map(np.asarray, pending)
+            values = np.concatenate([np.asarray(x) for x in found])
         seconds = time.perf_counter() - start
-        values = np.concatenate(found)
         number = np.concatenate(numbers)
-        by_example = np.empty((len(self._examples), *values.shape[2:]), values.dtype)
+        by_example = np.empty((len(self._examples), values.shape[-1]), values.dtype)
         by_example[number[number >= 0]] = values[number >= 0]
-        return by_example, seconds
+        rank, lists = by_example[:, 0], by_example[:, 1:]
+        means = metrics.means(rank, self._ks)
+        return {**means, "examples_per_second": len(rank) / seconds}, rank, lists
 
 
 def restore_best(

@@ -44,12 +44,11 @@ TEST = {
 }
 # What `summary` tells of: on which split, or how.
 SUMMARIES = ("test", "test_each_best", "valid")
-# Flags that say where things lie, and what stands in a record instead of their values;
-# None: nothing does.
+# Flags that say where things lie, and what stands in a record in their place.
 PLACES = {
-    "workdir": None,
-    "config.prepared_dir": None,
-    "config.data_dir": "DIR",
+    "workdir": [],
+    "config.prepared_dir": [],
+    "config.data_dir": ["--config.data_dir=DIR"],
 }
 FIELDS_OF_PLACES = frozenset({"data_dir", "prepared_dir"})
 
@@ -63,8 +62,7 @@ def portable_command(arguments: Sequence[str]) -> str:
         if name in PLACES:
             if not equals:
                 next(rest, None)
-            if PLACES[name]:
-                kept.append(f"--{name}={PLACES[name]}")
+            kept += PLACES[name]
         elif name.removeprefix("no") != "config.progress":
             kept.append(argument)
     return shlex.join(["python", "-m", "srgnn_jax.main", *kept])
@@ -78,15 +76,15 @@ def of_run(
     rank: Int[np.ndarray, " E"],
     lists: Int[np.ndarray, "E K"],
 ) -> Results:
-    """Returns what is recorded of one seed.
+    """Returns what is recorded of one seed's evaluation on test.
 
     Args:
       progress: of the run.
       config: of the run.
       splits: of the run.
-      test: the test metrics of its best epoch, and `examples_per_second`.
-      rank: of each test example's target.
-      lists: the items with the highest scores for each test example.
+      test: what its best epoch reached; this and the next two as `Evaluator` gives.
+      rank: of each target.
+      lists: the best items for each example.
     """
     examples = splits.evaluated["test"]
     items = splits.train_sessions.items
@@ -132,16 +130,6 @@ def merge(several: Sequence[Results]) -> Results:
     return {**several[0], "config": config, **summary(runs), "runs": runs}
 
 
-def write(path: pathlib.Path, results: Results) -> None:
-    """Writes a results.json or a baselines.json, as a whole or not at all."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        unfinished.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror or error})") from error
-
-
 def record(
     folder: pathlib.Path,
     config: ConfigDict,
@@ -150,19 +138,10 @@ def record(
     command: str,
     run: Results,
 ) -> None:
-    """Writes results.json of a workdir with one run.
-
-    Args:
-      folder: the workdir.
-      config: of the run.
-      data: of the run.
-      splits: of the run.
-      command: the command line that made it, or nothing.
-      run: what `of_run` returned.
-    """
-    records = read_lines(folder / "metrics.jsonl")
-    seconds = train_seconds(records, len(splits.train))
-    run = {**run, "by_epoch": by_epoch(records), "train_seconds": seconds}
+    """Writes results.json of a workdir with one run: what `of_run` returned."""
+    lines = read_lines(folder / "metrics.jsonl")
+    seconds = train_seconds(lines, len(splits.train))
+    run = {**run, "by_epoch": by_epoch(lines), "train_seconds": seconds}
     if config.select_on == "test":
         run["test_each_best"] = each_best(run["by_epoch"])
     fields = config_lib.to_dict(config)
@@ -196,42 +175,31 @@ def record(
     write(folder / FILE, results)
 
 
-def train_seconds(records: Sequence[Results], examples: int) -> float:
-    """Returns how long the epochs took that metrics.jsonl records, without evaluation.
+def train_seconds(lines: Sequence[Results], examples: int) -> float:
+    """Returns how long the epochs in metrics.jsonl took, without evaluation.
 
-    An epoch whose steps were all taken before the run was broken off has no rate: it
-    counts like the others, and there is 0 where none has one.
-
-    Args:
-      records: lines of a run's metrics.jsonl.
-      examples: in an epoch.
+    An epoch of so many examples whose steps were all taken before the run was broken
+    off has no rate: it counts like the others, and there is 0 where none has one.
     """
-    epochs = [record for record in records if "epoch" in record]
+    epochs = [line for line in lines if "epoch" in line]
     rates = [epoch["train/examples_per_second"] for epoch in epochs]
     known = [rate for rate in rates if rate]
     return len(epochs) * examples / statistics.harmonic_mean(known) if known else 0.0
 
 
-def by_epoch(records: Sequence[Results]) -> list[Results]:
-    """Returns the records of the epochs, without what depends on the clock.
-
-    Args:
-      records: lines of a run's metrics.jsonl.
-    """
+def by_epoch(lines: Sequence[Results]) -> list[Results]:
+    """Returns the epochs in metrics.jsonl, without what depends on the clock."""
     return [
-        {key: value for key, value in record.items() if "second" not in key}
-        for record in records
-        if "epoch" in record
+        {key: value for key, value in line.items() if "second" not in key}
+        for line in lines
+        if "epoch" in line
     ]
 
 
 def each_best(epochs: Sequence[Results]) -> dict[str, float]:
-    """Returns the best of each test metric over the epochs of a run.
+    """Returns the best of each test metric over the epochs that `by_epoch` gives.
 
     The papers' codes report these, which belong to no single epoch.
-
-    Args:
-      epochs: see `by_epoch`.
     """
     best: dict[str, float] = {}
     for epoch in epochs:
@@ -261,3 +229,13 @@ def read(path: pathlib.Path) -> Results:
         if isinstance(found, dict) and holds <= found.keys():
             return found
     raise UserError(f"{path} is neither a {FILE} nor a {BASELINES_FILE} of a run")
+
+
+def write(path: pathlib.Path, results: Results) -> None:
+    """Writes a results.json or a baselines.json, as a whole or not at all."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        unfinished.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error})") from error

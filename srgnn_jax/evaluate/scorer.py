@@ -1,7 +1,7 @@
-"""What a baseline has learnt, and the ranks of targets by it; clicks as flat arrays.
+"""What a baseline has learnt, and the ranks of targets by it; clicks as matrices.
 
-Axes: E examples, V item rows (row 0 is the padding), B examples of a batch, C clicks,
-R rows of a matrix.
+Axes: E examples, V item rows (row 0 is the padding), B examples of a batch, C clicks, N
+numbers that a matrix stores, R rows of a matrix.
 """
 
 from collections.abc import Callable, Iterator
@@ -79,46 +79,61 @@ def _ranks(
     return np.where(np.isinf(score), rank + behind, rank)
 
 
-class Clicks(NamedTuple):
-    """Clicks of some sessions: whose, on what, and how many came later in it."""
-
-    row: Int[np.ndarray, " C"]
-    item: Int[np.ndarray, " C"]
-    age: Int[np.ndarray, " C"]
-
-
-def all_clicks(sessions: Sessions) -> Clicks:
-    row = np.repeat(np.arange(len(sessions)), sessions.lengths)
-    age = sessions.offsets[1:][row] - 1 - np.arange(len(row))
-    return Clicks(row, sessions.items, age)
-
-
-def prefix_clicks(examples: Examples) -> Clicks:
-    row, click = ranges(examples.starts, examples.lengths)
-    age = (examples.starts + examples.lengths)[row] - 1 - click
-    return Clicks(row, examples.items[click], age)
+def each_click(
+    clicks: Sessions | Examples,
+) -> tuple[Int[np.ndarray, " C"], Int[np.ndarray, " C"], Int[np.ndarray, " C"]]:
+    """Returns of each click its session or prefix, its item, and its place, from 1."""
+    if isinstance(clicks, Sessions):
+        starts, lengths = clicks.offsets[:-1], clicks.lengths
+    else:
+        starts, lengths = clicks.starts, clicks.lengths
+    before = np.cumsum(lengths, dtype=np.int64) - lengths
+    row = np.repeat(np.arange(len(starts)), lengths)
+    place = np.arange(len(row)) - before[row]
+    return row, clicks.items[starts[row] + place], 1 + place
 
 
-def last_clicks(
-    row: Int[np.ndarray, " C"],
-    item: Int[np.ndarray, " C"],
-    age: Int[np.ndarray, " C"],
-    num_items: int,
-) -> Clicks:
-    """Keeps the last click of each row on each item."""
-    key = row * num_items + item
-    _, before_end = np.unique(key[::-1], return_index=True)
-    last = np.sort(len(key) - 1 - before_end)
-    return Clicks(row[last], item[last], age[last])
+def places(clicks: Sessions | Examples, num_items: int) -> sparse.csr_array:
+    """Returns the place of the last click on each item; a row a session or prefix."""
+    row, item, place = each_click(clicks)
+    _, before_end = np.unique((row * num_items + item)[::-1], return_index=True)
+    last = len(row) - 1 - before_end
+    shape = len(clicks), num_items
+    return sparse.csr_array((place[last], (row[last], item[last])), shape)
 
 
-def ranges(
-    starts: Int[np.ndarray, " R"], counts: Int[np.ndarray, " R"]
-) -> tuple[Int[np.ndarray, " C"], Int[np.ndarray, " C"]]:
-    """Returns n and starts[n] + 0, 1, ..., counts[n] - 1, for one n after another."""
-    of = np.repeat(np.arange(len(starts)), counts)
-    before = np.cumsum(counts, dtype=np.int64) - counts
-    return of, np.arange(len(of)) + (starts - before)[of]
+def filled_like(matrix: sparse.csr_array, data: np.ndarray) -> sparse.csr_array:
+    """Returns a matrix that stores other numbers in the same places."""
+    return sparse.csr_array((data, matrix.indices, matrix.indptr), matrix.shape)
+
+
+def row_of_each(matrix: sparse.csr_array) -> Int[np.ndarray, " N"]:
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+
+
+def latest(matrix: sparse.csr_array, n: int) -> sparse.csr_array:
+    """Keeps the last n columns that each row has."""
+    matrix.sort_indices()
+    return _keep_last(matrix, n, np.arange(matrix.nnz))
+
+
+def largest(matrix: sparse.csr_array, n: int) -> sparse.csr_array:
+    """Keeps the n largest numbers of each row, of equal ones those further right."""
+    matrix.sort_indices()
+    return _keep_last(matrix, n, np.lexsort((matrix.data, row_of_each(matrix))))
+
+
+def _keep_last(
+    matrix: sparse.csr_array, n: int, order: Int[np.ndarray, " N"]
+) -> sparse.csr_array:
+    """Keeps the last n of each row, in an order that has row after row."""
+    counts = np.diff(matrix.indptr)
+    from_end = np.repeat(matrix.indptr[1:], counts) - np.arange(matrix.nnz)
+    kept = order[from_end <= n]
+    indptr = np.concatenate([[0], np.cumsum(np.minimum(counts, n))])
+    return sparse.csr_array(
+        (matrix.data[kept], matrix.indices[kept], indptr), matrix.shape
+    )
 
 
 def parts(sizes: Int[np.ndarray, " R"], most: int) -> Iterator[slice]:
@@ -130,32 +145,3 @@ def parts(sizes: Int[np.ndarray, " R"], most: int) -> Iterator[slice]:
         part = slice(start, max(int(end), start + 1))
         yield part
         start = part.stop
-
-
-def row_of_each(matrix: sparse.csr_array) -> Int[np.ndarray, " C"]:
-    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-
-
-def latest(matrix: sparse.csr_array, n: int) -> sparse.csr_array:
-    """Keeps the last n columns that each row has."""
-    matrix.sort_indices()
-    return _keep_last(matrix, n, np.arange(matrix.nnz))
-
-
-def largest(matrix: sparse.csr_array, n: int) -> sparse.csr_array:
-    """Keeps the n largest values of each row, of equal ones those further right."""
-    matrix.sort_indices()
-    return _keep_last(matrix, n, np.lexsort((matrix.data, row_of_each(matrix))))
-
-
-def _keep_last(
-    matrix: sparse.csr_array, n: int, order: Int[np.ndarray, " C"]
-) -> sparse.csr_array:
-    """Keeps the last n entries of each row, in an order that has row after row."""
-    counts = np.diff(matrix.indptr)
-    from_end = np.repeat(matrix.indptr[1:], counts) - np.arange(matrix.nnz)
-    kept = order[from_end <= n]
-    indptr = np.concatenate([[0], np.cumsum(np.minimum(counts, n))])
-    return sparse.csr_array(
-        (matrix.data[kept], matrix.indices[kept], indptr), matrix.shape
-    )

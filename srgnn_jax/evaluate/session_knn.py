@@ -1,7 +1,7 @@
 """Session-based neighbours: V-SKNN and STAN; see `baselines`.
 
 Axes: S training sessions, B examples of a batch, P pairs of such an example and a
-neighbour, C clicks.
+neighbour, V item rows, C clicks.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,10 @@ from scipy import sparse
 from srgnn_jax.data.sessions import Sessions
 from srgnn_jax.evaluate.scorer import (
     Scorer,
-    all_clicks,
+    filled_like,
     largest,
-    last_clicks,
     latest,
-    prefix_clicks,
-    ranges,
+    places,
     row_of_each,
 )
 
@@ -55,14 +53,13 @@ def vsknn(
       neighbour_weight: the same of a neighbour.
     """
     return _session_knn(
-        train,
-        num_items,
+        places(train, num_items),
         k,
         sample_size,
         click_weight=click_weight,
         session_weight=np.ones(len(train)),
         neighbour_weight=neighbour_weight,
-        item_weight=lambda distance: np.ones(len(distance)),
+        item_weight=np.ones_like,
     )
 
 
@@ -99,13 +96,12 @@ def stan(
       lambda2: training periods over which the weight of a session falls to 1/e.
       lambda3: clicks of a neighbour over which the weights of its items fall to 1/e.
     """
-    session, _, _ = last_clicks(*all_clicks(train), num_items)
+    clicked = places(train, num_items)
     # A session without a click has no weight that counts.
-    distinct = np.maximum(np.bincount(session, minlength=len(train)), 1)
+    distinct = np.maximum(np.diff(clicked.indptr), 1)
     later = np.arange(len(train))[::-1] / max(len(train), 1)
     return _session_knn(
-        train,
-        num_items,
+        clicked,
         k,
         sample_size,
         click_weight=lambda age, _: np.exp(-age / lambda1),
@@ -116,55 +112,49 @@ def stan(
 
 
 def _session_knn(
-    train: Sessions,
-    num_items: int,
+    train: sparse.csr_array,
     k: int,
     sample_size: int,
     *,
     click_weight: Weight,
     session_weight: Float[np.ndarray, " S"],
     neighbour_weight: Weight,
-    item_weight: Callable[[Int[np.ndarray, " C"]], Float[np.ndarray, " C"]],
+    item_weight: Callable[[Int[np.ndarray, " C"]], np.ndarray],
 ) -> Scorer:
-    """Scores the items of each prefix's k nearest training sessions."""
-    session, item, age = last_clicks(*all_clicks(train), num_items)
-    first = np.searchsorted(session, np.arange(len(train) + 1))
+    """Scores the items of each prefix's k nearest training sessions.
+
+    Args:
+      train: the `places` [S, V] of the training sessions.
+    """
+    num_items = train.shape[1]
+    weighted = filled_like(train, session_weight[row_of_each(train)])
     # None but the latest sessions of an item can be among the latest of a prefix.
-    weights = session_weight[session], (item, session)
-    sessions_of = latest(
-        sparse.csr_array(weights, (num_items, len(train))), sample_size
-    )
+    sessions_of = latest(sparse.csr_array(weighted.T), sample_size)
 
     def score(examples):
-        shape = len(examples), num_items
-        row, clicked, ago = last_clicks(*prefix_clicks(examples), num_items)
-        weight = click_weight(ago, examples.lengths[row])
-        query = sparse.csr_array((weight, (row, clicked)), shape)
-        sample = latest(sparse.csr_array(query @ sessions_of), sample_size)
-        near = largest(sample, k)
-        of = row_of_each(near)
+        clicked, lengths = places(examples, num_items), examples.lengths
+        length = lengths[row_of_each(clicked)]
+        query = filled_like(clicked, click_weight(length - clicked.data, length))
+        near = largest(latest(sparse.csr_array(query @ sessions_of), sample_size), k)
+        if not near.nnz:
+            return sparse.csr_array(clicked.shape)
 
-        # The clicks of every neighbour, and how long ago the prefix clicked the same.
-        starts, ends = first[near.indices], first[near.indices + 1]
-        pair, click = ranges(starts, ends - starts)
-        key, wanted = row * num_items + clicked, of[pair] * num_items + item[click]
-        order = np.argsort(key)
-        found = np.searchsorted(key, wanted, sorter=order)
-        found = order[np.minimum(found, len(key) - 1)]
-        since = np.where(key[found] == wanted, ago[found], np.iinfo(np.int64).max)
-        indptr = np.concatenate([[0], np.cumsum(ends - starts)])
-        nearest = np.minimum.reduceat(since, indptr[:-1]) if len(of) else since
-        from_latest = age[click] - age[click][since == nearest[pair]][pair]
+        # For each pair: its neighbour's items, and which of them was clicked last.
+        pair = row_of_each(near)
+        contents = train[near.indices]
+        both = clicked[pair].multiply(filled_like(contents, np.sign(contents.data)))
+        place = both.max(axis=1).toarray()
+        last = examples.items[examples.starts[pair] + place - 1]
+        distance = contents.data - contents[np.arange(len(pair)), last].repeat(
+            np.diff(contents.indptr)
+        )
 
         # Both products add up in the neighbours' order: equal sums are equal in bits.
-        weight = near.data * neighbour_weight(nearest, examples.lengths[of])
+        weight = near.data * neighbour_weight(lengths[pair] - place, lengths[pair])
         neighbours = sparse.csr_array(
-            (weight, np.arange(len(of)), near.indptr), (len(examples), len(of))
+            (weight, np.arange(len(pair)), near.indptr), (len(examples), len(pair))
         )
-        contents = sparse.csr_array(
-            (item_weight(np.abs(from_latest)), item[click], indptr),
-            (len(of), num_items),
-        )
-        return sparse.csr_array(neighbours @ contents)
+        items = filled_like(contents, item_weight(np.abs(distance)))
+        return sparse.csr_array(neighbours @ items)
 
     return Scorer(score, np.zeros(num_items))

@@ -36,7 +36,7 @@ def make_evaluator(
     model: nn.Module,
     examples: Examples,
     devices: layouts.Devices,
-    after_batch: Callable[[], None] | None = None,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> Evaluator:
     """Builds the evaluator that a config asks for; see `Evaluator`."""
     return Evaluator(
@@ -50,35 +50,6 @@ def make_evaluator(
     )
 
 
-def report(
-    config: ConfigDict,
-    progress: Progress,
-    test: Mapping[str, float],
-    splits: config_lib.Splits,
-) -> str:
-    """Renders what a run reached, in percent, the popularity baseline beside it.
-
-    Args:
-      config: of the run.
-      progress: of the run; holds the validation metrics of its best epoch.
-      test: the test metrics of the best epoch, or of the last step while there is none.
-      splits: of the run.
-    """
-    columns = {"SR-GNN test": test}
-    if config.select_on == "valid" and progress.best_step:
-        columns["SR-GNN valid"] = progress.best_metrics
-    pop = baselines.pop(splits.train_sessions, progress.num_items)
-    ranks = target_ranks(pop, splits.evaluated["test"])
-    columns["POP test"] = metrics.means(ranks, config.ks)
-    title = f"step {progress.step}: no epoch is complete"
-    if progress.best_step:
-        title = (
-            f"epoch {progress.best_epoch} (step {progress.best_step}), "
-            + how_chosen(config.select_on, config.select_by)
-        )
-    return "\n".join(["", title, "", *metric_table(config.ks, columns)])
-
-
 def how_chosen(select_on: str, select_by: str) -> str:
     """Tells a person at the terminal how the epoch was chosen."""
     return {
@@ -88,22 +59,22 @@ def how_chosen(select_on: str, select_by: str) -> str:
     }[select_on]
 
 
+def metric_rows(
+    ks: Sequence[int], columns: Sequence[Mapping[str, float]]
+) -> list[list[str]]:
+    """Renders metrics in percent, a row each; blank where a column lacks it."""
+    return [
+        [name, *(tables.percent(column.get(name)) for column in columns)]
+        for name in metrics.names(ks)
+    ]
+
+
 def metric_table(
     ks: Sequence[int], columns: Mapping[str, Mapping[str, float]]
 ) -> list[str]:
-    """Renders metrics in percent, and seconds where all columns have some.
-
-    Args:
-      ks: the list lengths.
-      columns: metrics, by what stands above them; one that lacks a list length is blank
-        there.
-    """
+    """Renders metrics, by what stands above them, and seconds where all have some."""
     each = list(columns.values())
-    rows = [["", *columns]]
-    rows += [
-        [name, *(tables.percent(column.get(name)) for column in each)]
-        for name in metrics.names(ks)
-    ]
+    rows = [["", *columns], *metric_rows(ks, each)]
     if all("seconds" in column for column in each):
         rows += [["seconds", *(f"{column['seconds']:.1f}" for column in each)]]
     return tables.plain(rows)
@@ -160,10 +131,9 @@ def evaluate_workdir(
     evaluate = make_evaluator(config, made, splits.evaluated["test"], devices)
     test, run = evaluate_best(config, progress, splits, evaluate, params)
     if processes.is_main_process():
+        path = folder / results_json.FILE
         try:
-            command = ""
-            if (folder / results_json.FILE).exists():
-                command = results_json.read(folder / results_json.FILE)["command"]
+            command = results_json.read(path)["command"] if path.exists() else ""
             results_json.record(folder, own, data, splits, command, run)
         except UserError as error:
             log.warning("%s: what was found is only printed", error)
@@ -177,7 +147,7 @@ def evaluate_best(
     evaluate: Evaluator,
     params: Params,
 ) -> tuple[dict[str, float], results_json.Results]:
-    """Evaluates the best epoch on test and prints the table.
+    """Evaluates the best epoch on test; prints it, the popularity baseline beside it.
 
     Args:
       config: of the run.
@@ -190,9 +160,19 @@ def evaluate_best(
       The mean of every metric, and what results.json records; see
       `results_json.of_run`.
     """
-    test, rank = evaluate.with_ranks(params)
-    lists = evaluate.lists(params, min(max(config.ks), progress.num_items - 1))
-    processes.say(report(config, progress, test, splits))
+    k = min(max(config.ks), progress.num_items - 1)
+    test, rank, lists = evaluate.with_lists(params, k)
+    title = f"step {progress.step}: no epoch is complete"
+    if progress.best_step:
+        chosen = how_chosen(config.select_on, config.select_by)
+        title = f"epoch {progress.best_epoch} (step {progress.best_step}), {chosen}"
+    columns = {"SR-GNN test": test}
+    if config.select_on == "valid" and progress.best_step:
+        columns["SR-GNN valid"] = progress.best_metrics
+    pop = baselines.pop(splits.train_sessions, progress.num_items)
+    ranks = target_ranks(pop, splits.evaluated["test"])
+    columns["POP test"] = metrics.means(ranks, config.ks)
+    processes.say("\n".join(["", title, "", *metric_table(config.ks, columns)]))
     return test, results_json.of_run(progress, config, splits, test, rank, lists)
 
 
@@ -208,19 +188,15 @@ def report_seeds(folder: pathlib.Path, seeds: Sequence[int]) -> None:
 
 def seeds_table(results: results_json.Results) -> str:
     """Renders test metrics by seed, their mean and their standard deviation."""
-    runs = results["runs"]
+    runs, protocol = results["runs"], results["protocol"]
     columns = [run["test"] for run in runs]
     columns += [results[key]["test"] for key in ("mean", "standard_deviation")]
-    rows = [["epoch", *(str(run["best_epoch"]) for run in runs), "", ""]]
-    rows += [
-        [name, *(tables.percent(one.get(name)) for one in columns)]
-        for name in metrics.names(results["config"]["ks"])
-    ]
-    protocol = results["protocol"]
     title = "test metrics in percent; each seed's epoch was\n" + how_chosen(
         protocol["select_on"], protocol["select_by"]
     )
     header = ["", *(f"seed {run['seed']}" for run in runs), "mean", "std"]
+    rows = [["epoch", *(str(run["best_epoch"]) for run in runs), "", ""]]
+    rows += metric_rows(results["config"]["ks"], columns)
     return "\n".join([title, "", *tables.markdown(header, rows)])
 
 
@@ -260,29 +236,20 @@ def evaluate_baselines(
         ranks = target_ranks(learn(train, data.vocabulary.num_items), test)
         reached[name] = metrics.means(ranks, config.ks)
         reached[name]["seconds"] = time.perf_counter() - start
-    record = {
-        "command": command,
-        "dataset": data_name(config.dataset, config.train_fraction),
-        "data": data.fingerprint,
-        "select_on": config.select_on,
-        "train_sessions": len(train),
-        "test_examples": len(test),
-        "test": reached,
-    }
+    said = [f"test, {len(test):,} examples; learnt from {len(train):,} sessions"]
     held_out = len(splits.evaluated.get("valid", ()))
-    processes.say(
-        "\n".join(
-            [
-                f"test, {len(test):,} examples; learnt from {len(train):,} sessions"
-                + (
-                    f"\n{held_out:,} examples are held out for validation"
-                    * bool(held_out)
-                ),
-                "",
-                *metric_table(config.ks, reached),
-            ]
-        )
-    )
+    if held_out:
+        said.append(f"{held_out:,} examples are held out for validation")
+    processes.say("\n".join([*said, "", *metric_table(config.ks, reached)]))
     if processes.is_main_process():
+        record = {
+            "command": command,
+            "dataset": data_name(config.dataset, config.train_fraction),
+            "data": data.fingerprint,
+            "select_on": config.select_on,
+            "train_sessions": len(train),
+            "test_examples": len(test),
+            "test": reached,
+        }
         results_json.write(folder / results_json.BASELINES_FILE, record)
     return reached
