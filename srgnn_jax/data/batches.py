@@ -110,6 +110,28 @@ def stack(several: Sequence[Batch], size: int) -> Batch:
     return dataclasses.replace(stacked, count=np.int32(len(several)))
 
 
+def in_calls(
+    batches: Iterable[Batch], most: Callable[[], int]
+) -> Iterator[list[Batch]]:
+    """Groups batches that follow each other and have one layout.
+
+    Args:
+      batches: the batches.
+      most: tells, before each group, how many it may have.
+    """
+    group: list[Batch] = []
+    room = 0
+    for batch in batches:
+        if group and (len(group) == room or batch.layout != group[0].layout):
+            yield group
+            group = []
+        if not group:
+            room = most()
+        group.append(batch)
+    if group:
+        yield group
+
+
 def gather_part(clicks: Int[AnyArray, " C"], batch: Batch, n: int | Array) -> Part:
     """Looks up what part n of a batch was clicked, on the device."""
     clicks = jnp.asarray(clicks)

@@ -168,7 +168,7 @@ class Devices:
         shardings = jax.tree.map(lambda x: x.sharding, layout)
         return jax.jit(filled_up, out_shardings=shardings)()
 
-    def compile(self, step: Callable, updates_state: bool = False) -> Callable:
+    def compile(self, step: Callable, updates_state: bool = False) -> "Compiled":
         """Compiles `step(state, clicks, batch)`.
 
         Args:
@@ -179,29 +179,10 @@ class Devices:
         """
         if updates_state:
             step = _one_after_another(step)
-        if self.mesh is not None or self.shards == 1:
-            return self._compile_ahead(step, updates_state)
-        run = jax.pmap(
-            step,
-            axis_name=DATA_AXIS,
-            in_axes=(None, None, 0),
-            out_axes=None,
-            devices=jax.local_devices(),
-            donate_argnums=(0,) if updates_state else (),
-        )
-
-        def split(x):
-            if not x.ndim:
-                return np.full(self.shards, x)
-            shape = *x.shape[:-2], self.shards, -1, x.shape[-1]
-            return np.moveaxis(x.reshape(shape), -3, 0)
-
-        return lambda state, clicks, batch: run(
-            state, clicks, jax.tree.map(split, batch)
-        )
+        return Compiled(self, step, updates_state)
 
     def lower(self, step: Callable, arguments: tuple, updates_state: bool) -> Any:
-        """Lowers a step of jit or of a mesh, to be compiled.
+        """Lowers a step, to be compiled.
 
         Args:
           step: see `compile`.
@@ -210,16 +191,25 @@ class Devices:
           updates_state: see `compile`.
         """
         donate = (0,) if updates_state else ()
-        if self.mesh is None:
+        state, clicks, batch = arguments
+        if self.mesh is None and self.shards == 1:
             return jax.jit(step, donate_argnums=donate).lower(*arguments)
+        if self.mesh is None:
+            on_all = jax.pmap(
+                step,
+                axis_name=DATA_AXIS,
+                in_axes=(None, None, 0),
+                out_axes=None,
+                devices=jax.local_devices(),
+                donate_argnums=donate,
+            )
+            return on_all.lower(state, clicks, self.deal(batch))
         whole = PartitionSpec()
-        specs = jax.tree_util.tree_map_with_path(
-            lambda path, _: _spec(path), arguments[0]
-        )
+        specs = jax.tree_util.tree_map_with_path(lambda path, _: _spec(path), state)
         on_mesh = jax.shard_map(
             step,
             mesh=self.mesh,
-            in_specs=(specs, whole, jax.tree.map(_part_spec, arguments[2])),
+            in_specs=(specs, whole, jax.tree.map(_part_spec, batch)),
             out_specs=specs if updates_state else whole,
             # Gradients are taken inside, where each sum over the items' axis has a
             # gradient of its own; see `item_table`.
@@ -227,23 +217,44 @@ class Devices:
         )
         return jax.jit(on_mesh, donate_argnums=donate).lower(*arguments)
 
-    def _compile_ahead(self, step: Callable, updates_state: bool) -> Callable:
-        """Compiles for each new shape before the first call with it.
+    def deal(self, batch: Batch) -> Batch:
+        """Gives each device of `pmap` its parts, along a first axis."""
+        if self.mesh is not None or self.shards == 1:
+            return batch
 
-        The compiler's memory, hundreds of megabytes, is then given back before a step
-        needs its own.
-        """
-        compiled: dict[Any, Callable] = {}
+        def split(x):
+            if not x.ndim:
+                return np.full(self.shards, x)
+            shape = *x.shape[:-2], self.shards, -1, x.shape[-1]
+            return np.moveaxis(x.reshape(shape), -3, 0)
 
-        def run(state, clicks, batch):
-            shapes = batch.layout, batch.start.shape, clicks.shape
-            if shapes not in compiled:
-                lowered = self.lower(step, (state, clicks, batch), updates_state)
-                compiled[shapes] = lowered.compile()
-                _glibc("malloc_trim", 0)
-            return compiled[shapes](state, clicks, batch)
+        return jax.tree.map(split, batch)
 
-        return run
+
+class Compiled:
+    """A step, compiled for each new shape before the first call with it.
+
+    The compiler's memory, hundreds of megabytes, is then given back before a step needs
+    its own.
+    """
+
+    def __init__(self, devices: Devices, step: Callable, updates_state: bool):
+        self._devices, self._step, self._updates = devices, step, updates_state
+        self._compiled: dict[Any, Callable] = {}
+
+    def prepare(self, state: Any, clicks: jax.Array, batch: Batch) -> Callable:
+        """Compiles for these shapes, unless that is done."""
+        shapes = batch.layout, batch.start.shape, clicks.shape
+        if shapes not in self._compiled:
+            arguments = state, clicks, batch
+            lowered = self._devices.lower(self._step, arguments, self._updates)
+            self._compiled[shapes] = lowered.compile()
+            _glibc("malloc_trim", 0)
+        return self._compiled[shapes]
+
+    def __call__(self, state: Any, clicks: jax.Array, batch: Batch) -> Any:
+        run = self.prepare(state, clicks, batch)
+        return run(state, clicks, self._devices.deal(batch))
 
 
 def _part_spec(x: np.ndarray) -> PartitionSpec:
