@@ -167,8 +167,11 @@ class SessionGraph(nn.Module):
 
     def forward(self, inputs: np.ndarray) -> torch.Tensor:
         """Scores items 1 to V - 1 for sessions [B, L]; returns [B, V - 1]."""
-        alias, items, matrices = map(torch.from_numpy, session_graphs(inputs))
-        mask = torch.from_numpy(inputs > 0)
+        device = self.embedding.weight.device
+        alias, items, matrices, mask = (
+            torch.from_numpy(array).to(device)
+            for array in (*session_graphs(inputs), inputs > 0)
+        )
         states = self.gnn(matrices, self.embedding(items))
         hidden = torch.stack([states[i][alias[i]] for i in range(len(alias))])
         last = hidden[torch.arange(len(hidden)), mask.sum(1) - 1]
@@ -215,7 +218,9 @@ def train(
     start, count, total = time.perf_counter(), 0, 0.0
     for step, batch in enumerate(batches, 1):
         optimizer.zero_grad()
-        loss = criterion(model(batch.inputs), torch.from_numpy(batch.targets - 1))
+        scores = model(batch.inputs)
+        targets = torch.from_numpy(batch.targets - 1).to(scores.device)
+        loss = criterion(scores, targets)
         loss.backward()
         optimizer.step()
         total += loss.item()
@@ -240,7 +245,7 @@ def evaluate(
     hits, reciprocal_ranks = [], []
     for first in range(0, len(examples.targets), batch_size):
         batch = slice(first, first + batch_size)
-        best = model(examples.inputs[batch]).topk(TOP)[1].numpy()
+        best = model(examples.inputs[batch]).topk(TOP)[1].cpu().numpy()
         for items, target in zip(best, examples.targets[batch], strict=True):
             hits.append(np.isin(target - 1, items))
             place = np.where(items == target - 1)[0]

@@ -35,7 +35,7 @@ class Trainer:
     def __init__(
         self, examples: Examples, num_items: int, embedding_size: int, batch_size: int
     ):
-        devices = layouts.find_devices("jit")
+        devices = layouts.find_devices("jit", embedding_size=embedding_size)
         model = SRGNN(num_items, embedding_size)
         optimizer = adam_with_l2(1e-3, 1e-5)
         self.state = init_state(model, optimizer, seed=0)
@@ -48,7 +48,14 @@ class Trainer:
             with_clicks(batch)
             for epoch in itertools.count()
             for batch in batches.train_batches(
-                examples, batch_size, 0, epoch, max_positions=devices.max_positions
+                examples,
+                batch_size,
+                0,
+                epoch,
+                0,
+                1,
+                devices.max_positions,
+                devices.tiering,
             )
             if batch.examples == batch_size
         )

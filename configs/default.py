@@ -77,9 +77,11 @@ def get_config() -> ConfigDict:
     c.eval_batch_size = 512  # rounded up to whole parts; changes no digit
 
     # Running.
-    c.compute_dtype = ""  # "bfloat16": matrix products on accelerators; empty: float32
-    c.max_scores = 2**23  # items times sessions that a device scores at a time
-    c.max_positions = 0  # clicks that a device works on at a time; 0: as suits it
+    # of matrix products; empty: exact float32; "tensorfloat32", "bfloat16": faster
+    c.compute_dtype = ""
+    c.steps_per_call = 0  # steps that the host starts at once; 0: as suits the device
+    c.max_scores = 0  # items times sessions that a device scores at a time; 0: likewise
+    c.max_positions = 0  # clicks that a device works on at a time; 0: likewise
     # clicks of a split that a device keeps; of a longer split it is sent batches
     c.max_clicks = 2**28
     # "jit": one device, "pmap": all of this process, "mesh": all, "auto": as it suits

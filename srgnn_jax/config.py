@@ -52,6 +52,7 @@ MAY_DIFFER = frozenset(
         "prepared_dir",
         "progress",
         "runs",
+        "steps_per_call",
     }
 )
 # Those, and what may differ when its checkpoint is evaluated again.
@@ -77,7 +78,7 @@ PREPARATION_FIELDS = (
 )
 
 _CHOICES = {
-    "compute_dtype": ("", "bfloat16"),
+    "compute_dtype": ("", "tensorfloat32", "bfloat16"),
     "on_bad_row": ("error", "skip"),
     "parallel": ("auto", "jit", "pmap", "mesh"),
     "readout": READOUTS,
@@ -96,7 +97,8 @@ _AT_LEAST = {
     "lr_decay_epochs": 0,
     "max_clicks": 1,
     "max_positions": 0,
-    "max_scores": 1,
+    "steps_per_call": 0,
+    "max_scores": 0,
     "max_session_length": 0,
     "max_steps": 0,
     "min_item_count": 1,
@@ -295,9 +297,11 @@ def find_devices(config: ConfigDict) -> Devices:
     return layouts.find_devices(
         config.parallel,
         config.mesh_shape,
+        config.embedding_size,
         max_scores=config.max_scores,
         max_positions=config.max_positions,
         max_clicks=config.max_clicks,
+        steps_per_call=config.steps_per_call,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from srgnn_jax.data import batches
-from srgnn_jax.devices import layouts
+from srgnn_jax.devices import layouts, suits
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.model.srgnn import SRGNN, init_params
@@ -86,7 +86,7 @@ def test_a_device_that_holds_little_trains_and_evaluates_alike(examples, limits)
 
 def test_limits_that_are_0_are_chosen_for_the_device():
     devices = layouts.find_devices("jit", max_positions=0, max_scores=7)
-    assert devices.max_positions == layouts.CPU_POSITIONS
+    assert devices.max_positions == suits.SUITS["cpu"].max_positions
     assert devices.max_scores == 7
 
 

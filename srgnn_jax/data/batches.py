@@ -3,9 +3,9 @@
 Most sessions are short: padding a batch to its longest one would spend nearly all
 work on padding. A batch is therefore sorted by length and cut into *tiers*, each padded
 to its own length; the layout, (rows, length) per tier, is chosen once for the data, so
-that all training batches but one in many thousands have the same shapes. The others
-fall back on one tier of the greatest length. Which examples share a batch is untouched
-by this.
+that nearly all training batches have the same shapes. One in hundreds takes a roomier
+layout, and what does not fit that either, one tier of the greatest length. Which
+examples share a batch is untouched by this.
 
 A batch is also cut into *parts* of the same layout: as many as there are devices, or a
 multiple of it, where a device works through its parts one after another, so that what
@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from scipy import stats
 
 from srgnn_jax.data.sessions import Examples
 from srgnn_jax.model.graph import AnyArray
@@ -36,10 +37,28 @@ Layout = tuple[tuple[int, int], ...]
 # Sessions padded to one length: item ids [b, L], 0 = padding, and lengths [b].
 Tier = tuple[Int[AnyArray, "_ _"], Int[AnyArray, " _"]]
 
-MAX_TIERS = 8
-# A tier boundary leaves room for this many standard deviations of the number of longer
-# sessions in a batch: about one batch in 30,000 needs the fallback.
-TIER_SIGMAS = 4.0
+# So improbable is a batch that does not fit the roomier layout either.
+NEVER = 1e-9
+
+
+class Tiering(NamedTuple):
+    """How tiers are chosen.
+
+    Attributes:
+      tier: the cost of each, in the time that one position takes.
+      pair: the cost of each pair of positions of a session, likewise.
+      overflow: how probable it may be that a batch does not fit, and takes the roomier
+        layout.
+      most: how many there are, at most.
+    """
+
+    tier: float = 0.0
+    pair: float = 0.0
+    overflow: float = 1e-2
+    most: int = 8
+
+
+TIERING = Tiering()
 
 
 @flax.struct.dataclass
@@ -53,12 +72,14 @@ class Batch:
       length: number of its clicks, 0 for a row that only fills up the batch.
       example: the example's number.
       layout: how the rows of a part are padded.
+      count: None; of stacked batches, whose arrays are [S, N, R], how many count.
     """
 
     start: Any
     length: Any
     example: Any
     layout: Layout = flax.struct.field(pytree_node=False)
+    count: Any = None
 
     @property
     def examples(self) -> int:
@@ -80,6 +101,35 @@ class Part(NamedTuple):
     target: Int[Array, " R"]
     example: Int[Array, " R"]
     weight: Float[Array, " R"]
+
+
+def stack(several: Sequence[Batch], size: int) -> Batch:
+    """Stacks at most `size` batches of one layout, for one call of several steps."""
+    filled_up = [*several, *several[-1:] * (size - len(several))]
+    stacked = jax.tree.map(lambda *each: np.stack(each), *filled_up)
+    return dataclasses.replace(stacked, count=np.int32(len(several)))
+
+
+def in_calls(
+    batches: Iterable[Batch], most: Callable[[], int]
+) -> Iterator[list[Batch]]:
+    """Groups batches that follow each other and have one layout.
+
+    Args:
+      batches: the batches.
+      most: tells, before each group, how many it may have.
+    """
+    group: list[Batch] = []
+    room = 0
+    for batch in batches:
+        if group and (len(group) == room or batch.layout != group[0].layout):
+            yield group
+            group = []
+        if not group:
+            room = most()
+        group.append(batch)
+    if group:
+        yield group
 
 
 def gather_part(clicks: Int[AnyArray, " C"], batch: Batch, n: int | Array) -> Part:
@@ -154,47 +204,49 @@ def own_clicks(
 
 def tier_layout(
     lengths: Int[np.ndarray, " E"],
-    batch_size: float | int,
+    batch_size: int,
     parts: int = 1,
-    sigmas: float | int | None = None,
+    tiering: Tiering = TIERING,
+    by_chance: bool = True,
 ) -> Layout:
     """Chooses the tiers of the parts of a batch of examples with these lengths.
 
-    Of all layouts of at most `MAX_TIERS` tiers that hold nearly every batch, it is the
-    one with the fewest positions, sum of rows * length.
+    Of all layouts that hold nearly every batch, it is the one that costs least.
 
     Args:
       lengths: the lengths of all examples, at least one.
-      batch_size: how many are in a batch, on average.
+      batch_size: how many are in a batch.
       parts: parts of a batch, which share its long and its short sessions evenly.
-      sigmas: room for so many standard deviations of the number of longer sessions;
-        `TIER_SIGMAS` if None, 0 where every batch holds its share of each length.
+      tiering: how they are chosen.
+      by_chance: whether batches are drawn; else each holds its share of each length.
     """
-    if sigmas is None:
-        sigmas = TIER_SIGMAS
     rows = math.ceil(batch_size / parts)
-    max_length = int(lengths.max())
-    ends = np.unique(np.geomspace(1, max_length, 64).round().astype(np.int64))
-    share = 1 - np.searchsorted(np.sort(lengths), ends, side="right") / len(lengths)
-    most = batch_size * share + sigmas * np.sqrt(batch_size * share * (1 - share))
-    # Rows that must be kept for sessions that are longer than each possible tier. What
-    # rounding leaves of a whole number is no row.
-    longer = np.minimum(np.ceil(np.ceil(most - 1e-6) / parts), rows)
-    # cost[k, j]: fewest positions of k + 1 tiers of which the last ends at ends[j].
-    cost = np.full((MAX_TIERS, len(ends)), np.inf)
-    before = np.zeros((MAX_TIERS, len(ends)), np.int64)
-    cost[0] = (rows - longer) * ends
+    ends = np.unique(np.geomspace(1, lengths.max(), 64).round().astype(np.int64))
+    longer = len(lengths) - np.searchsorted(np.sort(lengths), ends, side="right")
+    if by_chance:
+        tail = tiering.overflow / len(ends)
+        drawn = min(batch_size, len(lengths))
+        most = stats.hypergeom.isf(tail, len(lengths), longer, drawn)
+    else:
+        # What rounding leaves of a whole number is no row.
+        most = np.ceil(batch_size * longer / len(lengths) - 1e-6)
+    # Rows that must be kept for sessions that are longer than each possible tier.
+    kept = np.minimum(np.ceil(most / parts), rows)
+    # cost[k, j]: the least of k + 1 tiers of which the last ends at ends[j].
+    cost = np.full((tiering.most, len(ends)), np.inf)
+    before = np.zeros((tiering.most, len(ends)), np.int64)
+    of_row = ends * (1 + tiering.pair * ends)
+    cost[0] = (rows - kept) * of_row
     earlier = np.tri(len(ends), k=-1, dtype=bool).T
-    for k in range(1, MAX_TIERS):
-        added = (longer[:, None] - longer) * ends
+    for k in range(1, tiering.most):
+        added = (kept[:, None] - kept) * of_row + tiering.tier
         total = np.where(earlier, cost[k - 1][:, None] + added, np.inf)
         before[k], cost[k] = total.argmin(axis=0), total.min(axis=0)
-    tiers = int(cost[:, -1].argmin())
     layout: list[tuple[int, int]] = []
     end = len(ends) - 1
-    for k in range(tiers, -1, -1):
+    for k in range(int(cost[:, -1].argmin()), -1, -1):
         start = before[k, end]
-        tier_rows = (longer[start] if k else rows) - longer[end]
+        tier_rows = (kept[start] if k else rows) - kept[end]
         layout.append((int(tier_rows), int(ends[end])))
         end = start
     return tuple((n, length) for n, length in reversed(layout) if n)
@@ -207,33 +259,59 @@ def num_positions(layout: Layout) -> int:
 
 def choose_layout(
     lengths: Int[np.ndarray, " E"],
-    batch_size: float | int,
+    batch_size: int,
     shards: int,
     max_positions: int,
     max_rows: float | int = math.inf,
-    sigmas: float | int | None = None,
+    tiering: Tiering = TIERING,
+    by_chance: bool = True,
 ) -> tuple[Layout, int]:
     """Chooses layout and parts so that no part exceeds what a device is to hold.
 
     Args:
       lengths: the lengths of all examples.
-      batch_size: how many are in a batch, on average.
+      batch_size: how many are in a batch.
       shards: devices that share a batch.
       max_positions: positions of a part, at most, if one row has no more.
       max_rows: rows of a part, at most.
-      sigmas: see `tier_layout`.
+      tiering: how tiers are chosen.
+      by_chance: see `tier_layout`.
 
     Returns:
       The layout of a part, and the number of parts, a multiple of `shards`.
     """
     each = 1  # Parts of each shard.
     while True:
-        layout = tier_layout(lengths, batch_size, shards * each, sigmas)
+        layout = tier_layout(lengths, batch_size, shards * each, tiering, by_chance)
         rows = sum(tier_rows for tier_rows, _ in layout)
         need = max(num_positions(layout) / max_positions, rows / max_rows)
         if need <= 1 or rows == 1:
             return layout, shards * each
         each = min(math.ceil(each * need), math.ceil(batch_size / shards))
+
+
+def train_layouts(
+    lengths: Int[np.ndarray, " E"],
+    batch_size: int,
+    shards: int = 1,
+    max_positions: int = 2**30,
+    tiering: Tiering = TIERING,
+) -> tuple[tuple[Layout, ...], int]:
+    """Chooses the layouts that batches of training examples may have.
+
+    Returns:
+      The layouts, in the order in which a batch tries them, and the number of parts.
+      The last holds any batch; all but it can be expected in an epoch.
+    """
+    layout, parts = choose_layout(
+        lengths, batch_size, shards, max_positions, tiering=tiering
+    )
+    found = [layout]
+    if tiering.overflow > NEVER and len(layout) > 1:
+        roomier = tiering._replace(overflow=NEVER, most=2)
+        found.append(tier_layout(lengths, batch_size, parts, roomier))
+    rows = sum(tier_rows for tier_rows, _ in layout)
+    return (*found, ((rows, int(lengths.max())),)), parts
 
 
 def make_batch(
@@ -294,6 +372,7 @@ def train_batches(
     first_step: int = 0,
     shards: int = 1,
     max_positions: int = 2**30,
+    tiering: Tiering = TIERING,
 ) -> Iterator[Batch]:
     """Returns an epoch's batches, in an order that (seed, epoch) alone determine.
 
@@ -305,11 +384,27 @@ def train_batches(
       first_step: skips this many batches: where an interrupted epoch goes on.
       shards: number of devices that share a batch; it has a multiple of so many parts.
       max_positions: positions that a device holds at a time; see `choose_layout`.
+      tiering: how tiers are chosen.
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(examples))
     starts = range(first_step * batch_size, len(examples), batch_size)
     chosen = (order[start : start + batch_size] for start in starts)
-    return batches_of(examples, chosen, batch_size, shards, max_positions)
+    return batches_of(examples, chosen, batch_size, shards, max_positions, tiering)
+
+
+def empty_batches(
+    examples: Examples,
+    batch_size: int,
+    shards: int = 1,
+    max_positions: int = 2**30,
+    tiering: Tiering = TIERING,
+) -> Iterator[Batch]:
+    """Yields a batch without examples of each layout that can be expected."""
+    layouts, parts = train_layouts(
+        examples.lengths, batch_size, shards, max_positions, tiering
+    )
+    for layout in layouts[:-1]:
+        yield make_batch(examples, np.zeros(0, np.int64), (layout,), parts)
 
 
 def batches_of(
@@ -318,6 +413,7 @@ def batches_of(
     batch_size: int,
     shards: int = 1,
     max_positions: int = 2**30,
+    tiering: Tiering = TIERING,
 ) -> Iterator[Batch]:
     """Yields a batch of each choice of examples.
 
@@ -327,10 +423,11 @@ def batches_of(
       batch_size: see `train_batches`.
       shards: see `train_batches`.
       max_positions: see `train_batches`.
+      tiering: how tiers are chosen.
     """
-    layout, parts = choose_layout(examples.lengths, batch_size, shards, max_positions)
-    rows = sum(tier_rows for tier_rows, _ in layout)
-    layouts = layout, ((rows, int(examples.lengths.max())),)
+    layouts, parts = train_layouts(
+        examples.lengths, batch_size, shards, max_positions, tiering
+    )
     for numbers in chosen:
         yield make_batch(examples, numbers, layouts, parts)
 
@@ -341,6 +438,7 @@ def eval_batches(
     shards: int = 1,
     max_positions: int = 2**30,
     max_rows: float | int = math.inf,
+    tiering: Tiering = TIERING,
 ) -> Iterator[Batch]:
     """Yields all examples once, in batches of one shape.
 
@@ -355,9 +453,16 @@ def eval_batches(
       shards: number of devices that share a batch; it has a multiple of so many parts.
       max_positions: positions of a part; see `choose_layout`.
       max_rows: rows of a part.
+      tiering: how tiers are chosen.
     """
     layout, parts = choose_layout(
-        examples.lengths, len(examples), 1, max_positions, max_rows, sigmas=0
+        examples.lengths,
+        len(examples),
+        1,
+        max_positions,
+        max_rows,
+        tiering,
+        by_chance=False,
     )
     whole = make_batch(examples, np.arange(len(examples)), (layout,), parts)
     each = -(-min(batch_size, len(examples)) // (whole.start.shape[1] * shards))

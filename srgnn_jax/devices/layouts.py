@@ -18,14 +18,14 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from srgnn_jax.data.batches import Batch, own_clicks
+from srgnn_jax.data.batches import TIERING, Batch, Tiering, own_clicks
+from srgnn_jax.devices.suits import suits, tiering
 from srgnn_jax.errors import UserError
 from srgnn_jax.model.item_table import MAX_SCORES
 
 T = TypeVar("T")
 
 DATA_AXIS, ITEM_AXIS = "data", "items"
-CPU_POSITIONS = 8192
 
 
 def total(x: Any, axis_name: str | None) -> Any:
@@ -49,15 +49,21 @@ class Devices:
       mesh: the mesh with the axes "data" and "items"; None for jit and pmap.
       max_scores: scores (items times sessions) that a device holds at a time.
       max_positions: positions of sessions that it works on at a time.
+      max_rows: sessions that it ranks at a time.
       max_clicks: clicks of a split that it keeps; of a longer one, each batch brings
         its own.
+      steps_per_call: training steps that the host starts at once.
+      tiering: how batches are cut into tiers.
     """
 
     shards: int = 1
     mesh: Mesh | None = None
     max_scores: int = MAX_SCORES
     max_positions: int = 2**30
+    max_rows: int = 512
     max_clicks: int = 2**28
+    steps_per_call: int = 1
+    tiering: Tiering = TIERING
 
     @property
     def axis_name(self) -> str | None:
@@ -103,11 +109,12 @@ class Devices:
         """Splits a batch over the mesh; every process has all of it."""
         if self.mesh is None:
             return batch
-        by_part = NamedSharding(self.mesh, PartitionSpec(DATA_AXIS))
-        return jax.tree.map(
-            lambda x: jax.make_array_from_callback(x.shape, by_part, lambda at: x[at]),
-            batch,
-        )
+
+        def place(x):
+            sharding = NamedSharding(self.mesh, _part_spec(x))
+            return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
+
+        return jax.tree.map(place, batch)
 
     def put(self, x: np.ndarray) -> jax.Array:
         """Puts an array on every device, whole."""
@@ -161,35 +168,21 @@ class Devices:
         shardings = jax.tree.map(lambda x: x.sharding, layout)
         return jax.jit(filled_up, out_shardings=shardings)()
 
-    def compile(self, step: Callable, updates_state: bool = False) -> Callable:
+    def compile(self, step: Callable, updates_state: bool = False) -> "Compiled":
         """Compiles `step(state, clicks, batch)`.
 
         Args:
           step: takes the state as this device holds it, all clicks and this device's
             parts of a batch; returns what is the same on all devices, or a state.
           updates_state: whether it returns the state, whose buffers may be written
-            over.
+            over. It then takes stacked batches too, one after another.
         """
-        if self.mesh is not None or self.shards == 1:
-            return self._compile_ahead(step, updates_state)
-        run = jax.pmap(
-            step,
-            axis_name=DATA_AXIS,
-            in_axes=(None, None, 0),
-            out_axes=None,
-            devices=jax.local_devices(),
-            donate_argnums=(0,) if updates_state else (),
-        )
-
-        def split(x):
-            return x.reshape(self.shards, -1, *x.shape[1:])
-
-        return lambda state, clicks, batch: run(
-            state, clicks, jax.tree.map(split, batch)
-        )
+        if updates_state:
+            step = _one_after_another(step)
+        return Compiled(self, step, updates_state)
 
     def lower(self, step: Callable, arguments: tuple, updates_state: bool) -> Any:
-        """Lowers a step of jit or of a mesh, to be compiled.
+        """Lowers a step, to be compiled.
 
         Args:
           step: see `compile`.
@@ -198,16 +191,25 @@ class Devices:
           updates_state: see `compile`.
         """
         donate = (0,) if updates_state else ()
-        if self.mesh is None:
+        state, clicks, batch = arguments
+        if self.mesh is None and self.shards == 1:
             return jax.jit(step, donate_argnums=donate).lower(*arguments)
-        whole, by_part = PartitionSpec(), PartitionSpec(DATA_AXIS)
-        specs = jax.tree_util.tree_map_with_path(
-            lambda path, _: _spec(path), arguments[0]
-        )
+        if self.mesh is None:
+            on_all = jax.pmap(
+                step,
+                axis_name=DATA_AXIS,
+                in_axes=(None, None, 0),
+                out_axes=None,
+                devices=jax.local_devices(),
+                donate_argnums=donate,
+            )
+            return on_all.lower(state, clicks, self.deal(batch))
+        whole = PartitionSpec()
+        specs = jax.tree_util.tree_map_with_path(lambda path, _: _spec(path), state)
         on_mesh = jax.shard_map(
             step,
             mesh=self.mesh,
-            in_specs=(specs, whole, by_part),
+            in_specs=(specs, whole, jax.tree.map(_part_spec, batch)),
             out_specs=specs if updates_state else whole,
             # Gradients are taken inside, where each sum over the items' axis has a
             # gradient of its own; see `item_table`.
@@ -215,23 +217,67 @@ class Devices:
         )
         return jax.jit(on_mesh, donate_argnums=donate).lower(*arguments)
 
-    def _compile_ahead(self, step: Callable, updates_state: bool) -> Callable:
-        """Compiles for each new shape before the first call with it.
+    def deal(self, batch: Batch) -> Batch:
+        """Gives each device of `pmap` its parts, along a first axis."""
+        if self.mesh is not None or self.shards == 1:
+            return batch
 
-        The compiler's memory, hundreds of megabytes, is then given back before a step
-        needs its own.
-        """
-        compiled: dict[Any, Callable] = {}
+        def split(x):
+            if not x.ndim:
+                return np.full(self.shards, x)
+            shape = *x.shape[:-2], self.shards, -1, x.shape[-1]
+            return np.moveaxis(x.reshape(shape), -3, 0)
 
-        def run(state, clicks, batch):
-            shapes = batch.layout, batch.start.shape, clicks.shape
-            if shapes not in compiled:
-                lowered = self.lower(step, (state, clicks, batch), updates_state)
-                compiled[shapes] = lowered.compile()
-                _glibc("malloc_trim", 0)
-            return compiled[shapes](state, clicks, batch)
+        return jax.tree.map(split, batch)
 
-        return run
+
+class Compiled:
+    """A step, compiled for each new shape before the first call with it.
+
+    The compiler's memory, hundreds of megabytes, is then given back before a step needs
+    its own.
+    """
+
+    def __init__(self, devices: Devices, step: Callable, updates_state: bool):
+        self._devices, self._step, self._updates = devices, step, updates_state
+        self._compiled: dict[Any, Callable] = {}
+
+    def prepare(self, state: Any, clicks: jax.Array, batch: Batch) -> Callable:
+        """Compiles for these shapes, unless that is done."""
+        shapes = batch.layout, batch.start.shape, clicks.shape
+        if shapes not in self._compiled:
+            arguments = state, clicks, batch
+            lowered = self._devices.lower(self._step, arguments, self._updates)
+            self._compiled[shapes] = lowered.compile()
+            _glibc("malloc_trim", 0)
+        return self._compiled[shapes]
+
+    def __call__(self, state: Any, clicks: jax.Array, batch: Batch) -> Any:
+        run = self.prepare(state, clicks, batch)
+        return run(state, clicks, self._devices.deal(batch))
+
+
+def _part_spec(x: np.ndarray) -> PartitionSpec:
+    """Returns how an array of a batch, [N, R] or [S, N, R], is split over a mesh."""
+    return (
+        PartitionSpec(*[None] * (x.ndim - 2), DATA_AXIS) if x.ndim else PartitionSpec()
+    )
+
+
+def _one_after_another(step: Callable) -> Callable:
+    """Lets a step that returns a state take stacked batches, as many as count."""
+
+    def steps(state, clicks, batch):
+        if batch.count is None:
+            return step(state, clicks, batch)
+        count, stacked = batch.count, dataclasses.replace(batch, count=None)
+
+        def body(i, state):
+            return step(state, clicks, jax.tree.map(lambda x: x[i], stacked))
+
+        return jax.lax.fori_loop(0, count, body, state)
+
+    return steps
 
 
 def _is_table(path: tuple) -> bool:
@@ -244,7 +290,10 @@ def _spec(path: tuple) -> PartitionSpec:
 
 
 def find_devices(
-    parallel: str, mesh_shape: Sequence[int] = (0, 0), **limits: Any
+    parallel: str,
+    mesh_shape: Sequence[int] = (0, 0),
+    embedding_size: int = 100,
+    **limits: Any,
 ) -> Devices:
     """Returns what `config.parallel` asks for: "jit", "pmap", "mesh", or "auto".
 
@@ -255,16 +304,18 @@ def find_devices(
       parallel: how to run.
       mesh_shape: (data, items), whose product is the number of all devices; one of them
         may be 0, which takes what the other leaves, and (0, 0) is (all, 1).
+      embedding_size: D, by which the number of tiers is chosen.
       limits: fields of `Devices`; those that are 0 or left out suit the device.
 
     Raises:
       UserError: the devices cannot be had in that way.
     """
     _reuse_freed_memory()
+    suiting = suits()
     limits = {name: limit for name, limit in limits.items() if limit}
-    if jax.default_backend() == "cpu":
-        # What a step holds then stays in the caches.
-        limits.setdefault("max_positions", CPU_POSITIONS)
+    for name in ("max_positions", "max_scores", "max_rows", "steps_per_call"):
+        limits.setdefault(name, getattr(suiting, name))
+    limits["tiering"] = tiering(suiting, embedding_size)
     several = jax.process_count() > 1
     if parallel == "auto":
         parallel = "mesh" if several or any(mesh_shape) else "pmap"

@@ -31,8 +31,8 @@ from srgnn_jax.model.srgnn import init_params
 from srgnn_jax.runs.checkpoint import Checkpoints, check_finite
 from srgnn_jax.runs.progress import Progress, check_same_model
 
-# Sessions that are ranked at a time: at least, if there are so many, and at most.
-MIN_ROWS, MAX_ROWS = 64, 512
+# Sessions that are ranked at a time, at least, if there are so many.
+MIN_ROWS = 64
 # Batches that a device has in hand while the results of those before are fetched.
 IN_HAND = 8
 
@@ -98,7 +98,7 @@ class Evaluator:
         # Fewer rows at a time go over the whole table faster than many over blocks of
         # it, unless they become too few to be worth the reading of the table.
         rows = devices.max_scores // model.num_items
-        self.max_rows = min(max(MIN_ROWS, rows), MAX_ROWS)
+        self.max_rows = min(max(MIN_ROWS, rows), devices.max_rows)
         self._with_clicks = devices.hold_clicks(examples.items)
         step = functools.partial(rank_step, model=model, **devices.step_options)
 
@@ -142,6 +142,7 @@ class Evaluator:
                 self._devices.shards,
                 self._devices.max_positions,
                 self.max_rows,
+                self._devices.tiering,
             ):
                 found.append(step(params, *self._with_clicks(batch)))
                 start = min(start, time.perf_counter())

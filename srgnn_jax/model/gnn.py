@@ -41,14 +41,18 @@ def gnn_cell(
 
 
 def _joined(params: Mapping[str, Any]) -> dict[str, Array]:
-    """Multiplies the weights that follow one another, W_in and W_out with W_ih."""
+    """Multiplies the weights that follow one another: W_in and W_out with W_ih."""
     w_in, w_out = jnp.split(jnp.asarray(params["w_ih"]), 2)
-    edges = params["linear_edge_in"], params["linear_edge_out"]
-    pairs = list(zip(edges, (w_in, w_out), strict=True))
+    edge_in, edge_out = params["linear_edge_in"], params["linear_edge_out"]
     return {
-        "w_a": jnp.concatenate([edge["kernel"] @ w for edge, w in pairs]),
-        "b_a": jnp.stack([edge["bias"] @ w for edge, w in pairs]),
-        "b_i": params["b_iah"] @ w_in + params["b_oah"] @ w_out + params["b_ih"],
+        "w_a": jnp.concatenate(
+            [product(edge_in["kernel"], w_in), product(edge_out["kernel"], w_out)]
+        ),
+        "b_in": product(edge_in["bias"], w_in),
+        "b_out": product(edge_out["bias"], w_out),
+        "b_a": product(params["b_iah"], w_in)
+        + product(params["b_oah"], w_out)
+        + params["b_ih"],
         "w_h": jnp.asarray(params["w_hh"]),
         "b_h": jnp.asarray(params["b_hh"]),
     }
@@ -60,12 +64,14 @@ def _cell(
     hidden: Float[Array, "B L D"],
     compute_dtype: str | None,
 ) -> Float[Array, "B L D"]:
+    """Does what `gnn_cell` says, with A_in (H W_in) W_ih as (A_in H) (W_in W_ih)."""
     B, L, D = hidden.shape
-    A = jnp.asarray(A).reshape(B, L * 2, L)
+    A = jnp.asarray(A).reshape(B, 2 * L, L)
     neighbours = product(A, hidden, compute_dtype).reshape(B, L, 2 * D)
-    has_any = A.sum(axis=-1).reshape(B, L, 2)
+    # A bias before A counts once for each connection.
+    sum_in, sum_out = jnp.split(A.sum(axis=-1).reshape(B, L, 2), 2, axis=-1)
     i = product(neighbours, joined["w_a"], compute_dtype)
-    i += has_any @ joined["b_a"] + joined["b_i"]
+    i += sum_in * joined["b_in"] + sum_out * joined["b_out"] + joined["b_a"]
     h = product(hidden, joined["w_h"], compute_dtype) + joined["b_h"]
     i_r, i_z, i_n = jnp.split(i, 3, axis=-1)
     h_r, h_z, h_n = jnp.split(h, 3, axis=-1)

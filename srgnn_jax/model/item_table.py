@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from srgnn_jax.model.graph import AnyArray
-from srgnn_jax.model.layers import normalise, product
+from srgnn_jax.model.layers import normalise, product, rounded
 from srgnn_jax.model.ranking import count_not_below, largest
 
 # Scores that are held at a time: 8 Mi floats are 32 MiB.
@@ -338,8 +338,7 @@ def _log_sum_exp_forward(session, rows, how):
             maximum = jax.lax.pmax(maximum, how.axis_name)
         exponentials = jnp.exp(scores - maximum)
         total = exponentials.sum(axis=0)
-        if how.compute_dtype is not None:
-            exponentials = exponentials.astype(how.compute_dtype)
+        exponentials = rounded(exponentials, how.compute_dtype)
     else:
         exponentials = None  # Too many to keep: the backward pass makes them again.
 

@@ -30,6 +30,7 @@ from jaxtyping import Array, Float, Int
 
 import srgnn_jax
 from srgnn_jax import config as config_lib
+from srgnn_jax.devices.tiers import encode
 from srgnn_jax.errors import UserError
 from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.layers import Params

@@ -206,6 +206,9 @@ class _Run:
         self.with_clicks = devices.hold_clicks(splits.train.items)
         self.schedule = config_lib.make_schedule(config, self.steps_per_epoch)
         optimizer = adam_with_l2(self.schedule, config.l2)
+        self.steps_per_call = devices.steps_per_call
+        if len(splits.train.items) > devices.max_clicks:
+            self.steps_per_call = 1  # Each batch brings its own clicks.
         self.train_step = self.devices.compile(
             functools.partial(
                 train_step,
@@ -332,20 +335,24 @@ class _Run:
             leave=False,
         )
         logged = time.perf_counter(), done
+        devices = self.devices
+        cut = devices.shards, devices.max_positions, devices.tiering
+        for batch in batches.empty_batches(self.splits.train, config.batch_size, *cut):
+            self.train_step.prepare(self.state, *self.in_one_call([batch]))
+        of_epoch = batches.train_batches(
+            self.splits.train,
+            config.batch_size,
+            config.seed,
+            progress.epoch,
+            first,
+            *cut,
+        )
         with bar:
-            for batch in batches.train_batches(
-                self.splits.train,
-                config.batch_size,
-                config.seed,
-                progress.epoch,
-                first,
-                self.devices.shards,
-                self.devices.max_positions,
-            ):
-                self.state = self.train_step(self.state, *self.with_clicks(batch))
-                progress.step += 1
+            for several in batches.in_calls(of_epoch, self.steps_of_next_call):
+                self.state = self.train_step(self.state, *self.in_one_call(several))
+                progress.step += len(several)
                 step = progress.step
-                examples = batch.examples
+                examples = sum(batch.examples for batch in several)
                 done += examples
                 bar.update(examples)
                 if step % config.log_every_steps == 0:
@@ -370,6 +377,22 @@ class _Run:
         jax.block_until_ready(self.state)
         seconds = time.perf_counter() - start
         return (done - first * config.batch_size) / seconds
+
+    def steps_of_next_call(self) -> int:
+        """Returns how many steps may be taken until something else is to be done."""
+        config, step = self.config, self.progress.step
+        every = [config.log_every_steps, config.checkpoint_every_steps]
+        until = [n - step % n for n in every if n]
+        if config.max_steps:
+            until.append(config.max_steps - step)
+        return min(self.steps_per_call, *until)
+
+    def in_one_call(self, several: list[batches.Batch]) -> tuple[Any, batches.Batch]:
+        """Returns the arguments of the training step for some batches of one layout."""
+        batch = several[0]
+        if self.steps_per_call > 1:
+            batch = batches.stack(several, self.steps_per_call)
+        return self.with_clicks(batch)
 
     def take_loss(self) -> float:
         """Moves the running sums into the epoch's; returns their mean."""

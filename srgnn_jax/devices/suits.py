@@ -1,0 +1,64 @@
+"""What suits a backend: one table, and the reason for each entry.
+
+Nothing here changes a number but by rounding.
+"""
+
+from typing import NamedTuple
+
+import jax
+
+from srgnn_jax.data.batches import NEVER, Tiering
+
+# Multiplications and additions of a step for each position and D^2: 11 products of D^2
+# in the network, once forward and twice backward.
+POSITION_FLOPS = 2 * 3 * 11
+# And for each pair of positions and D: A_in and A_out.
+PAIR_FLOPS = 2 * 3 * 2
+
+
+class Suits(NamedTuple):
+    """What suits a backend.
+
+    Attributes:
+      tier_flops: arithmetic that takes as long as what one more tier adds in operations
+        to be launched.
+      overflow: see `Tiering`.
+      max_positions: positions of sessions that are worked on at a time.
+      max_scores: scores (items times sessions) that are held at a time.
+      max_rows: sessions that are ranked at a time.
+      steps_per_call: training steps that the host starts at once.
+    """
+
+    tier_flops: float
+    overflow: float
+    max_positions: int
+    max_scores: int
+    max_rows: int
+    steps_per_call: int
+
+
+SUITS = {
+    # A tier costs some 0.1 ms, at 50 GFLOP/s; a third fewer positions are worth having
+    # a second layout. What a step holds at a time then stays in the caches. Steps of
+    # several in one call are slower, as operations in a loop do not overlap.
+    "cpu": Suits(5e6, 1e-2, 8192, 2**23, 512, 1),
+    # A tier is some 50 operations of 2 microseconds, at 30 TFLOP/s in float32.
+    "gpu": Suits(3e9, NEVER, 2**20, 2**29, 4096, 32),
+    # By the compiler's estimate for a v5e: 50,000 cycles a tier, at 30 TFLOP/s.
+    "tpu": Suits(1.5e9, NEVER, 2**20, 2**28, 4096, 32),
+}
+
+
+def suits() -> Suits:
+    """Returns what suits the default backend."""
+    return SUITS.get(jax.default_backend(), SUITS["gpu"])
+
+
+def tiering(suits: Suits, embedding_size: int) -> Tiering:
+    """Returns how tiers are chosen, with embeddings of this size D."""
+    position = POSITION_FLOPS * embedding_size**2
+    return Tiering(
+        suits.tier_flops / position,
+        PAIR_FLOPS * embedding_size / position,
+        suits.overflow,
+    )
