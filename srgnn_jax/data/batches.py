@@ -105,7 +105,7 @@ class Part(NamedTuple):
 
 def stack(several: Sequence[Batch], size: int) -> Batch:
     """Stacks at most `size` batches of one layout, for one call of several steps."""
-    filled_up = [*several, *several[-1:] * (size - len(several))]
+    filled_up = [*several] + [several[-1]] * (size - len(several))
     stacked = jax.tree.map(lambda *each: np.stack(each), *filled_up)
     return dataclasses.replace(stacked, count=np.int32(len(several)))
 

@@ -107,11 +107,12 @@ class Devices:
 
     def _place(self, batch: Batch) -> Batch:
         """Splits a batch over the mesh; every process has all of it."""
-        if self.mesh is None:
+        mesh = self.mesh
+        if mesh is None:
             return batch
 
         def place(x):
-            sharding = NamedSharding(self.mesh, _part_spec(x))
+            sharding = NamedSharding(mesh, _part_spec(x))
             return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
 
         return jax.tree.map(place, batch)
