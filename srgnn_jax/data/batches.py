@@ -392,19 +392,19 @@ def train_batches(
     return batches_of(examples, chosen, batch_size, shards, max_positions, tiering)
 
 
-def empty_batches(
+def sample_batches(
     examples: Examples,
     batch_size: int,
     shards: int = 1,
     max_positions: int = 2**30,
     tiering: Tiering = TIERING,
 ) -> Iterator[Batch]:
-    """Yields a batch without examples of each layout that can be expected."""
+    """Yields a batch of each layout that can be expected, to compile for."""
     layouts, parts = train_layouts(
         examples.lengths, batch_size, shards, max_positions, tiering
     )
     for layout in layouts[:-1]:
-        yield make_batch(examples, np.zeros(0, np.int64), (layout,), parts)
+        yield make_batch(examples, np.zeros(1, np.int64), (layout,), parts)
 
 
 def batches_of(

@@ -337,7 +337,7 @@ class _Run:
         logged = time.perf_counter(), done
         devices = self.devices
         cut = devices.shards, devices.max_positions, devices.tiering
-        for batch in batches.empty_batches(self.splits.train, config.batch_size, *cut):
+        for batch in batches.sample_batches(self.splits.train, config.batch_size, *cut):
             self.train_step.prepare(self.state, *self.in_one_call([batch]))
         of_epoch = batches.train_batches(
             self.splits.train,
