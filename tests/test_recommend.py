@@ -15,13 +15,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from srgnn_jax.data import session_lines
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.model import graph
 from srgnn_jax.model.srgnn import SRGNN, init_params
-from srgnn_jax.serve import recommend as recommend_module
-from srgnn_jax.serve.recommend import Recommender, evaluate_sessions, recommend_stream
+from srgnn_jax.serve import exported
+from srgnn_jax.serve import stream as stream_module
+from srgnn_jax.serve.recommend import Recommender
+from srgnn_jax.serve.stream import evaluate_sessions, recommend_stream
 from srgnn_jax.train.loop import train_and_evaluate
 from tests.test_main import ROOT, srgnn
 from tests.tiny import tiny_config
@@ -93,7 +94,7 @@ def test_lists_are_the_ranking_of_full_sort_predict(recommender):
 
 
 def test_what_else_is_in_the_batch_changes_nothing(recommender, monkeypatch):
-    monkeypatch.setattr(recommend_module, "CHUNK", 16)
+    monkeypatch.setattr(exported, "CHUNK", 16)
     sessions = [*random_sessions(50), [], ["i1"] * 70, ["nope"]]
     for together, session in zip(
         recommender.recommend(sessions), sessions, strict=True
@@ -317,7 +318,7 @@ def test_a_csv_holds_a_session_a_line(recommender):
 
 def test_a_click_log_is_read_session_by_session(recommender, monkeypatch):
     # Sessions that go on in the next block of what is read.
-    monkeypatch.setattr(session_lines, "READ_BYTES", 10)
+    monkeypatch.setattr(stream_module, "READ_BYTES", 10)
     text = "item_id;SessionId\ni1;a\ni2;a\ni3;b\nbroken\n;b\ni4;b\n\ni5;a\n"
     found = stream(recommender, text, k=3)
     expected = recommender.recommend([["i1", "i2"], ["i3", "i4"], ["i5"]], k=3)
@@ -333,6 +334,7 @@ def test_text_that_is_not_utf8_is_an_error_in_its_place(recommender):
     recommend_stream(recommender, source, output)
     assert json.loads(output.getvalue().splitlines()[1]) == {
         "error": "text that is not UTF-8",
+        "file": "-",
         "line": 2,
     }
 
@@ -362,7 +364,7 @@ def test_answers_come_before_the_input_ends(workdir):
 
 
 def test_a_stream_is_read_as_it_is_answered(recommender, monkeypatch):
-    monkeypatch.setattr(session_lines, "READ_BYTES", 500)
+    monkeypatch.setattr(stream_module, "READ_BYTES", 500)
     line = b'{"session": ["i1", "i2"]}\n'
     left = []
 

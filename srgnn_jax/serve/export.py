@@ -18,7 +18,6 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 from typing import Any
 
 import flax.linen as nn
@@ -30,7 +29,8 @@ from jaxtyping import Array, Float, Int
 
 import srgnn_jax
 from srgnn_jax import config as config_lib
-from srgnn_jax.errors import UserError
+from srgnn_jax.devices import tiers
+from srgnn_jax.errors import UserError, reason
 from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.layers import Params
 from srgnn_jax.serve import exported
@@ -67,10 +67,8 @@ def export_workdir(
     if k < 1:
         raise UserError(f"k is {k}; lists have at least one item")
     folder = pathlib.Path(output).expanduser()
-    if folder.exists() and not (
-        folder.is_dir()
-        and (not any(folder.iterdir()) or (folder / "manifest.json").is_file())
-    ):
+    is_export = (folder / "manifest.json").is_file()
+    if folder.exists() and not is_export and (folder.is_file() or os.listdir(folder)):
         raise UserError(f"{folder} holds something else; choose another --output")
     recommender, progress, step = load(workdir, model)
     made, vocabulary = recommender.model, recommender.vocabulary
@@ -81,11 +79,10 @@ def export_workdir(
         functions = {n: export_top_k(made, recommender.params, n, k) for n in lengths}
     # Whatever a layer that was handed in does that StableHLO or any length cannot.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the model {config_lib.model_name(made)} cannot be exported: {reason}"
+            f"the model {config_lib.model_name(made)} cannot be exported: "
+            f"{reason(error)}"
         ) from error
-    clicks = None if vocabulary.clicks is None else vocabulary.clicks.tolist()
     manifest: dict[str, Any] = {
         "k": k,
         "max_length": max_length,
@@ -100,33 +97,32 @@ def export_workdir(
         "vocabulary": progress.vocabulary,
         "config": progress.config,
     }
+    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.unfinished")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = pathlib.Path(
-            tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent)
+        unfinished.mkdir(parents=True)
+        for n, function in functions.items():
+            (unfinished / f"top_k_{n}.bin").write_bytes(function.serialize())
+        weights = traverse_util.flatten_dict(recommender.params, sep="/")
+        np.savez(unfinished / "weights.npz", **jax.tree.map(np.asarray, weights))
+        clicks = None if vocabulary.clicks is None else vocabulary.clicks.tolist()
+        (unfinished / "vocabulary.json").write_text(
+            json.dumps({"items": vocabulary.ids, "clicks": clicks})
         )
-        try:
-            for n, function in functions.items():
-                (unfinished / f"top_k_{n}.bin").write_bytes(function.serialize())
-            weights = traverse_util.flatten_dict(recommender.params, sep="/")
-            np.savez(unfinished / "weights.npz", **jax.tree.map(np.asarray, weights))
-            (unfinished / "vocabulary.json").write_text(
-                json.dumps({"items": vocabulary.ids, "clicks": clicks})
-            )
-            shutil.copy(str(exported.__file__), unfinished / "recommender.py")
-            manifest["files"] = {
-                path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-                for path in sorted(unfinished.iterdir())
-            }
-            (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1))
-            unfinished.chmod(0o777 & ~_umask())
-            if folder.exists():
-                shutil.rmtree(folder)
-            unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copy(str(exported.__file__), unfinished / "recommender.py")
+        manifest["files"] = {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(unfinished.iterdir())
+        }
+        (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        if folder.exists():
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
     except OSError as error:
-        raise UserError(f"cannot write to --output={output}: {error}") from error
+        raise UserError(
+            f"cannot write to --output={output}: {reason(error)}"
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     print(f"exported step {step} of {workdir} to {folder}, for lists of {k} items")
 
 
@@ -145,8 +141,12 @@ def export_top_k(
     def one(
         params: Params, item_seq: Int[AnyArray, " L"], item_seq_len: Int[AnyArray, ""]
     ) -> tuple[Float[Array, " K"], Int[Array, " K"]]:
-        tiers = [(item_seq[None], item_seq_len[None])]
-        session, table = encode(model, params, tiers, max_scores=model.num_items)
+        session, table = tiers.encode(
+            model,
+            params,
+            [(item_seq[None], item_seq_len[None])],
+            max_scores=model.num_items,
+        )
         best, row = table.top_k(session, k)
         return best[0], row[0]
 
@@ -158,9 +158,3 @@ def export_top_k(
         jax.ShapeDtypeStruct((batch, length), np.int32),
         jax.ShapeDtypeStruct((batch,), np.int32),
     )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
