@@ -34,7 +34,7 @@ from srgnn_jax.errors import UserError, reason
 from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.layers import Params
 from srgnn_jax.serve import exported
-from srgnn_jax.serve.recommend import load
+from srgnn_jax.serve.recommend import Recommender, load
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Sessions are filled up to one of these lengths, or to the longest that there is.
@@ -61,18 +61,15 @@ def export_workdir(
         the model cannot be exported.
     """
     if importlib.util.find_spec("flatbuffers") is None:
-        raise UserError(
-            "--mode=export needs flatbuffers; install it: pip install flatbuffers"
-        )
+        raise UserError("--mode=export needs it: pip install flatbuffers")
     if k < 1:
         raise UserError(f"k is {k}; lists have at least one item")
     folder = pathlib.Path(output).expanduser()
-    is_export = (folder / "manifest.json").is_file()
-    if folder.exists() and not is_export and (folder.is_file() or os.listdir(folder)):
+    is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_new and not (folder / "manifest.json").is_file():
         raise UserError(f"{folder} holds something else; choose another --output")
     recommender, progress, step = load(workdir, model)
-    made, vocabulary = recommender.model, recommender.vocabulary
-    max_length = recommender.max_length
+    made, max_length = recommender.model, recommender.max_length
     lengths = [*(n for n in LENGTHS if n < max_length), max_length]
     k = min(k, made.num_items - 1)
     try:
@@ -83,7 +80,7 @@ def export_workdir(
             f"the model {config_lib.model_name(made)} cannot be exported: "
             f"{reason(error)}"
         ) from error
-    manifest: dict[str, Any] = {
+    manifest = {
         "k": k,
         "max_length": max_length,
         "lengths": lengths,
@@ -97,23 +94,10 @@ def export_workdir(
         "vocabulary": progress.vocabulary,
         "config": progress.config,
     }
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.unfinished")
+    unfinished = folder.parent / f"{folder.name}.{os.getpid()}.unfinished"
     try:
         unfinished.mkdir(parents=True)
-        for n, function in functions.items():
-            (unfinished / f"top_k_{n}.bin").write_bytes(function.serialize())
-        weights = traverse_util.flatten_dict(recommender.params, sep="/")
-        np.savez(unfinished / "weights.npz", **jax.tree.map(np.asarray, weights))
-        clicks = None if vocabulary.clicks is None else vocabulary.clicks.tolist()
-        (unfinished / "vocabulary.json").write_text(
-            json.dumps({"items": vocabulary.ids, "clicks": clicks})
-        )
-        shutil.copy(str(exported.__file__), unfinished / "recommender.py")
-        manifest["files"] = {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(unfinished.iterdir())
-        }
-        (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        _write(unfinished, recommender, functions, manifest)
         if folder.exists():
             shutil.rmtree(folder)
         unfinished.rename(folder)
@@ -126,27 +110,40 @@ def export_workdir(
     print(f"exported step {step} of {workdir} to {folder}, for lists of {k} items")
 
 
+def _write(
+    folder: pathlib.Path,
+    recommender: Recommender,
+    functions: dict[int, jax.export.Exported],
+    manifest: dict[str, Any],
+) -> None:
+    for n, function in functions.items():
+        (folder / f"top_k_{n}.bin").write_bytes(function.serialize())
+    weights = traverse_util.flatten_dict(recommender.params, sep="/")
+    np.savez(folder / "weights.npz", **jax.tree.map(np.asarray, weights))
+    ids, clicks = recommender.vocabulary.ids, recommender.vocabulary.clicks
+    vocabulary = {"items": ids, "clicks": None if clicks is None else clicks.tolist()}
+    (folder / "vocabulary.json").write_text(json.dumps(vocabulary))
+    shutil.copy(str(exported.__file__), folder / "recommender.py")
+    manifest["files"] = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
 def export_top_k(
     model: nn.Module, params: Params, length: int, k: int
 ) -> jax.export.Exported:
     """Exports (params, item_seq [B, L], item_seq_len [B]) -> (scores, rows), [B, K].
 
-    Args:
-      model: the model.
-      params: for their shapes.
-      length: L; B may be any number.
-      k: length of the lists.
+    B may be any number; of `params` only the shapes count.
     """
 
     def one(
         params: Params, item_seq: Int[AnyArray, " L"], item_seq_len: Int[AnyArray, ""]
     ) -> tuple[Float[Array, " K"], Int[Array, " K"]]:
-        session, table = tiers.encode(
-            model,
-            params,
-            [(item_seq[None], item_seq_len[None])],
-            max_scores=model.num_items,
-        )
+        tier = item_seq[None], item_seq_len[None]
+        session, table = tiers.encode(model, params, [tier], max_scores=model.num_items)
         best, row = table.top_k(session, k)
         return best[0], row[0]
 

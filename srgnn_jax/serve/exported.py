@@ -182,17 +182,11 @@ def power_of_two(least: int, smallest: int) -> int:
 
 
 class Clicks(NamedTuple):
-    """Sessions as item rows.
+    """Sessions as item rows."""
 
-    Attributes:
-      known: rows of the known clicks of all sessions.
-      offsets: session s is `known[offsets[s]:offsets[s + 1]]`.
-      unknown: ids that the vocabulary lacks, by session; sessions without are left out.
-    """
-
-    known: np.ndarray
-    offsets: np.ndarray
-    unknown: dict[int, list[str]]
+    known: np.ndarray  # rows of the known clicks of all sessions
+    offsets: np.ndarray  # session s is known[offsets[s]:offsets[s + 1]]
+    unknown: dict[int, list[str]]  # ids by session; sessions without are left out
 
     def last(self, chosen: np.ndarray, most: int, shape: tuple[int, int]) -> np.ndarray:
         """Returns the last clicks of some sessions, filled up with 0."""
@@ -207,21 +201,13 @@ class Clicks(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Lists:
-    """Makes lists of raw ids for sessions of raw ids.
+    """Makes lists of raw ids for sessions of raw ids."""
 
-    Attributes:
-      ids: the raw id of each item row, of any for row 0.
-      rows_of: turns raw ids into item rows, 0 where they are unknown.
-      widths: the L that there may be, rising.
-      max_length: clicks of a session that count, at most.
-      max_rows: B, at most.
-    """
-
-    ids: np.ndarray
-    rows_of: Callable[[list], np.ndarray]
-    widths: Sequence[int]
-    max_length: int
-    max_rows: int
+    ids: np.ndarray  # of each item row; row 0 is the padding
+    rows_of: Callable[[list], np.ndarray]  # raw ids -> item rows, 0 where unknown
+    widths: Sequence[int]  # the L that there may be, rising
+    max_length: int  # clicks of a session that count, at most
+    max_rows: int  # B, at most
 
     def make(
         self,
@@ -234,14 +220,9 @@ class Lists:
     ) -> list[Recommendation]:
         """Recommends to any number of sessions.
 
-        Args:
-          sessions: raw ids.
-          step: gives scores and rows [B, at least K] for what `batches` cuts; a score
-            of -inf, and what comes after it, counts for nothing.
-          popular: rows [K] for sessions without a known click.
-          popularity: their scores.
-          with_seen: see `batches`.
-          error: raised where a session is no list of raw ids.
+        `step` gives scores, -inf where no item is left, and rows [B, at least K] for
+        what `batches` cuts; sessions without a known click get the popular rows [K].
+        The error is raised where a session is no list of raw ids.
         """
         found: list[Recommendation] = []
         remaining = enumerate(sessions)
@@ -291,9 +272,8 @@ class Lists:
         """Cuts the sessions with known clicks into batches, long ones first.
 
         Yields:
-          The sessions of a batch; their last clicks [B, L], with 0 as padding at the
-          end, filled up with rows that do not count; `with_seen` all their clicks,
-          sorted, with 0 as padding, else None.
+          The sessions of a batch; their last clicks [B, L], 0 at the end, and rows of 0
+          to fill up; `with_seen` all their clicks, sorted, filled up with 0, else None.
         """
         lengths = np.diff(clicks.offsets)
         order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]

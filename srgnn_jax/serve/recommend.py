@@ -31,7 +31,7 @@ from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.devices import layouts, tiers
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate.evaluator import restore_best
-from srgnn_jax.model import graph, item_table
+from srgnn_jax.model import graph
 from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.item_table import ItemTable
 from srgnn_jax.model.layers import Params, normalise
@@ -101,7 +101,7 @@ class Recommender:
           vocabulary: with the clicks of training, where they are known.
           max_length: clicks that the model sees of a session, at most.
           max_scores: scores (items times sessions) that are held at a time.
-          score_padding: whether row 0 has a share in probabilities.
+          score_padding: whether row 0 has a share in probabilities among all items.
 
         Raises:
           ValueError: the vocabulary or the item table has another number of rows than
@@ -132,7 +132,7 @@ class Recommender:
             whole = jax.tree.map(jnp.asarray, weights)
             whole["item_embedding"] = item_embedding
             options |= {"max_scores": max_scores, "score_padding": score_padding}
-            return recommend_step(whole, *arguments, model=model, **options)
+            return _recommend_step(whole, *arguments, model=model, **options)
 
         self._step = jax.jit(step, static_argnames=("k", "as_probabilities", "recall"))
         self._click_weights = jax.jit(functools.partial(_click_weights, model))
@@ -140,7 +140,7 @@ class Recommender:
         self._popular, self._clicks = exported.by_popularity(
             vocabulary.clicks, len(vocabulary.ids)
         )
-        # What scores them: table, rows and count of `recommend_step`.
+        # What scores them: table, rows and count of `_recommend_step`.
         self._table = normalise(table) if model.normalize else table
         self._scored: tuple[Any, Any, Any] = self._table, None, None
         # What `candidates` named last, and the recommender for it.
@@ -320,7 +320,7 @@ def load(
     return recommender, progress, step
 
 
-def recommend_step(
+def _recommend_step(
     params: Params,
     table: Float[Array, "N D"],
     rows: Int[AnyArray, " N"] | None,
@@ -330,30 +330,24 @@ def recommend_step(
     *,
     model: nn.Module,
     k: int,
-    max_scores: int = item_table.MAX_SCORES,
-    score_padding: bool = False,
-    as_probabilities: bool = False,
-    recall: float = 1.0,
+    max_scores: int,
+    score_padding: bool,
+    as_probabilities: bool,
+    recall: float,
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
-    """Finds the best items for a batch of sessions.
+    """Finds the best items for a batch of sessions, fewer than the table has rows.
 
     Args:
       params: of the model.
-      table: what scores the items to choose from, row 0 of the padding; of
-        length 1 if the model normalises.
+      table: rows of the items to choose from, after the padding's; of length 1 if the
+        model normalises.
       rows: the item row of each of the table's rows; None: they are the same.
       count: rows of the table that count, those beyond only fill it up; None: all.
       item_seq: item rows in click order, 0 = padding at the end.
       seen: item rows to leave out, sorted, with 0 as padding; None: none.
-      model: the model.
-      k: how many items are wanted, fewer than the table has rows.
-      max_scores: see `ItemTable`.
-      score_padding: whether row 0 has a share in the probabilities among all items.
-      as_probabilities: return those instead of scores.
-      recall: see `ItemTable.top_k`.
 
     Returns:
-      Scores, -inf where there is no item left, and item rows.
+      Scores, or probabilities, -inf where there is no item left, and item rows.
     """
     item_seq_len = jnp.maximum(jnp.count_nonzero(jnp.asarray(item_seq), axis=1), 1)
     session, _ = tiers.encode(model, params, [(item_seq, item_seq_len)])
@@ -380,12 +374,7 @@ def recommend_step(
     return best, row
 
 
-def _click_weights(
-    model: nn.Module,
-    params: Params,
-    item_seq: Int[AnyArray, "B L"],
-    item_seq_len: Int[AnyArray, " B"],
-) -> Float[Array, "B L"] | None:
+def _click_weights(model, params, item_seq, item_seq_len):
     _, sown = model.apply(
         {"params": params}, item_seq, item_seq_len, mutable=["intermediates"]
     )

@@ -10,7 +10,7 @@ import io
 import itertools
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TextIO
 
@@ -40,19 +40,12 @@ _Parse = Callable[[str], tuple[list[str | int], str | None]]
 
 
 class SessionLine(NamedTuple):
-    """A session that was read, or an error instead.
+    """A session that was read, or an error instead."""
 
-    Attributes:
-      line: number of the line, that of a session's first click in a click log.
-      session: raw ids.
-      error: what is wrong with the line; empty if nothing is.
-      label: the session's id, in a click log.
-    """
-
-    line: int
+    line: int  # its number; in a click log that of the session's first click
     session: list[str | int]
-    error: str = ""
-    label: str | None = None
+    error: str = ""  # what is wrong with the line
+    label: str | None = None  # the session's id, in a click log
 
 
 def evaluate_sessions(
@@ -69,8 +62,7 @@ def evaluate_sessions(
 
     Args:
       workdir: of a run.
-      log_file: csv, tsv or parquet with columns for session, item and time, which are
-        found and read as those of a training log; see `read.read_clicks`.
+      log_file: csv, tsv or parquet, read as a training log is; see `read.read_clicks`.
       config: may name its columns, and the list lengths; the run's own if None.
       model: see `Recommender.load`.
 
@@ -83,12 +75,7 @@ def evaluate_sessions(
     config_lib.validate(config)
     clicks, _ = read_clicks(
         pathlib.Path(log_file).expanduser(),
-        Columns(
-            config.session_column,
-            config.item_column,
-            config.time_column,
-            config.date_column,
-        ),
+        Columns(*(config[f"{name}_column"] for name in USUAL_NAMES)),
         separator=config.separator,
         on_bad_row=config.on_bad_row,
     )
@@ -108,9 +95,8 @@ def evaluate_sessions(
     devices = layouts.find_devices(
         "jit", max_scores=config.max_scores, max_positions=config.max_positions
     )
-    means = make_evaluator(config, recommender.model, examples, devices)(
-        recommender.params
-    )
+    evaluate = make_evaluator(config, recommender.model, examples, devices)
+    means = evaluate(recommender.params)
     columns = {"SR-GNN": means}
     if vocabulary.clicks is not None:
         popular = baselines.pop_of_clicks(np.append(0, vocabulary.clicks))
@@ -142,14 +128,13 @@ def recommend_file(
       model: see `Recommender.load`.
       options: the others of `Recommender.recommend`.
     """
-    with contextlib.ExitStack() as files:
-        source: Any = sys.stdin.buffer
-        if sessions != "-":
-            source = files.enter_context(_open(sessions, "--sessions"))
-        ids = None if candidates is None else _read_ids(candidates)
+    file: Any = contextlib.nullcontext(sys.stdin.buffer)
+    if sessions != "-":
+        file = _open(sessions, "--sessions")
+    with file as source:
+        if candidates is not None:
+            options["candidates"] = _read_ids(candidates)
         recommender = Recommender.load(workdir, model)
-        if ids is not None:
-            recommender = recommender.restrict(ids)
         recommend_stream(recommender, source, sys.stdout, name=sessions, **options)
 
 
@@ -159,6 +144,7 @@ def recommend_stream(
     output: TextIO | io.TextIOBase,
     *,
     name: str = "-",
+    candidates: Iterable[str | int] | None = None,
     **options: Any,
 ) -> None:
     """Recommends to sessions as they are read, in their order, in bounded memory.
@@ -172,7 +158,8 @@ def recommend_stream(
       source: binary file; see `read_sessions` for its form.
       output: text file; flushed whenever there is no more to read for the moment.
       name: of the source.
-      options: those of `Recommender.recommend`.
+      candidates: see `Recommender.restrict`; None: all items.
+      options: the others of `Recommender.recommend`.
     """
     done = {"sessions": 0, "fallbacks": 0, "unreadable lines": 0}
 
@@ -185,6 +172,8 @@ def recommend_stream(
         done["unreadable lines"] += len(entries) - len(found)
         bar.update(len(entries))
 
+    if candidates is not None:
+        recommender = recommender.restrict(candidates)
     # Options that are wrong are told before anything is read.
     recommender.recommend([], **options)
     # While the device works on some sessions, others are read and written. None of the
@@ -221,12 +210,13 @@ def _json_lines(
 ) -> Iterator[str]:
     recommendations = iter(found)
     for entry in entries:
+        fields: dict[str, Any] = {}
         if entry.error:
             fields = {"error": entry.error, "file": name, "line": entry.line}
         else:
             fields = next(recommendations)._asdict()
-            if entry.label is not None:
-                fields["session"] = entry.label
+        if entry.label is not None:
+            fields["session"] = entry.label
         yield orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE).decode()
 
 
