@@ -94,8 +94,8 @@ class Recommender:
             list(functions),
             manifest["max_length"],
             max(MAX_NUMBERS // (len(items) + 1), BATCH_SIZES[1]),
+            *by_popularity(clicks, len(items)),
         )
-        self._popular, self._clicks = by_popularity(clicks, len(items))
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Recommender":
@@ -156,7 +156,7 @@ class Recommender:
             run = self._functions[item_seq.shape[1]]
             return run(self._params, item_seq, lengths.astype(np.int32))
 
-        return self._lists.make(sessions, step, self._popular[:k], self._clicks[:k])
+        return self._lists.make(sessions, step, k)
 
 
 def by_popularity(clicks: Any, num_ids: int) -> tuple[np.ndarray, np.ndarray]:
@@ -208,29 +208,31 @@ class Lists:
     widths: Sequence[int]  # the L that there may be, rising
     max_length: int  # clicks of a session that count, at most
     max_rows: int  # B, at most
+    popular: np.ndarray  # item rows that may be listed, most clicked first
+    clicks: np.ndarray  # theirs in training
+    error: type[Exception] = ValueError  # where a session is no list of raw ids
 
     def make(
         self,
         sessions: Iterable[RawSession],
         step: Callable[[np.ndarray, np.ndarray | None], tuple[Any, Any]],
-        popular: np.ndarray,
-        popularity: np.ndarray,
+        k: int,
         with_seen: bool = False,
-        error: type[Exception] = ValueError,
+        total_clicks: float = 1.0,
     ) -> list[Recommendation]:
         """Recommends to any number of sessions.
 
         `step` gives scores, -inf where no item is left, and rows [B, at least K] for
-        what `batches` cuts; sessions without a known click get the popular rows [K].
-        The error is raised where a session is no list of raw ids.
+        what `batches` cuts. Sessions without a known click get popular items, with
+        their part of `total_clicks` as score.
         """
         found: list[Recommendation] = []
         remaining = enumerate(sessions)
-        k = len(popular)
+        k = min(k, len(self.popular))
         while chunk := list(itertools.islice(remaining, CHUNK)):
             for n, session in chunk:
                 if wrong := wrong_session(session):
-                    raise error(f"session {n}: {wrong}")
+                    raise self.error(f"session {n}: {wrong}")
             clicks = self.look_up([session for _, session in chunk])
             # All are started before any is waited for.
             answers = [
@@ -238,8 +240,8 @@ class Lists:
                 for chosen, item_seq, seen in self.batches(clicks, with_seen)
                 if k
             ]
-            rows = np.tile(popular, (len(chunk), 1))
-            scores = np.tile(popularity, (len(chunk), 1))
+            rows = np.tile(self.popular[:k], (len(chunk), 1))
+            scores = np.tile(self.clicks[:k] / total_clicks, (len(chunk), 1))
             for chosen, (best, row) in answers:
                 rows[chosen] = np.asarray(row)[: len(chosen), :k]
                 scores[chosen] = np.asarray(best)[: len(chosen), :k]

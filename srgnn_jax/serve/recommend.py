@@ -124,6 +124,8 @@ class Recommender:
             [2**n for n in range(2, max(max_length - 1, 4).bit_length() + 1)],
             max_length,
             self.max_rows,
+            *exported.by_popularity(vocabulary.clicks, len(vocabulary.ids)),
+            error=UserError,
         )
         # Constants to the compiler, which then multiplies weights with weights itself.
         weights = jax.device_get({**params, "item_embedding": ()})
@@ -136,11 +138,7 @@ class Recommender:
 
         self._step = jax.jit(step, static_argnames=("k", "as_probabilities", "recall"))
         self._click_weights = jax.jit(functools.partial(_click_weights, model))
-        # The items that may be recommended, most clicked first, and their clicks.
-        self._popular, self._clicks = exported.by_popularity(
-            vocabulary.clicks, len(vocabulary.ids)
-        )
-        # What scores them: table, rows and count of `_recommend_step`.
+        # What scores the items: table, rows and count of `_recommend_step`.
         self._table = normalise(table) if model.normalize else table
         self._scored: tuple[Any, Any, Any] = self._table, None, None
         # What `candidates` named last, and the recommender for it.
@@ -176,17 +174,19 @@ class Recommender:
         ids = list(ids)
         if wrong := exported.wrong_session(ids):
             raise UserError(f"candidates: {wrong}")
-        allowed = np.isin(self._popular, self.vocabulary.rows(ids))
-        restricted = copy.copy(self)
-        restricted._last = None
-        restricted._popular = self._popular[allowed]
-        restricted._clicks = self._clicks[allowed]
+        allowed = np.isin(self._lists.popular, self.vocabulary.rows(ids))
+        popular, clicks = self._lists.popular[allowed], self._lists.clicks[allowed]
         # Row 0 is the padding's, and fills up: few sizes are compiled.
-        count = 1 + len(restricted._popular)
-        rows = np.zeros(exported.power_of_two(count, 64), np.int32)
-        rows[1:count] = np.sort(restricted._popular)
-        on_device = jnp.asarray(rows)
-        restricted._scored = self._table[on_device], on_device, np.int32(count)
+        count = 1 + len(popular)
+        filled_up = np.zeros(exported.power_of_two(count, 64), np.int32)
+        filled_up[1:count] = np.sort(popular)
+        rows = jnp.asarray(filled_up)
+        restricted = copy.copy(self)
+        restricted._lists = dataclasses.replace(
+            self._lists, popular=popular, clicks=clicks
+        )
+        restricted._scored = self._table[rows], rows, np.int32(count)
+        restricted._last = None
         return restricted
 
     def recommend(
@@ -230,24 +230,17 @@ class Recommender:
             if self._last is None or self._last[0] != ids:
                 self._last = ids, self.restrict(ids)
             chosen = self._last[1]
-        k = min(k, len(chosen._popular))
-        total = max(chosen._clicks.sum(), 1) if as_probabilities else 1
+        lists = chosen._lists
         step = functools.partial(
             self._step,
             self.params["item_embedding"],
             *chosen._scored,
-            k=k,
+            k=min(k, len(lists.popular)),
             as_probabilities=as_probabilities,
             recall=recall,
         )
-        return self._lists.make(
-            sessions,
-            step,
-            chosen._popular[:k],
-            chosen._clicks[:k] / total,
-            exclude_seen,
-            UserError,
-        )
+        total_clicks = max(lists.clicks.sum(), 1) if as_probabilities else 1
+        return lists.make(sessions, step, k, exclude_seen, total_clicks)
 
     def explain(self, session: RawSession) -> Explanation:
         """Shows the session graph and the attention to each click.

@@ -344,10 +344,12 @@ def _parser(first: str, name: str) -> tuple[_Parse, bool]:
 
 def _is_json(line: str) -> bool:
     """Whether a line is meant as JSON: an object, or a list on its own."""
-    if line.lstrip().startswith("["):
-        with contextlib.suppress(orjson.JSONDecodeError):
-            return isinstance(orjson.loads(line), list)
-    return line.lstrip().startswith("{")
+    if not line.lstrip().startswith("["):
+        return line.lstrip().startswith("{")
+    with contextlib.suppress(orjson.JSONDecodeError):
+        orjson.loads(line)
+        return True
+    return False
 
 
 def _json_session(line: str) -> list[str | int]:
