@@ -239,7 +239,7 @@ class Recommender:
             as_probabilities=as_probabilities,
             recall=recall,
         )
-        total_clicks = max(lists.clicks.sum(), 1) if as_probabilities else 1
+        total_clicks = max(lists.clicks.sum(), 1.0) if as_probabilities else 1.0
         return lists.make(sessions, step, k, exclude_seen, total_clicks)
 
     def explain(self, session: RawSession) -> Explanation:
