@@ -28,7 +28,8 @@ from benchmarks import common
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.devices import layouts
 from srgnn_jax.model.srgnn import SRGNN, init_params
-from srgnn_jax.serve.recommend import Recommender, recommend_stream
+from srgnn_jax.serve.recommend import Recommender
+from srgnn_jax.serve.stream import recommend_stream
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:

@@ -17,7 +17,7 @@ MADE = "<!-- Made by `make docs`; change the source, not this page. -->\n"
 
 # What a user of the package would import, by module.
 API = {
-    "serve.recommend": "Recommender Recommendation Explanation",
+    "serve.recommend": "Recommender Explanation",
     "train.loop": "train_and_evaluate",
     "model.srgnn": "SRGNN init_params dropout",
     "model.gnn": "GNN gnn_cell",
@@ -38,6 +38,7 @@ API = {
     "evaluate.baselines": "pop session_pop item_knn markov",
     "evaluate.session_knn": "vsknn stan",
     "evaluate.scorer": "Scorer target_ranks",
+    "serve.stream": "recommend_stream evaluate_sessions",
     "serve.export": "export_workdir",
     "serve.exported": "Recommender Recommendation",
     "evaluate.plots": "plot_workdir learning_curves recall_over_k metrics_by_length "

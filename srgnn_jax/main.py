@@ -211,7 +211,7 @@ def run() -> None:
         train_and_evaluate(config, workdir, command, model, losses)
     elif mode == "evaluate":
         if FLAGS.sessions:
-            from srgnn_jax.serve.recommend import evaluate_sessions
+            from srgnn_jax.serve.stream import evaluate_sessions
 
             evaluate_sessions(workdir, FLAGS.sessions, config, model)
         else:
@@ -219,7 +219,7 @@ def run() -> None:
 
             evaluate_workdir(workdir, config, model)
     elif mode == "recommend":
-        from srgnn_jax.serve.recommend import recommend_file
+        from srgnn_jax.serve.stream import recommend_file
 
         if not FLAGS.sessions:
             raise UserError("--mode=recommend needs --sessions, a file, or - for stdin")
@@ -283,7 +283,8 @@ def main() -> None:
             print(f"\n{name}: {stopped}", file=sys.stderr)
             sys.exit(128 + stopped.number)
         except KeyboardInterrupt:
-            print("\ninterrupted; the same command continues", file=sys.stderr)
+            goes_on = "; the same command continues" * (FLAGS["mode"].value == "train")
+            print(f"\ninterrupted{goes_on}", file=sys.stderr)
             sys.exit(130)
 
     # Where this is not the main module, as in `srgnn`, --help would know nothing of it.

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import signal
 import subprocess
 import sys
 
@@ -14,14 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
+from jaxtyping import TypeCheckError
 
-from srgnn_jax.data import session_lines
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.model import graph
 from srgnn_jax.model.srgnn import SRGNN, init_params
-from srgnn_jax.serve import recommend as recommend_module
-from srgnn_jax.serve.recommend import Recommender, evaluate_sessions, recommend_stream
+from srgnn_jax.serve import exported
+from srgnn_jax.serve import stream as stream_module
+from srgnn_jax.serve.recommend import Recommender
+from srgnn_jax.serve.stream import evaluate_sessions, recommend_stream
 from srgnn_jax.train.loop import train_and_evaluate
 from tests.test_main import ROOT, srgnn
 from tests.tiny import tiny_config
@@ -93,7 +96,7 @@ def test_lists_are_the_ranking_of_full_sort_predict(recommender):
 
 
 def test_what_else_is_in_the_batch_changes_nothing(recommender, monkeypatch):
-    monkeypatch.setattr(recommend_module, "CHUNK", 16)
+    monkeypatch.setattr(exported, "CHUNK", 16)
     sessions = [*random_sessions(50), [], ["i1"] * 70, ["nope"]]
     for together, session in zip(
         recommender.recommend(sessions), sessions, strict=True
@@ -200,6 +203,36 @@ def test_candidates_restrict_the_lists(recommender):
     assert found.items == [i for i in ranking(recommender, session, 40) if i in allowed]
     (unseen,) = recommender.recommend([session], candidates=allowed, exclude_seen=True)
     assert unseen.items == [i for i in found.items if i != "i2"]
+
+
+def test_a_restricted_recommender_gives_the_lists_of_its_candidates(recommender):
+    sessions = [*random_sessions(9), [], ["unknown"]]
+    allowed = ["i7", "i30", "unknown", *IDS[9:24]]
+    restricted = recommender.restrict(iter(allowed))
+    for options in ({}, {"exclude_seen": True}, {"as_probabilities": True, "k": 3}):
+        found = restricted.recommend(sessions, **options)
+        assert found == recommender.recommend(sessions, candidates=allowed, **options)
+    assert restricted.params is recommender.params
+    assert restricted._step is recommender._step
+    # It can be narrowed further, not widened.
+    (found,) = restricted.restrict(["i1", "i7", "i12"]).recommend([["i1"]])
+    assert set(found.items) == {"i7", "i12"}
+    assert len(recommender.recommend([["i1"]], k=ITEMS)[0].items) == len(IDS)
+    # The annotations tell the same in the tests.
+    with pytest.raises((UserError, TypeCheckError)):
+        recommender.restrict([1.5])
+
+
+def test_what_candidates_need_is_made_once(monkeypatch):
+    recommender, made = make(SRGNN(ITEMS, 8)), []
+    restrict = recommender.restrict
+    monkeypatch.setattr(
+        recommender, "restrict", lambda ids: made.append(ids) or restrict(ids)
+    )
+    for allowed in (["i1", "i2"], ("i1", "i2"), ["i3", "i4"], np.array(["i3", "i4"])):
+        (found,) = recommender.recommend([["i1"]], candidates=allowed)
+        assert set(found.items) == set(allowed)
+    assert made == [["i1", "i2"], ["i3", "i4"]]
 
 
 @pytest.mark.parametrize("candidates", [[], ["unknown"]])
@@ -317,7 +350,7 @@ def test_a_csv_holds_a_session_a_line(recommender):
 
 def test_a_click_log_is_read_session_by_session(recommender, monkeypatch):
     # Sessions that go on in the next block of what is read.
-    monkeypatch.setattr(session_lines, "READ_BYTES", 10)
+    monkeypatch.setattr(stream_module, "READ_BYTES", 10)
     text = "item_id;SessionId\ni1;a\ni2;a\ni3;b\nbroken\n;b\ni4;b\n\ni5;a\n"
     found = stream(recommender, text, k=3)
     expected = recommender.recommend([["i1", "i2"], ["i3", "i4"], ["i5"]], k=3)
@@ -327,12 +360,37 @@ def test_a_click_log_is_read_session_by_session(recommender, monkeypatch):
     assert [one["line"] for one in found if "error" in one] == [5, 6]
 
 
+@pytest.mark.parametrize("read_bytes", [1, 1000])
+def test_the_first_line_that_is_not_blank_tells_the_form(
+    recommender, monkeypatch, read_bytes
+):
+    # One byte at a time, blank lines come alone.
+    monkeypatch.setattr(stream_module, "READ_BYTES", read_bytes)
+    (expected,) = recommender.recommend([["i1", "i2"]], k=3)
+    popular, right = ["i5", "i7", "i1"], '{"session": ["i1", "i2"]}\n'
+    # What follows two blank lines, the lists for it, and the lines with an error.
+    for text, lists, wrong in (
+        (right, [expected.items], [1, 2]),
+        ("session,item\na,i1\na,i2\n", [expected.items], []),
+        ("i1;i2\n", [popular, popular, expected.items], []),
+        ('["i1", "i2"]\n' + right, [expected.items], [1, 2, 3]),
+        ("{broken\n" + right, [expected.items], [1, 2, 3]),
+    ):
+        found = stream(recommender, "\n  \n" + text, k=3)
+        assert [one["items"] for one in found if "items" in one] == lists
+        errors = [(one["file"], one["line"]) for one in found if "error" in one]
+        assert errors == [("-", n) for n in wrong]
+    assert [one["fallback"] for one in stream(recommender, "\n \n")] == [True, True]
+    assert stream(recommender, "") == []
+
+
 def test_text_that_is_not_utf8_is_an_error_in_its_place(recommender):
     source = io.BytesIO(b'{"session": ["i1"]}\n{"session": ["\xff"]}\n')
     output = io.StringIO()
     recommend_stream(recommender, source, output)
     assert json.loads(output.getvalue().splitlines()[1]) == {
         "error": "text that is not UTF-8",
+        "file": "-",
         "line": 2,
     }
 
@@ -361,8 +419,42 @@ def test_answers_come_before_the_input_ends(workdir):
     assert errors == ""
 
 
+def test_ctrl_c_ends_a_wait_for_input(workdir):
+    # Children of a process that ignores it, as in the background, would ignore it too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    program = (
+        "import sys; from srgnn_jax import Recommender\n"
+        "Recommender.load(sys.argv[1]).recommend([['item1']])\n"
+        "try: print('ready', flush=True), sys.stdin.read()\n"
+        "except KeyboardInterrupt: sys.exit(3)\n"
+    )
+    command = ["-m", "srgnn_jax.main", "--mode=recommend", f"--workdir={workdir}"]
+    for arguments, status in (
+        ([*command, "--sessions=-"], 130),
+        (["-c", program, str(workdir)], 3),
+    ):
+        with subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            process.stdin.write('{"session": ["item1"]}\n')
+            process.stdin.flush()
+            assert process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            try:
+                assert process.wait(timeout=60) == status
+            finally:
+                process.kill()
+            assert "Traceback" not in process.stderr.read()
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_stream_is_read_as_it_is_answered(recommender, monkeypatch):
-    monkeypatch.setattr(session_lines, "READ_BYTES", 500)
+    monkeypatch.setattr(stream_module, "READ_BYTES", 500)
     line = b'{"session": ["i1", "i2"]}\n'
     left = []
 
@@ -477,6 +569,24 @@ def test_what_is_missing_is_named(workdir, arguments, message):
     assert message in done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("error", [OSError("broken"), OSError()])
+def test_errors_without_a_reason_of_the_system(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(stream_module, "open", fail, raising=False)
+    with pytest.raises(UserError) as told:
+        stream_module.recommend_file("nowhere", "x.jsonl")
+    said = str(error) or "OSError"
+    assert str(told.value) == f"cannot read --sessions=x.jsonl: {said}"
+
+
+def test_candidates_that_are_not_utf8_are_told_by_their_line(tmp_path):
+    (tmp_path / "ids").write_bytes(b"i1\r\n\n\xff\n")
+    with pytest.raises(UserError, match=r"ids, line 3: text that is not UTF-8"):
+        stream_module.recommend_file("nowhere", "-", candidates=str(tmp_path / "ids"))
 
 
 def test_importing_the_package_imports_no_jax():

@@ -18,7 +18,6 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 from typing import Any
 
 import flax.linen as nn
@@ -30,12 +29,12 @@ from jaxtyping import Array, Float, Int
 
 import srgnn_jax
 from srgnn_jax import config as config_lib
-from srgnn_jax.devices.tiers import encode
-from srgnn_jax.errors import UserError
+from srgnn_jax.devices import tiers
+from srgnn_jax.errors import UserError, reason
 from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.layers import Params
 from srgnn_jax.serve import exported
-from srgnn_jax.serve.recommend import load
+from srgnn_jax.serve.recommend import Recommender, load
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Sessions are filled up to one of these lengths, or to the longest that there is.
@@ -62,32 +61,26 @@ def export_workdir(
         the model cannot be exported.
     """
     if importlib.util.find_spec("flatbuffers") is None:
-        raise UserError(
-            "--mode=export needs flatbuffers; install it: pip install flatbuffers"
-        )
+        raise UserError("--mode=export needs it: pip install flatbuffers")
     if k < 1:
         raise UserError(f"k is {k}; lists have at least one item")
     folder = pathlib.Path(output).expanduser()
-    if folder.exists() and not (
-        folder.is_dir()
-        and (not any(folder.iterdir()) or (folder / "manifest.json").is_file())
-    ):
+    is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_new and not (folder / "manifest.json").is_file():
         raise UserError(f"{folder} holds something else; choose another --output")
     recommender, progress, step = load(workdir, model)
-    made, vocabulary = recommender.model, recommender.vocabulary
-    max_length = recommender.max_length
+    made, max_length = recommender.model, recommender.max_length
     lengths = [*(n for n in LENGTHS if n < max_length), max_length]
     k = min(k, made.num_items - 1)
     try:
         functions = {n: export_top_k(made, recommender.params, n, k) for n in lengths}
     # Whatever a layer that was handed in does that StableHLO or any length cannot.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the model {config_lib.model_name(made)} cannot be exported: {reason}"
+            f"the model {config_lib.model_name(made)} cannot be exported: "
+            f"{reason(error)}"
         ) from error
-    clicks = None if vocabulary.clicks is None else vocabulary.clicks.tolist()
-    manifest: dict[str, Any] = {
+    manifest = {
         "k": k,
         "max_length": max_length,
         "lengths": lengths,
@@ -101,34 +94,41 @@ def export_workdir(
         "vocabulary": progress.vocabulary,
         "config": progress.config,
     }
+    unfinished = folder.parent / f"{folder.name}.{os.getpid()}.unfinished"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = pathlib.Path(
-            tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent)
-        )
-        try:
-            for n, function in functions.items():
-                (unfinished / f"top_k_{n}.bin").write_bytes(function.serialize())
-            weights = traverse_util.flatten_dict(recommender.params, sep="/")
-            np.savez(unfinished / "weights.npz", **jax.tree.map(np.asarray, weights))
-            (unfinished / "vocabulary.json").write_text(
-                json.dumps({"items": vocabulary.ids, "clicks": clicks})
-            )
-            shutil.copy(str(exported.__file__), unfinished / "recommender.py")
-            manifest["files"] = {
-                path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-                for path in sorted(unfinished.iterdir())
-            }
-            (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1))
-            unfinished.chmod(0o777 & ~_umask())
-            if folder.exists():
-                shutil.rmtree(folder)
-            unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        _write(unfinished, recommender, functions, manifest)
+        if folder.exists():
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
     except OSError as error:
-        raise UserError(f"cannot write to --output={output}: {error}") from error
+        raise UserError(
+            f"cannot write to --output={output}: {reason(error)}"
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     print(f"exported step {step} of {workdir} to {folder}, for lists of {k} items")
+
+
+def _write(
+    folder: pathlib.Path,
+    recommender: Recommender,
+    functions: dict[int, jax.export.Exported],
+    manifest: dict[str, Any],
+) -> None:
+    for n, function in functions.items():
+        (folder / f"top_k_{n}.bin").write_bytes(function.serialize())
+    weights = traverse_util.flatten_dict(recommender.params, sep="/")
+    np.savez(folder / "weights.npz", **jax.tree.map(np.asarray, weights))
+    ids, clicks = recommender.vocabulary.ids, recommender.vocabulary.clicks
+    vocabulary = {"items": ids, "clicks": None if clicks is None else clicks.tolist()}
+    (folder / "vocabulary.json").write_text(json.dumps(vocabulary))
+    shutil.copy(str(exported.__file__), folder / "recommender.py")
+    manifest["files"] = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
 def export_top_k(
@@ -136,18 +136,14 @@ def export_top_k(
 ) -> jax.export.Exported:
     """Exports (params, item_seq [B, L], item_seq_len [B]) -> (scores, rows), [B, K].
 
-    Args:
-      model: the model.
-      params: for their shapes.
-      length: L; B may be any number.
-      k: length of the lists.
+    B may be any number; of `params` only the shapes count.
     """
 
     def one(
         params: Params, item_seq: Int[AnyArray, " L"], item_seq_len: Int[AnyArray, ""]
     ) -> tuple[Float[Array, " K"], Int[Array, " K"]]:
-        tiers = [(item_seq[None], item_seq_len[None])]
-        session, table = encode(model, params, tiers, max_scores=model.num_items)
+        tier = item_seq[None], item_seq_len[None]
+        session, table = tiers.encode(model, params, [tier], max_scores=model.num_items)
         best, row = table.top_k(session, k)
         return best[0], row[0]
 
@@ -159,9 +155,3 @@ def export_top_k(
         jax.ShapeDtypeStruct((batch, length), np.int32),
         jax.ShapeDtypeStruct((batch,), np.int32),
     )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
