@@ -62,12 +62,12 @@ def training_step(devices, num_items, embedding_size=8, loss_type="CE", **option
     return step, lambda: init_state(model, optimizer, 0)
 
 
-def random_examples(num_items, sessions):
-    """Draws sessions of 2 to 23 clicks."""
+def random_examples(num_items, count):
+    """Draws examples of 1, 3 or 8 clicks, which make three tiers."""
     rng = np.random.default_rng(0)
-    lengths = rng.integers(2, 24, sessions)
+    lengths = rng.choice([2, 4, 9], count)
     return Sessions.from_lists(
-        [rng.integers(1, num_items, n) for n in lengths]
+        [rng.integers(1, num_items, n) for n in lengths], last_only=True
     ).examples()
 
 
