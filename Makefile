@@ -1,5 +1,6 @@
 # make train    the main job on the embedded default data
-# make test     the tests; test-slow: the long ones; lint: ruff and mypy
+# make test     the tests; test-slow: those that take minutes; lint: ruff and mypy
+# make test-long   kills runs and breaks files at random, more often than test-slow
 # make venv     .venv, with all that these need (they make it themselves)
 # make docs     docs/configs.md and docs/api.md, from the source
 # make notebooks   runs those of colab/ from top to bottom
@@ -8,8 +9,10 @@
 
 PYTHON ?= python3
 BIN = .venv/bin
+# A worker a core; one that has no more tests takes some of another's.
+PYTEST = $(BIN)/python -m pytest --numprocesses=logical --dist=worksteal
 
-.PHONY: venv train test test-slow lint docs notebooks parity parity-table clean
+.PHONY: venv train test test-slow test-long lint docs notebooks parity parity-table clean
 
 venv: .venv/installed
 
@@ -22,10 +25,14 @@ train: venv
 	$(BIN)/python -m srgnn_jax.main --config=configs/synthetic.py
 
 test: venv
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-slow: venv
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
+
+test-long: venv
+	$(BIN)/python -m tests.kill_and_resume --kills=25
+	$(BIN)/python -m tests.fuzz_readers --cases=3000 --seed=0
 
 lint: venv
 	$(BIN)/ruff check

@@ -39,11 +39,14 @@ def expected(sessions, max_length=0):
     )
 
 
+gather_part = jax.jit(batches.gather_part)
+
+
 def rows_of(batch, examples):
     """Reads a batch back: (prefix, target, weight) of every row, part by part."""
     rows = []
     for n in range(len(batch.start)):
-        part = batches.gather_part(examples.items, batch, n)
+        part = jax.device_get(gather_part(examples.items, batch, n))
         prefixes = []
         for item_seq, item_seq_len in part.tiers:
             assert item_seq.dtype == item_seq_len.dtype == part.target.dtype == np.int32

@@ -150,12 +150,14 @@ def in_range(found, seconds_at_least):
     assert 0 < found.mrr <= found.recall <= 1
 
 
+@pytest.mark.slow  # prepares and trains, a process each
 def test_our_side_is_measured_through_the_command_line(tmp_path):
     data = write_tiny(tmp_path / "data")
     found = against_original.train_here(data, tmp_path, "run", TINY)
     in_range(found, 0.5)
 
 
+@pytest.mark.slow  # trains in a process
 def test_the_original_side_is_measured_in_its_own_process(tmp_path):
     pytest.importorskip("torch")
     in_range(against_original.train_original(write_tiny(tmp_path / "data"), TINY), 0.1)

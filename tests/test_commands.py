@@ -31,6 +31,7 @@ NOT_RUN = {
     "make train": BY_MAKE + "what it runs stands beside it",
     "make test": BY_MAKE + "runs this",
     "make test-slow": BY_MAKE + "runs this",
+    "make test-long": BY_MAKE + "test_promises runs its commands with fewer cases",
     "make notebooks": BY_MAKE + "test_notebooks.py",
     "make parity": BY_MAKE + "test_parity.py::test_recorded_numbers_of_both_codes",
     "make parity-table": BY_MAKE + "test_parity.py::test_live_torch_model",

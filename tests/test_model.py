@@ -32,18 +32,27 @@ def make(step=1, readout="hybrid"):
     return model, init_params(model, 0)
 
 
+@functools.cache
+def compiled(model, method):
+    return jax.jit(functools.partial(model.apply, method=method))
+
+
 def run(model, params, *batch, method=None):
-    apply = jax.jit(functools.partial(model.apply, method=method))
-    return apply({"params": params}, *batch)
+    return compiled(model, method)({"params": params}, *batch)
 
 
-def loss_and_gradient(model, params, *batch, **kwargs):
+@functools.cache
+def compiled_loss(model, **kwargs):
     def loss(params, *batch):
         return model.apply(
             {"params": params}, *batch, **kwargs, method="calculate_loss"
         )
 
-    return jax.jit(jax.value_and_grad(loss))(params, *batch)
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def loss_and_gradient(model, params, *batch, **kwargs):
+    return compiled_loss(model, **kwargs)(params, *batch)
 
 
 def assert_trees_close(a, b, atol=1e-6):

@@ -61,7 +61,7 @@ def random_batch(batch=12, length=9, seed=0):
 
 @pytest.fixture(scope="module")
 def examples():
-    return random_examples(ITEMS, 20)
+    return random_examples(ITEMS, 100)
 
 
 def sigmoid(x):

@@ -1,6 +1,7 @@
 """Several devices give the numbers of one."""
 
 import contextlib
+import functools
 import math
 import re
 
@@ -18,11 +19,13 @@ from srgnn_jax.runs.progress import Progress
 from tests.tiny import random_examples, training_step
 
 ITEMS = 43  # No multiple of the devices: a split table is filled up.
+EXAMPLES = random_examples(ITEMS, 120)
+MODEL = SRGNN(ITEMS, 8)
+ONE = ("jit",)
+LAYOUTS = [("pmap", (0, 0)), ("mesh", (8, 1)), ("mesh", (2, 4)), ("mesh", (1, 8))]
 
-
-@pytest.fixture(scope="module")
-def examples():
-    return random_examples(ITEMS, 30)
+# Compiled steps and trained states serve several tests.
+find_devices = functools.cache(layouts.find_devices)
 
 
 def setup(devices, loss_type="CE", num_items=ITEMS):
@@ -31,18 +34,26 @@ def setup(devices, loss_type="CE", num_items=ITEMS):
     return devices.compile(step, updates_state=True), devices.make(start)
 
 
-def train(devices, examples, loss_type="CE", batch_size=37):
+@functools.cache
+def train(layout, loss_type="CE", **limits):
     """Trains one epoch, whose last batch is partial; returns every step's mean loss."""
+    devices = find_devices(*layout, **limits)
     step, state = setup(devices, loss_type)
     losses = []
-    with_clicks = devices.hold_clicks(examples.items)
+    with_clicks = devices.hold_clicks(EXAMPLES.items)
+    assert len(EXAMPLES) % 37
     for batch in batches.train_batches(
-        examples, batch_size, 0, 0, 0, devices.shards, devices.max_positions
+        EXAMPLES, 37, 0, 0, 0, devices.shards, devices.max_positions
     ):
         before = float(state.loss)
         state = step(state, *with_clicks(batch))
         losses.append(float(state.loss) - before)
     return losses, state
+
+
+@functools.cache
+def evaluator(layout, **limits):
+    return Evaluator(MODEL, EXAMPLES, (5, 20), 50, find_devices(*layout, **limits))
 
 
 def assert_same_params(state, other):
@@ -54,34 +65,29 @@ def assert_same_params(state, other):
     )
 
 
-LAYOUTS = [("pmap", (0, 0)), ("mesh", (8, 1)), ("mesh", (2, 4)), ("mesh", (1, 8))]
-
-
 @pytest.mark.parametrize("loss_type", ["CE", "BPR"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_many_devices_train_like_one(examples, layout, loss_type):
-    assert len(examples) % 37
-    one, state_one = train(layouts.Devices(1), examples, loss_type)
-    many, state_many = train(layouts.find_devices(*layout), examples, loss_type)
+def test_many_devices_train_like_one(layout, loss_type):
+    one, state_one = train(ONE, loss_type)
+    many, state_many = train(layout, loss_type)
     np.testing.assert_allclose(many, one, rtol=1e-5)
-    assert float(state_many.examples) == len(examples)
+    assert float(state_many.examples) == len(EXAMPLES)
     assert_same_params(state_one, state_many)
 
 
 @pytest.mark.parametrize(
     "limits", [{"max_positions": 50}, {"max_scores": 300}, {"max_clicks": 10}]
 )
-def test_a_device_that_holds_little_trains_and_evaluates_alike(examples, limits):
-    large, small = layouts.Devices(1), layouts.Devices(1, **limits)
-    one, state_one = train(large, examples)
-    other, state_other = train(small, examples)
+def test_a_device_that_holds_little_trains_and_evaluates_alike(limits):
+    one, state_one = train(ONE)
+    other, state_other = train(ONE, **limits)
     np.testing.assert_allclose(other, one, rtol=1e-5)
     assert_same_params(state_one, state_other)
     means = [
-        Evaluator(SRGNN(ITEMS, 8), examples, (5, 20), 50, devices)(state_one.params)
-        for devices in (large, small)
+        evaluator(ONE, **limited)(state_one.params)["mrr@20"]
+        for limited in ({}, limits)
     ]
-    assert means[1]["mrr@20"] == pytest.approx(means[0]["mrr@20"], rel=1e-6)
+    assert means[1] == pytest.approx(means[0], rel=1e-6)
 
 
 def test_limits_that_are_0_are_chosen_for_the_device():
@@ -91,12 +97,11 @@ def test_limits_that_are_0_are_chosen_for_the_device():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_many_devices_evaluate_like_one(examples, layout):
-    model = SRGNN(ITEMS, 8)
+def test_many_devices_evaluate_like_one(layout):
     means = []
-    for devices in (layouts.Devices(1), layouts.find_devices(*layout)):
-        params = devices.make(lambda: init_params(model, 1))
-        mean = Evaluator(model, examples, (5, 20), 50, devices)(params)
+    for each in (ONE, layout):
+        params = find_devices(*each).make(lambda: init_params(MODEL, 1))
+        mean = evaluator(each)(params)
         del mean["examples_per_second"]
         means.append(mean)
     assert means[0].keys() == means[1].keys()
@@ -104,11 +109,9 @@ def test_many_devices_evaluate_like_one(examples, layout):
         assert means[1][name] == pytest.approx(means[0][name], rel=1e-6)
 
 
-@pytest.mark.parametrize("max_scores", [10**6, 20])
-def test_a_split_table_is_worked_through_in_blocks(examples, max_scores):
-    one, _ = train(layouts.Devices(1), examples)
-    devices = layouts.find_devices("mesh", (2, 4), max_scores=max_scores)
-    many, _ = train(devices, examples)
+def test_a_split_table_is_worked_through_in_blocks():
+    one, _ = train(ONE)
+    many, _ = train(("mesh", (2, 4)), max_scores=20)
     np.testing.assert_allclose(many, one, rtol=1e-5)
 
 
@@ -127,12 +130,13 @@ def test_each_device_holds_its_rows_of_the_table_and_its_moments():
     assert table[:45].any(axis=1).all()
 
 
-def collectives(layout, num_items, examples):
+def collectives(layout, num_items):
     """Returns the sizes of what a compiled step's collectives carry."""
-    devices = layouts.find_devices(*layout)
+    devices = find_devices(*layout)
     step, start = training_step(devices, num_items)
-    batch = next(batches.train_batches(examples, 32, 0, 0, 0, devices.shards))
-    arguments = devices.make(start), *devices.hold_clicks(examples.items)(batch)
+    batch = next(batches.train_batches(EXAMPLES, 32, 0, 0, 0, devices.shards))
+    state = devices.layout(jax.eval_shape(start))
+    arguments = state, *devices.hold_clicks(EXAMPLES.items)(batch)
     text = devices.lower(step, arguments, updates_state=True).compile().as_text()
     sizes = []
     for line in text.splitlines():
@@ -142,29 +146,28 @@ def collectives(layout, num_items, examples):
     return sorted(sizes)
 
 
-def test_no_collective_grows_with_the_items(examples):
-    small, large = (collectives(("mesh", (1, 8)), n, examples) for n in (8_000, 80_000))
+def test_no_collective_grows_with_the_items():
+    small, large = (collectives(("mesh", (1, 8)), n) for n in (8_000, 80_000))
     assert small
     assert small == large
     # Where a batch is split too, the table's gradient is summed over the data axis.
-    assert max(collectives(("mesh", (2, 4)), 8_000, examples)) >= 8_000 * 8 / 4
+    assert max(collectives(("mesh", (2, 4)), 8_000)) >= 8_000 * 8 / 4
 
 
 @pytest.mark.parametrize(
     ("saved", "restored"),
     [
-        (("mesh", (2, 4)), ("jit",)),
-        (("jit",), ("mesh", (2, 4))),
+        (("mesh", (2, 4)), ONE),
+        (ONE, ("mesh", (2, 4))),
         (("mesh", (1, 8)), ("mesh", (4, 2))),
     ],
 )
-def test_a_checkpoint_serves_any_layout(examples, saved, restored, tmp_path):
-    _, state = train(layouts.find_devices(*saved), examples)
-    progress = Progress({}, "", "", ITEMS, step=len(examples))
+def test_a_checkpoint_serves_any_layout(saved, restored, tmp_path):
+    _, state = train(saved)
+    progress = Progress({}, "", "", ITEMS, step=len(EXAMPLES))
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(state, progress)
-    devices = layouts.find_devices(*restored)
-    _, blank = setup(devices)
+    _, blank = setup(find_devices(*restored))
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         found = checkpoints.restore(layouts.layout_of(blank), progress.step)
     jax.tree.map(
@@ -178,10 +181,9 @@ def test_a_checkpoint_serves_any_layout(examples, saved, restored, tmp_path):
         found.params["item_embedding"].sharding
         == blank.params["item_embedding"].sharding
     )
-    model = SRGNN(ITEMS, 8)
     means = [
-        Evaluator(model, examples, (5, 20), 50, on)(x.params)["mrr@20"]
-        for on, x in ((layouts.find_devices(*saved), state), (devices, found))
+        evaluator(layout)(x.params)["mrr@20"]
+        for layout, x in ((saved, state), (restored, found))
     ]
     assert means[0] == pytest.approx(means[1], rel=1e-6)
 

@@ -14,14 +14,17 @@ from srgnn_jax.train.step import init_state, train_step
 ITEMS = 20
 
 
-def write_log(path, sessions=150, seed=0):
-    """Writes a log in which item i is mostly followed by i + 1 or i + 2."""
+def write_log(path, sessions=270, seed=0):
+    """Writes a log in which item i is mostly followed by i + 1 or i + 2.
+
+    Sessions have 2 to 4 clicks: a step is traced and compiled once a prefix's length.
+    """
     rng = np.random.default_rng(seed)
     lines = ["session_id,item_id,timestamp"]
     for session in range(sessions):
         item = int(rng.integers(0, ITEMS))
         start = session * 1_000
-        for click in range(int(rng.integers(2, 9))):
+        for click in range(int(rng.integers(2, 5))):
             lines.append(f"{session},item{item},{start + click}")
             item = (item + int(rng.choice([1, 1, 1, 2, 7]))) % ITEMS
     path.parent.mkdir(exist_ok=True)
@@ -59,12 +62,12 @@ def training_step(devices, num_items, embedding_size=8, loss_type="CE", **option
     return step, lambda: init_state(model, optimizer, 0)
 
 
-def random_examples(num_items, sessions):
-    """Draws sessions of 2 to 23 clicks."""
+def random_examples(num_items, count):
+    """Draws examples of 1, 3 or 8 clicks, which make three tiers."""
     rng = np.random.default_rng(0)
-    lengths = rng.integers(2, 24, sessions)
+    lengths = rng.choice([2, 4, 9], count)
     return Sessions.from_lists(
-        [rng.integers(1, num_items, n) for n in lengths]
+        [rng.integers(1, num_items, n) for n in lengths], last_only=True
     ).examples()
 
 
