@@ -25,9 +25,9 @@ _MODULES = {
     "GNN": "model.gnn",
     "SRGNN": "model.srgnn",
     "Loss": "model.losses",
-    "Recommender": "recommend",
+    "Recommender": "serve.recommend",
     "connection_matrix": "model.graph",
-    "train_and_evaluate": "train",
+    "train_and_evaluate": "train.loop",
 }
 
 

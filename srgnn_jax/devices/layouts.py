@@ -8,8 +8,6 @@ and all else whole. Every process makes all of every batch, which is a few numbe
 row.
 """
 
-import contextlib
-import ctypes
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -19,6 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from srgnn_jax.data.batches import Batch, own_clicks
+from srgnn_jax.devices.processes import glibc
 from srgnn_jax.errors import UserError
 from srgnn_jax.model.item_table import MAX_SCORES
 
@@ -228,7 +227,7 @@ class Devices:
             if shapes not in compiled:
                 lowered = self.lower(step, (state, clicks, batch), updates_state)
                 compiled[shapes] = lowered.compile()
-                _glibc("malloc_trim", 0)
+                glibc("malloc_trim", 0)
             return compiled[shapes](state, clicks, batch)
 
         return run
@@ -260,7 +259,6 @@ def find_devices(
     Raises:
       UserError: the devices cannot be had in that way.
     """
-    _reuse_freed_memory()
     limits = {name: limit for name, limit in limits.items() if limit}
     if jax.default_backend() == "cpu":
         # What a step holds then stays in the caches.
@@ -297,21 +295,3 @@ def layout_of(state: T) -> T:
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
-
-
-def _reuse_freed_memory() -> None:
-    """Has glibc keep what a step frees, for the next one.
-
-    Else every step maps its temporary arrays anew, tens of megabytes, and the kernel
-    clears them page by page: a fifth of the time of a step at 43,000 items on CPU.
-    """
-    mmap_max, trim_threshold, top_pad = -4, -1, -2  # names of malloc.h
-    _glibc("mallopt", mmap_max, 0)
-    _glibc("mallopt", trim_threshold, 2**31 - 1)
-    _glibc("mallopt", top_pad, 2**28)
-
-
-def _glibc(name: str, *arguments: int) -> None:
-    """Calls a function of glibc, where it is the C library."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        getattr(ctypes.CDLL(None), name)(*arguments)

@@ -16,17 +16,12 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from srgnn_jax import config as config_lib
 from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Examples, check_rows
 from srgnn_jax.devices import layouts
-from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import metrics
 from srgnn_jax.evaluate.step import list_step, rank_step
 from srgnn_jax.model.layers import Params
-from srgnn_jax.model.srgnn import init_params
-from srgnn_jax.runs.checkpoint import Checkpoints, check_finite
-from srgnn_jax.runs.progress import Progress, check_same_model
 
 # Sessions that are ranked at a time: at least, if there are so many, and at most.
 MIN_ROWS, MAX_ROWS = 64, 512
@@ -135,30 +130,3 @@ class Evaluator:
         by_example = np.empty((len(self._examples), *values.shape[2:]), values.dtype)
         by_example[number[number >= 0]] = values[number >= 0]
         return by_example, seconds
-
-
-def restore_best(
-    checkpoints: Checkpoints,
-    progress: Progress,
-    model: nn.Module,
-    devices: layouts.Devices,
-) -> tuple[Params, int]:
-    """Reads the parameters of the best epoch, or of the last step while there is none.
-
-    Returns:
-      The parameters, laid out for the devices, and their step.
-
-    Raises:
-      UserError: they are another model's, or not finite.
-    """
-    check_same_model(progress.model, config_lib.model_name(model))
-    shapes = {"params": jax.eval_shape(lambda: init_params(model, 0))}
-    step = progress.best_step or progress.step
-    params = checkpoints.restore(devices.layout(shapes), step)["params"]
-    try:
-        check_finite(params)
-    except ValueError as error:
-        raise UserError(
-            f"the checkpoint of step {step} is of no use: {error}"
-        ) from None
-    return params, step

@@ -33,6 +33,7 @@ from srgnn_jax import config as config_lib
 from srgnn_jax.errors import UserError
 from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.layers import Params
+from srgnn_jax.runs.progress import model_name
 from srgnn_jax.serve import exported
 from srgnn_jax.serve.recommend import load
 
@@ -83,7 +84,7 @@ def export_workdir(
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the model {config_lib.model_name(made)} cannot be exported: {reason}"
+            f"the model {model_name(made)} cannot be exported: {reason}"
         ) from error
     clicks = None if vocabulary.clicks is None else vocabulary.clicks.tolist()
     manifest: dict[str, Any] = {

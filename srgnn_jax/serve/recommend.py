@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import io
 import itertools
-import logging
 import os
 import pathlib
 import sys
@@ -41,15 +40,15 @@ from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.devices import layouts, processes, tiers
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import baselines, metrics
-from srgnn_jax.evaluate.evaluator import restore_best
 from srgnn_jax.evaluate.scorer import target_ranks
 from srgnn_jax.evaluate.workdir import make_evaluator, metric_table
 from srgnn_jax.model import graph, item_table
 from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.item_table import ItemTable
 from srgnn_jax.model.layers import Params, normalise
-from srgnn_jax.runs.checkpoint import Checkpoints, check_finite
+from srgnn_jax.runs.checkpoint import Checkpoints, check_finite, restore_best
 from srgnn_jax.runs.progress import Progress
+from srgnn_jax.runs.workdir import load_vocabulary
 from srgnn_jax.serve.stream import SessionLine, read_sessions, wrong_session
 
 # Clicks that the model sees of a session, unless the run was trained on fewer.
@@ -62,8 +61,6 @@ BATCH_SIZES = (1, 8, 64, 256)
 MAX_SCORES = 2**22
 # Positions squared, times rows, of a batch: what the graphs of long sessions take.
 MAX_EDGES = 2**22
-
-log = logging.getLogger(__name__)
 
 # Raw ids, oldest click first.
 RawSession = Sequence[str | int] | np.ndarray
@@ -476,18 +473,7 @@ def load(
         made = config_lib.make_model(config, progress.num_items, model)
         devices = layouts.find_devices("jit")
         params, step = restore_best(checkpoints, progress, made, devices)
-    path = folder / "vocabulary.parquet"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: it holds the raw id of each item row")
-    vocabulary = Vocabulary.load(path)
-    if vocabulary.fingerprint() != progress.vocabulary:
-        raise UserError(f"{path} belongs to another run than the checkpoints beside it")
-    if vocabulary.clicks is None:
-        log.warning(
-            "%s holds no clicks of training, so that fallbacks are items in the "
-            "order of their rows",
-            path,
-        )
+    vocabulary = load_vocabulary(folder, progress.vocabulary)
     recommender = Recommender(
         made,
         params,
