@@ -253,14 +253,21 @@ def test_a_lost_process_means_nothing_to_one_that_is_alone(monkeypatch):
         raise ValueError(GLOO)
 
 
-@pytest.mark.parametrize("error", [UserError("no log"), RuntimeError("a bug")])
-def test_an_error_ends_a_joined_process_with_its_text(monkeypatch, two, error):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (UserError("no log"), "error: no log"),
+        (RuntimeError("a bug"), "Traceback"),
+        (ValueError(GLOO), "another one of the run is gone"),
+    ],
+)
+def test_an_error_ends_a_joined_process_with_its_text(monkeypatch, two, error, said):
     monkeypatch.setattr(processes.jax.distributed, "initialize", lambda *_, **__: None)
     with processes.joined("localhost:1", 2, 0):
         raise error
     (text,) = two
     assert str(error) in text
-    assert ("Traceback" in text) == isinstance(error, RuntimeError)
+    assert said in text
 
 
 def test_the_others_learn_that_the_main_process_has_failed(monkeypatch):

@@ -73,7 +73,8 @@ def joined(
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join the other processes: {error}") from error
     try:
-        yield
+        with together():
+            yield
     except UserError as error:
         _end_at_once(f"error: {error}")
     except Exception:
