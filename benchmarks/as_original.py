@@ -22,7 +22,7 @@ from benchmarks import original
 from srgnn_jax.convert import params_from_torch
 from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Examples, Sessions
-from srgnn_jax.devices import layouts
+from srgnn_jax.devices import layouts, processes
 from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.model.srgnn import SRGNN
 from srgnn_jax.train.optimizer import adam_with_l2, step_decay
@@ -55,6 +55,7 @@ def main():
     steps = original.steps_of_an_epoch(arguments, len(training))
     whole = batches.steps_per_epoch(len(training), arguments.batch_size)
 
+    processes.settle_process()
     devices = layouts.find_devices("jit")
     model = SRGNN(num_items, arguments.embedding_size)
     schedule = step_decay(

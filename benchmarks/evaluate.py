@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
-from srgnn_jax.devices import layouts
+from srgnn_jax.devices import layouts, processes
 from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.model.srgnn import SRGNN, init_params
 
@@ -30,6 +30,7 @@ def main():
     arguments = parser.parse_args()
     v, d, examples = arguments.items, arguments.embedding_size, arguments.examples
 
+    processes.settle_process()
     devices = layouts.find_devices("jit")
     model = SRGNN(v, d)
     params = init_params(model, 0)

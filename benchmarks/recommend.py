@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks import common
 from srgnn_jax.data.sessions import Vocabulary
-from srgnn_jax.devices import layouts
+from srgnn_jax.devices import processes
 from srgnn_jax.model.srgnn import SRGNN, init_params
 from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.serve.stream import recommend_stream
@@ -91,7 +91,7 @@ def main():
     arguments = parser.parse_args()
     v, d, k = arguments.items, arguments.embedding_size, arguments.k
 
-    layouts.find_devices("jit")
+    processes.settle_process()
     model = SRGNN(v, d)
     vocabulary = Vocabulary([str(200_000_000 + row) for row in range(1, v)])
     recommender = Recommender(model, init_params(model, 0), vocabulary)

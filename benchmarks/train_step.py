@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks import common
 from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Examples
-from srgnn_jax.devices import layouts
+from srgnn_jax.devices import layouts, processes
 from srgnn_jax.model.srgnn import SRGNN
 from srgnn_jax.train.optimizer import adam_with_l2
 from srgnn_jax.train.step import init_state, train_step
@@ -115,6 +115,7 @@ def main():
     arguments = parser.parse_args()
     v, d, b = arguments.items, arguments.embedding_size, arguments.batch_size
 
+    processes.settle_process()
     trainer = Trainer(common.made_examples(v, 100_000), v, d, b)
     parts, copied = limit_parts(v, d, b)
     functions = {"step": trainer.step}

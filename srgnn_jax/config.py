@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from srgnn_jax.configs import default
 from srgnn_jax.data import store
 from srgnn_jax.data.sessions import Dataset, Examples, Sessions
+from srgnn_jax.data.sources import Settings
 from srgnn_jax.devices import layouts
 from srgnn_jax.devices.layouts import Devices
 from srgnn_jax.errors import UserError, nearest
@@ -23,6 +24,7 @@ from srgnn_jax.evaluate import metrics
 from srgnn_jax.model.losses import LOSSES, Loss
 from srgnn_jax.model.readout import ATTENTION_READOUTS, READOUTS
 from srgnn_jax.model.srgnn import SRGNN
+from srgnn_jax.runs.progress import Progress, check_same_model, model_name
 from srgnn_jax.train.optimizer import step_decay
 
 # What makes a model of a config and V, the rows of its item table.
@@ -59,23 +61,7 @@ MAY_DIFFER = frozenset(
 MAY_DIFFER_IN_EVALUATION = MAY_DIFFER | {"ks"}
 
 # Fields that are handed to the data set's source as they are.
-PREPARATION_FIELDS = (
-    "log_file",
-    "session_column",
-    "item_column",
-    "time_column",
-    "date_column",
-    "separator",
-    "on_bad_row",
-    "min_session_length",
-    "min_item_count",
-    "test_days",
-    "test_start",
-    "test_end",
-    "train_fraction",
-    "date_resolution_seconds",
-    "recbole_time",
-)
+PREPARATION_FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
 
 _CHOICES = {
     "compute_dtype": ("", "tensorfloat32", "bfloat16"),
@@ -85,30 +71,35 @@ _CHOICES = {
     "recbole_time": ("exact", "float32", "normalized"),
     "select_on": ("valid", "test", "last"),
 }
+# Of all other numbers the least is 0.
 _AT_LEAST = {
     "batch_size": 1,
-    "checkpoint_every_minutes": 0,
-    "checkpoint_every_steps": 0,
     "embedding_size": 1,
-    "epochs": 0,
     "eval_batch_size": 1,
-    "l2": 0,
     "log_every_steps": 1,
-    "lr_decay_epochs": 0,
     "max_clicks": 1,
-    "max_positions": 0,
-    "steps_per_call": 0,
-    "max_scores": 0,
-    "max_session_length": 0,
-    "max_steps": 0,
     "min_item_count": 1,
     "min_session_length": 2,
-    "patience": 0,
-    "reverse_positions": 0,
     "runs": 1,
-    "seed": 0,
-    "step": 0,
-    "test_days": 0,
+}
+# What holds of a field's value, and how that is said.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "test_days": (math.isfinite, "be finite"),
+    "separator": (lambda s: len(s.replace("\\t", "\t")) <= 1, "be one character"),
+    "learning_rate": (lambda x: x > 0, "be positive"),
+    "lr_decay": (lambda x: x > 0, "be positive"),
+    "scale": (lambda x: x > 0, "be positive"),
+    "item_dropout": (lambda x: x < 1, "be 0, or a share below 1"),
+    "train_fraction": (lambda x: 0 < x <= 1, "lie between 0 and 1"),
+    "valid_fraction": (lambda x: 0 < x < 1, "lie between 0 and 1"),
+    "mesh_shape": (
+        lambda shape: len(shape) == 2 and all(n >= 0 for n in shape),
+        "be two numbers, (data, items)",
+    ),
+    "ks": (
+        lambda ks: bool(ks) and all(isinstance(k, int) and k > 0 for k in ks),
+        "hold list lengths such as 5, 20",
+    ),
 }
 
 
@@ -116,30 +107,20 @@ def validate(config: ConfigDict) -> None:
     """Raises UserError naming the first field whose value cannot be used."""
     for field, choices in _CHOICES.items():
         if config[field] not in choices:
-            names = ", ".join(choices)
             raise UserError(
-                f"config.{field} is {config[field]!r}; choose one of {names}"
+                f"config.{field} is {config[field]!r}; choose one of "
+                + ", ".join(choices)
                 + nearest(str(config[field]), choices)
             )
-    for field, least in _AT_LEAST.items():
-        if not config[field] >= least:
+    for field, usual in default.get_config().items():
+        least = _AT_LEAST.get(field, 0)
+        if isinstance(usual, int | float) and not config[field] >= least:
             raise UserError(
                 f"config.{field} is {config[field]}; it must be at least {least}"
             )
-    if not math.isfinite(config.test_days):
-        raise UserError(f"config.test_days is {config.test_days}; it must be finite")
-    if len(config.separator.replace("\\t", "\t")) > 1:
-        raise UserError(
-            f"config.separator is {config.separator!r}; it must be one character"
-        )
-    for field in ("learning_rate", "lr_decay", "scale"):
-        if not config[field] > 0:
-            raise UserError(f"config.{field} is {config[field]}; it must be positive")
-    if not 0 <= config.item_dropout < 1:
-        raise UserError(
-            f"config.item_dropout is {config.item_dropout}; it must be 0, or a share "
-            "below 1"
-        )
+    for field, (holds, what) in _RULES.items():
+        if not holds(config[field]):
+            raise UserError(f"config.{field} is {config[field]!r}; it must {what}")
     for field in ("reverse_positions", "softmax_attention"):
         if config[field] and config.readout not in ATTENTION_READOUTS:
             raise UserError(
@@ -147,21 +128,6 @@ def validate(config: ConfigDict) -> None:
                 f"{config.readout!r} has no attention; leave it out, or choose the "
                 f"readout {' or '.join(ATTENTION_READOUTS)}"
             )
-    for field in ("train_fraction", "valid_fraction"):
-        whole = field == "train_fraction"
-        if not (0 < config[field] < 1 or (whole and config[field] == 1)):
-            raise UserError(
-                f"config.{field} is {config[field]}; it must lie between 0 and 1"
-            )
-    if len(config.mesh_shape) != 2 or not all(n >= 0 for n in config.mesh_shape):
-        raise UserError(
-            f"config.mesh_shape is {tuple(config.mesh_shape)}; it must be two numbers, "
-            "(data, items)"
-        )
-    if not config.ks or not all(isinstance(k, int) and k > 0 for k in config.ks):
-        raise UserError(
-            f"config.ks is {tuple(config.ks)}; it must hold list lengths such as 5, 20"
-        )
     known = metrics.names(config.ks)
     if config.select_by not in known:
         raise UserError(
@@ -203,24 +169,47 @@ def with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
     return {**to_dict(default.get_config()), **fields}
 
 
-def differences(
-    stored: dict[str, Any],
-    now: dict[str, Any],
-    may_differ: Collection[str] = MAY_DIFFER,
-) -> list[str]:
-    """Lists the fields, as `config.field: stored -> now`, that differ and must not.
+def start_of_run(config: ConfigDict, data: Dataset, model: nn.Module) -> Progress:
+    """Returns the progress of a run that has yet to take its first step."""
+    return Progress(
+        config=to_dict(config),
+        data=data.fingerprint,
+        vocabulary=data.vocabulary.fingerprint(),
+        num_items=data.vocabulary.num_items,
+        model=model_name(model),
+    )
+
+
+def check_same_run(
+    stored: Progress, now: Progress, may_differ: Collection[str] = MAY_DIFFER
+) -> None:
+    """Raises UserError, naming each difference, if `now` cannot go on from `stored`.
 
     Args:
-      stored: the fields of a run, from `to_dict`.
-      now: the fields of a run that wants to go on from there.
-      may_differ: the fields that may.
+      stored: of the workdir.
+      now: of the run that wants to use it.
+      may_differ: the config's fields that may.
     """
-    stored = with_defaults(stored)
-    return [
-        f"config.{field}: {stored.get(field)!r} -> {now.get(field)!r}"
-        for field in sorted(now.keys() | stored.keys())
-        if field not in may_differ and now.get(field) != stored.get(field)
+    check_same_model(stored.model, now.model)
+    was = with_defaults(stored.config)
+    found = [
+        f"config.{field}: {was.get(field)!r} -> {now.config.get(field)!r}"
+        for field in sorted(was.keys() | now.config.keys())
+        if field not in may_differ and was.get(field) != now.config.get(field)
     ]
+    for field, meaning in (
+        ("data", "fingerprint of the prepared data"),
+        ("vocabulary", "fingerprint of the item ids"),
+        ("num_items", "number of item rows"),
+    ):
+        old, new = getattr(stored, field), getattr(now, field)
+        if old != new:
+            found.append(f"{meaning}: {old} -> {new}")
+    if found:
+        raise UserError(
+            "the workdir holds another run; choose another --workdir, or undo: "
+            + "; ".join(found)
+        )
 
 
 def load_data(config: ConfigDict) -> Dataset:
@@ -252,8 +241,7 @@ class Splits:
     @property
     def counts(self) -> dict[str, int]:
         """The number of validation examples, held out of the training ones."""
-        valid = self.evaluated.get("valid", ())
-        return {"valid_examples": len(valid)}
+        return {"valid_examples": len(self.evaluated.get("valid", ()))}
 
 
 def make_splits(config: ConfigDict, data: Dataset) -> Splits:
@@ -271,18 +259,19 @@ def make_splits(config: ConfigDict, data: Dataset) -> Splits:
         split: sessions.examples(longest)
         for split, sessions in {"train": train, **evaluated}.items()
     }
-    for split in examples:
-        if not len(examples[split]):
-            raise UserError(
-                f"the {split} split has no example: none of its sessions has two clicks"
-                + (
+    for split, those in examples.items():
+        if not len(those):
+            share = ""
+            if split != "test" and "valid" in evaluated:
+                share = (
                     f", of {len(data.train)} training sessions with "
                     f"config.valid_fraction = {config.valid_fraction}"
-                    if split != "test" and "valid" in evaluated
-                    else ""
                 )
+            raise UserError(
+                f"the {split} split has no example: none of its sessions has two clicks"
+                + share
             )
-        length = int(examples[split].lengths.max())
+        length = int(those.lengths.max())
         if length > MAX_LENGTH:
             raise UserError(
                 f"the {split} split has a prefix of {length:,} clicks, and a graph of "
@@ -347,14 +336,6 @@ def make_model(
         softmax_attention=config.softmax_attention,
         compute_dtype=config.compute_dtype or None,
     )
-
-
-def model_name(model: nn.Module) -> str:
-    """Names a model by its classes: "SRGNN", or "SRGNN(gnn=MyLayer)" for example."""
-    given = {name: getattr(model, name, None) for name in ("gnn", "pooling")}
-    layers = [f"{k}={type(v).__name__}" for k, v in given.items() if v is not None]
-    name = type(model).__name__
-    return f"{name}({', '.join(layers)})" if layers else name
 
 
 def find_loss(config: ConfigDict, losses: Mapping[str, Loss] | None = None) -> Loss:

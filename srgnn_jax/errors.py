@@ -1,6 +1,8 @@
 """The one exception that is meant for the user's eyes."""
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -21,4 +23,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def reason(error: BaseException) -> str:
     """Returns what an error says, in one line: never nothing, and never "None"."""
     said = getattr(error, "strerror", None) or str(error).strip()
+    # TensorStore's errors of a disk.
+    if code := re.search(r"os_error_code='(\d+)'", said):
+        return os.strerror(int(code[1]))
     return said.splitlines()[0] if said else type(error).__name__

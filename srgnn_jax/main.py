@@ -16,6 +16,7 @@ with it are found by name: srgnn --config=yoochoose:1_4. Every field of a config
 set: --config.batch_size=512 (see configs/default.py).
 """
 
+import contextlib
 import logging
 import os
 import pathlib
@@ -50,6 +51,12 @@ ONLY_FOR = {
     "as_probabilities": ("recommend",),
     "recall": ("recommend",),
     "output": ("export",),
+}
+# The flag that a mode cannot do without, beside --config or --workdir.
+NEEDS = {
+    "recommend": ("sessions", "a file, or - for stdin"),
+    "export": ("output", "the folder to write"),
+    "import": ("torch_checkpoint", "the file to read"),
 }
 
 FLAGS = flags.FLAGS
@@ -149,16 +156,9 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise UserError(_last_line(error) + hint) from error
     except (AttributeError, KeyError) as error:
         raise UserError(_unknown_field(str(error))) from error
-    except (
-        ImportError,
-        MemoryError,
-        NameError,
-        OSError,
-        RecursionError,
-        SyntaxError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(f"cannot use --config: {_last_line(error)}") from error
     if rest[1:]:
         raise UserError(
@@ -169,33 +169,52 @@ def parse(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def run() -> None:
-    """Does what the flags ask for."""
-    mode, config, workdir = FLAGS.mode, FLAGS.config, FLAGS.workdir
+def check_flags() -> None:
+    """Refuses flags that the mode ignores, and a mode without what it needs."""
+    mode, config = FLAGS.mode, FLAGS.config
     for name, modes in ONLY_FOR.items():
         if FLAGS[name].present and mode not in modes:
             raise UserError(
                 f"--{name} does nothing with --mode={mode}; it is for "
                 + " and ".join(f"--mode={other}" for other in modes)
             )
-    if not workdir and config is not None:
-        workdir = f"runs/{config.name or config.dataset}"
     if config is None and mode in ("train", "import", "baselines"):
         raise UserError("--config is missing; try --config=configs/synthetic.py")
-    if not workdir:
+    if not FLAGS.workdir and config is None:
         raise UserError(f"--mode={mode} needs --workdir, the folder of the run")
+    if mode in NEEDS:
+        flag, what = NEEDS[mode]
+        if not FLAGS[flag].value:
+            raise UserError(f"--mode={mode} needs --{flag}, {what}")
+
+
+def run() -> None:
+    """Does what the flags ask for."""
+    check_flags()
     # Imported late: a wrong flag is told at once, and --help needs no JAX.
-    import jax
+    from srgnn_jax.devices import processes
 
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        folder = pathlib.Path("~/.cache/srgnn_jax/compiled").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    if FLAGS.distributed or FLAGS.coordinator_address:
-        from srgnn_jax.devices.processes import join_processes
+    processes.settle_process()
+    with (
+        processes.joined(
+            FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id
+        )
+        if FLAGS.distributed or FLAGS.coordinator_address
+        else contextlib.nullcontext()
+    ):
+        run_mode()
 
-        join_processes(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
-    model, losses = None, None
+
+def run_mode() -> None:
+    """Hands the flags to the function of the mode."""
+    from srgnn_jax.convert.import_mode import import_checkpoint
+    from srgnn_jax.evaluate.results_json import portable_command
+    from srgnn_jax.evaluate.workdir import evaluate_baselines, evaluate_workdir
+    from srgnn_jax.serve.export import export_workdir
+    from srgnn_jax.serve.stream import evaluate_sessions, recommend_file
+    from srgnn_jax.train.loop import train_and_evaluate
+
+    mode, config, model, losses = FLAGS.mode, FLAGS.config, None, None
     if config is not None:
         # The file has run already: ml_collections names its module after the flag.
         model, losses = handed_in(sys.modules["config_config"])
@@ -203,26 +222,15 @@ def run() -> None:
         raise UserError(
             f"--mode={mode} is for SRGNN alone; take get_model out of the --config"
         )
+    workdir = FLAGS.workdir or f"runs/{config.name or config.dataset}"
+    command = portable_command(sys.argv[1:])
     if mode == "train":
-        from srgnn_jax.evaluate.results_json import portable_command
-        from srgnn_jax.train.loop import train_and_evaluate
-
-        command = portable_command(sys.argv[1:])
         train_and_evaluate(config, workdir, command, model, losses)
+    elif mode == "evaluate" and FLAGS.sessions:
+        evaluate_sessions(workdir, FLAGS.sessions, config, model)
     elif mode == "evaluate":
-        if FLAGS.sessions:
-            from srgnn_jax.serve.stream import evaluate_sessions
-
-            evaluate_sessions(workdir, FLAGS.sessions, config, model)
-        else:
-            from srgnn_jax.evaluate.workdir import evaluate_workdir
-
-            evaluate_workdir(workdir, config, model)
+        evaluate_workdir(workdir, config, model)
     elif mode == "recommend":
-        from srgnn_jax.serve.stream import recommend_file
-
-        if not FLAGS.sessions:
-            raise UserError("--mode=recommend needs --sessions, a file, or - for stdin")
         recommend_file(
             workdir,
             FLAGS.sessions,
@@ -233,27 +241,17 @@ def run() -> None:
             recall=FLAGS.recall,
             model=model,
         )
-    elif mode == "plot":
+    elif mode == "export":
+        export_workdir(workdir, FLAGS.output, k=FLAGS.k, model=model)
+    elif mode == "import":
+        import_checkpoint(config, workdir, FLAGS.torch_checkpoint, FLAGS.vocabulary)
+    elif mode == "baselines":
+        evaluate_baselines(config, workdir, command)
+    else:
+        # An extra brings what it imports.
         from srgnn_jax.evaluate.plots import plot_workdir
 
         plot_workdir(workdir)
-    elif mode == "export":
-        from srgnn_jax.serve.export import export_workdir
-
-        if not FLAGS.output:
-            raise UserError("--mode=export needs --output, the folder to write")
-        export_workdir(workdir, FLAGS.output, k=FLAGS.k, model=model)
-    elif mode == "baselines":
-        from srgnn_jax.evaluate.results_json import portable_command
-        from srgnn_jax.evaluate.workdir import evaluate_baselines
-
-        evaluate_baselines(config, workdir, portable_command(sys.argv[1:]))
-    else:
-        from srgnn_jax.convert.import_mode import import_checkpoint
-
-        if FLAGS.torch_checkpoint is None:
-            raise UserError("--mode=import needs --torch_checkpoint, the file to read")
-        import_checkpoint(config, workdir, FLAGS.torch_checkpoint, FLAGS.vocabulary)
 
 
 def handed_in(config_module: Any) -> tuple[Any, Any]:
@@ -330,7 +328,7 @@ def _config_file(name: str) -> str:
 
 
 def _print_unraisable(found: Any) -> None:
-    """Prints what cannot be raised, but for what follows an error that is told anyway.
+    """Hides follow-up noise of errors already reported.
 
     When a checkpoint cannot be written, TensorStore says this for each other array.
     """

@@ -18,7 +18,7 @@ from srgnn_jax.devices import layouts
 from srgnn_jax.errors import UserError
 from srgnn_jax.runs import checkpoint
 from srgnn_jax.runs.checkpoint import Checkpoints
-from srgnn_jax.runs.progress import Progress, check_same_run
+from srgnn_jax.runs.progress import Progress
 from srgnn_jax.runs.workdir import only_run
 from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.train.optimizer import adam_with_l2
@@ -197,7 +197,7 @@ def test_every_difference_of_another_run_is_listed():
     stored = Progress(config, "data", "vocabulary", 3)
     other = {**config, "embedding_size": 7, "l2": 0.5, "progress": False}
     with pytest.raises(UserError) as told:
-        check_same_run(stored, Progress(other, "data2", "vocabulary2", 4))
+        config_lib.check_same_run(stored, Progress(other, "data2", "vocabulary2", 4))
     for difference in (
         "config.embedding_size: 100 -> 7",
         "config.l2: 1e-05 -> 0.5",
@@ -212,11 +212,11 @@ def test_every_difference_of_another_run_is_listed():
 def test_a_field_that_a_stored_config_lacks_has_its_default():
     config = config_lib.to_dict(default.get_config())
     older = {k: v for k, v in config.items() if k not in ("readout", "ks")}
-    check_same_run(Progress(older, "", "", 3), Progress(config, "", "", 3))
+    config_lib.check_same_run(Progress(older, "", "", 3), Progress(config, "", "", 3))
     assert config_lib.from_dict(older).ks == (5, 10, 20)
     other = Progress({**config, "readout": "local"}, "", "", 3)
     with pytest.raises(UserError, match=r"config.readout: '?hybrid'? -> '?local"):
-        check_same_run(Progress(older, "", "", 3), other)
+        config_lib.check_same_run(Progress(older, "", "", 3), other)
 
 
 def test_a_state_is_restored_to_the_bit(tmp_path):

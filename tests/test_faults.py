@@ -21,7 +21,7 @@ from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import evaluator
 from srgnn_jax.evaluate.workdir import evaluate_workdir
 from srgnn_jax.runs import checkpoint
-from srgnn_jax.runs.workdir import only_run
+from srgnn_jax.runs.workdir import make_workdir, only_run
 from srgnn_jax.train import interrupt
 from srgnn_jax.train import loop as train
 from srgnn_jax.train.loop import train_and_evaluate
@@ -139,9 +139,11 @@ def test_a_signal_in_an_evaluation_saves_the_epoch_that_it_is_of(
     config.max_steps, config.epochs = 0, 2
     train_and_evaluate(config, str(workdir))
     # That evaluation on test, at the stop, is recorded too.
-    extra = [r for r in outcome(workdir)["records"] if r not in whole["records"]]
+    records = outcome(workdir)["records"]
+    extra = [r for r in records if r not in whole["records"]]
     assert all(r["step"] == progress.step and "test/mrr@20" in r for r in extra)
-    assert_ends_like(workdir, {**whole, "records": outcome(workdir)["records"]}, config)
+    assert len(records) == len(whole["records"]) + len(extra)
+    assert_ends_like(workdir, {**whole, "records": records}, config)
 
 
 def test_a_signal_in_the_last_evaluation_is_heeded(
@@ -158,7 +160,7 @@ def test_a_signal_in_the_last_evaluation_is_heeded(
 def test_a_second_signal_ends_the_process():
     code = (
         "import os, signal\n"
-        "from srgnn_jax import interrupt\n"
+        "from srgnn_jax.train import interrupt\n"
         "with interrupt.deferred() as received:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print(received(), flush=True)\n"
@@ -403,7 +405,7 @@ def test_prepared_data_that_vanishes(config, tmp_path, whole, monkeypatch):
 
 def test_two_runs_in_one_workdir(config, tmp_path):
     config.epochs = 1
-    with only_run(checkpoint.make_workdir(str(tmp_path / "run"))):
+    with only_run(make_workdir(str(tmp_path / "run"))):
         with pytest.raises(UserError, match=rf"another run .*process {os.getpid()} on"):
             train_and_evaluate(config, str(tmp_path / "run"))
         assert {path.name for path in (tmp_path / "run").iterdir()} == {"lock"}

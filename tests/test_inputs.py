@@ -11,10 +11,10 @@ from jaxtyping import TypeCheckError
 from srgnn_jax.data.sessions import Examples, Sessions, Vocabulary, check_rows
 from srgnn_jax.devices import layouts
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate.evaluator import Evaluator, restore_best
+from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.model.graph import check_sessions
 from srgnn_jax.model.srgnn import SRGNN, init_params
-from srgnn_jax.runs.checkpoint import Checkpoints
+from srgnn_jax.runs.checkpoint import Checkpoints, restore_best
 from srgnn_jax.serve.recommend import Recommender
 
 V = 10

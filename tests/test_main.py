@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -187,3 +188,31 @@ def test_a_broken_config_file_ends_in_one_line(tmp_path, line, message):
     assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_a_command_settles_its_process_and_loading_a_model_does_not(tmp_path):
+    """What glibc is called for, and where compiled functions are kept."""
+    code = (
+        "import ctypes, sys\n"
+        "import jax\n"
+        "from srgnn_jax import Recommender\n"
+        "from srgnn_jax.devices import processes\n"
+        "called, CDLL = [], ctypes.CDLL\n"
+        "class Library:\n"
+        "    def __getattr__(self, name):\n"
+        "        return lambda *_: called.append(name)\n"
+        "ctypes.CDLL = lambda name, *_: CDLL(name, *_) if name else Library()\n"
+        "Recommender.load(sys.argv[1]).recommend([['item3']], k=1)\n"
+        "assert 'mallopt' not in called, called\n"
+        "assert not jax.config.values['jax_compilation_cache_dir']\n"
+        "processes.settle_process()\n"
+        "assert called[-3:] == ['mallopt'] * 3, called\n"
+        "assert jax.config.values['jax_compilation_cache_dir']\n"
+    )
+    with tarfile.open(ROOT / "tests" / "golden" / "run_0.1.0.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

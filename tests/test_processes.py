@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from srgnn_jax.devices import processes
+from srgnn_jax.errors import UserError
 from tests.tiny import write_log
 
 ROOT = Path(__file__).parents[1]
@@ -27,8 +29,6 @@ def get_config():
     c.checkpoint_every_steps = 5
     return c
 """
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def start(config, workdir, devices, *flags):
     )
 
 
-def start_two(config, workdir, *flags):
+def start_two(config, workdir, *flags, only_first=(), only_second=()):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -71,6 +71,7 @@ def start_two(config, workdir, *flags):
             "--num_processes=2",
             f"--process_id={number}",
             *flags,
+            *(only_first, only_second)[number],
         )
         for number in range(2)
     ]
@@ -103,6 +104,7 @@ def assert_same(found, expected):
         assert found[key] == pytest.approx(values, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_of_four_devices_are_one_of_eight(config, one_process, tmp_path):
     runs = start_two(config, tmp_path, "--config.max_steps=42")
     outputs = [run.communicate(timeout=300)[0] for run in runs]
@@ -113,6 +115,7 @@ def test_two_processes_of_four_devices_are_one_of_eight(config, one_process, tmp
     assert "epoch" not in outputs[1]
 
 
+@pytest.mark.slow
 def test_a_lost_process_ends_the_other_and_both_go_on(config, one_process, tmp_path):
     runs = start_two(config, tmp_path)
     try:
@@ -138,6 +141,7 @@ def test_a_lost_process_ends_the_other_and_both_go_on(config, one_process, tmp_p
     assert_same({k: v for k, v in found.items() if k in one_process}, one_process)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_both(config, tmp_path):
     runs = start_two(config, tmp_path, "--config.checkpoint_every_minutes=0.01")
     try:
@@ -155,3 +159,133 @@ def test_a_signal_to_one_stops_both(config, tmp_path):
     assert [run.returncode for run in runs] == [143, 143], outputs
     for output in outputs:
         assert "SIGTERM: saved at step" in output
+
+
+def ended(runs):
+    """Returns what processes print that are to end with an error, within a minute."""
+    try:
+        outputs = [run.communicate(timeout=150)[0] for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+    assert all(run.returncode for run in runs), outputs
+    return outputs
+
+
+@pytest.mark.slow
+def test_where_the_first_cannot_prepare_the_others_end_too(config, tmp_path):
+    first, second = ended(
+        start_two(config, tmp_path, only_first=["--config.data_dir=nowhere"])
+    )
+    assert "error: no log in config.data_dir = 'nowhere'" in first
+    assert "error: process 0 has failed" in second or "another task died" in second
+
+
+@pytest.mark.slow
+def test_an_error_in_one_is_told_and_ends_both(config, tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        config.read_text() + "\n\ndef get_losses():\n"
+        "    import jax\n"
+        "    from srgnn_jax.model.losses import Loss\n\n"
+        "    def loss(*_):\n"
+        "        raise RuntimeError('RESOURCE_EXHAUSTED: out of memory')\n\n"
+        "    return {'CE': Loss(loss)} if jax.process_index() else {}\n"
+    )
+    first, second = ended(start_two(broken, tmp_path / "run"))
+    assert "Traceback" in second
+    assert "RuntimeError: RESOURCE_EXHAUSTED: out of memory" in second
+    assert "gone" not in second
+    assert "gone" in first or "another task died" in first
+
+
+GLOO = "Gloo AllGather failed: Read error [127.0.0.1]:1: Connection reset by peer"
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """Has this process believe that it is one of two; a list of how it ends at once."""
+    ends = []
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "_end_at_once", ends.append)
+    return ends
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError(f"UNKNOWN: {GLOO}"),
+        RuntimeError(f"FAILED_PRECONDITION: Buffer Definition Event: {GLOO}"),
+        RuntimeError("INTERNAL: NCCL operation ncclAllReduce failed: remote error"),
+        RuntimeError("UNAVAILABLE: Task 1 heartbeat timeout"),
+        RuntimeError("DEADLINE_EXCEEDED: Barrier timed out"),
+    ],
+)
+def test_an_error_of_a_lost_process_says_so(two, error):
+    with processes.together():
+        raise error
+    with processes.together():
+        raise UserError("cannot write a checkpoint") from error
+    for text in two:
+        assert "another one of the run is gone" in text
+    assert str(error) in two[0]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4398 bytes"),
+        ValueError("the shapes (3,) and (4,) do not match"),
+        UserError("the loss is nan at step 3"),
+        OSError(28, "No space left on device", "gloo"),
+    ],
+)
+def test_other_errors_are_raised_as_they_are(two, error):
+    with pytest.raises(type(error)) as raised, processes.together():
+        raise error
+    assert raised.value is error
+    assert not two
+
+
+def test_a_lost_process_means_nothing_to_one_that_is_alone(monkeypatch):
+    monkeypatch.setattr(processes, "_end_at_once", pytest.fail)
+    with pytest.raises(ValueError, match="Gloo"), processes.together():
+        raise ValueError(GLOO)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (UserError("no log"), "error: no log"),
+        (RuntimeError("a bug"), "Traceback"),
+        (ValueError(GLOO), "another one of the run is gone"),
+    ],
+)
+def test_an_error_ends_a_joined_process_with_its_text(monkeypatch, two, error, said):
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda *_, **__: None)
+    with processes.joined("localhost:1", 2, 0):
+        raise error
+    (text,) = two
+    assert str(error) in text
+    assert said in text
+
+
+def test_the_others_learn_that_the_main_process_has_failed(monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        processes, "from_all", lambda value: told.append(value) or [value]
+    )
+    with pytest.raises(KeyError), processes.main_process_first():
+        raise KeyError
+    with processes.main_process_first():
+        pass
+    assert told == [False, True]
+    monkeypatch.setattr(processes, "is_main_process", lambda: False)
+    monkeypatch.setattr(processes, "from_all", lambda value: [False, value])
+    inside = []
+    with (
+        pytest.raises(UserError, match="process 0 has failed"),
+        processes.main_process_first(),
+    ):
+        inside.append(True)
+    assert not inside

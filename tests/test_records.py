@@ -1,11 +1,17 @@
 """metrics.jsonl: whole lines, none twice, also when a killed run comes again."""
 
 import contextlib
+import errno
 import json
+import os
+import pathlib
 
 import pytest
 
-from srgnn_jax.errors import UserError
+from srgnn_jax.errors import UserError, reason
+from srgnn_jax.runs import workdir
+from srgnn_jax.runs.checkpoint import Checkpoints
+from srgnn_jax.runs.progress import Progress
 from srgnn_jax.runs.records import MetricsWriter
 
 
@@ -61,3 +67,42 @@ def test_a_disabled_writer_leaves_the_workdir_alone(tmp_path):
     writer.flush()
     writer.close()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError("the quota is used up"), "the quota is used up"),
+        (OSError(), "OSError"),
+        (ValueError("first line\nsecond line"), "first line"),
+        (ValueError("a: b [os_error_code='28']"), os.strerror(28)),
+    ],
+)
+def test_what_an_error_says_is_one_line_and_never_none(error, said):
+    assert reason(error) == said
+
+
+def test_errors_without_a_code_are_told_wherever_a_workdir_is_written(
+    tmp_path, monkeypatch
+):
+    def full(*_, **__):
+        raise OSError("the quota is used up")
+
+    def lock():
+        with workdir.only_run(tmp_path):
+            pass
+
+    def save():
+        Checkpoints(tmp_path).save({}, Progress({}, "", "", 3))
+
+    for owner, name, do in (
+        (pathlib.Path, "mkdir", lambda: workdir.make_workdir(str(tmp_path / "run"))),
+        (pathlib.Path, "open", lambda: MetricsWriter(tmp_path)),
+        (Checkpoints, "_manager", save),
+        (pathlib.Path, "open", lock),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, full)
+            with pytest.raises(UserError, match="the quota is used up"):
+                do()

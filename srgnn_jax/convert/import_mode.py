@@ -17,7 +17,7 @@ from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.runs.checkpoint import Checkpoints
 from srgnn_jax.runs.progress import Progress
-from srgnn_jax.runs.workdir import make_workdir, only_run
+from srgnn_jax.runs.workdir import make_workdir, only_run, save_vocabulary
 from srgnn_jax.train.optimizer import adam_with_l2
 from srgnn_jax.train.step import init_state
 
@@ -94,7 +94,7 @@ def _save(
     with only_run(folder), contextlib.closing(Checkpoints(folder)) as checkpoints:
         if checkpoints.latest_step() is not None:
             raise UserError(f"{folder} holds a run already; choose another --workdir")
-        vocabulary.save(folder / "vocabulary.parquet")
+        save_vocabulary(folder, vocabulary)
         model = config_lib.make_model(config, vocabulary.num_items)
         # The number of steps in an epoch is no part of the optimizer's state.
         schedule = config_lib.make_schedule(config, steps_per_epoch=1)

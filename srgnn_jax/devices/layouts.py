@@ -8,8 +8,6 @@ and all else whole. Every process makes all of every batch, which is a few numbe
 row.
 """
 
-import contextlib
-import ctypes
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -19,6 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from srgnn_jax.data.batches import TIERING, Batch, Tiering, own_clicks
+from srgnn_jax.devices.processes import glibc
 from srgnn_jax.devices.suits import suits, tiering
 from srgnn_jax.errors import UserError
 from srgnn_jax.model.item_table import MAX_SCORES
@@ -250,7 +249,7 @@ class Compiled:
             arguments = state, clicks, batch
             lowered = self._devices.lower(self._step, arguments, self._updates)
             self._compiled[shapes] = lowered.compile()
-            _glibc("malloc_trim", 0)
+            glibc("malloc_trim", 0)
         return self._compiled[shapes]
 
     def __call__(self, state: Any, clicks: jax.Array, batch: Batch) -> Any:
@@ -311,7 +310,6 @@ def find_devices(
     Raises:
       UserError: the devices cannot be had in that way.
     """
-    _reuse_freed_memory()
     suiting = suits()
     limits = {name: limit for name, limit in limits.items() if limit}
     for name in ("max_positions", "max_scores", "max_rows", "steps_per_call"):
@@ -349,21 +347,3 @@ def layout_of(state: T) -> T:
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
-
-
-def _reuse_freed_memory() -> None:
-    """Has glibc keep what a step frees, for the next one.
-
-    Else every step maps its temporary arrays anew, tens of megabytes, and the kernel
-    clears them page by page: a fifth of the time of a step at 43,000 items on CPU.
-    """
-    mmap_max, trim_threshold, top_pad = -4, -1, -2  # names of malloc.h
-    _glibc("mallopt", mmap_max, 0)
-    _glibc("mallopt", trim_threshold, 2**31 - 1)
-    _glibc("mallopt", top_pad, 2**28)
-
-
-def _glibc(name: str, *arguments: int) -> None:
-    """Calls a function of glibc, where it is the C library."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        getattr(ctypes.CDLL(None), name)(*arguments)

@@ -16,20 +16,15 @@ import numpy as np
 from jaxtyping import Array, Int
 from tqdm import tqdm
 
-from srgnn_jax import config as config_lib
 from srgnn_jax.data import batches
 from srgnn_jax.data.batches import Batch
 from srgnn_jax.data.sessions import Examples, check_rows
 from srgnn_jax.devices import layouts
 from srgnn_jax.devices.tiers import encode
-from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import metrics
 from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.item_table import MAX_SCORES
 from srgnn_jax.model.layers import Params
-from srgnn_jax.model.srgnn import init_params
-from srgnn_jax.runs.checkpoint import Checkpoints, check_finite
-from srgnn_jax.runs.progress import Progress, check_same_model
 
 # Sessions that are ranked at a time, at least, if there are so many.
 MIN_ROWS = 64
@@ -160,30 +155,3 @@ class Evaluator:
         rank, lists = by_example[:, 0], by_example[:, 1:]
         means = metrics.means(rank, self._ks)
         return {**means, "examples_per_second": len(rank) / seconds}, rank, lists
-
-
-def restore_best(
-    checkpoints: Checkpoints,
-    progress: Progress,
-    model: nn.Module,
-    devices: layouts.Devices,
-) -> tuple[Params, int]:
-    """Reads the parameters of the best epoch, or of the last step while there is none.
-
-    Returns:
-      The parameters, laid out for the devices, and their step.
-
-    Raises:
-      UserError: they are another model's, or not finite.
-    """
-    check_same_model(progress.model, config_lib.model_name(model))
-    shapes = {"params": jax.eval_shape(lambda: init_params(model, 0))}
-    step = progress.best_step or progress.step
-    params = checkpoints.restore(devices.layout(shapes), step)["params"]
-    try:
-        check_finite(params)
-    except ValueError as error:
-        raise UserError(
-            f"the checkpoint of step {step} is of no use: {error}"
-        ) from None
-    return params, step

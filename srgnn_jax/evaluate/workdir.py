@@ -21,11 +21,11 @@ from srgnn_jax.data.sessions import Examples
 from srgnn_jax.devices import layouts, processes
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import baselines, metrics, results_json
-from srgnn_jax.evaluate.evaluator import Evaluator, restore_best
+from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.evaluate.scorer import target_ranks
 from srgnn_jax.model.layers import Params
-from srgnn_jax.runs.checkpoint import Checkpoints
-from srgnn_jax.runs.progress import Progress, check_same_run
+from srgnn_jax.runs.checkpoint import Checkpoints, restore_best
+from srgnn_jax.runs.progress import Progress
 from srgnn_jax.runs.workdir import make_workdir, seed_folders
 
 log = logging.getLogger(__name__)
@@ -121,9 +121,9 @@ def evaluate_workdir(
         with processes.main_process_first():
             data = config_lib.load_data(config)
         made = config_lib.make_model(config, progress.num_items, model)
-        check_same_run(
+        config_lib.check_same_run(
             progress,
-            Progress.at_start(config, data, made),
+            config_lib.start_of_run(config, data, made),
             config_lib.MAY_DIFFER_IN_EVALUATION,
         )
         params, _ = restore_best(checkpoints, progress, made, devices)

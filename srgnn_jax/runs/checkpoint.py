@@ -2,8 +2,6 @@
 
     <workdir>/checkpoints/<step>   the newest, the one before it, and the best of either
     <workdir>/checkpoints/damaged-<step>   what was found damaged and set aside
-    <workdir>/vocabulary.parquet   the raw item id of every row
-    <workdir>/lock                 held by the process that trains
 
 Each is one Orbax checkpoint of two items: `state`, the arrays (parameters, optimizer
 state, running sums), and `progress`, a JSON object. Orbax writes to a temporary folder
@@ -18,20 +16,22 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import pathlib
-import re
 import shutil
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from srgnn_jax.devices import processes
-from srgnn_jax.errors import UserError
-from srgnn_jax.runs.progress import Progress
+from srgnn_jax.devices.layouts import Devices
+from srgnn_jax.errors import UserError, reason
+from srgnn_jax.model.layers import Params
+from srgnn_jax.model.srgnn import init_params
+from srgnn_jax.runs.progress import Progress, check_same_model, model_name
 from srgnn_jax.runs.workdir import FOLDER
 
 T = TypeVar("T")
@@ -135,7 +135,7 @@ class Checkpoints:
         except FileNotFoundError as error:
             return f"{pathlib.Path(error.filename).relative_to(folder)} is missing"
         except OSError as error:
-            return f"{error.filename} cannot be read ({error.strerror})"
+            return f"{error.filename} cannot be read ({reason(error)})"
         except (ValueError, AttributeError):
             return f"{CHECKSUMS} is not what was saved"
         return ""
@@ -152,7 +152,7 @@ class Checkpoints:
                 return Progress(**restored.progress)
             # There are no checksums of what Orbax writes last, such as the time.
             except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-                damage = _reason(error)
+                damage = reason(error)
         raise UserError(
             f"the checkpoint {self._folder / str(step)} is damaged: {damage}"
         )
@@ -165,9 +165,7 @@ class Checkpoints:
         Raises:
           UserError: there is no such checkpoint, or it is damaged.
         """
-        steps = sorted(self._manager().all_steps(), reverse=True)
-        if step is not None:
-            steps = [step] if step in steps else []
+        steps = [s for s in self._manager().all_steps() if step in (None, s)]
         if not steps:
             raise UserError(
                 f"{self._folder} holds no checkpoint"
@@ -175,7 +173,7 @@ class Checkpoints:
                 + "; train first, or name another --workdir"
             )
         damaged = []
-        for candidate in steps:
+        for candidate in sorted(steps, reverse=True):
             try:
                 progress = self._read_progress(candidate)
             except UserError as error:
@@ -242,19 +240,16 @@ class Checkpoints:
         Orbax would cut an array, or fill it up with zeros. Only the rows of a table may
         differ.
         """
-        asked = wanted["params"] if isinstance(wanted, dict) else wanted.params
+        params = wanted["params"] if isinstance(wanted, dict) else wanted.params
+        asked = _by_name(params)
         folder = self._folder / str(step) / "state"
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-            held = handler.metadata(folder).tree["params"]
-        shapes = [
-            {
-                jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape)
-                for path, x in jax.tree_util.tree_leaves_with_path(tree)
-            }
-            for tree in (held, asked)
-        ]
-        for name in sorted(shapes[0].keys() | shapes[1].keys()):
-            old, new = (shape.get(name) for shape in shapes)
+            held = _by_name(handler.metadata(folder).tree["params"])
+        for name in sorted(held.keys() | asked.keys()):
+            old, new = (
+                tuple(arrays[name].shape) if name in arrays else None
+                for arrays in (held, asked)
+            )
             first = name == "item_embedding"
             if old is None or new is None or old[first:] != new[first:]:
                 raise UserError(
@@ -278,9 +273,33 @@ class Checkpoints:
         # What TensorStore finds wrong with a disk is a ValueError.
         except (OSError, ValueError) as error:
             raise UserError(
-                f"cannot write a checkpoint to {self._folder} ({_reason(error)}); "
+                f"cannot write a checkpoint to {self._folder} ({reason(error)}); "
                 "those before it are kept: mend that, and the same command continues"
             ) from error
+
+
+def restore_best(
+    checkpoints: Checkpoints, progress: Progress, model: nn.Module, devices: Devices
+) -> tuple[Params, int]:
+    """Reads the parameters of the best epoch, or of the last step while there is none.
+
+    Returns:
+      The parameters, laid out for the devices, and their step.
+
+    Raises:
+      UserError: they are another model's, or not finite.
+    """
+    check_same_model(progress.model, model_name(model))
+    shapes = {"params": jax.eval_shape(lambda: init_params(model, 0))}
+    step = progress.best_step or progress.step
+    params = checkpoints.restore(devices.layout(shapes), step)["params"]
+    try:
+        check_finite(params)
+    except ValueError as error:
+        raise UserError(
+            f"the checkpoint of step {step} is of no use: {error}"
+        ) from None
+    return params, step
 
 
 def _digest(path: pathlib.Path) -> str:
@@ -297,12 +316,12 @@ def _set_aside(folder: pathlib.Path) -> None:
     folder.rename(target)
 
 
-def _reason(error: Exception) -> str:
-    """Returns the one line of an error that says what is wrong with the disk."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(code[1])) if code else str(error).strip().splitlines()[0]
+def _by_name(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by their path, such as "gnn/w_in"."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 @jax.jit
@@ -313,7 +332,6 @@ def _finite(tree: Any) -> Any:
 
 def check_finite(params: Any) -> None:
     """Raises ValueError, naming an array of the tree, unless all are finite."""
-    for path, is_finite in jax.tree_util.tree_leaves_with_path(_finite(params)):
+    for name, is_finite in _by_name(_finite(params)).items():
         if not is_finite:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise ValueError(f"the parameter {name} holds NaN or infinity")

@@ -1,14 +1,11 @@
-"""How far a run has come, and whether another may go on from there."""
+"""How far a run has come, and of which model it is."""
 
 import dataclasses
-from collections.abc import Collection
+import math
 from typing import Any
 
 import flax.linen as nn
-from ml_collections import ConfigDict
 
-from srgnn_jax import config as config_lib
-from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.errors import UserError
 
 
@@ -17,6 +14,10 @@ class Progress:
     """How far a run has come; what a checkpoint holds beside the arrays.
 
     Attributes:
+      config: the run's config, as plain values.
+      data: fingerprint of the prepared data.
+      vocabulary: fingerprint of the raw item ids.
+      num_items: rows of the item table, row 0 included.
       step: optimizer steps done.
       epoch: epochs done; steps beyond them belong to the epoch that is under way.
       epoch_loss: sum of the losses of that epoch, up to the last logged step.
@@ -25,11 +26,7 @@ class Progress:
       best_epoch: that epoch, counted from 1.
       best_metrics: what it reached on the split that selects.
       bad_epochs: epochs since then.
-      config: the run's config.
-      data: fingerprint of the prepared data.
-      vocabulary: fingerprint of the raw item ids.
-      num_items: rows of the item table, row 0 included.
-      model: name of the model; see `config.model_name`.
+      model: name of the model; see `model_name`.
     """
 
     config: dict[str, Any]
@@ -46,47 +43,28 @@ class Progress:
     bad_epochs: int = 0
     model: str = "SRGNN"
 
-    @classmethod
-    def at_start(
-        cls, config: ConfigDict, data: Dataset, model: nn.Module
-    ) -> "Progress":
-        """Returns the progress of a run that has yet to take its first step."""
-        return cls(
-            config=config_lib.to_dict(config),
-            data=data.fingerprint,
-            vocabulary=data.vocabulary.fingerprint(),
-            num_items=data.vocabulary.num_items,
-            model=config_lib.model_name(model),
-        )
+    def end_epoch(self, metrics: dict[str, float], select_by: str) -> float:
+        """Counts an epoch as done, and as the best if it is; returns its mean loss.
+
+        Without metrics no split chooses, and each epoch is the best so far.
+        """
+        loss = self.epoch_loss / self.epoch_examples
+        self.epoch_loss = self.epoch_examples = 0.0
+        self.epoch += 1
+        self.bad_epochs += 1
+        best = self.best_metrics.get(select_by, -math.inf)
+        if not metrics or metrics[select_by] > best:
+            self.best_step, self.best_epoch = self.step, self.epoch
+            self.best_metrics, self.bad_epochs = metrics, 0
+        return loss
 
 
-def check_same_run(
-    stored: Progress,
-    now: Progress,
-    may_differ: Collection[str] = config_lib.MAY_DIFFER,
-) -> None:
-    """Raises UserError, naming each difference, if `now` cannot go on from `stored`.
-
-    Args:
-      stored: of the workdir.
-      now: of the run that wants to use it.
-      may_differ: the config's fields that may.
-    """
-    check_same_model(stored.model, now.model)
-    found = config_lib.differences(stored.config, now.config, may_differ)
-    for field, meaning in (
-        ("data", "fingerprint of the prepared data"),
-        ("vocabulary", "fingerprint of the item ids"),
-        ("num_items", "number of item rows"),
-    ):
-        old, new = getattr(stored, field), getattr(now, field)
-        if old != new:
-            found.append(f"{meaning}: {old} -> {new}")
-    if found:
-        raise UserError(
-            "the workdir holds another run; choose another --workdir, or undo: "
-            + "; ".join(found)
-        )
+def model_name(model: nn.Module) -> str:
+    """Names a model by its classes: "SRGNN", or "SRGNN(gnn=MyLayer)" for example."""
+    given = {name: getattr(model, name, None) for name in ("gnn", "pooling")}
+    layers = [f"{k}={type(v).__name__}" for k, v in given.items() if v is not None]
+    name = type(model).__name__
+    return f"{name}({', '.join(layers)})" if layers else name
 
 
 def check_same_model(stored: str, name: str) -> None:

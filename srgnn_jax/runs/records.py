@@ -5,11 +5,10 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import IO
 
 import tensorboardX
 
-from srgnn_jax.errors import UserError
+from srgnn_jax.errors import UserError, reason
 
 
 class MetricsWriter:
@@ -37,49 +36,19 @@ class MetricsWriter:
         self._enabled = enabled
         if not enabled:
             return
-        self._path = workdir / "metrics.jsonl"
-        self._seen: set[tuple[int | float, frozenset[str]]] = set()
+        path = workdir / "metrics.jsonl"
         try:
-            self._drop_after(math.inf if last_step is None else last_step)
+            self._seen = _drop_after(path, math.inf if last_step is None else last_step)
             # Line by line, for those who watch the file.
-            self._file: IO[str] = self._path.open("a", buffering=1, encoding="utf-8")
+            self._file = path.open("a", buffering=1, encoding="utf-8")
             self._board = tensorboardX.SummaryWriter(
                 str(workdir / "tensorboard"),
                 purge_step=None if last_step is None else last_step + 1,
             )
         except OSError as error:
             raise UserError(
-                f"cannot write {error.filename or self._path} ({error.strerror})"
+                f"cannot write {error.filename or path} ({reason(error)})"
             ) from error
-
-    def _drop_after(self, last_step: int | float) -> None:
-        """Reads what is recorded, and leaves in the file what stands.
-
-        A run that was killed may have left half a line at the end.
-        """
-        if not self._path.exists():
-            return
-        lines = self._path.read_bytes().splitlines(keepends=True)
-        kept = []
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                record = json.loads(line)
-                key = _key(record)
-                stands = record["step"] <= last_step
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"{self._path}, line {number}: {line[:80]!r} is not a record of a "
-                    "run; mend or remove it"
-                ) from error
-            if stands:
-                self._seen.add(key)
-                kept.append(line)
-        if kept != lines:
-            shorter = self._path.with_name("metrics.jsonl.new")
-            shorter.write_bytes(b"".join(kept))
-            shorter.replace(self._path)
 
     def write(self, step: int, metrics: Mapping[str, int | float]) -> None:
         """Records metrics of one step, unless the very same ones are there already."""
@@ -93,21 +62,43 @@ class MetricsWriter:
 
     def flush(self) -> None:
         """Brings all that was written to disk, before a checkpoint relies on it."""
-        if not self._enabled:
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._board.flush()
+        if self._enabled:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._board.flush()
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        if not self._enabled:
-            return
+        if self._enabled:
+            with self._file, self._board:
+                self.flush()
+
+
+def _drop_after(path: pathlib.Path, last_step: int | float) -> set[tuple]:
+    """Leaves in a file what stands; returns the keys of that.
+
+    A run that was killed may have left half a line at the end.
+    """
+    seen, kept = set(), []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            break
         try:
-            self.flush()
-        finally:
-            self._file.close()
-            self._board.close()
+            record = json.loads(line)
+            if record["step"] <= last_step:
+                seen.add(_key(record))
+                kept.append(line)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}, line {number}: {line[:80]!r} is not a record of a run; mend "
+                "or remove it"
+            ) from error
+    if kept != lines:
+        shorter = path.with_name(path.name + ".new")
+        shorter.write_bytes(b"".join(kept))
+        shorter.replace(path)
+    return seen
 
 
 def _key(record: Mapping[str, int | float]) -> tuple[int | float, frozenset[str]]:

@@ -33,6 +33,7 @@ from srgnn_jax.devices import tiers
 from srgnn_jax.errors import UserError, reason
 from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.layers import Params
+from srgnn_jax.runs.progress import model_name
 from srgnn_jax.serve import exported
 from srgnn_jax.serve.recommend import Recommender, load
 
@@ -77,8 +78,7 @@ def export_workdir(
     # Whatever a layer that was handed in does that StableHLO or any length cannot.
     except Exception as error:
         raise UserError(
-            f"the model {config_lib.model_name(made)} cannot be exported: "
-            f"{reason(error)}"
+            f"the model {model_name(made)} cannot be exported: {reason(error)}"
         ) from error
     manifest = {
         "k": k,

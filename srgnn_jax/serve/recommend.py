@@ -13,7 +13,6 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import logging
 import os
 import pathlib
 from collections.abc import Iterable
@@ -30,13 +29,13 @@ from srgnn_jax import config as config_lib
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.devices import layouts, tiers
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate.evaluator import restore_best
 from srgnn_jax.model import graph
 from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.item_table import ItemTable
 from srgnn_jax.model.layers import Params, normalise
-from srgnn_jax.runs.checkpoint import Checkpoints, check_finite
+from srgnn_jax.runs.checkpoint import Checkpoints, check_finite, restore_best
 from srgnn_jax.runs.progress import Progress
+from srgnn_jax.runs.workdir import load_vocabulary
 from srgnn_jax.serve import exported
 from srgnn_jax.serve.exported import BATCH_SIZES, RawSession, Recommendation
 
@@ -44,8 +43,6 @@ from srgnn_jax.serve.exported import BATCH_SIZES, RawSession, Recommendation
 MAX_LENGTH = 256
 # Scores that are held at a time: beyond, they fall out of the caches.
 MAX_SCORES = 2**22
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,16 +289,7 @@ def load(
         made = config_lib.make_model(config, progress.num_items, model)
         devices = layouts.find_devices("jit")
         params, step = restore_best(checkpoints, progress, made, devices)
-    path = folder / "vocabulary.parquet"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: it holds the raw id of each item row")
-    vocabulary = Vocabulary.load(path)
-    if vocabulary.fingerprint() != progress.vocabulary:
-        raise UserError(f"{path} belongs to another run than the checkpoints beside it")
-    if vocabulary.clicks is None:
-        log.warning(
-            "%s holds no clicks of training: fallbacks are items in their order", path
-        )
+    vocabulary = load_vocabulary(folder, progress.vocabulary)
     recommender = Recommender(
         made,
         params,

@@ -39,10 +39,7 @@ def deferred() -> Iterator[Callable[[], int]]:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
 
-    before = {
-        number: signal.signal(number, note)
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    before = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: received
     finally:

@@ -1,12 +1,8 @@
-"""Training: epochs of steps, each followed by an evaluation and a checkpoint.
-
-Axes: B batch, C clicks.
-"""
+"""Training: epochs of steps, each followed by an evaluation and a checkpoint."""
 
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 import time
@@ -28,10 +24,16 @@ from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
 from srgnn_jax.evaluate.workdir import evaluate_best, make_evaluator, report_seeds
 from srgnn_jax.model.losses import Loss
-from srgnn_jax.runs.checkpoint import Checkpoints, check_finite
-from srgnn_jax.runs.progress import Progress, check_same_run
+from srgnn_jax.runs.checkpoint import Checkpoints, check_finite, restore_best
+from srgnn_jax.runs.progress import Progress
 from srgnn_jax.runs.records import MetricsWriter
-from srgnn_jax.runs.workdir import is_single_run, make_workdir, only_run, seed_folders
+from srgnn_jax.runs.workdir import (
+    check_kind,
+    make_workdir,
+    only_run,
+    save_counts,
+    save_vocabulary,
+)
 from srgnn_jax.train import interrupt
 from srgnn_jax.train.optimizer import adam_with_l2
 from srgnn_jax.train.step import TrainState, init_state, train_step
@@ -64,111 +66,81 @@ def train_and_evaluate(
     config_lib.validate(config)
     loss = config_lib.find_loss(config, losses)
     if config.runs > 1 and config.epochs:
-        return _train_several(config, workdir, command, model, losses)
+        return _train_several(
+            config,
+            make_workdir(workdir),
+            functools.partial(
+                train_and_evaluate, command=command, model=model, losses=losses
+            ),
+        )
     devices = config_lib.find_devices(config)
     with processes.main_process_first():
         data = config_lib.load_data(config)
     splits = config_lib.make_splits(config, data)
-    counts = {**data.counts, **splits.counts}
-    processes.say(counts_table(counts, data.published))
+    processes.say(counts_table({**data.counts, **splits.counts}, data.published))
+    made = config_lib.make_model(config, data.vocabulary.num_items, model)
+    task = _Task(config, data, splits, devices, made, loss)
     folder = make_workdir(workdir)
-    try:
-        with (
-            only_run(folder)
-            if processes.is_main_process()
-            else contextlib.nullcontext()
-        ):
-            made = config_lib.make_model(config, data.vocabulary.num_items, model)
-            return _train_in(
-                folder, config, devices, data, splits, counts, command, made, loss
-            )
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or folder}: {error.strerror}; checkpoints are kept: mend "
-            "that, and the same command continues"
-        ) from error
+    check_kind(folder, several=False)
+    with only_run(folder), contextlib.closing(Checkpoints(folder)) as checkpoints:
+        return _train_in(folder, checkpoints, task, command)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """What a run works on: all that is made from a config."""
+
+    config: ConfigDict
+    data: Dataset
+    splits: config_lib.Splits
+    devices: layouts.Devices
+    model: nn.Module
+    loss: Loss
 
 
 def _train_in(
-    folder: pathlib.Path,
-    config: ConfigDict,
-    devices: layouts.Devices,
-    data: Dataset,
-    splits: config_lib.Splits,
-    counts: dict[str, Any],
-    command: str,
-    model: nn.Module,
-    loss: Loss,
+    folder: pathlib.Path, checkpoints: Checkpoints, task: _Task, command: str
 ) -> TrainState | None:
     """Trains in a workdir that no other run uses."""
-    if seed_folders(folder):
-        raise UserError(
-            f"{folder} holds the runs of several seeds; set config.runs, or choose "
-            "another --workdir"
-        )
-    with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        start, stored = Progress.at_start(config, data, model), None
-        if checkpoints.latest_step() is not None:
-            # Before anything is written into what may be another run's workdir.
-            stored = checkpoints.progress()
-            check_same_run(stored, start)
-        if processes.is_main_process():
-            (folder / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
-        if config.epochs == 0:
-            return None
-        checkpoints.continue_from(stored.step if stored else None)
-        if processes.is_main_process():
-            vocabulary = data.vocabulary.with_clicks(splits.train_sessions.items)
-            vocabulary.save(folder / "vocabulary.parquet")
-        last_step = stored.step if stored else 0
-        record = functools.partial(
-            results_json.record, folder, config, data, splits, command
-        )
-        with (
-            contextlib.closing(
-                MetricsWriter(folder, processes.is_main_process(), last_step)
-            ) as writer,
-            interrupt.deferred() as signal,
-            processes.together(),
-        ):
-            run = _Run(
-                config,
-                model,
-                loss,
-                devices,
-                splits,
-                checkpoints,
-                start,
-                stored,
-                writer,
-                record,
-                signal,
-            )
-            return run.run()
+    config, data, splits = task.config, task.data, task.splits
+    is_main = processes.is_main_process()
+    progress = config_lib.start_of_run(config, data, task.model)
+    resumes = checkpoints.latest_step() is not None
+    if resumes:
+        # Before anything is written into what may be another run's workdir.
+        stored = checkpoints.progress()
+        config_lib.check_same_run(stored, progress)
+        progress = dataclasses.replace(stored, config=progress.config)
+    if is_main:
+        save_counts(folder, {**data.counts, **splits.counts})
+    if config.epochs == 0:
+        return None
+    checkpoints.continue_from(progress.step if resumes else None)
+    if is_main:
+        clicks = splits.train_sessions.items
+        save_vocabulary(folder, data.vocabulary.with_clicks(clicks))
+    writer = MetricsWriter(folder, is_main, progress.step)
+    with contextlib.closing(writer), processes.together():
+        run = _Run(task, checkpoints, writer, progress)
+        if resumes:
+            run.restore()
+        results = run.run()
+        if is_main:
+            results_json.record(folder, config, data, splits, command, results)
+        return run.state
 
 
 def _train_several(
-    config: ConfigDict,
-    workdir: str,
-    command: str,
-    model: config_lib.MakeModel | None,
-    losses: Mapping[str, Loss] | None,
+    config: ConfigDict, folder: pathlib.Path, train: Callable[..., TrainState | None]
 ) -> TrainState | None:
     """Trains `config.runs` seeds one after another, and joins their results."""
-    folder = make_workdir(workdir)
-    if is_single_run(folder):
-        raise UserError(
-            f"{folder} holds a single run; several need another --workdir, in which "
-            "each has a folder of its own"
-        )
+    check_kind(folder, several=True)
     state = None
     seeds = [config.seed + n for n in range(config.runs)]
     for seed in seeds:
         processes.say(f"\nseed {seed}, of {seeds[0]} to {seeds[-1]}")
         one = config_lib.with_seed(config, seed)
-        state = train_and_evaluate(
-            one, str(folder / f"seed_{seed}"), command, model, losses
-        )
+        state = train(one, str(folder / f"seed_{seed}"))
     report_seeds(folder, seeds)
     return state
 
@@ -178,66 +150,49 @@ class _Run:
 
     def __init__(
         self,
-        config: ConfigDict,
-        model: nn.Module,
-        loss: Loss,
-        devices: layouts.Devices,
-        splits: config_lib.Splits,
+        task: _Task,
         checkpoints: Checkpoints,
-        start: Progress,
-        stored: Progress | None,
         writer: MetricsWriter,
-        record: Callable[[results_json.Results], None],
-        signal: Callable[[], int],
+        progress: Progress,
     ):
-        self.config = config
-        self.splits = splits
-        self.checkpoints = checkpoints
-        self.writer = writer
-        self.record = record
-        self.signal = signal
+        config, devices, self.model = task.config, task.devices, task.model
+        self.config, self.devices, self.splits = config, devices, task.splits
+        self.checkpoints, self.writer, self.progress = checkpoints, writer, progress
+        self.received: Callable[[], int] = lambda: 0
         self.looked_for_signals = 0
         self.saved_at = time.monotonic()
-        self.finite_step = start.step
+        self.finite_step = progress.step
         self.steps_per_epoch = batches.steps_per_epoch(
-            len(splits.train), config.batch_size
+            len(self.splits.train), config.batch_size
         )
-        self.devices = devices
-        self.with_clicks = devices.hold_clicks(splits.train.items)
+        self.with_clicks = devices.hold_clicks(self.splits.train.items)
+        self.steps_per_call = devices.steps_per_call
+        if len(self.splits.train.items) > devices.max_clicks:
+            self.steps_per_call = 1  # Each batch brings its own clicks.
         self.schedule = config_lib.make_schedule(config, self.steps_per_epoch)
         optimizer = adam_with_l2(self.schedule, config.l2)
-        self.steps_per_call = devices.steps_per_call
-        if len(splits.train.items) > devices.max_clicks:
-            self.steps_per_call = 1  # Each batch brings its own clicks.
-        self.train_step = self.devices.compile(
-            functools.partial(
-                train_step,
-                model=model,
-                optimizer=optimizer,
-                seed=config.seed,
-                loss=loss,
-                score_padding=config.score_padding,
-                **devices.step_options,
-            ),
-            updates_state=True,
+        step = functools.partial(
+            train_step,
+            model=self.model,
+            optimizer=optimizer,
+            seed=config.seed,
+            loss=task.loss,
+            score_padding=config.score_padding,
+            **devices.step_options,
         )
+        self.train_step = devices.compile(step, updates_state=True)
         self.evaluate = {
-            split: make_evaluator(config, model, examples, devices, self.heed_signals)
-            for split, examples in splits.evaluated.items()
+            split: make_evaluator(config, task.model, those, devices, self.heed_signals)
+            for split, those in self.splits.evaluated.items()
         }
-        self.state = devices.make(lambda: init_state(model, optimizer, config.seed))
-        self.progress = start
-        if stored is not None:
-            self.resume(stored)
+        state = functools.partial(init_state, task.model, optimizer, config.seed)
+        self.state = devices.make(state)
 
-    def resume(self, stored: Progress) -> None:
+    def restore(self) -> None:
         """Takes up the run where its newest checkpoint was saved."""
-        self.state = self.checkpoints.restore(
-            layouts.layout_of(self.state), stored.step
-        )
-        self.progress = dataclasses.replace(stored, config=self.progress.config)
-        self.finite_step = stored.step
-        where = f"step {stored.step}, epoch {stored.epoch}"
+        step, epoch = self.progress.step, self.progress.epoch
+        self.state = self.checkpoints.restore(layouts.layout_of(self.state), step)
+        where = f"step {step}, epoch {epoch}"
         if self.is_complete():
             processes.say(f"the run is complete: {where}")
         else:
@@ -268,34 +223,30 @@ class _Run:
         self.checkpoints.save(self.state, self.progress)
         self.saved_at = time.monotonic()
 
+    def may_ask_others(self, count: int) -> bool:
+        """Whether several processes are to agree now, for which the devices wait."""
+        return not processes.are_several() or count % self.config.log_every_steps == 0
+
     def heed_signals(self) -> None:
         """Raises Stopped if this process, or another one of the run, got a signal.
 
-        To be called after each batch. Several processes ask each other only as often as
-        they log, as the devices must wait for that.
+        To be called after each batch.
         """
         self.looked_for_signals += 1
-        if self.looked_for_signals % self.config.log_every_steps == 0 or (
-            not processes.are_several()
-        ):
-            number = int(max(processes.from_all(self.signal())))
+        if self.may_ask_others(self.looked_for_signals):
+            number = int(max(processes.from_all(self.received())))
             if number:
                 raise interrupt.Stopped(number)
 
     def is_time_to_save(self) -> bool:
         """Whether a checkpoint is due, by the step or by the main process's clock."""
         config, step = self.config, self.progress.step
-        every, seconds = (
-            config.checkpoint_every_steps,
-            60 * config.checkpoint_every_minutes,
-        )
-        due = bool(every and step % every == 0)
-        if seconds and (
-            step % config.log_every_steps == 0 or not processes.are_several()
-        ):
-            over = time.monotonic() - self.saved_at >= seconds
-            due |= bool(processes.from_all(over)[0])
-        return due
+        if config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0:
+            return True
+        seconds = 60 * config.checkpoint_every_minutes
+        if not (seconds and self.may_ask_others(step)):
+            return False
+        return bool(processes.from_all(time.monotonic() - self.saved_at >= seconds)[0])
 
     def check_finite(self) -> None:
         """Raises UserError once the loss has turned NaN or infinite.
@@ -322,52 +273,45 @@ class _Run:
         Returns:
           Examples per second.
         """
-        config, progress = self.config, self.progress
+        config, progress, train = self.config, self.progress, self.splits.train
         first = progress.step - progress.epoch * self.steps_per_epoch
-        start = time.perf_counter()
-        done = first * config.batch_size
-        bar = tqdm(
-            total=len(self.splits.train),
+        begin = done = first * config.batch_size
+        devices = self.devices
+        cut = devices.shards, devices.max_positions, devices.tiering
+        for batch in batches.sample_batches(train, config.batch_size, *cut):
+            self.train_step.prepare(self.state, *self.in_one_call([batch]))
+        of_epoch = batches.train_batches(
+            train, config.batch_size, config.seed, progress.epoch, first, *cut
+        )
+        start = logged_at = time.perf_counter()
+        logged = done
+        with tqdm(
+            total=len(train),
             initial=done,
             desc=f"epoch {progress.epoch + 1}/{config.epochs}",
             unit=" examples",
             disable=None if config.progress and processes.is_main_process() else True,
             leave=False,
-        )
-        logged = time.perf_counter(), done
-        devices = self.devices
-        cut = devices.shards, devices.max_positions, devices.tiering
-        for batch in batches.sample_batches(self.splits.train, config.batch_size, *cut):
-            self.train_step.prepare(self.state, *self.in_one_call([batch]))
-        of_epoch = batches.train_batches(
-            self.splits.train,
-            config.batch_size,
-            config.seed,
-            progress.epoch,
-            first,
-            *cut,
-        )
-        with bar:
+        ) as bar:
             for several in batches.in_calls(of_epoch, self.steps_of_next_call):
                 self.state = self.train_step(self.state, *self.in_one_call(several))
                 progress.step += len(several)
-                step = progress.step
                 examples = sum(batch.examples for batch in several)
                 done += examples
                 bar.update(examples)
+                step = progress.step
                 if step % config.log_every_steps == 0:
-                    loss = self.take_loss()
-                    now = time.perf_counter()
+                    loss, now = self.take_loss(), time.perf_counter()
+                    rate = (done - logged) / (now - logged_at)
                     self.writer.write(
                         step,
                         {
                             "train/loss": loss,
                             "train/learning_rate": float(self.schedule(step - 1)),
-                            "train/examples_per_second": (done - logged[1])
-                            / (now - logged[0]),
+                            "train/examples_per_second": rate,
                         },
                     )
-                    logged = now, done
+                    logged, logged_at = done, now
                     bar.set_postfix(loss=f"{loss:.4f}")
                 if step == config.max_steps:
                     break
@@ -375,8 +319,7 @@ class _Run:
                     self.save()
                 self.heed_signals()
         jax.block_until_ready(self.state)
-        seconds = time.perf_counter() - start
-        return (done - first * config.batch_size) / seconds
+        return (done - begin) / (time.perf_counter() - start)
 
     def steps_of_next_call(self) -> int:
         """Returns how many steps may be taken until something else is to be done."""
@@ -398,32 +341,23 @@ class _Run:
         """Moves the running sums into the epoch's; returns their mean."""
         self.check_finite()
         loss, examples = float(self.state.loss), float(self.state.examples)
-        progress = self.progress
         self.state = self.state._replace(
             loss=self.devices.put(np.zeros((), self.state.loss.dtype)),
             examples=self.devices.put(np.zeros((), self.state.examples.dtype)),
         )
-        progress.epoch_loss += loss
-        progress.epoch_examples += examples
+        self.progress.epoch_loss += loss
+        self.progress.epoch_examples += examples
         return loss / examples
 
     def end_epoch(self, examples_per_second: float) -> None:
-        """Evaluates, compares with the best epoch so far, records and saves.
-
-        Where no split chooses, nothing is evaluated, and each epoch is the best so far.
-        """
-        config, progress = self.config, self.progress
+        """Evaluates where a split chooses, records and saves."""
+        config, progress, split = self.config, self.progress, self.config.select_on
         if float(self.state.examples):
             self.take_loss()
-        split = config.select_on
-        chooses = split != "last"
         # Until it has come to its end, a checkpoint is of an epoch yet to be evaluated.
-        found = self.evaluate[split](self.state.params) if chooses else {}
-        metrics = dict(found)
-        metrics.pop("examples_per_second", None)
-        progress.epoch += 1
-        loss = progress.epoch_loss / progress.epoch_examples
-        progress.epoch_loss = progress.epoch_examples = 0.0
+        found = {} if split == "last" else self.evaluate[split](self.state.params)
+        metrics = {k: v for k, v in found.items() if k != "examples_per_second"}
+        loss = progress.end_epoch(metrics, config.select_by)
         self.writer.write(
             progress.step,
             {
@@ -433,14 +367,8 @@ class _Run:
                 **{f"{split}/{name}": value for name, value in found.items()},
             },
         )
-        best = progress.best_metrics.get(config.select_by, -math.inf)
-        progress.bad_epochs += 1
-        if not chooses or metrics[config.select_by] > best:
-            progress.best_step, progress.best_epoch = progress.step, progress.epoch
-            progress.best_metrics = metrics
-            progress.bad_epochs = 0
         said = f"epoch {progress.epoch}: loss {loss:.4f}"
-        if chooses:
+        if metrics:
             shown = (f"recall@{max(config.ks)}", config.select_by)
             said += f", {split} " + ", ".join(
                 f"{name} {100 * metrics[name]:.2f}" for name in shown
@@ -449,38 +377,38 @@ class _Run:
         processes.say(f"{said} ({examples_per_second:,.0f} ex/s)")
         self.save()
 
-    def run(self) -> TrainState:
-        """Trains until complete, then reports the best epoch."""
-        try:
-            while not self.is_complete():
-                examples_per_second = self.train_epoch()
-                if self.is_to_evaluate():
-                    self.end_epoch(examples_per_second)
-                else:
+    def run(self) -> results_json.Results:
+        """Trains until complete, then evaluates the best epoch on test."""
+        with interrupt.deferred() as self.received:
+            try:
+                while not self.is_complete():
+                    examples_per_second = self.train_epoch()
+                    if self.is_to_evaluate():
+                        self.end_epoch(examples_per_second)
+                    else:
+                        self.save()
+                return self.report()
+            except interrupt.Stopped as stopped:
+                step = self.progress.step
+                if self.checkpoints.latest_step() != step:
                     self.save()
-            self.report()
-        except interrupt.Stopped as stopped:
-            step = self.progress.step
-            if self.checkpoints.latest_step() != step:
-                self.save()
-            self.checkpoints.close()
-            raise interrupt.Stopped(
-                stopped.number, f"saved at step {step}; the same command continues"
-            ) from None
-        return self.state
+                self.checkpoints.close()
+                raise interrupt.Stopped(
+                    stopped.number, f"saved at step {step}; the same command continues"
+                ) from None
 
-    def report(self) -> None:
-        """Evaluates the best epoch on test; prints the table and records the results.
+    def report(self) -> results_json.Results:
+        """Evaluates the best epoch on test, prints the table, records the metrics.
 
         Where test chose the epoch, metrics.jsonl holds its metrics already.
         """
         config, progress = self.config, self.progress
         params = self.state.params
         if progress.best_step not in (0, progress.step):
-            wanted = {"params": layouts.layout_of(params)}
-            restored = self.checkpoints.restore(wanted, progress.best_step)
-            params = restored["params"]
-        test, run = evaluate_best(
+            params, _ = restore_best(
+                self.checkpoints, progress, self.model, self.devices
+            )
+        test, results = evaluate_best(
             config, progress, self.splits, self.evaluate["test"], params
         )
         if config.select_on != "test" or not progress.best_step:
@@ -488,5 +416,4 @@ class _Run:
                 progress.best_step or progress.step,
                 {f"test/{name}": value for name, value in test.items()},
             )
-        if processes.is_main_process():
-            self.record(run)
+        return results
