@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "srgnn_jax"
 LAYERS = [
     ["configs", "errors", "tables", "train.interrupt"],
     ["data", "model", "evaluate.metrics", "train.optimizer"],
-    ["plan", "evaluate.breakdown", "evaluate.published", "evaluate.scorer"],
+    ["evaluate.breakdown", "evaluate.published", "evaluate.scorer"],
     ["evaluate.session_knn", "evaluate.baselines"],
     ["devices"],
     ["config"],
@@ -22,6 +22,7 @@ LAYERS = [
     ["serve"],
     ["convert"],
     ["evaluate.plots"],
+    ["plan"],
     ["main"],
 ]
 LAYER = {name: n for n, names in enumerate(LAYERS) for name in names}

@@ -32,6 +32,15 @@ from srgnn_jax.runs.progress import Progress, check_same_model
 MIN_ROWS, MAX_ROWS = 64, 512
 
 
+def rows_at_a_time(max_scores: int, num_items: int) -> int:
+    """Returns how many sessions are ranked at a time.
+
+    Few go over the whole table faster than many over blocks of it, unless they become
+    too few to be worth the reading of the table.
+    """
+    return min(max(MIN_ROWS, max_scores // num_items), MAX_ROWS)
+
+
 class Evaluator:
     """Evaluates parameters on one split, as often as asked, with one compiled step.
 
@@ -61,10 +70,7 @@ class Evaluator:
         self._devices = devices
         self._progress = progress
         self._after_batch = after_batch or (lambda: None)
-        # Fewer rows at a time go over the whole table faster than many over blocks of
-        # it, unless they become too few to be worth the reading of the table.
-        rows = devices.max_scores // model.num_items
-        self.max_rows = min(max(MIN_ROWS, rows), MAX_ROWS)
+        self.max_rows = rows_at_a_time(devices.max_scores, model.num_items)
         self._with_clicks = devices.hold_clicks(examples.items)
         self._rank_step = self._compile(rank_step)
 
