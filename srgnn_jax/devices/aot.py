@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -158,7 +159,11 @@ def compile_step(
     placed = state, on(clicks, whole), on(batch, by_part)
     # Without the GPU no kernels can be tried out on it.
     options = {"xla_gpu_autotune_level": 0} if topology[0].platform == "gpu" else None
-    return devices.lower(step, placed, updates_state).compile(compiler_options=options)
+    lowered = devices.lower(step, placed, updates_state)
+    with warnings.catch_warnings():
+        # What is not for this machine cannot be loaded from JAX's cache.
+        warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
+        return lowered.compile(compiler_options=options)
 
 
 def read_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
