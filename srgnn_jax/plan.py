@@ -110,7 +110,7 @@ def plan(
     training = asked.step == "train"
     found: dict[str, Any] = {"mesh": list(mesh), "fits": False} | dict.fromkeys(FIELDS)
     if memory and state > memory:
-        return {**found, "bytes_arguments": state, "refused": "the state alone is"}
+        return {**found, "bytes_arguments": state, "refused": "its state alone"}
     try:
         compiled = aot.compile_step(devices, topology, step, arguments, training)
     except jax.errors.JaxRuntimeError as error:

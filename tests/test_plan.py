@@ -203,7 +203,7 @@ def test_the_smallest_mesh_that_fits_comes_first(capsys):
     assert [one["mesh"] for one in found] == [[1, 2], [1, 1]]
     assert [one["fits"] for one in found] == [True, False]
     printed = run(capsys, *arguments, "--device_memory=1MB", "--devices=1")
-    assert "too much: the state alone is" in printed
+    assert "too much: its state alone" in printed
 
 
 @pytest.mark.parametrize("step", ["evaluate", "recommend"])
