@@ -282,9 +282,7 @@ def measure_original(sizes) -> list[dict]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = original.initial_model(sizes.items, 100, 0).to(device)
     optimizer = original.adam(model)
-    training = Training(
-        examples, sizes.items, 100, 100, None, layouts.suits().steps_per_call
-    )
+    training = Training(examples, sizes.items, 100, 100, None, sizes.together)
     theirs, ours = [], []
     for turn in range(4):
         order = original.shuffled(sizes.padded, 100, sizes.original_steps, 0, turn)

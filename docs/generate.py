@@ -45,7 +45,10 @@ API = {
     "item_map session_graph",
     "evaluate.results_json": "read read_lines",
     "results": "find document",
-    "plan": "Plan plan smallest",
+    "plan": "plan plan_all",
+    "devices.aot": "find_sizes device_memory find_topology find_devices compile_step "
+    "read_memory",
+    "devices.compiled_text": "read_operations",
     "errors": "UserError",
 }
 

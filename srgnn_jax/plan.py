@@ -1,150 +1,185 @@
-"""Plans the memory of a training step, before any device is there.
+"""Plans steps on devices that are not there: their memory, cycles and operations.
 
     python -m srgnn_jax.plan --items=100_000_000 --embedding_size=64 \\
-        --batch_size=4096 --device_memory=16GB --devices=64
+        --batch_size=4096 --target=v5e
 
-Prints what one device holds, and what it sends in a step, for the smallest mesh
-(data, items) that fits, and for each mesh of `--devices` devices, or of `--mesh_shape`.
-The figures are computed: within a tenth of XLA's memory analysis of the compiled step,
-with which a test compares them.
+The step is compiled for the target by its own compiler, for each mesh (data, items): of
+a target without a size, `--devices` or `--mesh_shape`, the smallest that fits. Lengths
+of prefixes are drawn from a geometric distribution. Nothing is run.
 """
 
 import argparse
-import dataclasses
+import functools
+import json
+import math
+import pathlib
 import re
 import sys
 from typing import Any
 
+import jax
 import numpy as np
 
 from srgnn_jax import tables
-from srgnn_jax.data.batches import choose_layout, num_positions
+from srgnn_jax.data import batches
+from srgnn_jax.data.sessions import Examples
+from srgnn_jax.devices import aot, layouts
+from srgnn_jax.devices.compiled_text import GROUPS, OTHER_GROUPS, read_operations
 from srgnn_jax.errors import UserError, nearest
+from srgnn_jax.evaluate.evaluator import rank_step, rows_at_a_time
+from srgnn_jax.model.layers import COMPUTE_DTYPES
+from srgnn_jax.model.srgnn import SRGNN, init_params
+from srgnn_jax.serve.recommend import recommend_step
+from srgnn_jax.train.optimizer import adam_with_l2
+from srgnn_jax.train.step import init_state, train_step
 
-FLOAT = 4
-# Arrays [positions, D] that the gated network's gradient holds at a time, and arrays
-# [rows of a block, D] that the softmax's gradient does; read off XLA's buffers.
-POSITION_ARRAYS = 12
-BLOCK_ARRAYS = 3
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+# What a plan has whether it is compiled or not.
+FIELDS = tuple(f"bytes_{size}" for size in ("arguments", "temporaries", "total"))
+FIELDS += ("bytes_saving", "estimated_cycles", "operations")
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Bytes on one device, and bytes that it sends in a step.
+def plan_all(asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """Plans what the arguments of the command ask for, what fits first.
 
-    Attributes:
-      mesh: (data, items).
-      parameters: the device's rows of the item table, and the network.
-      moments: Adam's two.
-      gradient: of the parameters, once more where it is summed over devices or parts;
-        with `normalize` also the normalised table, and the gradient of that.
-      activations: what else a step holds at a time.
-      communicated: what is sent in a step.
+    Returns:
+      What `plan` does, of each mesh.
     """
-
-    mesh: tuple[int, int]
-    parameters: int
-    moments: int
-    gradient: int
-    activations: int
-    communicated: int
-
-    @property
-    def total(self) -> int:
-        """All that is held at a time."""
-        return self.parameters + self.moments + self.gradient + self.activations
+    kind, sizes = aot.find_sizes(asked.target)
+    given, mesh = asked.device_memory, asked.mesh_shape
+    memory = parse_bytes(given) if given else aot.device_memory(kind)
+    devices = math.prod(mesh) if mesh else asked.devices
+    if asked.step == "recommend":
+        if devices not in (None, 1):
+            raise UserError("--step=recommend runs on one device alone")
+        mesh, devices = (1, 1), min(sizes)
+    if len(sizes) == 1:
+        devices = devices or min(sizes)
+    if devices and devices not in sizes:
+        counts = ", ".join(map(str, sizes))
+        raise UserError(f"{asked.target} has {counts} devices, and not {devices}")
+    if not devices:
+        plans: list[dict[str, Any]] = []
+        for devices, size in sizes.items():
+            found = plan(aot.find_topology(kind, size), (1, devices), memory, asked)
+            plans.insert(0, found)
+            if found["fits"]:
+                return plans
+        raise UserError(f"no {kind} fits: {devices} devices of it hold too little")
+    topology = aot.find_topology(kind, sizes[devices])
+    if mesh == (1, 1):
+        topology = topology[:1]
+    parts = [n for n in range(1, devices + 1) if devices % n == 0]
+    meshes = [mesh] if mesh else [(devices // n, n) for n in parts]
+    plans = [plan(topology, tuple(mesh), memory, asked) for mesh in meshes]
+    return sorted(plans, key=lambda p: (not p["fits"], p["bytes_total"] or math.inf))
 
 
 def plan(
-    items: int,
-    embedding_size: int,
-    batch_size: int,
+    topology: list[jax.Device],
     mesh: tuple[int, int],
-    mean_length: float = 4.0,
-    max_length: int = 70,
-    max_scores: int = 2**23,
-    max_positions: int = 2**30,
-    normalize: bool = False,
-) -> Plan:
-    """Computes the memory of a training step.
+    memory: int | None,
+    asked: argparse.Namespace,
+) -> dict[str, Any]:
+    """Compiles a step for a mesh.
 
     Args:
-      items: V, the padding row included.
-      embedding_size: D.
-      batch_size: sessions in a batch, over all devices.
+      topology: see `aot.find_topology`.
       mesh: (data, items).
-      mean_length: clicks of a prefix, on average; their lengths are taken as geometric.
-      max_length: clicks of the longest.
-      max_scores: see configs/default.py.
-      max_positions: see configs/default.py.
-      normalize: see configs/default.py.
+      memory: bytes of a device; None: not known.
+      asked: the arguments of the command.
+
+    Returns:
+      `mesh`; whether it `fits`; of what is compiled the fields of `aot.read_memory` and
+      `read_operations`; `bytes_saving`, what training holds while a checkpoint is
+      written: the steps go on beside a copy of the state; where the compiler refuses,
+      its words as `refused`.
     """
-    data, shards = mesh
-    d = embedding_size
-    lengths = np.random.default_rng(0).geometric(1 / mean_length, 100_000)
-    layout, parts = choose_layout(
-        np.minimum(lengths, max_length), batch_size, data, max_positions
+    devices = aot.find_devices(
+        topology,
+        mesh,
+        asked.embedding_size,
+        max_scores=asked.max_scores,
+        max_positions=asked.max_positions,
     )
-    sessions = sum(rows for rows, _ in layout)
-    positions = num_positions(layout)
-    held = -(-items // shards)
-    parameters = FLOAT * (held * d + 15 * d * d + 12 * d)
-    blocks = -(-held * sessions // max_scores)
-    block = -(-held // blocks)
-    softmax = FLOAT * block * sessions * (2 if blocks == 1 else 1)
-    if blocks > 1:
-        softmax += FLOAT * BLOCK_ARRAYS * block * d
-    activations = softmax + FLOAT * POSITION_ARRAYS * positions * d
-    gradient = parameters
-    if parts > data:
-        gradient *= 2
-    # What comes when the activations are gone, in their room: the table's gradient from
-    # that of the normalised one, or the sum over devices.
-    later = 0
-    if normalize:
-        normalised = FLOAT * held * d
-        later = gradient + 2 * normalised
-        gradient += normalised
-    elif data > 1:
-        later = 2 * parameters
-    gradient = max(later - activations, gradient)
-    # An all-reduce of n bytes over k devices has each send 2 (k - 1) / k n.
-    over_items = FLOAT * ((positions + sessions) * d + sessions * (d + 2))
-    over_items *= parts // data
-    communicated = 2 * (data - 1) / data * parameters
-    communicated += 2 * (shards - 1) / shards * over_items
-    return Plan(
-        mesh, parameters, 2 * parameters, gradient, activations, round(communicated)
+    step, arguments = abstract_step(devices, asked)
+    state = sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(devices.layout(arguments[0]))
     )
+    training = asked.step == "train"
+    found: dict[str, Any] = {"mesh": list(mesh), "fits": False} | dict.fromkeys(FIELDS)
+    if memory and state > memory:
+        return {**found, "bytes_arguments": state, "refused": "its state alone"}
+    try:
+        compiled = aot.compile_step(devices, topology, step, arguments, training)
+    except jax.errors.JaxRuntimeError as error:
+        code, _, words = str(error).splitlines()[0].partition(": ")
+        if code != "RESOURCE_EXHAUSTED":
+            raise UserError(
+                f"the compiler of {asked.target} fails: {code}: {words}"
+            ) from error
+        return {**found, "refused": words}
+    text = compiled.as_text() or ""
+    if asked.text:
+        folder = pathlib.Path(asked.text)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{mesh[0]}x{mesh[1]}.txt").write_text(text)
+    found |= aot.read_memory(compiled) | read_operations(text)
+    held = found["bytes_total"] + state * training
+    found["bytes_saving"] = held if training else None
+    return {**found, "fits": memory is None or held <= memory}
 
 
-def meshes(devices: int) -> list[tuple[int, int]]:
-    """Returns every (data, items) of so many devices."""
-    return [(devices // n, n) for n in range(1, devices + 1) if devices % n == 0]
+def abstract_step(
+    devices: layouts.Devices, asked: argparse.Namespace
+) -> tuple[Any, tuple[Any, Any, Any]]:
+    """Returns a step, and what its state, clicks and batch look like."""
+    model = SRGNN(
+        asked.items,
+        asked.embedding_size,
+        normalize=asked.normalize,
+        compute_dtype=asked.compute_dtype or None,
+    )
+    params = jax.eval_shape(lambda: init_params(model, 0))
+    options = {"model": model, **devices.step_options}
+    if asked.step == "recommend":
+        # A normalised table is made beforehand, beside the one to look items up in.
+        table = params["item_embedding"]
+        state = (params, table) if asked.normalize else (params,)
 
+        def recommend(state, clicks, item_seq):
+            scored = state[1] if asked.normalize else state[0]["item_embedding"]
+            arguments = (state[0], scored, None, None, item_seq, None)
+            most = devices.max_scores
+            return recommend_step(*arguments, model=model, k=20, max_scores=most)
 
-def smallest(device_memory: int, most: int, **sizes: Any) -> Plan | None:
-    """Returns the plan of the fewest devices that hold the table, None if none do.
-
-    Args:
-      device_memory: bytes of a device.
-      most: devices to try, powers of two up to here.
-      sizes: arguments of `plan`.
-    """
-    devices = 1
-    while devices <= most:
-        found = plan(mesh=(1, devices), **sizes)
-        if found.total <= device_memory:
-            return found
-        devices *= 2
-    return None
+        length = 1 << (asked.max_length - 1).bit_length()
+        item_seq = jax.ShapeDtypeStruct((asked.batch_size, length), np.int32)
+        return recommend, (state, None, item_seq)
+    lengths = np.random.default_rng(0).geometric(1 / asked.mean_length, 10**5)
+    lengths = np.minimum(lengths, asked.max_length).astype(np.int32)
+    lengths[0] = asked.max_length
+    ends = np.cumsum(lengths + 1)
+    examples = Examples(np.ones(ends[-1], np.int32), ends - lengths - 1, lengths)
+    clicks = jax.ShapeDtypeStruct((asked.clicks,), np.int32)
+    cut = devices.shards, devices.max_positions
+    tiering = devices.tiering
+    if asked.step == "evaluate":
+        rows = rows_at_a_time(devices, asked.items)
+        made = batches.eval_batches(examples, asked.batch_size, *cut, rows, tiering)
+        return functools.partial(rank_step, **options), (params, clicks, next(made))
+    optimizer = adam_with_l2(0.001, 1e-5)
+    step = functools.partial(train_step, optimizer=optimizer, seed=0, **options)
+    state = jax.eval_shape(lambda: init_state(model, optimizer, 0))
+    made = batches.train_batches(examples, asked.batch_size, 0, 0, 0, *cut, tiering)
+    return step, (state, clicks, next(made))
 
 
 def parse_bytes(text: str) -> int:
     """Reads a size such as 16GB, 24GiB or 500000000."""
-    match = re.fullmatch(r"([\d_.]+)\s*([A-Za-z]*)", text.strip())
+    match = re.fullmatch(r"(\d+(?:_\d+)*(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     unit = match[2].upper() if match else None
     if match is None or unit not in _UNITS:
         raise UserError(
@@ -154,18 +189,31 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[unit])
 
 
-def _table(plans: list[Plan], device_memory: int | None) -> str:
-    names = ("parameters", "moments", "gradient", "activations", "total")
-    rows = [["data x items", *names, "sent a step"]]
-    for p in plans:
-        values = [getattr(p, name) for name in names] + [p.communicated]
-        cells = [f"{value / 1e9:.3f} GB" for value in values]
-        rows.append([f"{p.mesh[0]:>5} x {p.mesh[1]:<4}", *cells])
-    fit = [device_memory is None or p.total <= device_memory for p in plans]
-    return "\n".join(
-        line if fits else f"{line}  too much"
-        for line, fits in zip(tables.plain(rows, width=13), [True, *fit], strict=True)
-    )
+def table(plans: list[dict[str, Any]]) -> str:
+    """Renders plans: the bytes on a device, and the operations by group."""
+    sizes = [field.removeprefix("bytes_") for field in FIELDS[:4]]
+    rows = [["data x items", *sizes, "operations"]]
+    key = "operations"
+    if any(one["estimated_cycles"] for one in plans):
+        key = "estimated_cycles"
+        rows[0].append("cycles")
+    groups = [[key.replace("_", " "), *GROUPS, *OTHER_GROUPS]]
+    for one in plans:
+        name = "{:>5} x {:<4}".format(*one["mesh"])
+        held = (one[field] for field in FIELDS[:4])
+        counted = [one[field] for field in dict.fromkeys(["operations", key])]
+        cells = ["" if n is None else f"{n / 1e9:.3f} GB" for n in held]
+        cells += ["" if n is None else f"{n:,}" for n in counted]
+        rows.append([name, *cells])
+        if "groups" in one:
+            cells = [f"{group[key]:,}" for group in one["groups"].values()]
+            groups.append([name, *cells])
+    lines = tables.plain(rows, width=13)
+    for n, one in enumerate(plans):
+        if not one["fits"]:
+            why = f": {one['refused']}" if "refused" in one else ""
+            lines[n + 1] += f"  too much{why}"
+    return "\n".join([*lines, "", *tables.plain(groups)])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -178,35 +226,36 @@ def main(argv: list[str] | None = None) -> None:
     number("--items", required=True)
     number("--embedding_size", default=100)
     number("--batch_size", default=100)
+    parser.add_argument("--target", default="cpu", help="v5e:2x4, v5e, h100:8, ...")
+    steps = ("train", "evaluate", "recommend")
+    parser.add_argument("--step", default="train", choices=steps)
     parser.add_argument("--device_memory", metavar="SIZE", help="such as 16GB")
     number("--devices", help="how many there are")
     number("--mesh_shape", nargs=2, help="data and items")
     parser.add_argument("--mean_length", type=float, default=4.0, metavar="CLICKS")
     number("--max_length", default=70)
-    number("--max_scores", default=2**23)
-    number("--max_positions", default=2**30)
+    number("--max_scores", default=None, help="likewise")
+    number("--max_positions", default=None, help="as suits the device")
+    number("--clicks", default=10**6, help="of the split, which each device holds")
     parser.add_argument("--normalize", action="store_true")
-    arguments = vars(parser.parse_args(argv))
-    memory, devices = arguments.pop("device_memory"), arguments.pop("devices")
-    mesh_shape = arguments.pop("mesh_shape")
+    parser.add_argument(
+        "--compute_dtype", default="", choices=[name or "" for name in COMPUTE_DTYPES]
+    )
+    parser.add_argument("--json", action="store_true", help="print a list of objects")
+    parser.add_argument("--text", metavar="DIR", help="write the compiled texts here")
+    asked = parser.parse_args(argv)
     try:
-        for name, value in arguments.items():
-            if value <= 0 and name != "normalize":
-                raise UserError(f"--{name} is {value}; it must be positive")
-        memory = parse_bytes(memory) if memory else None
-        if mesh_shape:
-            plans = [plan(mesh=(mesh_shape[0], mesh_shape[1]), **arguments)]
-        else:
-            plans = [plan(mesh=mesh, **arguments) for mesh in meshes(devices or 1)]
-        if memory:
-            found = smallest(memory, 2**16, **arguments)
-            if found is None:
-                raise UserError("no number of devices up to 65,536 of that memory fits")
-            print(f"the smallest mesh that fits, {found.mesh[1]} devices:\n")
-            print(_table([found], memory) + "\n")
-        print(_table(plans, memory))
+        for name, value in vars(asked).items():
+            numbers = value if isinstance(value, list) else [value]
+            numbers = [x for x in numbers if type(x) in (int, float)]
+            if not all(1 <= x < math.inf for x in numbers):
+                raise UserError(f"--{name} is {value}; it must be at least 1")
+        plans = plan_all(asked)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: cannot write to --text={asked.text}: {error.strerror}")
+    print(json.dumps(plans, indent=1) if asked.json else table(plans))
 
 
 if __name__ == "__main__":

@@ -1,116 +1,245 @@
-"""The planner counts what XLA's own memory analysis finds."""
+"""The planner compiles real steps, and reads from their texts what they take."""
 
-import jax
-import numpy as np
+import importlib.util
+import json
+import re
+from pathlib import Path
+
 import pytest
 
 from srgnn_jax import plan
-from srgnn_jax.data import batches
-from srgnn_jax.data.sessions import Examples
-from srgnn_jax.devices import layouts
+from srgnn_jax.devices import aot
+from srgnn_jax.devices.compiled_text import GROUPS, OTHER_GROUPS, read_operations
 from srgnn_jax.errors import UserError
-from tests.tiny import training_step
 
-
-def analysed(items, d, batch_size, mesh, **options):
-    """Returns arguments + temporaries + outputs - aliased of a compiled step."""
-    devices = layouts.find_devices("mesh", mesh)
-    step, start = training_step(devices, items, d, **options)
-    state = devices.layout(jax.eval_shape(start))
-    lengths = np.minimum(np.random.default_rng(1).geometric(1 / 4, 20_000), 70)
-    ends = np.cumsum(lengths + 1)
-    examples = Examples(
-        np.ones(ends[-1], np.int32), ends - lengths - 1, lengths.astype(np.int32)
-    )
-    batch = next(
-        batches.train_batches(
-            examples, batch_size, 0, 0, 0, devices.shards, devices.max_positions
-        )
-    )
-    arguments = state, *devices.hold_clicks(examples.items)(batch)
-    lowered = devices.lower(step, arguments, updates_state=True)
-    found = lowered.compile().memory_analysis()
-    return (
-        found.argument_size_in_bytes
-        + found.temp_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize(
-    ("items", "d", "batch_size", "mesh"),
-    [
-        (43_098, 100, 100, (8, 1)),
-        (43_098, 100, 100, (1, 8)),
-        (1_000_000, 64, 512, (8, 1)),
-        (1_000_000, 64, 512, (2, 4)),
-        (1_000_000, 64, 512, (1, 8)),
-        (1_000_000, 64, 4096, (1, 8)),
-        (1_000_000, 64, 4096, (2, 4)),
-        (4_000_000, 64, 512, (1, 8)),
-    ],
+needs_cuda_wheels = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None,
+    reason="needs jax-cuda13-plugin and jax-cuda13-pjrt",
 )
-def test_within_a_tenth_of_the_compiler(items, d, batch_size, mesh, normalize):
-    planned = plan.plan(
-        *(items, d, batch_size, mesh),
-        max_positions=layouts.CPU_POSITIONS,
-        normalize=normalize,
-    )
-    found = analysed(items, d, batch_size, mesh, normalize=normalize)
-    assert planned.total == pytest.approx(found, rel=0.1)
+SMALL = ["--items=200", "--embedding_size=8", "--batch_size=8", "--max_length=4"]
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="needs libtpu: pip install 'srgnn_jax[tpu]'",
+)
+
+# As the compilers write it: a loop of 3 rounds with a fusion, a prefetch and a sum over
+# devices; before it a table's copy in another order, and one in the same.
+TEXT = """HloModule jit_step, is_scheduled=true
+
+FileNames
+1 "/here/train/step.py"
+2 "/site-packages/optax/_src/transform.py"
+3 "/here/model/gnn.py"
+4 "/here/model/layers.py"
+
+FunctionNames
+1 "train_step"
+2 "scale_by_adam.<locals>.update_fn"
+3 "gnn_cell"
+4 "product"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=9 end_line=9 column=4 end_column=5}
+2 {file_name_id=2 function_name_id=2 line=9 end_line=9 column=4 end_column=5}
+3 {file_name_id=3 function_name_id=3 line=9 end_line=9 column=4 end_column=5}
+4 {file_name_id=4 function_name_id=4 line=9 end_line=9 column=4 end_column=5}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+2 {file_location_id=2 parent_frame_id=2}
+3 {file_location_id=3 parent_frame_id=2}
+4 {file_location_id=4 parent_frame_id=4}
+
+%fused (a.1: f32[6,4]) -> f32[6,4] {
+  %a.1 = f32[6,4]{1,0} parameter(0)
+  ROOT %m = f32[6,4]{1,0} multiply(%a.1, %a.1), metadata={stack_frame_id=4}
+}
+
+%body (t.1: (s32[], f32[6,4])) -> (s32[], f32[6,4]) {
+  %t.1 = (s32[]{:T(128)}, f32[6,4]{1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%t.1), index=0
+  %x = f32[6,4]{1,0:T(8,128)} get-tuple-element(%t.1), index=1
+  %next = s32[]{:T(128)} add(%i, %i)
+  %f = f32[6,4]{1,0:T(8,128)S(1)} fusion(%x), kind=kLoop, calls=%fused, \
+backend_config={"window_config":{"estimated_cycles":"100"}}
+  %s = f32[6,4]{1,0} all-reduce-start(%f), to_apply=%sum
+  %d = f32[6,4]{1,0} all-reduce-done(%s)
+  ROOT %r = (s32[]{:T(128)}, f32[6,4]{1,0}) tuple(%next, %d)
+}
+
+%condition (t.2: (s32[], f32[6,4])) -> pred[] {
+  %most = s32[]{:T(128)} constant(3)
+  %t.2 = (s32[]{:T(128)}, f32[6,4]{1,0:T(8,128)}) parameter(0)
+  %j = s32[]{:T(128)} get-tuple-element(%t.2), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%j, %most), direction=LT
+}
+
+ENTRY %main.1 (table.1: f32[6,4], clicks.1: s32[90]) -> f32[6,4] {
+  %table.1 = f32[6,4]{1,0:T(8,128)} parameter(0)
+  %clicks.1 = s32[90]{0} parameter(1)
+  %same = f32[6,4]{1,0:T(8,128)S(1)} copy(%table.1), metadata={stack_frame_id=2}
+  %other = f32[6,4]{0,1:T(8,128)} copy(%same), \
+backend_config={"window_config":{"estimated_cycles":"7"}}
+  %little = f32[4,2]{0,1} transpose(%same), dimensions={1,0}
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[6,4]{1,0}) tuple(%zero, %other)
+  %loop = (s32[], f32[6,4]{1,0}) while(%start), condition=%condition, body=%body{KNOWN}
+  ROOT %end = f32[6,4]{1,0} get-tuple-element(%loop), index=1
+}
+"""
 
 
-def test_split_tables_take_their_share():
-    one = plan.plan(8_000_000, 64, 512, (1, 1))
-    eight = plan.plan(8_000_000, 64, 512, (1, 8))
-    assert one.parameters / eight.parameters == pytest.approx(8, rel=0.01)
-    assert one.moments == 2 * one.parameters
-    assert one.communicated == 0
-    # What is sent does not grow with the items, unless the batch is split too.
-    more = plan.plan(80_000_000, 64, 512, (1, 8))
-    assert more.communicated == eight.communicated > 0
-    assert plan.plan(8_000_000, 64, 512, (2, 4)).communicated > eight.parameters
+def run(capsys, *arguments):
+    plan.main([*SMALL, *arguments])
+    return capsys.readouterr().out
 
 
-def test_the_smallest_mesh_fits_and_half_of_it_does_not():
-    sizes = {"items": 100_000_000, "embedding_size": 64, "batch_size": 4096}
-    found = plan.smallest(16 * 10**9, 64, **sizes)
-    assert found.total <= 16 * 10**9
-    half = plan.plan(mesh=(1, found.mesh[1] // 2), **sizes)
-    assert half.total > 16 * 10**9
-    assert plan.smallest(10**6, 64, **sizes) is None
-
-
-def test_the_command_prints_each_mesh_of_the_devices(capsys):
-    plan.main(
-        [
-            "--items=100_000_000",
-            "--embedding_size=64",
-            "--batch_size=4096",
-            "--device_memory=16GB",
-            "--devices=64",
-        ]
-    )
-    printed = capsys.readouterr().out
-    assert "smallest mesh that fits, 8 devices" in printed
-    for data, items in plan.meshes(64):
-        assert f"{data:>5} x {items:<4}" in printed
-    assert printed.count("too much") == 4
+def plans(capsys, *arguments):
+    return json.loads(run(capsys, *arguments, "--json"))
 
 
 @pytest.mark.parametrize(
-    ("argument", "message"),
+    ("known", "trips"),
+    [("", 3), (', backend_config={"known_trip_count":{"n":"5"}}', 5)],
+)
+def test_what_a_loop_runs_counts_as_often_as_it_does(known, trips):
+    found = read_operations(TEXT.replace("{KNOWN}", known))
+    groups = found["groups"]
+    assert list(groups) == [*GROUPS, *OTHER_GROUPS]
+    assert groups["network"] == {
+        "operations": trips,
+        "estimated_cycles": 100 * trips,
+        "unestimated": 0,
+    }
+    assert groups["collectives"]["operations"] == trips
+    assert found["collectives"] == {
+        "all-reduce": {"operations": trips, "bytes": 6 * 4 * 4 * trips}
+    }
+    assert found["operations"] == 3 + 2 * trips
+    assert found["estimated_cycles"] == 7 + 100 * trips
+    assert found["unestimated"] == 2 + trips
+
+
+def test_copies_of_a_table_in_another_order_are_told_apart():
+    found = read_operations(TEXT.replace("{KNOWN}", ""))
+    assert found["groups"]["layout copies"]["operations"] == 2
+    assert found["table_copies"] == {
+        "operations": 1,
+        "estimated_cycles": 7,
+        "unestimated": 0,
+    }
+    # A copy in the same order is work of whoever asked for it.
+    assert found["groups"]["Adam"]["operations"] == 1
+
+
+def test_targets_name_devices_and_their_memory():
+    assert aot.find_sizes("v5e:2x4") == ("v5e", {8: "2x4"})
+    assert aot.find_sizes("h100:6") == ("h100", {6: "6"})
+    assert min(aot.find_sizes("v5p")[1].items()) == (1, "1x1x1")
+    assert aot.device_memory("v5e") == 15.75 * 2**30
+    assert aot.device_memory("l4") == 24e9
+    assert aot.device_memory("cpu") is None
+    assert {"h100", "a100", "l4"} <= aot.GPUS.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
     [
-        ("--device_memory=16 GBB", "16 GBB.*such as 16GB"),
-        ("--batch_size=0", "batch_size is 0"),
+        (["--device_memory=16 GBB"], "16 GBB.*such as 16GB"),
+        (["--batch_size=0"], "batch_size is 0"),
+        (["--mesh_shape", "1", "0"], "mesh_shape is"),
+        (["--mean_length=0.5"], "mean_length is 0.5"),
+        (["--target=v7x"], "'v7x'; choose one of v5e"),
+        (["--target=v5e:3x3"], "'v5e:3x3'; sizes are 1x1, 2x2"),
+        (["--target=h100:two"], "'h100:two'"),
+        (["--target=v5e:2x4", "--mesh_shape", "1", "4"], "has 8 devices, and not 4"),
+        (["--target=cpu:8", "--step=recommend", "--devices=8"], "one device alone"),
     ],
 )
-def test_wrong_arguments_are_told_in_one_line(argument, message):
-    with pytest.raises(SystemExit, match=message):
-        plan.main(["--items=1000", argument])
+def test_wrong_arguments_are_told_in_one_line(arguments, message):
+    with pytest.raises(SystemExit, match=message) as ended:
+        plan.main([*SMALL, *arguments])
+    assert "\n" not in str(ended.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "what"),
+    [
+        ("v5e:2x4", r"pip install 'srgnn_jax\[tpu\]'"),
+        ("h100:8", r"jax-cuda13-plugin==\S+ jax-cuda13-pjrt=="),
+    ],
+)
+def test_a_missing_compiler_is_named(monkeypatch, target, what):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=f"compiler .* is missing; .*{what}"):
+        plan.main([*SMALL, f"--target={target}"])
+
+
+def test_a_split_table_takes_its_share(capsys, tmp_path):
+    found = plans(
+        capsys, "--target=cpu:2", "--items=20000", f"--text={tmp_path / 'made'}"
+    )
+    by_mesh = {tuple(one["mesh"]): one for one in found}
+    split, whole = by_mesh[1, 2], by_mesh[2, 1]
+    table = 4 * 20_000 * 8
+    assert whole["bytes_arguments"] - split["bytes_arguments"] == pytest.approx(
+        3 * table / 2, rel=0.01
+    )
+    assert split["bytes_saving"] - split["bytes_total"] == pytest.approx(
+        3 * table / 2, rel=0.05
+    )
+    assert found[0] == split
+    assert all(one["fits"] and one["operations"] > 100 for one in found)
+    assert set(split["collectives"]) == {"all-reduce"}
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [
+        "1x2.txt",
+        "2x1.txt",
+    ]
+
+
+def test_the_smallest_mesh_that_fits_comes_first(capsys):
+    arguments = ["--target=cpu", "--items=20000", "--clicks=100"]
+    found = plans(capsys, *arguments, "--device_memory=4MB")
+    assert [one["mesh"] for one in found] == [[1, 2], [1, 1]]
+    assert [one["fits"] for one in found] == [True, False]
+    printed = run(capsys, *arguments, "--device_memory=1MB", "--devices=1")
+    assert "too much: its state alone" in printed
+
+
+@pytest.mark.parametrize("step", ["evaluate", "recommend"])
+def test_other_steps_hold_no_moments(capsys, step):
+    options = ["--compute_dtype=bfloat16", "--normalize"]
+    printed = run(capsys, f"--step={step}", "--devices=1", *options)
+    assert "    1 x 1  " in printed
+    assert "operations" in printed
+    (found,) = plans(capsys, f"--step={step}", "--devices=1")
+    assert found["bytes_saving"] is None
+    assert found["groups"]["Adam"]["operations"] == 0
+
+
+@needs_libtpu
+def test_a_tpu_is_compiled_for(capsys):
+    (found,) = plans(capsys, "--target=v5e:1x1", "--step=recommend")
+    assert found["fits"]
+    assert found["estimated_cycles"] > 10_000
+    assert found["groups"]["softmax"]["estimated_cycles"] > 0
+
+
+@pytest.mark.slow  # compiles for minutes
+@pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param("v5e", marks=needs_libtpu),
+        pytest.param("h100:8", marks=needs_cuda_wheels),
+    ],
+)
+def test_the_page_shows_what_the_command_prints(capsys, target):
+    page = (Path(__file__).parents[1] / "docs" / "many_devices.md").read_text()
+    command, shown = re.search(
+        rf"srgnn_jax\.plan (.*--target={target}.*)\n```\n\n```\n([^`]*)```", page
+    ).groups()
+    plan.main(command.split())
+    assert capsys.readouterr().out == shown
 
 
 @pytest.mark.parametrize(

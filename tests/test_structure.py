@@ -12,7 +12,7 @@ LAYERS = [
     ["configs", "errors", "tables"],
     # The last two are functions of arrays: they import nothing of the package.
     ["data", "model", "evaluate.metrics", "train.optimizer"],
-    ["plan", "devices"],
+    ["devices"],
     ["runs"],
     ["config"],
     ["evaluate"],
@@ -21,6 +21,7 @@ LAYERS = [
     ["serve"],
     ["convert"],
     ["evaluate.plots"],
+    ["plan"],
     ["main"],
 ]
 LAYER = {name: n for n, names in enumerate(LAYERS) for name in names}

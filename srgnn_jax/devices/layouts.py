@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from srgnn_jax.data.batches import TIERING, Batch, Tiering, own_clicks
 from srgnn_jax.devices.processes import glibc
-from srgnn_jax.devices.suits import suits, tiering
+from srgnn_jax.devices.suits import limits_for
 from srgnn_jax.errors import UserError
 from srgnn_jax.model.item_table import MAX_SCORES
 
@@ -310,11 +310,7 @@ def find_devices(
     Raises:
       UserError: the devices cannot be had in that way.
     """
-    suiting = suits()
-    limits = {name: limit for name, limit in limits.items() if limit}
-    for name in ("max_positions", "max_scores", "max_rows", "steps_per_call"):
-        limits.setdefault(name, getattr(suiting, name))
-    limits["tiering"] = tiering(suiting, embedding_size)
+    limits = limits_for(jax.default_backend(), embedding_size, limits)
     several = jax.process_count() > 1
     if parallel == "auto":
         parallel = "mesh" if several or any(mesh_shape) else "pmap"

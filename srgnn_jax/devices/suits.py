@@ -3,9 +3,8 @@
 Nothing here changes a number but by rounding.
 """
 
-from typing import NamedTuple
-
-import jax
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from srgnn_jax.data.batches import NEVER, Tiering
 
@@ -49,16 +48,22 @@ SUITS = {
 }
 
 
-def suits() -> Suits:
-    """Returns what suits the default backend."""
-    return SUITS.get(jax.default_backend(), SUITS["gpu"])
+def limits_for(
+    platform: str, embedding_size: int, limits: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns fields of `layouts.Devices` that suit devices.
 
-
-def tiering(suits: Suits, embedding_size: int) -> Tiering:
-    """Returns how tiers are chosen, with embeddings of this size D."""
+    Args:
+      platform: theirs: "cpu", "gpu" or "tpu".
+      embedding_size: D, by which tiers are chosen.
+      limits: fields that are set; those that are 0 or None are chosen.
+    """
+    suits = SUITS.get(platform, SUITS["gpu"])
     position = POSITION_FLOPS * embedding_size**2
-    return Tiering(
-        suits.tier_flops / position,
-        PAIR_FLOPS * embedding_size / position,
-        suits.overflow,
+    pair = PAIR_FLOPS * embedding_size
+    chosen = suits._asdict()
+    tiering = Tiering(
+        chosen.pop("tier_flops") / position, pair / position, chosen.pop("overflow")
     )
+    given = {name: limit for name, limit in limits.items() if limit}
+    return chosen | {"tiering": tiering} | given

@@ -62,6 +62,15 @@ def rank_step(
     return layouts.gather(batches.map_parts(ranked, clicks, batch), axis_name)
 
 
+def rows_at_a_time(devices: layouts.Devices, num_items: int) -> int:
+    """Returns how many sessions are ranked at a time.
+
+    Few go over the whole table faster than many over blocks of it, unless they become
+    too few to be worth the reading of the table.
+    """
+    return min(max(MIN_ROWS, devices.max_scores // num_items), devices.max_rows)
+
+
 class Evaluator:
     """Evaluates parameters on one split, as often as asked, with one compiled step.
 
@@ -90,10 +99,7 @@ class Evaluator:
         self._devices = devices
         self._progress = progress
         self._after_batch = after_batch
-        # Fewer rows at a time go over the whole table faster than many over blocks of
-        # it, unless they become too few to be worth the reading of the table.
-        rows = devices.max_scores // model.num_items
-        self.max_rows = min(max(MIN_ROWS, rows), devices.max_rows)
+        self.max_rows = rows_at_a_time(devices, model.num_items)
         self._with_clicks = devices.hold_clicks(examples.items)
         step = functools.partial(rank_step, model=model, **devices.step_options)
 

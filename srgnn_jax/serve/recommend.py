@@ -131,11 +131,11 @@ class Recommender:
             whole = jax.tree.map(jnp.asarray, weights)
             whole["item_embedding"] = item_embedding
             options |= {"max_scores": max_scores, "score_padding": score_padding}
-            return _recommend_step(whole, *arguments, model=model, **options)
+            return recommend_step(whole, *arguments, model=model, **options)
 
         self._step = jax.jit(step, static_argnames=("k", "as_probabilities", "recall"))
         self._click_weights = jax.jit(functools.partial(_click_weights, model))
-        # What scores the items: table, rows and count of `_recommend_step`.
+        # What scores the items: table, rows and count of `recommend_step`.
         self._table = normalise(table) if model.normalize else table
         self._scored: tuple[Any, Any, Any] = self._table, None, None
         # What `candidates` named last, and the recommender for it.
@@ -301,7 +301,7 @@ def load(
     return recommender, progress, step
 
 
-def _recommend_step(
+def recommend_step(
     params: Params,
     table: Float[Array, "N D"],
     rows: Int[AnyArray, " N"] | None,

@@ -1,0 +1,182 @@
+"""Steps compiled ahead of time for devices that are not there, and what that tells.
+
+XLA compiles for a named TPU topology, or for GPUs from a description in `targets/`, on
+any machine. A compiled step tells its memory, and its text tells its operations (see
+`compiled_text`). Nothing is run.
+"""
+
+import contextlib
+import importlib.util
+import math
+import os
+import pathlib
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from srgnn_jax.devices import layouts
+from srgnn_jax.devices.suits import limits_for
+from srgnn_jax.errors import UserError
+
+# The GiB of a device's 16, 95 or 32 GB that libtpu 0.0.42 lets programs use, as it says
+# when asked for more, and the sizes that there are (cloud.google.com/tpu/docs).
+_FLAT = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
+TPUS = {
+    "v5e": (15.75, _FLAT),
+    "v5p": (95.74, "1x1x1 2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8"),
+    "v6e": (31.25, _FLAT),
+}
+TPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    # Else a second process ends at libtpu's lock file.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+# Descriptions, the memory among them, with their sources.
+GPUS = {
+    path.stem: path.read_text()
+    for path in sorted(pathlib.Path(__file__).parent.glob("targets/*.txtpb"))
+}
+KINDS = (*TPUS, *GPUS, "cpu")
+
+
+def find_sizes(target: str) -> tuple[str, dict[int, str]]:
+    """Returns the kind of a target such as v5e:2x4, and its size by number of devices.
+
+    All sizes, smallest first, of a target without one.
+    """
+    kind, _, size = target.partition(":")
+    if kind not in KINDS:
+        raise UserError(
+            f"--target is {target!r}; choose one of {', '.join(KINDS)}, alone or "
+            "with a size, as in v5e:2x4 and h100:8"
+        )
+    sizes = TPUS[kind][1].split() if kind in TPUS else [str(2**n) for n in range(9)]
+    if size:
+        if size not in sizes and (kind in TPUS or not re.fullmatch(r"[1-9]\d*", size)):
+            raise UserError(f"--target is {target!r}; sizes are {', '.join(sizes)}")
+        sizes = [size]
+    return kind, {math.prod(map(int, size.split("x"))): size for size in sizes}
+
+
+def device_memory(kind: str) -> int | None:
+    """Returns the bytes of a device of this kind; None: they are not known."""
+    if kind in TPUS:
+        return int(TPUS[kind][0] * 2**30)
+    found = re.search(r"device_memory_size: (\d+)", GPUS.get(kind, ""))
+    return int(found[1]) if found else None
+
+
+def find_topology(kind: str, size: str) -> list[jax.Device]:
+    """Returns the devices of a kind and size, to compile for.
+
+    Raises:
+      UserError: the compiler for them is not installed.
+    """
+    # Else JAX would look for the devices themselves.
+    jax.config.update("jax_platforms", "cpu")
+    if kind == "cpu":
+        with contextlib.suppress(RuntimeError):  # Its devices are there already.
+            jax.config.update("jax_num_cpu_devices", int(size))
+        if jax.device_count() < int(size):
+            raise UserError(f"this process has only {jax.device_count()} CPU devices")
+        return jax.devices()[: int(size)]
+    module = "libtpu" if kind in TPUS else "jax_cuda13_plugin"
+    if importlib.util.find_spec(module) is None:
+        wheels = "'srgnn_jax[tpu]'"
+        if kind in GPUS:
+            names = (f"jax-cuda13-{x}=={jax.__version__}" for x in ("plugin", "pjrt"))
+            wheels = " ".join(["--no-deps", *names])
+        raise UserError(f"the compiler for {kind} is missing; pip install {wheels}")
+    if kind in TPUS:
+        os.environ.update(TPU_ENVIRONMENT)
+        alone = {"chips_per_host_bounds": [1] * 3} if set(size) == {"1", "x"} else {}
+        name = f"{kind}:{size}"
+        return topologies.get_topology_desc(name, "tpu", **alone).devices
+    count = int(size)
+    hosts = count // 8 if count % 8 == 0 else 1
+    return topologies.get_topology_desc(
+        platform="cuda",
+        topology=f"1x{hosts}x{count // hosts}",
+        target_config=GPUS[kind],
+    ).devices
+
+
+def find_devices(
+    topology: list[jax.Device],
+    mesh: tuple[int, int],
+    embedding_size: int,
+    **limits: Any,
+) -> layouts.Devices:
+    """Returns how steps run on a mesh (data, items), or by jit on one device.
+
+    Args:
+      topology: see `find_topology`.
+      mesh: as many devices as there.
+      embedding_size: D, by which tiers are chosen.
+      limits: fields of `layouts.Devices`; those that are 0 suit the device.
+    """
+    limits = limits_for(topology[0].platform, embedding_size, limits)
+    if mesh == (1, 1):
+        return layouts.Devices(**limits)
+    axes = layouts.DATA_AXIS, layouts.ITEM_AXIS
+    auto = (AxisType.Auto,) * 2
+    made = jax.make_mesh(mesh, axes, axis_types=auto, devices=topology)
+    return layouts.Devices(mesh[0], made, **limits)
+
+
+def compile_step(
+    devices: layouts.Devices,
+    topology: list[jax.Device],
+    step: Callable,
+    arguments: tuple[Any, Any, Any],
+    updates_state: bool,
+) -> jax.stages.Compiled:
+    """Compiles a step; see `layouts.Devices.compile`.
+
+    Args:
+      devices: see `find_devices`.
+      topology: see `find_topology`.
+      step: the step function.
+      arguments: what state, clicks and batch look like, the table as a whole.
+      updates_state: whether the step returns the state.
+    """
+    whole: Any = SingleDeviceSharding(topology[0])
+    by_part, (state, clicks, batch) = whole, arguments
+    if devices.mesh is not None:
+        whole = NamedSharding(devices.mesh, PartitionSpec())
+        by_part = NamedSharding(devices.mesh, PartitionSpec(layouts.DATA_AXIS))
+
+    def on(tree, sharding):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )
+
+    state = on(state, whole) if devices.mesh is None else devices.layout(state)
+    placed = state, on(clicks, whole), on(batch, by_part)
+    # Without the GPU no kernels can be tried out on it.
+    options = {"xla_gpu_autotune_level": 0} if topology[0].platform == "gpu" else None
+    lowered = devices.lower(step, placed, updates_state)
+    with warnings.catch_warnings():
+        # What is not for this machine cannot be loaded from JAX's cache.
+        warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
+        return lowered.compile(compiler_options=options)
+
+
+def read_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Returns the bytes that a compiled step takes on each device, by what for."""
+    found: Any = compiled.memory_analysis()
+    parts = {
+        "bytes_arguments": found.argument_size_in_bytes,
+        "bytes_temporaries": found.temp_size_in_bytes,
+        "bytes_outputs": found.output_size_in_bytes,
+        "bytes_aliased": found.alias_size_in_bytes,
+        "bytes_code": found.generated_code_size_in_bytes,
+    }
+    return {**parts, "bytes_total": sum(parts.values()) - 2 * parts["bytes_aliased"]}
