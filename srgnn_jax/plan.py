@@ -153,7 +153,15 @@ def abstract_step(
             scored = state[1] if asked.normalize else state[0]["item_embedding"]
             arguments = (state[0], scored, None, None, item_seq, None)
             most = devices.max_scores
-            return recommend_step(*arguments, model=model, k=20, max_scores=most)
+            return recommend_step(
+                *arguments,
+                model=model,
+                k=20,
+                max_scores=most,
+                score_padding=False,
+                as_probabilities=False,
+                recall=1.0,
+            )
 
         length = 1 << (asked.max_length - 1).bit_length()
         item_seq = jax.ShapeDtypeStruct((asked.batch_size, length), np.int32)

@@ -8,6 +8,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
 from srgnn_jax.data import batches
 from srgnn_jax.data.batches import (
@@ -232,7 +233,7 @@ def test_tiers_waste_little_on_padding():
     lengths = [length for _, length in layout]
     assert lengths == sorted(set(lengths))
     assert lengths[-1] == 59
-    assert len(lengths) == batches.MAX_TIERS
+    assert len(lengths) == batches.TIERING.most
     assert sum(rows * length for rows, length in layout) < 256 * 59 / 5
 
 
@@ -240,8 +241,8 @@ def test_tiers_have_the_fewest_positions():
     lengths = np.minimum(np.random.default_rng(0).geometric(0.3, 5_000), 14)
 
     def longer(end, rows=64):
-        share = np.mean(lengths > end)
-        return np.ceil(rows * share + 4 * np.sqrt(rows * share * (1 - share)))
+        tail = batches.TIERING.overflow / 14
+        return stats.binom.isf(tail, rows, np.mean(lengths > end))
 
     def positions(ends):
         bounds = [64, *(longer(end) for end in ends)]
@@ -302,13 +303,16 @@ def test_a_batch_fits_only_where_it_does_for_every_part():
     assert sorted(prefixes) == [(1,), (3, 4, 5), (3, 4, 5), (4, 5, 6)]
 
 
-def test_training_falls_back_where_long_sessions_come_together(monkeypatch):
-    # Without room for chance, about half of the batches do not fit their layout.
-    monkeypatch.setattr(batches, "TIER_SIGMAS", 0.0)
+def test_training_falls_back_where_long_sessions_come_together():
+    # With little room for chance, about half of the batches do not fit their layout.
+    tiering = batches.Tiering(overflow=20.0)
     sessions = draw_sessions(count=100)
     examples = sessions.examples()
-    epoch = list(train_batches(examples, 32, seed=0, epoch=0))
-    assert len({shapes(batch) for batch in epoch}) == 2
+    epoch = list(train_batches(examples, 32, seed=0, epoch=0, tiering=tiering))
+    tight, roomier, _ = batches.train_layouts(examples.lengths, 32, tiering=tiering)[0]
+    assert {batch.layout for batch in epoch} == {tight, roomier}
+    ahead = batches.sample_batches(examples, 32, tiering=tiering)
+    assert [batch.layout for batch in ahead] == [tight, roomier]
     assert sorted(examples_of(epoch, examples)) == expected(sessions)
 
 
@@ -347,3 +351,46 @@ def test_an_example_is_evaluated_beside_the_same_others(batch_size, shards):
 )
 def test_steps_per_epoch(examples, size, steps):
     assert steps_per_epoch(examples, size) == steps
+
+
+def test_a_tier_must_be_worth_its_cost():
+    lengths = draw_sessions(count=2_000, longest=60).examples().lengths
+    positions, tiers = [], []
+    for cost in (0, 20, 200, 2_000, 10**6):
+        layout = tier_layout(lengths, 256, tiering=batches.Tiering(tier=cost))
+        tiers.append(len(layout))
+        positions.append(batches.num_positions(layout) + cost * len(layout))
+        others = (batches.Tiering(tier=other) for other in (0, 20, 200, 2_000, 10**6))
+        for other in others:
+            found = tier_layout(lengths, 256, tiering=other)
+            assert positions[-1] <= batches.num_positions(found) + cost * len(found)
+    assert tiers == sorted(tiers, reverse=True)
+    assert tiers[0] > tiers[2] > tiers[-1] == 1
+
+
+def test_a_batch_overflows_as_seldom_as_was_asked():
+    """Exactly: the number of long ones in a batch is hypergeometric."""
+    lengths = np.minimum(np.random.default_rng(0).geometric(0.25, 20_000), 60)
+    for overflow in (1e-2, 1e-9):
+        layout = tier_layout(lengths, 100, tiering=batches.Tiering(overflow=overflow))
+        room, chance = 100, 0.0
+        for rows, length in layout[:-1]:
+            room -= rows
+            long_ones = int(np.sum(lengths > length))
+            chance += stats.hypergeom.sf(room, len(lengths), long_ones, 100)
+        assert 0 < chance <= overflow
+
+
+def test_calls_join_what_has_one_layout_and_is_not_cut():
+    examples = draw_sessions().examples()
+    epoch = list(train_batches(examples, 28, 1, 0))
+    other = dataclasses.replace(epoch[2], layout=((28, 99),))
+    several = [*epoch[:2], other, *epoch[3:8]]
+    room = iter([5, 5, 2, 9])
+    calls = list(batches.in_calls(several, lambda: next(room)))
+    assert [len(call) for call in calls] == [2, 1, 2, 3]
+    assert [batch for call in calls for batch in call] == several
+    stacked = batches.stack(calls[0], 4)
+    assert stacked.count == 2
+    assert stacked.start.shape == (4, *epoch[0].start.shape)
+    assert (stacked.start[1] == epoch[1].start).all()

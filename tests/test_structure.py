@@ -59,10 +59,10 @@ def test_the_model_and_the_metrics_stand_alone():
 
 
 def test_the_model_is_small_enough_to_be_read():
-    """The item table's functions are counted apart."""
-    apart = {"item_table.py", "ranking.py"}
-    files = [p for p in (PACKAGE / "model").glob("*.py") if p.name not in apart]
-    assert sum(len(path.read_text().splitlines()) for path in files) < 750
+    """What the item table does, and what layers share, is counted apart."""
+    read = ("graph", "gnn", "readout", "losses", "srgnn")
+    files = [PACKAGE / "model" / f"{name}.py" for name in read]
+    assert sum(len(path.read_text().splitlines()) for path in files) < 700
 
 
 def test_only_the_entry_point_knows_flags():

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy import stats
+from scipy import special
 
 from srgnn_jax.data.sessions import Examples
 from srgnn_jax.model.graph import AnyArray
@@ -224,9 +224,10 @@ def tier_layout(
     ends = np.unique(np.geomspace(1, lengths.max(), 64).round().astype(np.int64))
     longer = len(lengths) - np.searchsorted(np.sort(lengths), ends, side="right")
     if by_chance:
-        tail = tiering.overflow / len(ends)
-        drawn = min(batch_size, len(lengths))
-        most = stats.hypergeom.isf(tail, len(lengths), longer, drawn)
+        # No more probable than if each example were drawn from all.
+        n = np.arange(min(batch_size, len(lengths)))
+        beyond = special.bdtrc(n, len(n), longer[:, None] / len(lengths))
+        most = (beyond > tiering.overflow / len(ends)).sum(axis=1)
     else:
         # What rounding leaves of a whole number is no row.
         most = np.ceil(batch_size * longer / len(lengths) - 1e-6)

@@ -257,7 +257,7 @@ class Compiled:
         return run(state, clicks, self._devices.deal(batch))
 
 
-def _part_spec(x: np.ndarray) -> PartitionSpec:
+def _part_spec(x: Any) -> PartitionSpec:
     """Returns how an array of a batch, [N, R] or [S, N, R], is split over a mesh."""
     return (
         PartitionSpec(*[None] * (x.ndim - 2), DATA_AXIS) if x.ndim else PartitionSpec()

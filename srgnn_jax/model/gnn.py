@@ -31,12 +31,11 @@ def gnn_cell(
       params: of `GNN`.
       A: [A_in ; A_out], of any values: rows need not sum to 1.
       hidden: H, the state of each node slot.
-      compute_dtype: of the matrix products; None: that of the parameters.
+      compute_dtype: see `layers.product`.
 
     Source: Wu et al. 2019, equations 1 to 5; the gates lie in PyTorch's GRU order r, z,
     n.
     """
-
     return _cell(_joined(params), A, jnp.asarray(hidden), compute_dtype)
 
 
@@ -44,15 +43,14 @@ def _joined(params: Mapping[str, Any]) -> dict[str, Array]:
     """Multiplies the weights that follow one another: W_in and W_out with W_ih."""
     w_in, w_out = jnp.split(jnp.asarray(params["w_ih"]), 2)
     edge_in, edge_out = params["linear_edge_in"], params["linear_edge_out"]
+    b_a = product(params["b_iah"], w_in) + product(params["b_oah"], w_out)
     return {
         "w_a": jnp.concatenate(
             [product(edge_in["kernel"], w_in), product(edge_out["kernel"], w_out)]
         ),
         "b_in": product(edge_in["bias"], w_in),
         "b_out": product(edge_out["bias"], w_out),
-        "b_a": product(params["b_iah"], w_in)
-        + product(params["b_oah"], w_out)
-        + params["b_ih"],
+        "b_a": b_a + params["b_ih"],
         "w_h": jnp.asarray(params["w_hh"]),
         "b_h": jnp.asarray(params["b_hh"]),
     }

@@ -41,8 +41,7 @@ class SRGNN(nn.Module):
       reverse_positions: how many positions, counted from the last click, the attention
         tells apart; 0: none. See `Readout`.
       softmax_attention: whether the attention goes through a softmax over the clicks.
-      compute_dtype: of the matrix products, such as "bfloat16"; parameters, sums,
-        activations and the softmax stay in float32. None: as the parameters are.
+      compute_dtype: of matrix products, see `layers.product`; all else is float32.
       gnn: a layer in the place of `GNN`, called as that is: (A [B, L, 2L], hidden
         [B, L, D], is_node [B, L]) -> [B, L, D]. `step` then plays no part.
       pooling: a module in the place of `Readout`, called as that is: (states [B, L, D],
