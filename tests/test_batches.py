@@ -263,9 +263,10 @@ def test_tiers_have_the_fewest_positions():
 @pytest.mark.parametrize(
     ("lengths", "layout"),
     [
-        ([1, 2, 3], ((8, 3),)),
-        ([4, 4, 4], ((8, 4),)),
-        ([20, 20, 20], ((8, 20),)),
+        # Five rows of the eight only fill up.
+        ([1, 2, 3], ((5, 1), (3, 3))),
+        ([4, 4, 4], ((5, 1), (3, 4))),
+        ([20, 20, 20], ((5, 1), (3, 20))),
         ([2] * 1000 + [9], ((7, 2), (1, 9))),
     ],
 )

@@ -69,7 +69,7 @@ def ranked():
     lists = [rng.integers(1, 401, n) for n in rng.integers(2, 9, 60)]
     examples = Sessions.from_lists(lists).examples()
     params = near_ties(401)
-    devices = layouts.Devices(1, max_positions=100)
+    devices = layouts.find_devices("jit", max_positions=100)
     evaluate = Evaluator(SRGNN(401, 16), examples, (5, 20), 64, devices)
     means, ranks, no_lists = evaluate.with_lists(params, 0)
     assert no_lists.shape == (len(examples), 0)
