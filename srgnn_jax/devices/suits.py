@@ -44,7 +44,7 @@ SUITS = {
     # A tier is some 50 operations of 2 microseconds, at 30 TFLOP/s in float32.
     "gpu": Suits(3e9, NEVER, 2**20, 2**29, 4096, 32),
     # By the compiler's estimate for a v5e: 50,000 cycles a tier, at 30 TFLOP/s.
-    "tpu": Suits(1.5e9, NEVER, 2**20, 2**28, 4096, 32),
+    "tpu": Suits(5.5e8, NEVER, 2**20, 2**28, 4096, 32),
 }
 
 

@@ -222,18 +222,28 @@ class ItemTable:
 
     def _without_unscored(self, scores, scored):
         """Sets the scores of all rows to -inf where they are not scored."""
+
+        def everywhere(scores, scored):
+            return jnp.where(scored[:, None], scores, -jnp.inf)
+
+        if not isinstance(self.num_items, int):
+            return everywhere(scores, scored)
         held = scores.shape[0]
-        # Only row 0 and the last rows, which fill a table up, can be unscored: with V
-        # known, a choice for every row, one more pass over all scores, is saved.
-        edges = [slice(0, held)]
-        if isinstance(self.num_items, int):
-            shards = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
-            filled_up = min(held * shards - self.num_items, held)
-            edges = [slice(0, 1), slice(held - filled_up, held)]
-        for edge in edges:
-            kept = jnp.where(scored[edge, None], scores[edge], -jnp.inf)
-            scores = scores.at[edge].set(kept)
-        return scores
+        shards = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
+        filled_up = min(held * shards - self.num_items, held)
+
+        # Only row 0 and the last rows, which fill a table up, can be unscored. On CPU a
+        # choice for every row would be one more pass over all scores; elsewhere it is
+        # part of the product, and writing some rows keeps the maximum out of that.
+        def at_edges(scores, scored):
+            for edge in (slice(0, 1), slice(held - filled_up, held)):
+                kept = everywhere(scores[edge], scored[edge])
+                scores = scores.at[edge].set(kept)
+            return scores
+
+        return jax.lax.platform_dependent(
+            scores, scored, cpu=at_edges, default=everywhere
+        )
 
 
 def item_scores(

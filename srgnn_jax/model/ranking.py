@@ -29,24 +29,29 @@ def count_not_below(
     """
     held, batch = scores.shape
     rows = min(COUNTED_ROWS, held)
-
-    def not_below(first, rows):
-        part = jax.lax.dynamic_slice_in_dim(scores, first, rows)
-        counts = jax.lax.dynamic_slice_in_dim(scored, first, rows)
-        return (~(part < target_score) & counts[:, None]).astype(jnp.int32)
-
-    # Some rows at a time: on CPU the comparison's result then stays in the cache, which
-    # halves the time.
     blocks = held // rows
-    counts = jax.lax.fori_loop(
-        0,
-        blocks,
-        lambda i, counts: counts + not_below(i * rows, rows),
-        jnp.zeros((rows, batch), jnp.int32),
-    ).sum(axis=0)
-    if held > blocks * rows:
-        counts += not_below(blocks * rows, held - blocks * rows).sum(axis=0)
-    return counts
+
+    def not_below(scores, scored):
+        return (~(scores < target_score) & scored[:, None]).astype(jnp.int32)
+
+    # On CPU what was compared then stays in the cache, which halves the time.
+    def some_rows_at_a_time(scores, scored):
+        def add(i, counts):
+            part = (jax.lax.dynamic_slice_in_dim(x, i * rows, rows) for x in both)
+            return counts + not_below(*part)
+
+        both = scores, scored
+        counts = jnp.zeros((rows, batch), jnp.int32)
+        counts = jax.lax.fori_loop(0, blocks, add, counts).sum(axis=0)
+        rest = slice(blocks * rows, held)
+        return counts + not_below(scores[rest], scored[rest]).sum(axis=0)
+
+    def all_at_once(scores, scored):
+        return not_below(scores, scored).sum(axis=0)
+
+    return jax.lax.platform_dependent(
+        scores, scored, cpu=some_rows_at_a_time, default=all_at_once
+    )
 
 
 def largest(
