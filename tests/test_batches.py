@@ -15,10 +15,17 @@ from srgnn_jax.data.batches import (
     eval_batches,
     make_batch,
     steps_per_epoch,
-    tier_layout,
     train_batches,
 )
 from srgnn_jax.data.sessions import Sessions
+from srgnn_jax.data.tiering import (
+    TIERING,
+    Tiering,
+    choose_layout,
+    num_positions,
+    tier_layout,
+    train_layouts,
+)
 
 
 def draw_sessions(count=60, longest=30, seed=0):
@@ -155,23 +162,23 @@ def test_parts_hold_the_batch_of_one_device(limits):
 @pytest.mark.parametrize("max_positions", [40, 100, 10_000])
 def test_parts_are_no_larger_than_a_device_may_hold(shards, max_positions):
     lengths = draw_sessions(count=300).examples().lengths
-    layout, parts = batches.choose_layout(lengths, 96, shards, max_positions)
+    layout, parts = choose_layout(lengths, 96, shards, max_positions)
     assert parts % shards == 0
     assert parts * sum(rows for rows, _ in layout) >= 96
-    assert batches.num_positions(layout) <= max_positions
+    assert num_positions(layout) <= max_positions
     if parts > shards:
         fewer = tier_layout(lengths, 96, parts // 2)
-        assert batches.num_positions(fewer) > max_positions
+        assert num_positions(fewer) > max_positions
 
 
 def test_rows_of_a_part_can_be_limited():
     lengths = draw_sessions().examples().lengths
-    layout, parts = batches.choose_layout(lengths, 28, 1, 10_000, max_rows=9)
+    layout, parts = choose_layout(lengths, 28, 1, 10_000, max_rows=9)
     assert (sum(rows for rows, _ in layout), parts) == (7, 4)
 
 
 def test_one_row_may_be_longer_than_the_limit():
-    assert batches.choose_layout(np.array([50, 50]), 2, 1, 8) == (((1, 50),), 2)
+    assert choose_layout(np.array([50, 50]), 2, 1, 8) == (((1, 50),), 2)
 
 
 @pytest.mark.parametrize("max_positions", [10_000, 60])
@@ -233,7 +240,7 @@ def test_tiers_waste_little_on_padding():
     lengths = [length for _, length in layout]
     assert lengths == sorted(set(lengths))
     assert lengths[-1] == 59
-    assert len(lengths) == batches.TIERING.most
+    assert len(lengths) == TIERING.most
     assert sum(rows * length for rows, length in layout) < 256 * 59 / 5
 
 
@@ -241,7 +248,7 @@ def test_tiers_have_the_fewest_positions():
     lengths = np.minimum(np.random.default_rng(0).geometric(0.3, 5_000), 14)
 
     def longer(end, rows=64):
-        tail = batches.TIERING.overflow / 14
+        tail = TIERING.overflow / 14
         return stats.binom.isf(tail, rows, np.mean(lengths > end))
 
     def positions(ends):
@@ -306,11 +313,11 @@ def test_a_batch_fits_only_where_it_does_for_every_part():
 
 def test_training_falls_back_where_long_sessions_come_together():
     # With little room for chance, about half of the batches do not fit their layout.
-    tiering = batches.Tiering(overflow=20.0)
+    tiering = Tiering(overflow=20.0)
     sessions = draw_sessions(count=100)
     examples = sessions.examples()
     epoch = list(train_batches(examples, 32, seed=0, epoch=0, tiering=tiering))
-    tight, roomier, _ = batches.train_layouts(examples.lengths, 32, tiering=tiering)[0]
+    tight, roomier, _ = train_layouts(examples.lengths, 32, tiering=tiering)[0]
     assert {batch.layout for batch in epoch} == {tight, roomier}
     ahead = batches.sample_batches(examples, 32, tiering=tiering)
     assert [batch.layout for batch in ahead] == [tight, roomier]
@@ -358,13 +365,13 @@ def test_a_tier_must_be_worth_its_cost():
     lengths = draw_sessions(count=2_000, longest=60).examples().lengths
     positions, tiers = [], []
     for cost in (0, 20, 200, 2_000, 10**6):
-        layout = tier_layout(lengths, 256, tiering=batches.Tiering(tier=cost))
+        layout = tier_layout(lengths, 256, tiering=Tiering(tier=cost))
         tiers.append(len(layout))
-        positions.append(batches.num_positions(layout) + cost * len(layout))
-        others = (batches.Tiering(tier=other) for other in (0, 20, 200, 2_000, 10**6))
+        positions.append(num_positions(layout) + cost * len(layout))
+        others = (Tiering(tier=other) for other in (0, 20, 200, 2_000, 10**6))
         for other in others:
             found = tier_layout(lengths, 256, tiering=other)
-            assert positions[-1] <= batches.num_positions(found) + cost * len(found)
+            assert positions[-1] <= num_positions(found) + cost * len(found)
     assert tiers == sorted(tiers, reverse=True)
     assert tiers[0] > tiers[2] > tiers[-1] == 1
 
@@ -373,7 +380,7 @@ def test_a_batch_overflows_as_seldom_as_was_asked():
     """Exactly: the number of long ones in a batch is hypergeometric."""
     lengths = np.minimum(np.random.default_rng(0).geometric(0.25, 20_000), 60)
     for overflow in (1e-2, 1e-9):
-        layout = tier_layout(lengths, 100, tiering=batches.Tiering(overflow=overflow))
+        layout = tier_layout(lengths, 100, tiering=Tiering(overflow=overflow))
         room, chance = 100, 0.0
         for rows, length in layout[:-1]:
             room -= rows

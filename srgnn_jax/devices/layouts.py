@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from srgnn_jax.data.batches import TIERING, Batch, Tiering, own_clicks
+from srgnn_jax.data.batches import Batch, own_clicks
+from srgnn_jax.data.tiering import TIERING, Tiering
 from srgnn_jax.devices.processes import glibc
 from srgnn_jax.devices.suits import limits_for
 from srgnn_jax.errors import UserError

@@ -8,10 +8,12 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
 from srgnn_jax.errors import UserError, reason
 
@@ -94,6 +96,12 @@ def are_several() -> bool:
 def from_all(value: int | bool) -> np.ndarray:
     """Returns the value of each process, in their order; each must call it."""
     return np.atleast_1d(multihost_utils.process_allgather(np.int32(value)))
+
+
+def progress_bar(shown: bool, *arguments: Any, **options: Any) -> tqdm:
+    """Makes a bar that only the main process shows, on a terminal, while it lasts."""
+    disable = None if shown and is_main_process() else True
+    return tqdm(*arguments, disable=disable, leave=False, **options)
 
 
 def say(text: str) -> None:

@@ -6,7 +6,7 @@ Nothing here changes a number but by rounding.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from srgnn_jax.data.batches import NEVER, Tiering
+from srgnn_jax.data.tiering import NEVER, Tiering
 
 # Multiplications and additions of a step for each position and D^2: 11 products of D^2
 # in the network, once forward and twice backward.

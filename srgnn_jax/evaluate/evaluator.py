@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
-from tqdm import tqdm
 
 from srgnn_jax.data import batches
 from srgnn_jax.data.batches import Batch
 from srgnn_jax.data.sessions import Examples, check_rows
-from srgnn_jax.devices import layouts
+from srgnn_jax.devices import layouts, processes
 from srgnn_jax.devices.tiers import encode
 from srgnn_jax.evaluate import metrics
 from srgnn_jax.model.graph import AnyArray
@@ -129,12 +128,11 @@ class Evaluator:
         start = math.inf
         found: list[jax.Array | np.ndarray] = []
         numbers: list[np.ndarray] = []
-        bar = tqdm(
+        bar = processes.progress_bar(
+            self._progress,
             total=len(self._examples),
             desc="evaluate",
             unit=" examples",
-            disable=None if self._progress else True,
-            leave=False,
         )
         with bar:
             for batch in batches.eval_batches(

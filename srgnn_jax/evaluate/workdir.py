@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 import flax.linen as nn
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from srgnn_jax import config as config_lib
 from srgnn_jax import tables
@@ -45,7 +44,7 @@ def make_evaluator(
         config.ks,
         config.eval_batch_size,
         devices,
-        config.progress and processes.is_main_process(),
+        config.progress,
         after_batch,
     )
 
@@ -226,11 +225,8 @@ def evaluate_baselines(
     folder = make_workdir(workdir)
     train, test = splits.train_sessions, splits.evaluated["test"]
     reached = {}
-    for name, learn in tqdm(
-        baselines.METHODS.items(),
-        desc="baselines",
-        disable=None if config.progress and processes.is_main_process() else True,
-        leave=False,
+    for name, learn in processes.progress_bar(
+        config.progress, baselines.METHODS.items(), desc="baselines"
     ):
         start = time.perf_counter()
         ranks = target_ranks(learn(train, data.vocabulary.num_items), test)

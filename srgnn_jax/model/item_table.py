@@ -87,9 +87,8 @@ class ItemTable:
 
         Its gradient is written by hand. With p the softmax, it is
             d / d rows = p session,   d / d session = p^T rows
-        where the division by the softmax's sum moves to the [B, D] side, so that no
-        pass over [V, B] is made beside the two products. In blocks the table is worked
-        through twice.
+        where the division by the softmax's sum moves to the [B, D] side: no pass over
+        [V, B] is made beside the two products. In blocks all is worked through twice.
 
         Source: Wu et al. 2019, equations 8 to 10.
         """
@@ -102,9 +101,8 @@ class ItemTable:
     ) -> Int[Array, " B"]:
         """Returns the rank of each target among rows 1 to V - 1, 1 = best, by counting.
 
-        See `count_not_below` for ties. In blocks the table is scored twice, first for
-        the targets: a target must be compared with the very number that its row's block
-        gives.
+        In blocks the table is scored twice, first for the targets: one must be compared
+        with the very number that its row's block gives. For ties see `count_not_below`.
         """
         batch = session.shape[0]
         count = self._num_blocks(batch)
@@ -233,8 +231,7 @@ class ItemTable:
         filled_up = min(held * shards - self.num_items, held)
 
         # Only row 0 and the last rows, which fill a table up, can be unscored. On CPU a
-        # choice for every row would be one more pass over all scores; elsewhere it is
-        # part of the product, and writing some rows keeps the maximum out of that.
+        # choice for every row is a pass over all scores more, elsewhere it joins another.
         def at_edges(scores, scored):
             for edge in (slice(0, 1), slice(held - filled_up, held)):
                 kept = everywhere(scores[edge], scored[edge])

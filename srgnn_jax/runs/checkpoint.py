@@ -102,15 +102,17 @@ class Checkpoints:
                 manager.wait_until_finished()
                 manager.delete(progress.step)
             self._policy.best_steps.append(progress.best_step)
-            # The next step donates the state's buffers, so what is saved is a copy.
-            copy = jax.tree.map(jnp.copy, state)
+            # The next step donates the state's buffers. Orbax first brings those of an
+            # accelerator to the host; on CPU it would write what a step writes over.
+            if jax.default_backend() == "cpu":
+                state = jax.tree.map(jnp.copy, state)
             manager.wait_until_finished()
             self._saving = progress.step
             self._sound.discard(progress.step)
             manager.save(
                 progress.step,
                 args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(copy),
+                    state=ocp.args.PyTreeSave(state),
                     progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
                 ),
             )

@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from srgnn_jax import config as config_lib
 from srgnn_jax.data import batches
@@ -22,7 +21,7 @@ from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.devices import layouts, processes
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
-from srgnn_jax.evaluate.workdir import evaluate_best, make_evaluator, report_seeds
+from srgnn_jax.evaluate.workdir import evaluate_best, make_evaluator
 from srgnn_jax.model.losses import Loss
 from srgnn_jax.runs.checkpoint import Checkpoints, check_finite, restore_best
 from srgnn_jax.runs.progress import Progress
@@ -36,6 +35,7 @@ from srgnn_jax.runs.workdir import (
 )
 from srgnn_jax.train import interrupt
 from srgnn_jax.train.optimizer import adam_with_l2
+from srgnn_jax.train.several import train_several
 from srgnn_jax.train.step import TrainState, init_state, train_step
 
 
@@ -66,7 +66,7 @@ def train_and_evaluate(
     config_lib.validate(config)
     loss = config_lib.find_loss(config, losses)
     if config.runs > 1 and config.epochs:
-        return _train_several(
+        return train_several(
             config,
             make_workdir(workdir),
             functools.partial(
@@ -128,21 +128,6 @@ def _train_in(
         if is_main:
             results_json.record(folder, config, data, splits, command, results)
         return run.state
-
-
-def _train_several(
-    config: ConfigDict, folder: pathlib.Path, train: Callable[..., TrainState | None]
-) -> TrainState | None:
-    """Trains `config.runs` seeds one after another, and joins their results."""
-    check_kind(folder, several=True)
-    state = None
-    seeds = [config.seed + n for n in range(config.runs)]
-    for seed in seeds:
-        processes.say(f"\nseed {seed}, of {seeds[0]} to {seeds[-1]}")
-        one = config_lib.with_seed(config, seed)
-        state = train(one, str(folder / f"seed_{seed}"))
-    report_seeds(folder, seeds)
-    return state
 
 
 class _Run:
@@ -249,10 +234,7 @@ class _Run:
         return bool(processes.from_all(time.monotonic() - self.saved_at >= seconds)[0])
 
     def check_finite(self) -> None:
-        """Raises UserError once the loss has turned NaN or infinite.
-
-        It is looked at where it is logged or saved.
-        """
+        """Raises UserError once the loss that is logged or saved is not finite."""
         loss = float(self.state.loss)
         if not math.isfinite(loss):
             raise self.diverged(f"the loss is {loss} at")
@@ -285,13 +267,12 @@ class _Run:
         )
         start = logged_at = time.perf_counter()
         logged = done
-        with tqdm(
+        with processes.progress_bar(
+            config.progress,
             total=len(train),
             initial=done,
             desc=f"epoch {progress.epoch + 1}/{config.epochs}",
             unit=" examples",
-            disable=None if config.progress and processes.is_main_process() else True,
-            leave=False,
         ) as bar:
             for several in batches.in_calls(of_epoch, self.steps_of_next_call):
                 self.state = self.train_step(self.state, *self.in_one_call(several))
