@@ -6,7 +6,7 @@ an argument. Axes: C clicks, S sessions, I distinct items.
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from srgnn_jax.data.counts import count
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
@@ -38,9 +38,8 @@ def prepare(
     4. Sessions are ordered by date, then by first appearance in the file.
     5. Items are numbered from 1 by first appearance in training. Test clicks on other
        items are dropped, and test sessions then too short.
-    6. The last `train_fraction` of the training examples is kept. The published code
-       lists a session's examples longest first, so one on the border keeps the
-       shortest.
+    6. The last `train_fraction` of the training examples is kept; a session on the
+       border keeps its shortest, as the published code lists them longest first.
 
     Args:
       clicks: in file order; session, item: text, time and, if it differs, date: int64
@@ -48,8 +47,7 @@ def prepare(
       min_session_length: clicks that a session must have.
       min_item_count: clicks that an item must have.
       test_days: the span of the test split before T, in days of 24 hours.
-      test_start: tests on sessions from this date on, and trains on those before it,
-        instead of `test_days`.
+      test_start: instead of `test_days`: tests from this date on, trains before it.
       test_end: with `test_start`, leaves out sessions from this date on.
       train_fraction: in (0, 1].
       date_resolution_seconds: round dates down to a multiple of it; 0: keep them.
@@ -57,21 +55,10 @@ def prepare(
     Raises:
       UserError: a split is empty, or `test_end` is not after `test_start`.
     """
-    if test_end is not None and (test_start is None or test_end <= test_start):
-        raise UserError(
-            "config.test_end needs a config.test_start before it: together they bound "
-            "the test split"
-        )
     kept, date, raw_items = _filter(
         clicks, min_session_length, min_item_count, date_resolution_seconds
     )
-    if test_start is None:
-        # A span that is longer than all of time leaves nothing before it.
-        edge = date.max() - round(min(test_days, 1e6) * DAY)
-        is_train, is_test = date < edge, date > edge
-    else:
-        is_train = date < test_start
-        is_test = ~is_train & (date < (np.inf if test_end is None else test_end))
+    is_train, is_test = _split(date, test_days, test_start, test_end)
     by_date = np.argsort(date, kind="stable")
     train, test = (
         kept.take(by_date[chosen[by_date]]) for chosen in (is_train, is_test)
@@ -99,10 +86,29 @@ def prepare(
     vocabulary = Vocabulary(raw_items.gather(numbers).to_list())
     counts = count({"train": train, "test": test}, vocabulary)
     # As published: sessions by date, some of which may have no known item left.
-    counts["test_sessions"] = test_sessions
-    counts["raw_clicks"] = len(clicks)
+    counts |= {"test_sessions": test_sessions, "raw_clicks": len(clicks)}
     counts["edge_sessions"] = int((~is_train & ~is_test).sum())
     return Dataset({"train": train, "test": test}, vocabulary, counts)
+
+
+def _split(
+    date: Int[np.ndarray, " S"],
+    test_days: float,
+    test_start: int | None,
+    test_end: int | None,
+) -> tuple[Bool[np.ndarray, " S"], Bool[np.ndarray, " S"]]:
+    """Returns which sessions train, and which test."""
+    if test_end is not None and (test_start is None or test_end <= test_start):
+        raise UserError(
+            "config.test_end needs a config.test_start before it: together they bound "
+            "the test split"
+        )
+    if test_start is None:
+        # A span that is longer than all of time leaves nothing before it.
+        edge = date.max() - round(min(test_days, 1e6) * DAY)
+        return date < edge, date > edge
+    before = np.inf if test_end is None else test_end
+    return date < test_start, (date >= test_start) & (date < before)
 
 
 def _filter(

@@ -143,12 +143,11 @@ class ItemTable:
         Args:
           session: session embeddings.
           k: how many items are wanted.
-          recall: share of the true items that `jax.lax.approx_max_k` is to find; 1 is
-            exact.
+          recall: share of the true items that `approx_max_k` is to find; 1: exact.
 
         Returns:
           Scores and rows, K = min(k, rows of the whole table). Where fewer rows are
-          scored the last scores are -inf, and the rows beside them mean nothing.
+          scored the last scores are -inf, beside rows that mean nothing.
         """
         held, batch = self.rows.shape[0], session.shape[0]
         count = self._num_blocks(batch)
@@ -189,7 +188,7 @@ class ItemTable:
         return merge(best, row, k)
 
     def _how(self) -> "ItemTable":
-        """Returns all but the rows, as what a gradient is written for must be fixed."""
+        """Returns all but the rows: what the gradients' functions are compiled for."""
         return dataclasses.replace(self, rows=None)
 
     def _num_blocks(self, batch: int) -> int:
@@ -231,7 +230,7 @@ class ItemTable:
         filled_up = min(held * shards - self.num_items, held)
 
         # Only row 0 and the last rows, which fill a table up, can be unscored. On CPU a
-        # choice for every row is a pass over all scores more, elsewhere it joins another.
+        # choice for every row is one more pass over all scores; elsewhere it is fused.
         def at_edges(scores, scored):
             for edge in (slice(0, 1), slice(held - filled_up, held)):
                 kept = everywhere(scores[edge], scored[edge])
