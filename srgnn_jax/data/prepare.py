@@ -29,8 +29,7 @@ def prepare(
 ) -> Dataset:
     """Filters sessions and items, splits the sessions by date, and numbers the items.
 
-    1. A session's clicks are sorted by time (stable); its date is that of its last
-       click in the file.
+    1. Clicks are sorted by time (stable); a session's date is that of its last in file.
     2. Sessions with too few clicks are dropped, then items with too few clicks, then
        sessions that have too few left.
     3. With T the latest date, a session trains if its date < T - test_days and tests if
@@ -55,6 +54,7 @@ def prepare(
     Raises:
       UserError: a split is empty, or `test_end` is not after `test_start`.
     """
+    _check_bounds(test_start, test_end)
     kept, date, raw_items = _filter(
         clicks, min_session_length, min_item_count, date_resolution_seconds
     )
@@ -71,9 +71,7 @@ def prepare(
             "config.test_days, or config.test_start and config.test_end"
         )
     test_sessions = len(test)
-    numbers = pl.Series(train.items).unique(maintain_order=True).to_numpy()
-    row = np.zeros(len(raw_items), np.int32)
-    row[numbers] = np.arange(1, len(numbers) + 1)
+    numbers, row = _rows_of_items(train.items, len(raw_items))
     train, test = (Sessions(row[part.items], part.offsets) for part in (train, test))
     test, _ = test.keep(test.items > 0, min_session_length)
     train = _last_examples(train, train_fraction)
@@ -85,10 +83,28 @@ def prepare(
         )
     vocabulary = Vocabulary(raw_items.gather(numbers).to_list())
     counts = count({"train": train, "test": test}, vocabulary)
-    # As published: sessions by date, some of which may have no known item left.
+    # As published: before those without a known item are dropped.
     counts |= {"test_sessions": test_sessions, "raw_clicks": len(clicks)}
     counts["edge_sessions"] = int((~is_train & ~is_test).sum())
     return Dataset({"train": train, "test": test}, vocabulary, counts)
+
+
+def _rows_of_items(
+    items: Int[np.ndarray, " C"], count: int
+) -> tuple[Int[np.ndarray, " I"], Int[np.ndarray, " N"]]:
+    """Returns items in order of appearance, and the row of each of all N, 0: none."""
+    numbers = pl.Series(items).unique(maintain_order=True).to_numpy()
+    row = np.zeros(count, np.int32)
+    row[numbers] = np.arange(1, len(numbers) + 1)
+    return numbers, row
+
+
+def _check_bounds(test_start: int | None, test_end: int | None) -> None:
+    if test_end is not None and (test_start is None or test_end <= test_start):
+        raise UserError(
+            "config.test_end needs a config.test_start before it: together they bound "
+            "the test split"
+        )
 
 
 def _split(
@@ -98,11 +114,6 @@ def _split(
     test_end: int | None,
 ) -> tuple[Bool[np.ndarray, " S"], Bool[np.ndarray, " S"]]:
     """Returns which sessions train, and which test."""
-    if test_end is not None and (test_start is None or test_end <= test_start):
-        raise UserError(
-            "config.test_end needs a config.test_start before it: together they bound "
-            "the test split"
-        )
     if test_start is None:
         # A span that is longer than all of time leaves nothing before it.
         edge = date.max() - round(min(test_days, 1e6) * DAY)
