@@ -19,7 +19,7 @@ __all__ = [
     "connection_matrix",
     "train_and_evaluate",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "GNN": "model.gnn",

@@ -59,10 +59,8 @@ def prepare(
         clicks, min_session_length, min_item_count, date_resolution_seconds
     )
     is_train, is_test = _split(date, test_days, test_start, test_end)
-    by_date = np.argsort(date, kind="stable")
-    train, test = (
-        kept.take(by_date[chosen[by_date]]) for chosen in (is_train, is_test)
-    )
+    order = np.argsort(date, kind="stable")
+    train, test = (kept.take(order[part[order]]) for part in (is_train, is_test))
     if not len(train) or not len(test):
         first, last = (_text(moment) for moment in (date.min(), date.max()))
         raise UserError(
