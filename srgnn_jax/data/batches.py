@@ -261,19 +261,12 @@ def train_batches(
     return batches_of(examples, chosen, batch_size, shards, max_positions, tiering)
 
 
-def sample_batches(
-    examples: Examples,
-    batch_size: int,
-    shards: int = 1,
-    max_positions: int = 2**30,
-    tiering: Tiering = TIERING,
-) -> Iterator[Batch]:
-    """Yields a batch of each layout that can be expected, to compile for."""
-    layouts, parts = train_layouts(
-        examples.lengths, batch_size, shards, max_positions, tiering
-    )
-    for layout in layouts[:-1]:
-        yield make_batch(examples, np.zeros(1, np.int64), (layout,), parts)
+def one_of_each_layout(batches: Iterable[Batch]) -> list[Batch]:
+    """Returns the first batch of each layout, to compile for them beforehand."""
+    found: dict[Layout, Batch] = {}
+    for batch in batches:
+        found.setdefault(batch.layout, batch)
+    return list(found.values())
 
 
 def batches_of(

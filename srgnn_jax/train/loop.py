@@ -250,21 +250,19 @@ class _Run:
         )
 
     def train_epoch(self) -> float:
-        """Trains to the end of the epoch that is under way, or up to `max_steps`.
-
-        Returns:
-          Examples per second.
-        """
+        """Trains to the epoch's end, or `max_steps`; returns examples per second."""
         config, progress, train = self.config, self.progress, self.splits.train
         first = progress.step - progress.epoch * self.steps_per_epoch
         begin = done = first * config.batch_size
         devices = self.devices
         cut = devices.shards, devices.max_positions, devices.tiering
-        for batch in batches.sample_batches(train, config.batch_size, *cut):
-            self.train_step.prepare(self.state, *self.in_one_call([batch]))
-        of_epoch = batches.train_batches(
-            train, config.batch_size, config.seed, progress.epoch, first, *cut
+        of_epoch = functools.partial(
+            batches.train_batches,
+            *(train, config.batch_size, config.seed, progress.epoch, first, *cut),
         )
+        # Then nothing is compiled in the middle of the epoch.
+        for batch in batches.one_of_each_layout(of_epoch()):
+            self.train_step.prepare(self.state, *self.in_one_call([batch]))
         start = logged_at = time.perf_counter()
         logged = done
         with processes.progress_bar(
@@ -274,7 +272,7 @@ class _Run:
             desc=f"epoch {progress.epoch + 1}/{config.epochs}",
             unit=" examples",
         ) as bar:
-            for several in batches.in_calls(of_epoch, self.steps_of_next_call):
+            for several in batches.in_calls(of_epoch(), self.steps_of_next_call):
                 self.state = self.train_step(self.state, *self.in_one_call(several))
                 progress.step += len(several)
                 examples = sum(batch.examples for batch in several)
