@@ -295,7 +295,7 @@ def load(
         params,
         vocabulary,
         max_length=config.max_session_length or MAX_LENGTH,
-        max_scores=min(MAX_SCORES, config.max_scores),
+        max_scores=min(MAX_SCORES, config.max_scores or MAX_SCORES),
         score_padding=config.score_padding,
     )
     return recommender, progress, step
