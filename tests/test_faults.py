@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from srgnn_jax import config as config_lib
 from srgnn_jax.configs import click_log
@@ -89,7 +90,7 @@ def test_a_signal_in_a_step_saves_it_and_the_run_goes_on(
 ):
     workdir = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(train.tqdm, "update", at_call(train.tqdm.update, 7, stop(number)))
+        patch.setattr(tqdm, "update", at_call(tqdm.update, 7, stop(number)))
         with pytest.raises(
             interrupt.Stopped, match="saved at step 7; the same"
         ) as told:
@@ -390,7 +391,7 @@ def test_prepared_data_that_vanishes(config, tmp_path, whole, monkeypatch):
 
     config.max_steps = 7
     with monkeypatch.context() as patch:
-        patch.setattr(train.tqdm, "update", at_call(train.tqdm.update, 3, vanish))
+        patch.setattr(tqdm, "update", at_call(tqdm.update, 3, vanish))
         train_and_evaluate(config, str(tmp_path / "run"))
     assert not Path(config.prepared_dir).exists()
     # It is prepared again, as long as there is the raw log.

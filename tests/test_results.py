@@ -285,19 +285,20 @@ def test_an_interval_stands_beside_the_seed_that_it_is_of_and_no_mean(folder):
     several = results_json.read(folder / "first" / results_json.FILE)
     alone = results_json.read(folder / "first" / "seed_4" / results_json.FILE)
     values = [
-        run["test_breakdown"]["length"]["longer"]["mrr@20"] for run in several["runs"]
+        run["test_breakdown"]["length"]["at most 5"]["mrr@20"]
+        for run in several["runs"]
     ]
     text = results.document([several])
     assert "95%" not in text
     assert "Intervals" not in text
     assert "Means of 2 seeds ± their standard deviation." in text
-    (row,) = (line for line in text.splitlines() if "| length: longer |" in line)
+    (row,) = (line for line in text.splitlines() if "| length: at most 5 |" in line)
     mean, deviation = statistics.mean(values), statistics.stdev(values)
     assert row.endswith(f" | {100 * mean:.2f} ± {100 * deviation:.2f} |")
     text = results.document([alone])
     assert "| recall@20 | 95%, seed 4 | mrr@20 | 95%, seed 4 |" in text
-    (row,) = (line for line in text.splitlines() if "| length: longer |" in line)
-    low, high = alone["runs"][0]["test_breakdown"]["length"]["longer"]["interval"][
+    (row,) = (line for line in text.splitlines() if "| length: at most 5 |" in line)
+    low, high = alone["runs"][0]["test_breakdown"]["length"]["at most 5"]["interval"][
         "mrr@20"
     ]
     assert row.endswith(f" | {100 * low:.2f} to {100 * high:.2f} |")
