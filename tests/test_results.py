@@ -288,7 +288,6 @@ def test_an_interval_stands_beside_the_seed_that_it_is_of_and_no_mean(folder):
         run["test_breakdown"]["length"]["at most 5"]["mrr@20"]
         for run in several["runs"]
     ]
-    ]
     text = results.document([several])
     assert "95%" not in text
     assert "Intervals" not in text
