@@ -31,7 +31,7 @@ PLAN = (
     "python -m srgnn_jax.plan --items=100_000_000 --embedding_size=64 "
     "--batch_size=4096 "
 )
-PLANNED = "test_plan.py::test_the_page_shows_what_the_command_prints"
+PLANNED = "test_plan.py::test_a_tpu_is_compiled_for"
 NOT_RUN = {
     "make train": BY_MAKE + "what it runs stands beside it",
     "make test": BY_MAKE + "runs this",

@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import re
-from pathlib import Path
 
 import pytest
 
@@ -12,10 +10,6 @@ from srgnn_jax.devices import aot
 from srgnn_jax.devices.compiled_text import GROUPS, OTHER_GROUPS, read_operations
 from srgnn_jax.errors import UserError
 
-needs_cuda_wheels = pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda13_plugin") is None,
-    reason="needs jax-cuda13-plugin and jax-cuda13-pjrt",
-)
 SMALL = ["--items=200", "--embedding_size=8", "--batch_size=8", "--max_length=4"]
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -223,23 +217,6 @@ def test_a_tpu_is_compiled_for(capsys):
     assert found["fits"]
     assert found["estimated_cycles"] > 10_000
     assert found["groups"]["softmax"]["estimated_cycles"] > 0
-
-
-@pytest.mark.slow  # compiles for minutes
-@pytest.mark.parametrize(
-    "target",
-    [
-        pytest.param("v5e", marks=needs_libtpu),
-        pytest.param("h100:8", marks=needs_cuda_wheels),
-    ],
-)
-def test_the_page_shows_what_the_command_prints(capsys, target):
-    page = (Path(__file__).parents[1] / "docs" / "many_devices.md").read_text()
-    command, shown = re.search(
-        rf"srgnn_jax\.plan (.*--target={target}.*)\n```\n\n```\n([^`]*)```", page
-    ).groups()
-    plan.main(command.split())
-    assert capsys.readouterr().out == shown
 
 
 @pytest.mark.parametrize(
