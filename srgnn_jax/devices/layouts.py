@@ -196,14 +196,7 @@ class Devices:
         if self.mesh is None and self.shards == 1:
             return jax.jit(step, donate_argnums=donate).lower(*arguments)
         if self.mesh is None:
-            on_all = jax.pmap(
-                step,
-                axis_name=DATA_AXIS,
-                in_axes=(None, None, 0),
-                out_axes=None,
-                devices=jax.local_devices(),
-                donate_argnums=donate,
-            )
+            on_all = self.on_all(step, donate)
             return on_all.lower(state, clicks, self.deal(batch))
         whole = PartitionSpec()
         specs = jax.tree_util.tree_map_with_path(lambda path, _: _spec(path), state)
@@ -217,6 +210,17 @@ class Devices:
             check_vma=False,
         )
         return jax.jit(on_mesh, donate_argnums=donate).lower(*arguments)
+
+    def on_all(self, step: Callable, donate: tuple[int, ...]) -> Any:
+        """Returns a step by `pmap`, whose batch is dealt out."""
+        return jax.pmap(
+            step,
+            axis_name=DATA_AXIS,
+            in_axes=(None, None, 0),
+            out_axes=None,
+            devices=jax.local_devices(),
+            donate_argnums=donate,
+        )
 
     def deal(self, batch: Batch) -> Batch:
         """Gives each device of `pmap` its parts, along a first axis."""
@@ -242,9 +246,15 @@ class Compiled:
     def __init__(self, devices: Devices, step: Callable, updates_state: bool):
         self._devices, self._step, self._updates = devices, step, updates_state
         self._compiled: dict[Any, Callable] = {}
+        # Only pmap itself takes a state that lies on one device yet.
+        self._on_all: Callable | None = None
+        if devices.mesh is None and devices.shards > 1:
+            self._on_all = devices.on_all(step, (0,) if updates_state else ())
 
     def prepare(self, state: Any, clicks: jax.Array, batch: Batch) -> Callable:
-        """Compiles for these shapes, unless that is done."""
+        """Compiles for these shapes, unless that is done; pmap does so when called."""
+        if self._on_all is not None:
+            return self._on_all
         shapes = batch.layout, batch.start.shape, clicks.shape
         if shapes not in self._compiled:
             arguments = state, clicks, batch
