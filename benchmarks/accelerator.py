@@ -24,8 +24,8 @@ import numpy as np
 from benchmarks import common
 from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Examples, Vocabulary
-from srgnn_jax.devices import layouts
-from srgnn_jax.evaluate.evaluator import rank_step
+from srgnn_jax.devices import aot, layouts
+from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.model.srgnn import SRGNN
 from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.train.optimizer import adam_with_l2
@@ -105,17 +105,6 @@ class Training:
         return self.step.prepare(self.state, *self.arguments)
 
 
-def memory_of(compiled) -> dict[str, int]:
-    """Returns the bytes that the compiler plans for."""
-    found = compiled.memory_analysis()
-    return {
-        "bytes_arguments": found.argument_size_in_bytes,
-        "bytes_temporaries": found.temp_size_in_bytes,
-        "bytes_outputs": found.output_size_in_bytes,
-        "bytes_aliased": found.alias_size_in_bytes,
-    }
-
-
 def peak() -> int:
     """Returns the most bytes that the device has held so far, 0 where unknown."""
     found = jax.devices()[0].memory_stats() or {}
@@ -143,7 +132,7 @@ def measure_training(sizes, output: pathlib.Path) -> list[dict]:
                     "steps a call": steps_per_call,
                     "ms": 1e3 * step,
                     "epoch s": step * batches.steps_per_epoch(EXAMPLES, 100),
-                    **memory_of(compiled),
+                    **aot.read_memory(compiled),
                 }
             )
             report(rows[-1])
@@ -170,7 +159,7 @@ def measure_large(sizes, output: pathlib.Path) -> list[dict]:
                 "ms": 1e3 * seconds,
                 "peak bytes": peak(),
                 "peak bytes before": before,
-                **memory_of(compiled),
+                **aot.read_memory(compiled),
             }
         )
         report(rows[-1])
@@ -182,38 +171,22 @@ def measure_evaluation(sizes) -> list[dict]:
     """Times the ranking of all test examples."""
     examples = common.made_examples(sizes.items, sizes.test_examples, seed=1)
     rows = []
+    devices = layouts.find_devices("jit", embedding_size=100)
     for dtype in (None, "tensorfloat32", "bfloat16"):
-        devices = layouts.find_devices("jit")
         model = SRGNN(sizes.items, 100, compute_dtype=dtype)
         params = init_state(model, adam_with_l2(1e-3, 1e-5), seed=0).params
-        options = devices.step_options
-        step = devices.compile(functools.partial(rank_step, model=model, **options))
-        with_clicks = devices.hold_clicks(examples.items)
-        rows_at_a_time = min(max(64, devices.max_scores // sizes.items), 4096)
-
-        parts = list(
-            batches.eval_batches(
-                examples,
-                4096,
-                1,
-                devices.max_positions,
-                rows_at_a_time,
-                devices.tiering,
-            )
+        evaluate = Evaluator(model, examples, (20,), 4096, devices)
+        evaluate(params)
+        rate = statistics.median(
+            evaluate(params)["examples_per_second"] for _ in range(3)
         )
-        each = []
-        for _ in range(4):
-            start = time.perf_counter()
-            jax.device_get([step(params, *with_clicks(batch)) for batch in parts])
-            each.append(time.perf_counter() - start)
-        each.pop(0)
         rows.append(
             {
                 "what": "evaluation",
                 "items": sizes.items,
                 "products": dtype or "float32",
-                "s": statistics.median(each),
-                "examples/s": len(examples) / statistics.median(each),
+                "s": len(examples) / rate,
+                "examples/s": rate,
             }
         )
         report(rows[-1])

@@ -19,6 +19,7 @@ from srgnn_jax.data.batches import (
 )
 from srgnn_jax.data.sessions import Sessions
 from srgnn_jax.data.tiering import (
+    NEVER,
     TIERING,
     Tiering,
     choose_layout,
@@ -322,6 +323,13 @@ def test_training_falls_back_where_long_sessions_come_together():
     ahead = batches.one_of_each_layout(epoch)
     assert {batch.layout for batch in ahead} == {tight, roomier}
     assert len(ahead) == 2
+    never = Tiering(overflow=NEVER)
+
+    def first_alone():
+        yield epoch[0]
+        pytest.fail("more was made than the first")
+
+    assert batches.one_of_each_layout(first_alone(), never) == epoch[:1]
     assert sorted(examples_of(epoch, examples)) == expected(sessions)
 
 

@@ -36,16 +36,12 @@ def lowered(step, compute_dtype):
     examples = random_examples(ITEMS, 40)
     batch = next(train_batches(examples, 8, 0, 0))
     clicks = jnp.asarray(examples.items)
-    if step == "train":
+    if step.startswith("train"):
         optimizer = adam_with_l2(0.1, 0.1)
         state = init_state(model, optimizer, 0)
-        step = functools.partial(train_step, model=model, optimizer=optimizer, seed=0)
-        return precisions(step, state, clicks, batch)
-    if step == "train in blocks":
-        optimizer = adam_with_l2(0.1, 0.1)
-        state = init_state(model, optimizer, 0)
+        most = {"max_scores": 50} if step == "train in blocks" else {}
         step = functools.partial(
-            train_step, model=model, optimizer=optimizer, seed=0, max_scores=50
+            train_step, model=model, optimizer=optimizer, seed=0, **most
         )
         return precisions(step, state, clicks, batch)
     if step == "evaluate":

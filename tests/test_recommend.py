@@ -395,16 +395,18 @@ def test_text_that_is_not_utf8_is_an_error_in_its_place(recommender):
     }
 
 
+def piped(arguments):
+    """Starts Python with pipes, through which the test speaks with it."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    )
+
+
 def test_answers_come_before_the_input_ends(workdir):
-    command = [sys.executable, "-m", "srgnn_jax.main", "--mode=recommend", "--k=2"]
-    with subprocess.Popen(
-        [*command, f"--workdir={workdir}", "--sessions=-"],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    command = ["-m", "srgnn_jax.main", "--mode=recommend", "--k=2"]
+    with piped([*command, f"--workdir={workdir}", "--sessions=-"]) as process:
         for item in ("item1", "item2"):
             process.stdin.write(json.dumps({"session": [item]}) + "\n")
             process.stdin.flush()
@@ -433,14 +435,7 @@ def test_ctrl_c_ends_a_wait_for_input(workdir):
         ([*command, "--sessions=-"], 130),
         (["-c", program, str(workdir)], 3),
     ):
-        with subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
+        with piped(arguments) as process:
             process.stdin.write('{"session": ["item1"]}\n')
             process.stdin.flush()
             assert process.stdout.readline()

@@ -18,6 +18,7 @@ Axes: E examples, C clicks, N parts of a batch, R rows of a part, L positions.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from jaxtyping import Array, Float, Int
 
 from srgnn_jax.data.sessions import Examples
 from srgnn_jax.data.tiering import (
+    NEVER,
     TIERING,
     Layout,
     Tiering,
@@ -261,10 +263,15 @@ def train_batches(
     return batches_of(examples, chosen, batch_size, shards, max_positions, tiering)
 
 
-def one_of_each_layout(batches: Iterable[Batch]) -> list[Batch]:
-    """Returns the first batch of each layout, to compile for them beforehand."""
+def one_of_each_layout(
+    batches: Iterable[Batch], tiering: Tiering = TIERING
+) -> list[Batch]:
+    """Returns the first batch of each layout, to compile for them beforehand.
+
+    Where no batch is expected to overflow, the first tells the layout of all.
+    """
     found: dict[Layout, Batch] = {}
-    for batch in batches:
+    for batch in itertools.islice(batches, 1 if tiering.overflow <= NEVER else None):
         found.setdefault(batch.layout, batch)
     return list(found.values())
 

@@ -183,7 +183,7 @@ class Devices:
         return Compiled(self, step, updates_state)
 
     def lower(self, step: Callable, arguments: tuple, updates_state: bool) -> Any:
-        """Lowers a step, to be compiled.
+        """Lowers a step of jit or of a mesh, to be compiled.
 
         Args:
           step: see `compile`.
@@ -192,12 +192,9 @@ class Devices:
           updates_state: see `compile`.
         """
         donate = (0,) if updates_state else ()
-        state, clicks, batch = arguments
-        if self.mesh is None and self.shards == 1:
-            return jax.jit(step, donate_argnums=donate).lower(*arguments)
         if self.mesh is None:
-            on_all = self.on_all(step, donate)
-            return on_all.lower(state, clicks, self.deal(batch))
+            return jax.jit(step, donate_argnums=donate).lower(*arguments)
+        state, _, batch = arguments
         whole = PartitionSpec()
         specs = jax.tree_util.tree_map_with_path(lambda path, _: _spec(path), state)
         on_mesh = jax.shard_map(

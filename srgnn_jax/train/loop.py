@@ -261,7 +261,7 @@ class _Run:
             *(train, config.batch_size, config.seed, progress.epoch, first, *cut),
         )
         # Then nothing is compiled in the middle of the epoch.
-        for batch in batches.one_of_each_layout(of_epoch()):
+        for batch in batches.one_of_each_layout(of_epoch(), devices.tiering):
             self.train_step.prepare(self.state, *self.in_one_call([batch]))
         start = logged_at = time.perf_counter()
         logged = done
