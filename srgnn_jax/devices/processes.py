@@ -31,10 +31,13 @@ def settle_process() -> None:
 
     glibc keeps what a step frees, for the next one. Else every step maps its temporary
     arrays anew, tens of megabytes, and the kernel clears them page by page: a fifth of
-    the time of a step at 43,000 items on CPU. Compiled functions are kept on disk,
+    the time of a step at 43,000 items on CPU. All threads share one heap: another one
+    holds no more than 64 MB, which scores exceed. Compiled functions are kept on disk,
     where JAX was told of no other folder.
     """
-    mmap_max, trim_threshold, top_pad = -4, -1, -2  # names of malloc.h
+    # Names of malloc.h.
+    mmap_max, trim_threshold, top_pad, arena_max = -4, -1, -2, -8
+    glibc("mallopt", arena_max, 1)
     glibc("mallopt", mmap_max, 0)
     glibc("mallopt", trim_threshold, 2**31 - 1)
     glibc("mallopt", top_pad, 2**28)

@@ -104,6 +104,15 @@ class ItemTable:
         In blocks the table is scored twice, first for the targets: one must be compared
         with the very number that its row's block gives. For ties see `count_not_below`.
         """
+        return self.rank_and_top_k(session, target)[0]
+
+    def rank_and_top_k(
+        self, session: Float[Array, "B D"], target: Int[AnyArray, " B"], k: int = 0
+    ) -> tuple[Int[Array, " B"], Int[Array, "B K"]]:
+        """Returns what `target_rank` does and the rows of `top_k`.
+
+        Where all scores fit in one block they are computed once for both.
+        """
         batch = session.shape[0]
         count = self._num_blocks(batch)
         column = jnp.arange(batch)
@@ -118,7 +127,9 @@ class ItemTable:
         if count == 1:
             first, _, scored, scores = self._block(session, 0, 1, 1)
             target_score = _sum(targets_in(first, scored, scores), self.axis_name)
-            return _sum(count_not_below(scores, target_score, scored), self.axis_name)
+            ranks = count_not_below(scores, target_score, scored)
+            best = self._joined(*largest(scores, min(k, len(scores)), 1.0), k)
+            return _sum(ranks, self.axis_name), best[1]
 
         def find(i, so_far):
             first, _, scored, scores = self._block(session, i, count, 1)
@@ -131,7 +142,7 @@ class ItemTable:
         zeros = jnp.zeros(batch, session.dtype)
         target_score = _sum(jax.lax.fori_loop(0, count, find, zeros), self.axis_name)
         ranks = jax.lax.fori_loop(0, count, rank, jnp.zeros(batch, jnp.int32))
-        return _sum(ranks, self.axis_name)
+        return _sum(ranks, self.axis_name), self.top_k(session, k)[1]
 
     def top_k(
         self, session: Float[Array, "B D"], k: int, recall: float = 1.0
@@ -153,39 +164,33 @@ class ItemTable:
         count = self._num_blocks(batch)
 
         def best_of(i):
-            first, _, scored, scores = self._block(session, i, count, 1)
-            if count == 1:
-                scores = self._without_unscored(scores, scored)
-            else:
-                scores = jnp.where(scored[:, None], scores, -jnp.inf)
-            best, row = largest(scores, min(k, scores.shape[0]), recall)
+            first, _, _, scores = self._block(session, i, count, 1)
+            best, row = largest(scores, min(k, len(scores)), recall)
             return best, first + row
-
-        def merge(best, row, wanted):
-            best, index = jax.lax.top_k(best, min(wanted, best.shape[1]))
-            return best, jnp.take_along_axis(row, index, axis=1)
 
         def body(i, so_far):
             # Rows that came earlier stand first, so that they win ties.
             pairs = zip(so_far, best_of(i), strict=True)
             best, row = (jnp.concatenate(pair, axis=1) for pair in pairs)
-            return merge(best, row, min(k, held))
+            return _best(best, row, min(k, held))
 
         if count == 1:
-            best, row = best_of(0)
-        else:
-            shape = batch, min(k, held)
-            lowest = jnp.full(shape, -jnp.inf, session.dtype)
-            start = lowest, jnp.zeros(shape, jnp.int32)
-            best, row = jax.lax.fori_loop(0, count, body, start)
+            return self._joined(*best_of(0), k)
+        shape = batch, min(k, held)
+        lowest = jnp.full(shape, -jnp.inf, session.dtype)
+        start = lowest, jnp.zeros(shape, jnp.int32)
+        return self._joined(*jax.lax.fori_loop(0, count, body, start), k)
+
+    def _joined(self, best, row, k):
+        """Joins the best items of each device's rows."""
         if self.axis_name is None:
             return best, row
-        row += jax.lax.axis_index(self.axis_name) * held
+        row += jax.lax.axis_index(self.axis_name) * self.rows.shape[0]
         best, row = (
             jax.lax.all_gather(x, self.axis_name, axis=1, tiled=True)
             for x in (best, row)
         )
-        return merge(best, row, k)
+        return _best(best, row, k)
 
     def _how(self) -> "ItemTable":
         """Returns all but the rows: what the gradients' functions are compiled for."""
@@ -202,7 +207,7 @@ class ItemTable:
           first: the block's first row, counted from this device's first.
           block: its rows [r, D].
           scored: which of them [r] are scored, each in one block only.
-          scores: theirs [r, B].
+          scores: theirs [r, B], -inf where they are not scored.
         """
         held = self.rows.shape[0]
         rows = -(-held // count)
@@ -215,7 +220,10 @@ class ItemTable:
         if self.axis_name is not None:
             row = row + jax.lax.axis_index(self.axis_name) * held
         scored = (index >= i * rows) & (row >= scored_from) & (row < self.num_items)
-        return first, block, scored, item_scores(session, block, self.compute_dtype)
+        scores = item_scores(session, block, self.compute_dtype)
+        if count == 1:
+            return first, block, scored, self._without_unscored(scores, scored)
+        return first, block, scored, jnp.where(scored[:, None], scores, -jnp.inf)
 
     def _without_unscored(self, scores, scored):
         """Sets the scores of all rows to -inf where they are not scored."""
@@ -267,6 +275,11 @@ def _here(
     held = rows.shape[0]
     index = ids - jax.lax.axis_index(axis_name) * held
     return jnp.where((index >= 0) & (index < held), index, held)
+
+
+def _best(best, row, k):
+    best, index = jax.lax.top_k(best, min(k, best.shape[1]))
+    return best, jnp.take_along_axis(row, index, axis=1)
 
 
 def _sum(x: Array, axis_name: str | None) -> Array:
@@ -337,8 +350,7 @@ def _log_sum_exp_forward(session, rows, how):
     scored_from, batch = int(not how.score_padding), session.shape[0]
     count = table._num_blocks(batch)
     if count == 1:
-        *_, scored, scores = table._block(session, 0, 1, scored_from)
-        scores = table._without_unscored(scores, scored)
+        *_, scores = table._block(session, 0, 1, scored_from)
         maximum = scores.max(axis=0)
         if how.axis_name is not None:
             maximum = jax.lax.pmax(maximum, how.axis_name)
@@ -350,8 +362,7 @@ def _log_sum_exp_forward(session, rows, how):
 
         def body(i, so_far):
             maximum, total = so_far
-            *_, scored, scores = table._block(session, i, count, scored_from)
-            scores = jnp.where(scored[:, None], scores, -jnp.inf)
+            *_, scores = table._block(session, i, count, scored_from)
             higher = jnp.maximum(maximum, scores.max(axis=0))
             total *= jnp.exp(maximum - higher)
             return higher, total + jnp.exp(scores - higher).sum(axis=0)
@@ -382,8 +393,8 @@ def _log_sum_exp_backward(how, residuals, cotangent):
 
         def body(i, so_far):
             d_rows, d_session = so_far
-            first, block, scored, scores = table._block(session, i, count, scored_from)
-            exponentials = jnp.where(scored[:, None], jnp.exp(scores - maximum), 0)
+            first, block, _, scores = table._block(session, i, count, scored_from)
+            exponentials = jnp.exp(scores - maximum)
             # Rows that do not count add nothing to what the block before has written.
             added = jax.lax.dynamic_slice_in_dim(d_rows, first, block.shape[0])
             added += product(exponentials, scaled_session, how.compute_dtype)
