@@ -183,7 +183,11 @@ def abstract_step(
     step = functools.partial(train_step, optimizer=optimizer, seed=0, **options)
     state = jax.eval_shape(lambda: init_state(model, optimizer, 0))
     made = batches.train_batches(examples, asked.batch_size, 0, 0, 0, *cut, tiering)
-    return step, (state, clicks, next(made))
+    batch = next(made)
+    if asked.steps_per_call:
+        batch = batches.stack([batch], asked.steps_per_call)
+        step = layouts.one_after_another(step)
+    return step, (state, clicks, batch)
 
 
 def parse_bytes(text: str) -> int:
@@ -238,6 +242,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--target", default="cpu", help="v5e:2x4, v5e, h100:8, ...")
     steps = ("train", "evaluate", "recommend")
     parser.add_argument("--step", default="train", choices=steps)
+    number("--steps_per_call", help="compile so many; what is told is of one")
     parser.add_argument("--device_memory", metavar="SIZE", help="such as 16GB")
     number("--devices", help="how many there are")
     number("--mesh_shape", nargs=2, help="data and items")

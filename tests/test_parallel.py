@@ -90,6 +90,36 @@ def test_a_device_that_holds_little_trains_and_evaluates_alike(limits):
     assert means[1] == pytest.approx(means[0], rel=1e-6)
 
 
+@pytest.mark.parametrize("layout", [ONE, ("mesh", (2, 4))])
+def test_a_table_that_lies_in_another_order_trains_evaluates_and_is_restored_alike(
+    layout, tmp_path
+):
+    one, state_one = train(ONE)
+    other, state_other = train(layout, table_order=(1, 0))
+    np.testing.assert_allclose(other, one, rtol=1e-5)
+    assert_same_params(state_one, state_other)
+    tables = [x for x in jax.tree.leaves(state_other) if x.shape[:1] >= (ITEMS,)]
+    orders = [x.format.layout.major_to_minor for x in tables]
+    assert orders == [(1, 0)] * 3  # And both moments, after many steps.
+    means = [
+        evaluator(each, **limits)(state.params)["mrr@20"]
+        for each, limits, state in (
+            (ONE, {}, state_one),
+            (layout, {"table_order": (1, 0)}, state_other),
+        )
+    ]
+    assert means[1] == pytest.approx(means[0], rel=1e-6)
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(state_other, Progress({}, "", "", ITEMS, step=1))
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        restored = checkpoints.restore(layouts.layout_of(state_other), 1)
+    for a, b in zip(*map(jax.tree.leaves, (state_other, restored)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert b.ndim < 2 or b.format.layout.major_to_minor == (0, 1)
+    again = find_devices(*layout, table_order=(1, 0)).lay_out(restored)
+    assert again.params["item_embedding"].format.layout.major_to_minor == (1, 0)
+
+
 def test_limits_that_are_0_are_chosen_for_the_device():
     devices = layouts.find_devices("jit", max_positions=0, max_scores=7)
     assert devices.max_positions == suits.SUITS["cpu"].max_positions

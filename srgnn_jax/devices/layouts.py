@@ -1,10 +1,9 @@
 """How a step function runs: by jit, by pmap, or on a mesh of devices (data, items).
 
-A step function is written for one device's part of a batch. It names its collectives by
-the axis that it is given, which is None where there is only one part; `total` sums over
-that axis, `gather` joins. The state looks the same to callers in all three ways; on a
-mesh each device holds its rows of the item table and of the table's Adam moments only,
-and all else whole. Every process makes all of every batch, which is a few numbers a
+A step function is written for one device's part of a batch, and names its collectives
+by the axis that it is given: None where there is one part. To callers the state looks
+the same in all three ways; on a mesh each device holds only its rows of the item table
+and of the table's Adam moments. Every process makes all of every batch, a few numbers a
 row.
 """
 
@@ -14,7 +13,14 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental.layout import Format, Layout
+from jax.sharding import (
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    SingleDeviceSharding,
+)
 
 from srgnn_jax.data.batches import Batch, own_clicks
 from srgnn_jax.data.tiering import TIERING, Tiering
@@ -26,11 +32,6 @@ from srgnn_jax.model.item_table import MAX_SCORES
 T = TypeVar("T")
 
 DATA_AXIS, ITEM_AXIS = "data", "items"
-
-
-def total(x: Any, axis_name: str | None) -> Any:
-    """Sums every leaf over the devices of the axis; None: one device, nothing to do."""
-    return x if axis_name is None else jax.lax.psum(x, axis_name)
 
 
 def gather(x: Any, axis_name: str | None) -> Any:
@@ -54,6 +55,8 @@ class Devices:
         its own.
       steps_per_call: training steps that the host starts at once.
       tiering: how batches are cut into tiers.
+      table_order: axes of the item table and its moments as they lie in memory, the one
+        that varies least first; None: as the compiler has it.
     """
 
     shards: int = 1
@@ -64,10 +67,11 @@ class Devices:
     max_clicks: int = 2**28
     steps_per_call: int = 1
     tiering: Tiering = TIERING
+    table_order: tuple[int, int] | None = None
 
     @property
     def axis_name(self) -> str | None:
-        """The axis over which a step function sums, or None."""
+        """The axis that shares a batch, or None."""
         return DATA_AXIS if self.shards > 1 else None
 
     @property
@@ -77,7 +81,7 @@ class Devices:
 
     @property
     def item_axis(self) -> str | None:
-        """The axis over which the item table is split, or None."""
+        """The axis that shares the item table, or None."""
         return ITEM_AXIS if self.item_shards > 1 else None
 
     @property
@@ -95,67 +99,66 @@ class Devices:
         Returns:
           What turns a batch into the arguments `clicks, batch` of a step.
         """
-        if len(clicks) > self.max_clicks:
+        held = None if len(clicks) > self.max_clicks else self.put(clicks)
 
-            def bring(batch):
-                own, batch = own_clicks(clicks, batch)
-                return self.put(own), self._place(batch)
+        def arguments(batch):
+            own = held
+            if own is None:
+                some, batch = own_clicks(clicks, batch)
+                own = self.put(some)
+            if self.mesh is not None:
+                batch = jax.tree.map(lambda x: self._split(x, _part_spec(x)), batch)
+            return own, batch
 
-            return bring
-        held = self.put(clicks)
-        return lambda batch: (held, self._place(batch))
-
-    def _place(self, batch: Batch) -> Batch:
-        """Splits a batch over the mesh; every process has all of it."""
-        mesh = self.mesh
-        if mesh is None:
-            return batch
-
-        def place(x):
-            sharding = NamedSharding(mesh, _part_spec(x))
-            return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
-
-        return jax.tree.map(place, batch)
+        return arguments
 
     def put(self, x: np.ndarray) -> jax.Array:
         """Puts an array on every device, whole."""
         if self.mesh is not None:
-            whole = NamedSharding(self.mesh, PartitionSpec())
-            return jax.make_array_from_callback(x.shape, whole, lambda at: x[at])
+            return self._split(x, PartitionSpec())
         if self.shards == 1:
             return jax.device_put(x)
         mesh = Mesh(np.array(jax.local_devices()), (DATA_AXIS,))
         return jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
 
-    def layout(self, state: T) -> T:
-        """Describes how a state lies on the devices.
+    def _split(self, x: np.ndarray, spec: PartitionSpec) -> jax.Array:
+        """Puts an array that every process has whole on the mesh."""
+        sharding = NamedSharding(self.mesh, spec)
+        return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
 
-        Args:
-          state: arrays, or their shapes and types, with the table as a whole.
+    def layout(self, state: T) -> T:
+        """Describes how a state, or its shapes, is spread over the devices.
 
         Returns:
           The same tree of `jax.ShapeDtypeStruct` with shardings; the rows of the item
           table and its moments are filled up to a multiple of the devices.
         """
-        shards = self.item_shards
 
         def leaf(path, x):
-            shape = list(x.shape)
+            shape, sharding = x.shape, SingleDeviceSharding(jax.local_devices()[0])
+            if self.mesh is not None:
+                sharding = NamedSharding(self.mesh, _spec(path))
             if _is_table(path):
-                shape[0] = -(-shape[0] // shards) * shards
-            sharding = (
-                jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-                if self.mesh is None
-                else NamedSharding(self.mesh, _spec(path))
-            )
-            return jax.ShapeDtypeStruct(tuple(shape), x.dtype, sharding=sharding)
+                filled_up = -(-shape[0] // self.item_shards) * self.item_shards
+                shape = filled_up, *shape[1:]
+            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
+
+        return jax.tree_util.tree_map_with_path(leaf, state)
+
+    def formats(self, state: T) -> T:
+        """Returns how each array of a state that has shardings lies on the devices."""
+
+        def leaf(path, x):
+            if self.table_order is None or not _is_table(path):
+                return x.sharding
+            return Format(Layout(self.table_order), x.sharding)
 
         return jax.tree_util.tree_map_with_path(leaf, state)
 
     def make(self, function: Callable[[], T]) -> T:
         """Calls a function that makes a state, and lays what it makes out."""
         if self.mesh is None:
-            return function()
+            return self.lay_out(function())
         layout = self.layout(jax.eval_shape(function))
 
         def fill_up(x, wanted):
@@ -166,8 +169,13 @@ class Devices:
         def filled_up():
             return jax.tree.map(fill_up, function(), layout)
 
-        shardings = jax.tree.map(lambda x: x.sharding, layout)
-        return jax.jit(filled_up, out_shardings=shardings)()
+        return jax.jit(filled_up, out_shardings=self.formats(layout))()
+
+    def lay_out(self, state: T) -> T:
+        """Puts the tables of a state, as it was restored, in their order."""
+        if self.table_order is None:
+            return state
+        return jax.device_put(state, self.formats(state), donate=True)
 
     def compile(self, step: Callable, updates_state: bool = False) -> "Compiled":
         """Compiles `step(state, clicks, batch)`.
@@ -179,22 +187,22 @@ class Devices:
             over. It then takes stacked batches too, one after another.
         """
         if updates_state:
-            step = _one_after_another(step)
+            step = one_after_another(step)
         return Compiled(self, step, updates_state)
 
     def lower(self, step: Callable, arguments: tuple, updates_state: bool) -> Any:
-        """Lowers a step of jit or of a mesh, to be compiled.
+        """Lowers a step of jit or of a mesh; see `compile`.
 
-        Args:
-          step: see `compile`.
-          arguments: state, or what it looks like, and clicks and batch as
-            `hold_clicks` returns them.
-          updates_state: see `compile`.
+        The arguments may be what `layout` returns, and the like.
         """
-        donate = (0,) if updates_state else ()
-        if self.mesh is None:
-            return jax.jit(step, donate_argnums=donate).lower(*arguments)
         state, _, batch = arguments
+        options: dict[str, Any] = {"donate_argnums": (0,) if updates_state else ()}
+        if self.table_order is not None:
+            formats = self.formats(state)
+            options["in_shardings"] = formats, None, None
+            options["out_shardings"] = formats if updates_state else None
+        if self.mesh is None:
+            return jax.jit(step, **options).lower(*arguments)
         whole = PartitionSpec()
         specs = jax.tree_util.tree_map_with_path(lambda path, _: _spec(path), state)
         on_mesh = jax.shard_map(
@@ -206,31 +214,7 @@ class Devices:
             # gradient of its own; see `item_table`.
             check_vma=False,
         )
-        return jax.jit(on_mesh, donate_argnums=donate).lower(*arguments)
-
-    def on_all(self, step: Callable, donate: tuple[int, ...]) -> Any:
-        """Returns a step by `pmap`, whose batch is dealt out."""
-        return jax.pmap(
-            step,
-            axis_name=DATA_AXIS,
-            in_axes=(None, None, 0),
-            out_axes=None,
-            devices=jax.local_devices(),
-            donate_argnums=donate,
-        )
-
-    def deal(self, batch: Batch) -> Batch:
-        """Gives each device of `pmap` its parts, along a first axis."""
-        if self.mesh is not None or self.shards == 1:
-            return batch
-
-        def split(x):
-            if not x.ndim:
-                return np.full(self.shards, x)
-            shape = *x.shape[:-2], self.shards, -1, x.shape[-1]
-            return np.moveaxis(x.reshape(shape), -3, 0)
-
-        return jax.tree.map(split, batch)
+        return jax.jit(on_mesh, **options).lower(*arguments)
 
 
 class Compiled:
@@ -243,10 +227,16 @@ class Compiled:
     def __init__(self, devices: Devices, step: Callable, updates_state: bool):
         self._devices, self._step, self._updates = devices, step, updates_state
         self._compiled: dict[Any, Callable] = {}
-        # Only pmap itself takes a state that lies on one device yet.
         self._on_all: Callable | None = None
         if devices.mesh is None and devices.shards > 1:
-            self._on_all = devices.on_all(step, (0,) if updates_state else ())
+            self._on_all = jax.pmap(
+                step,
+                axis_name=DATA_AXIS,
+                in_axes=(None, None, 0),
+                out_axes=None,
+                devices=jax.local_devices(),
+                donate_argnums=(0,) if updates_state else (),
+            )
 
     def prepare(self, state: Any, clicks: jax.Array, batch: Batch) -> Callable:
         """Compiles for these shapes, unless that is done; pmap does so when called."""
@@ -262,7 +252,16 @@ class Compiled:
 
     def __call__(self, state: Any, clicks: jax.Array, batch: Batch) -> Any:
         run = self.prepare(state, clicks, batch)
-        return run(state, clicks, self._devices.deal(batch))
+        if self._on_all is not None:
+            batch = jax.tree.map(self._by_device, batch)
+        return run(state, clicks, batch)
+
+    def _by_device(self, x):
+        """Gives each device of pmap its parts, along a first axis."""
+        if not x.ndim:
+            return np.full(self._devices.shards, x)
+        shape = *x.shape[:-2], self._devices.shards, -1, x.shape[-1]
+        return np.moveaxis(x.reshape(shape), -3, 0)
 
 
 def _part_spec(x: Any) -> PartitionSpec:
@@ -272,7 +271,7 @@ def _part_spec(x: Any) -> PartitionSpec:
     )
 
 
-def _one_after_another(step: Callable) -> Callable:
+def one_after_another(step: Callable) -> Callable:
     """Lets a step that returns a state take stacked batches, as many as count."""
 
     def steps(state, clicks, batch):
@@ -306,10 +305,10 @@ def find_devices(
     """Returns what `config.parallel` asks for: "jit", "pmap", "mesh", or "auto".
 
     "auto" is jit where this process has one device, else pmap; with several processes
-    it is a mesh of all of their devices.
+    a mesh of all of their devices.
 
     Args:
-      parallel: how to run.
+      parallel: as said.
       mesh_shape: (data, items), whose product is the number of all devices; one of them
         may be 0, which takes what the other leaves, and (0, 0) is (all, 1).
       embedding_size: D, by which the number of tiers is chosen.
@@ -327,8 +326,10 @@ def find_devices(
             f"config.parallel is {parallel!r}, which serves one process, and there are "
             f"{jax.process_count()}; choose 'mesh'"
         )
-    if parallel != "mesh":
-        return Devices(1 if parallel == "jit" else jax.local_device_count(), **limits)
+    if parallel == "jit" or (parallel == "pmap" and jax.local_device_count() == 1):
+        return Devices(**limits)
+    if parallel == "pmap":  # It takes states as JAX makes them.
+        return Devices(jax.local_device_count(), **limits | {"table_order": None})
     data, items = mesh_shape
     count = jax.device_count()
     if not data:

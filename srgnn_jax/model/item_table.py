@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from srgnn_jax.model import softmax
 from srgnn_jax.model.graph import AnyArray
-from srgnn_jax.model.layers import normalise, product, rounded
+from srgnn_jax.model.layers import normalise, over_devices, product
 from srgnn_jax.model.ranking import count_not_below, largest
 
 # Scores that are held at a time: 8 Mi floats are 32 MiB.
@@ -32,7 +33,7 @@ class ItemTable:
 
     Attributes:
       rows: the embeddings [R, D].
-      num_items: V; it may be traced, but for `log_sum_exp`'s gradient.
+      num_items: V; it may be traced, but for gradients.
       score_padding: whether row 0 takes part in the softmax, as in RecBole; the paper's
         code leaves it out.
       max_scores: scores that are held at a time: where R * B exceeds it, the table is
@@ -83,18 +84,10 @@ class ItemTable:
         return held[: self.num_items]
 
     def log_sum_exp(self, session: Float[Array, "B D"]) -> Float[Array, " B"]:
-        """Returns the logarithm of what the softmax divides by, log sum_v exp(s . e_v).
-
-        Its gradient is written by hand. With p the softmax, it is
-            d / d rows = p session,   d / d session = p^T rows
-        where the division by the softmax's sum moves to the [B, D] side: no pass over
-        [V, B] is made beside the two products. In blocks all is worked through twice.
-
-        Source: Wu et al. 2019, equations 8 to 10.
-        """
+        """Returns the logarithm of what the softmax divides by; see `softmax`."""
         if isinstance(self.num_items, int):
-            return _log_sum_exp(session, self.rows, self._how())
-        return _log_sum_exp_forward(session, self.rows, self)[0]
+            return softmax.log_sum_exp(session, self.rows, self._how())
+        return softmax.forward(session, self.rows, self)[0]
 
     def target_rank(
         self, session: Float[Array, "B D"], target: Int[AnyArray, " B"]
@@ -114,7 +107,7 @@ class ItemTable:
         Where all scores fit in one block they are computed once for both.
         """
         batch = session.shape[0]
-        count = self._num_blocks(batch)
+        count = self.num_blocks(batch)
         column = jnp.arange(batch)
         index = _here(target, self.rows, self.axis_name)
 
@@ -125,24 +118,28 @@ class ItemTable:
             return jnp.where(held & scored[inside], scores[inside, column], 0)
 
         if count == 1:
-            first, _, scored, scores = self._block(session, 0, 1, 1)
-            target_score = _sum(targets_in(first, scored, scores), self.axis_name)
+            first, _, scored, scores = self.block(session, 0, 1, 1)
+            target_score = over_devices(
+                targets_in(first, scored, scores), self.axis_name
+            )
             ranks = count_not_below(scores, target_score, scored)
             best = self._joined(*largest(scores, min(k, len(scores)), 1.0), k)
-            return _sum(ranks, self.axis_name), best[1]
+            return over_devices(ranks, self.axis_name), best[1]
 
         def find(i, so_far):
-            first, _, scored, scores = self._block(session, i, count, 1)
+            first, _, scored, scores = self.block(session, i, count, 1)
             return so_far + targets_in(first, scored, scores)
 
         def rank(i, so_far):
-            _, _, scored, scores = self._block(session, i, count, 1)
+            _, _, scored, scores = self.block(session, i, count, 1)
             return so_far + count_not_below(scores, target_score, scored)
 
         zeros = jnp.zeros(batch, session.dtype)
-        target_score = _sum(jax.lax.fori_loop(0, count, find, zeros), self.axis_name)
+        target_score = over_devices(
+            jax.lax.fori_loop(0, count, find, zeros), self.axis_name
+        )
         ranks = jax.lax.fori_loop(0, count, rank, jnp.zeros(batch, jnp.int32))
-        return _sum(ranks, self.axis_name), self.top_k(session, k)[1]
+        return over_devices(ranks, self.axis_name), self.top_k(session, k)[1]
 
     def top_k(
         self, session: Float[Array, "B D"], k: int, recall: float = 1.0
@@ -161,10 +158,10 @@ class ItemTable:
           scored the last scores are -inf, beside rows that mean nothing.
         """
         held, batch = self.rows.shape[0], session.shape[0]
-        count = self._num_blocks(batch)
+        count = self.num_blocks(batch)
 
         def best_of(i):
-            first, _, _, scores = self._block(session, i, count, 1)
+            first, _, _, scores = self.block(session, i, count, 1)
             best, row = largest(scores, min(k, len(scores)), recall)
             return best, first + row
 
@@ -196,11 +193,11 @@ class ItemTable:
         """Returns all but the rows: what the gradients' functions are compiled for."""
         return dataclasses.replace(self, rows=None)
 
-    def _num_blocks(self, batch: int) -> int:
+    def num_blocks(self, batch: int) -> int:
         held = self.rows.shape[0]
         return min(held, -(-held * batch // self.max_scores))
 
-    def _block(self, session, i, count, scored_from):
+    def block(self, session, i, count, scored_from):
         """Scores block i of `count` blocks of the rows that this device holds.
 
         Returns:
@@ -282,10 +279,6 @@ def _best(best, row, k):
     return best, jnp.take_along_axis(row, index, axis=1)
 
 
-def _sum(x: Array, axis_name: str | None) -> Array:
-    return x if axis_name is None else jax.lax.psum(x, axis_name)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _lookup(rows, ids, axis_name):
     """Returns the rows of the items, and all rows, whose gradient takes both.
@@ -296,7 +289,7 @@ def _lookup(rows, ids, axis_name):
     index = _here(ids, rows, axis_name)
     if axis_name is None:
         return rows[index], rows
-    return _sum(rows.at[index].get(mode="fill", fill_value=0), axis_name), rows
+    return over_devices(rows.at[index].get(mode="fill", fill_value=0), axis_name), rows
 
 
 def _lookup_forward(rows, ids, axis_name):
@@ -332,80 +325,9 @@ def _scores_backward(how, residuals, cotangent):
         cotangent = jax.lax.dynamic_slice_in_dim(cotangent, first, rows.shape[0])
     d_session = product(cotangent.T, rows, how.compute_dtype)
     return (
-        _sum(d_session, how.axis_name),
+        over_devices(d_session, how.axis_name),
         product(cotangent, session, how.compute_dtype),
     )
 
 
 _scores.defvjp(_scores_forward, _scores_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _log_sum_exp(session, rows, how):
-    return _log_sum_exp_forward(session, rows, how)[0]
-
-
-def _log_sum_exp_forward(session, rows, how):
-    table = dataclasses.replace(how, rows=rows)
-    scored_from, batch = int(not how.score_padding), session.shape[0]
-    count = table._num_blocks(batch)
-    if count == 1:
-        *_, scores = table._block(session, 0, 1, scored_from)
-        maximum = scores.max(axis=0)
-        if how.axis_name is not None:
-            maximum = jax.lax.pmax(maximum, how.axis_name)
-        exponentials = jnp.exp(scores - maximum)
-        total = exponentials.sum(axis=0)
-        exponentials = rounded(exponentials, how.compute_dtype)
-    else:
-        exponentials = None  # Too many to keep: the backward pass makes them again.
-
-        def body(i, so_far):
-            maximum, total = so_far
-            *_, scores = table._block(session, i, count, scored_from)
-            higher = jnp.maximum(maximum, scores.max(axis=0))
-            total *= jnp.exp(maximum - higher)
-            return higher, total + jnp.exp(scores - higher).sum(axis=0)
-
-        lowest = jnp.full(batch, jnp.finfo(session.dtype).min, session.dtype)
-        start = lowest, jnp.zeros(batch, session.dtype)
-        maximum, total = jax.lax.fori_loop(0, count, body, start)
-        if how.axis_name is not None:
-            own = maximum
-            maximum = jax.lax.pmax(own, how.axis_name)
-            total *= jnp.exp(own - maximum)
-    total = _sum(total, how.axis_name)
-    residuals = session, rows, maximum, total, exponentials
-    return jnp.log(total) + maximum, residuals
-
-
-def _log_sum_exp_backward(how, residuals, cotangent):
-    session, rows, maximum, total, exponentials = residuals
-    table = dataclasses.replace(how, rows=rows)
-    scored_from = int(not how.score_padding)
-    count = table._num_blocks(session.shape[0])
-    scale = (cotangent / total)[:, None]
-    scaled_session = scale * session
-    if count == 1:
-        d_rows = product(exponentials, scaled_session, how.compute_dtype)
-        d_session = product(exponentials.T, rows, how.compute_dtype)
-    else:
-
-        def body(i, so_far):
-            d_rows, d_session = so_far
-            first, block, _, scores = table._block(session, i, count, scored_from)
-            exponentials = jnp.exp(scores - maximum)
-            # Rows that do not count add nothing to what the block before has written.
-            added = jax.lax.dynamic_slice_in_dim(d_rows, first, block.shape[0])
-            added += product(exponentials, scaled_session, how.compute_dtype)
-            return (
-                jax.lax.dynamic_update_slice_in_dim(d_rows, added, first, axis=0),
-                d_session + product(exponentials.T, block, how.compute_dtype),
-            )
-
-        start = jnp.zeros_like(rows), jnp.zeros_like(session)
-        d_rows, d_session = jax.lax.fori_loop(0, count, body, start)
-    return scale * _sum(d_session, how.axis_name), d_rows
-
-
-_log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)

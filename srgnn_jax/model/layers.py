@@ -91,3 +91,8 @@ def normalise(rows: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """
     squares = jnp.sum(rows * rows, axis=-1, keepdims=True)
     return rows * jax.lax.rsqrt(squares + 1e-12)
+
+
+def over_devices(x: Any, axis_name: str | None) -> Any:
+    """Sums every leaf over the devices of a mesh axis; None: one device."""
+    return x if axis_name is None else jax.lax.psum(x, axis_name)

@@ -294,7 +294,8 @@ def restore_best(
     check_same_model(progress.model, model_name(model))
     shapes = {"params": jax.eval_shape(lambda: init_params(model, 0))}
     step = progress.best_step or progress.step
-    params = checkpoints.restore(devices.layout(shapes), step)["params"]
+    restored = checkpoints.restore(devices.layout(shapes), step)
+    params = devices.lay_out(restored)["params"]
     try:
         check_finite(params)
     except ValueError as error:

@@ -176,7 +176,8 @@ class _Run:
     def restore(self) -> None:
         """Takes up the run where its newest checkpoint was saved."""
         step, epoch = self.progress.step, self.progress.epoch
-        self.state = self.checkpoints.restore(layouts.layout_of(self.state), step)
+        restored = self.checkpoints.restore(layouts.layout_of(self.state), step)
+        self.state = self.devices.lay_out(restored)
         where = f"step {step}, epoch {epoch}"
         if self.is_complete():
             processes.say(f"the run is complete: {where}")

@@ -13,11 +13,10 @@ from jaxtyping import Array, Float, Int
 
 from srgnn_jax.data import batches
 from srgnn_jax.data.batches import Batch
-from srgnn_jax.devices import layouts
 from srgnn_jax.devices.tiers import encode
 from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.item_table import MAX_SCORES
-from srgnn_jax.model.layers import Params
+from srgnn_jax.model.layers import Params, over_devices
 from srgnn_jax.model.losses import LOSSES, Loss
 from srgnn_jax.model.srgnn import init_params
 
@@ -105,7 +104,7 @@ def train_step(
       axis_name: axis of the devices that share the batch, or None.
       item_axis: axis of the devices that share the item table, or None.
     """
-    examples = layouts.total(jnp.sum(batch.length > 0), axis_name)
+    examples = over_devices(jnp.sum(batch.length > 0), axis_name)
     examples = examples.astype(state.examples.dtype)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
 
@@ -128,7 +127,7 @@ def train_step(
         return jnp.sum(loss.function(*encoded) * part.weight) / examples
 
     gradient_of_part = jax.value_and_grad(loss_of_part)
-    mean_loss, gradient = layouts.total(
+    mean_loss, gradient = over_devices(
         batches.sum_over_parts(
             lambda part: gradient_of_part(state.params, part), clicks, batch
         ),
