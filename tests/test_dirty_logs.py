@@ -355,9 +355,12 @@ def test_a_line_of_tabs_is_a_row_of_empty_fields(tmp_path):
     assert prepare(tmp_path, "tsv", "skip").counts["skipped_rows"] == 2
 
 
-@settings(max_examples=30, deadline=None)
+NASTY = "a1-.:'\"\\#\t,;| \r\0\x0b\x1c\x85\xa0\u2028\ufeff\ufffdé日𝄞"
+
+
+@settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.text(st.characters(codec="utf-8"), max_size=12), max_size=12),
+    st.lists(st.text(NASTY, max_size=12), max_size=12),
     st.sampled_from("\t,;|"),
 )
 def test_any_text_between_good_rows(tmp_path_factory, texts, separator):

@@ -450,7 +450,8 @@ def test_a_test_file_of_something_else(tmp_path, test, message):
         read(pickles, tmp_path)
 
 
-def test_synthetic_clicks_are_the_same_every_time():
+def test_synthetic_clicks_are_the_same_every_time(monkeypatch):
+    monkeypatch.setattr(synthetic, "SESSIONS", 1000)
     first, second = draw_clicks(), draw_clicks()
     assert first.equals(second)
     assert first.columns == ["session", "item", "time"]

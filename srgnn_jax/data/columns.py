@@ -39,10 +39,8 @@ def find_columns(
 ) -> dict[str, int]:
     """Returns the position among `names` of each column that is to be read.
 
-    A column that is named is found by that name, with or without RecBole's type.
-
-    Raises:
-      UserError: a column is missing, or there is more than one of its name.
+    A column that is named is found by that name, with or without RecBole's type. Raises
+    UserError if a column is missing, or there is more than one of its name.
     """
     stripped = [name.strip() for name in names]
     without_type = [name.rpartition(":")[0] for name in names]

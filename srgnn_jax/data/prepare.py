@@ -43,8 +43,7 @@ def prepare(
     6. The last `train_fraction` of the training examples is kept; a session on the
        border keeps its shortest, as the published code lists them longest first.
 
-    Raises:
-      UserError: a split is empty, or `test_end` is not after `test_start`.
+    Raises UserError if a split is empty, or `test_end` is not after `test_start`.
     """
     if test_end is not None and (test_start is None or test_end <= test_start):
         raise UserError("config.test_end needs a config.test_start before it")

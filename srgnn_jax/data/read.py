@@ -43,15 +43,11 @@ def read_clicks(
 
     Columns that are not named are looked for by their usual names. A text file without
     a header line needs `header` and `separator`; otherwise the header line tells an
-    empty separator. `on_bad_row` is "error" or "skip".
+    empty separator. Malformed rows raise a UserError unless `on_bad_row` is "skip".
 
-    Returns:
-      Columns session and item (text), time (int64 microseconds since 1970, UTC) and,
-      where `columns` names it, date (the same; a time that is a number then stays as it
-      is, in float64); and the number of rows that were skipped.
-
-    Raises:
-      UserError: the file or a column is missing, there is no row, or one is malformed.
+    Returns columns session and item (text), time (int64 microseconds since 1970, UTC)
+    and, where `columns` names it, date (the same; a time that is a number then stays as
+    it is, in float64); and the number of rows that were skipped.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist")

@@ -52,9 +52,8 @@ def load_dataset(
       prepared_dir: folder for what is built.
       **settings: fields of `Settings`.
 
-    Raises:
-      UserError: the source is unknown, missing or malformed, or a folder cannot be read
-        or written.
+    Raises UserError if the source is unknown, missing or malformed, or a folder cannot
+    be read or written.
     """
     if dataset not in SOURCES:
         raise UserError(

@@ -66,10 +66,8 @@ def leave_one_out(clicks: pl.DataFrame, kind: str) -> Dataset:
 
     As in RecBole, users of three clicks have no validation example, and those of two
     only train. Every item counts; items are numbered from 1, and users ordered, by
-    first appearance in the file. See `read.read_clicks` and `time_key`.
-
-    Raises:
-      UserError: no user has three clicks.
+    first appearance in the file (see `read.read_clicks`). For the kind see `time_key`.
+    Raises UserError if no user has three clicks.
     """
     time = time_key(clicks["time"].to_numpy(), kind)
     users, _, item_ids = group_by_session(clicks, time)

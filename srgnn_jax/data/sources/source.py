@@ -1,7 +1,6 @@
 """The settings and files of a source, and what those that read a log share."""
 
 import dataclasses
-import functools
 import inspect
 import pathlib
 import types
@@ -70,10 +69,8 @@ def find_files(
 ) -> list[pathlib.Path]:
     """Finds a source's raw files: the log that is named, or one for each pattern.
 
-    A file called like the pattern without its "*" goes before all others.
-
-    Raises:
-      UserError: of a file there is none, or more than one.
+    A file called like the pattern without its "*" goes before all others. Raises
+    UserError if there is none, or more than one.
     """
     where = f"config.data_dir = {str(folder)!r}"
     if settings.log_file and "log_file" in source.SETTINGS:
@@ -106,10 +103,10 @@ def read_log(
 
     Rows that `read.read_clicks`, which takes `how`, has skipped join the counts.
     """
-    split = split or functools.partial(prepare, **settings.rules)
+    rules = settings.rules
     clicks, skipped = read_clicks(path, on_bad_row=settings.on_bad_row, **how)
     try:
-        dataset = split(clicks)
+        dataset = split(clicks) if split else prepare(clicks, **rules)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     dataset.counts["skipped_rows"] = skipped
