@@ -126,8 +126,11 @@ def with_time(fields, separator, time):
     return separator.join(time if field == longest else field for field in fields)
 
 
-@pytest.mark.parametrize("reader", TEXT)
-@pytest.mark.parametrize("fault", BAD_ROWS)
+@pytest.mark.parametrize(
+    ("fault", "reader"),
+    # Half of the readers for one fault, the others for the next: lines are split alike.
+    [(fault, r) for n, fault in enumerate(BAD_ROWS) for r in TEXT[n % 2 :: 2]],
+)
 def test_a_bad_row_is_told_with_its_line_or_counted(tmp_path, good, reader, fault):
     make, message = BAD_ROWS[fault]
     separator = READERS[reader].separator.encode()
@@ -279,15 +282,15 @@ def test_rows_in_any_order(tmp_path, good, reader):
 
 
 @pytest.mark.parametrize("reader", EVERY)
-def test_a_session_of_50_000_clicks(tmp_path, reader):
+def test_a_session_of_20_000_clicks(tmp_path, reader):
     start = fuzz_readers.START
-    long = [(0, 100 + n % 5, start + n % 86_400) for n in range(50_000)]
+    long = [(0, 100 + n % 5, start + n % 86_400) for n in range(20_000)]
     write(tmp_path, reader, good_file(reader, long + clicks()[4:]))
     if reader == "srgnn_pickles":
-        sessions = [[1 + n % 5 for n in range(50_000)], [1, 2]]
+        sessions = [[1 + n % 5 for n in range(20_000)], [1, 2]]
         write(tmp_path, reader, pickle.dumps(sessions))
     train = prepare(tmp_path, reader).splits["train"]
-    assert train.lengths.max() > 49_990
+    assert train.lengths.max() > 19_990
 
 
 PARQUET_FAULTS = {
@@ -376,7 +379,7 @@ def test_any_text_between_good_rows(tmp_path_factory, texts, separator):
     assert len(read) >= 6
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(2))
 def test_files_broken_at_random(part):
     done, wrong = fuzz_readers.fuzz(range(part * 60, part * 60 + 60), seed=0)
     assert not wrong
