@@ -26,6 +26,7 @@ from srgnn_jax.data.sources import (
     Settings,
     click_log,
     diginetica,
+    find_files,
     pickles,
     recbole,
     yoochoose,
@@ -216,7 +217,7 @@ def read(folder: pathlib.Path, reader: str, data: bytes, config: Settings):
     if reader == "srgnn_pickles":
         (folder / "test.txt").write_bytes(pickle.dumps(([[1]], [2])))
     try:
-        prepared = source.read(source.source_files(folder, config), config)
+        prepared = source.read(find_files(source, folder, config), config)
     except UserError as error:
         text = str(error)
         assert "\n" not in text, f"several lines: {text!r}"

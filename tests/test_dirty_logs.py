@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srgnn_jax.data.read import read_clicks
-from srgnn_jax.data.sources import Settings
+from srgnn_jax.data.sources import Settings, find_files
 from srgnn_jax.errors import UserError
 from tests import fuzz_readers
 from tests.fuzz_readers import HEADERS, READERS, RULES, clicks, good_file
@@ -44,7 +44,7 @@ def prepare(folder, reader, on_bad_row="error"):
     source = READERS[reader].source
     rules = RULES if "test_days" in source.SETTINGS else {}
     config = Settings(on_bad_row=on_bad_row, **rules)
-    return source.read(source.source_files(folder, config), config)
+    return source.read(find_files(source, folder, config), config)
 
 
 def told(folder, reader, on_bad_row="error"):
@@ -116,7 +116,7 @@ BAD_ROWS = {
     "not finite": (lambda f, sep: with_time(f, sep, b"1e999"), "not a time"),
     "not a number": (lambda f, sep: with_time(f, sep, b"nan"), "not a time"),
     "huge time": (lambda f, sep: with_time(f, sep, b"1" * 10**6), "not a time"),
-    "words of 10 MB": (lambda f, sep: b"x" * 10**7, "1 fields instead of"),
+    "words of 2 MB": (lambda f, sep: b"x" * (2 * 10**6), "1 fields instead of"),
 }
 
 
@@ -126,8 +126,11 @@ def with_time(fields, separator, time):
     return separator.join(time if field == longest else field for field in fields)
 
 
-@pytest.mark.parametrize("reader", TEXT)
-@pytest.mark.parametrize("fault", BAD_ROWS)
+@pytest.mark.parametrize(
+    ("fault", "reader"),
+    # Half of the readers for one fault, the others for the next: lines are split alike.
+    [(fault, r) for n, fault in enumerate(BAD_ROWS) for r in TEXT[n % 2 :: 2]],
+)
 def test_a_bad_row_is_told_with_its_line_or_counted(tmp_path, good, reader, fault):
     make, message = BAD_ROWS[fault]
     separator = READERS[reader].separator.encode()
@@ -279,15 +282,15 @@ def test_rows_in_any_order(tmp_path, good, reader):
 
 
 @pytest.mark.parametrize("reader", EVERY)
-def test_a_session_of_50_000_clicks(tmp_path, reader):
+def test_a_session_of_20_000_clicks(tmp_path, reader):
     start = fuzz_readers.START
-    long = [(0, 100 + n % 5, start + n % 86_400) for n in range(50_000)]
+    long = [(0, 100 + n % 5, start + n % 86_400) for n in range(20_000)]
     write(tmp_path, reader, good_file(reader, long + clicks()[4:]))
     if reader == "srgnn_pickles":
-        sessions = [[1 + n % 5 for n in range(50_000)], [1, 2]]
+        sessions = [[1 + n % 5 for n in range(20_000)], [1, 2]]
         write(tmp_path, reader, pickle.dumps(sessions))
     train = prepare(tmp_path, reader).splits["train"]
-    assert train.lengths.max() > 49_990
+    assert train.lengths.max() > 19_990
 
 
 PARQUET_FAULTS = {
@@ -355,9 +358,12 @@ def test_a_line_of_tabs_is_a_row_of_empty_fields(tmp_path):
     assert prepare(tmp_path, "tsv", "skip").counts["skipped_rows"] == 2
 
 
-@settings(max_examples=60, deadline=None)
+NASTY = "a1-.:'\"\\#\t,;| \r\0\x0b\x1c\x85\xa0\u2028\ufeff\ufffdé日𝄞"
+
+
+@settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.text(st.characters(codec="utf-8"), max_size=12), max_size=12),
+    st.lists(st.text(NASTY, max_size=12), max_size=12),
     st.sampled_from("\t,;|"),
 )
 def test_any_text_between_good_rows(tmp_path_factory, texts, separator):
@@ -373,7 +379,7 @@ def test_any_text_between_good_rows(tmp_path_factory, texts, separator):
     assert len(read) >= 6
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(2))
 def test_files_broken_at_random(part):
     done, wrong = fuzz_readers.fuzz(range(part * 60, part * 60 + 60), seed=0)
     assert not wrong

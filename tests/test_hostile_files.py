@@ -19,7 +19,7 @@ from srgnn_jax.convert import load_torch_checkpoint
 from srgnn_jax.data import sessions as sessions_module
 from srgnn_jax.data.counts import PUBLISHED_COUNTS
 from srgnn_jax.data.sessions import Vocabulary
-from srgnn_jax.data.sources import SOURCES, Settings, pickles
+from srgnn_jax.data.sources import SOURCES, Settings, find_files, pickles
 from srgnn_jax.data.store import load_dataset
 from srgnn_jax.errors import UserError
 from srgnn_jax.serve import exported
@@ -39,7 +39,7 @@ def write_pickles(folder, train=None):
 def refused(folder):
     config = Settings()
     with pytest.raises(UserError) as error:
-        pickles.read(pickles.source_files(folder, config), config)
+        pickles.read(find_files(pickles, folder, config), config)
     text = str(error.value)
     assert str(folder / "all_train_seq.txt") in text
     assert "\n" not in text
@@ -174,7 +174,7 @@ def test_headers_beyond_reason(tmp_path, claimed):
 
 BOMBS = """
 import pathlib, resource, sys
-from srgnn_jax.data.sources import Settings, pickles
+from srgnn_jax.data.sources import Settings, find_files, pickles
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.convert import load_torch_checkpoint
@@ -185,7 +185,7 @@ for path in map(pathlib.Path, sys.argv[1:]):
     try:
         if path.is_dir():
             config = Settings()
-            pickles.read(pickles.source_files(path, config), config)
+            pickles.read(find_files(pickles, path, config), config)
         elif path.suffix == ".parquet":
             Vocabulary.load(path)
         else:
@@ -195,6 +195,7 @@ for path in map(pathlib.Path, sys.argv[1:]):
 """
 
 
+@pytest.mark.slow  # Makes files that would take many GB.
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_bounded(tmp_path):
     """Each of these would take many GB if it were believed."""
@@ -276,11 +277,11 @@ VOCABULARIES = {
         lambda path: pl.DataFrame(
             {"item": ["a" * 10**6 + str(n) for n in range(9)]}
         ).write_parquet(path),
-        "longer than such a file holds",
+        "more than such a file holds",
     ),
     "one long id, again and again": (
         lambda path: pl.DataFrame({"item": ["a" * 10**6] * 20}).write_parquet(path),
-        "longer than such a file holds",
+        "more than such a file holds",
     ),
 }
 

@@ -155,7 +155,7 @@ clicks_strategy = st.lists(
 
 # Not shrunk: that takes minutes where a rule is broken.
 @settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,
     database=None,
     derandomize=True,

@@ -108,6 +108,7 @@ def test_a_file_without_header(tmp_path):
             write(tmp_path, mark + text, "yoochoose-clicks.dat"),
             Columns("session", "item", "time"),
             header=("session", "time", "item", "category"),
+            separator=",",
         )
         assert rows == [
             ("11", "21", microseconds("2014-04-07T10:51:09.277")),
@@ -217,7 +218,7 @@ def test_epoch_seconds_with_a_fraction_are_exact_microseconds(tmp_path):
 
 
 def test_milliseconds_are_told_by_magnitude_for_the_whole_column(tmp_path, monkeypatch):
-    monkeypatch.setattr(read, "CHUNK_ROWS", 2)
+    monkeypatch.setattr(read, "CHUNK_BYTES", 30)
     times = ["1396437466940", "1396437466941", "12", "13", "14", "1396437466942"]
     assert read_times(tmp_path, *times) == [int(text) * 1000 for text in times]
     assert read_times(tmp_path, "1396437466", "12") == [1396437466 * SECOND, 12_000_000]
@@ -233,7 +234,7 @@ def test_malformed_first_rows_do_not_tell_the_form_of_times(
         expected, skipped = read_rows(path, on_bad_row="skip")
         assert (len(expected), skipped) == (len(times), 1)
         assert expected[0][2] > 1e15
-    monkeypatch.setattr(read, "CHUNK_ROWS", 1)
+    monkeypatch.setattr(read, "CHUNK_BYTES", 1)
     assert read_rows(path, on_bad_row="skip") == (expected, 1)
 
 
@@ -288,9 +289,9 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("kind", MALFORMED)
-@pytest.mark.parametrize("chunk_rows", [1_000_000, 3])
-def test_malformed_rows(tmp_path, monkeypatch, kind, chunk_rows):
-    monkeypatch.setattr(read, "CHUNK_ROWS", chunk_rows)
+@pytest.mark.parametrize("chunk_bytes", [1_000_000, 20])
+def test_malformed_rows(tmp_path, monkeypatch, kind, chunk_bytes):
+    monkeypatch.setattr(read, "CHUNK_BYTES", chunk_bytes)
     bad, message = MALFORMED[kind]
     bad = bad if isinstance(bad, bytes) else bad.encode()
     good = [f"{session},{item},{second}".encode() for session, item, second in ROWS]
@@ -328,7 +329,8 @@ def test_a_byte_order_mark_further_down_is_part_of_an_id(tmp_path):
     text = "session,item,time\n\ufeffs,i,5\n"
     assert read_rows(write(tmp_path, text)) == ([("\ufeffs", "i", 5 * SECOND)], 0)
     text = "\ufeffs,i,5\n\ufeffs,i,5\n"
-    rows, _ = read_rows(write(tmp_path, text), header=("session", "item", "time"))
+    path, header = write(tmp_path, text), ("session", "item", "time")
+    rows, _ = read_rows(path, header=header, separator=",")
     assert [row[0] for row in rows] == ["s", "\ufeffs"]
 
 
@@ -356,7 +358,7 @@ def test_files_without_clicks(tmp_path, text):
 
 
 def test_text_that_is_not_utf8_far_down_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(read, "CHUNK_ROWS", 1000)
+    monkeypatch.setattr(read, "CHUNK_BYTES", 10_000)
     lines = [b"time,session,item", *(b"5,s,%d" % n for n in range(20_000))]
     lines += [b"5,s,\xff", b"5,s,last", b""]
     rows, skipped = read_rows(write(tmp_path, b"\r\n".join(lines)), on_bad_row="skip")
@@ -392,7 +394,7 @@ def test_chunks_change_nothing(tmp_path, monkeypatch):
     lines = [f"{rng.integers(9)},i{rng.integers(9)},{n}.25" for n in range(2000)]
     path = write(tmp_path, "session,item,time\n" + "\n".join(lines))
     whole = read_rows(path)
-    monkeypatch.setattr(read, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(read, "CHUNK_BYTES", 1000)
     assert read_rows(path) == whole
     assert len(whole[0]) == 2000
 
@@ -433,8 +435,8 @@ def test_parquet(tmp_path, kind):
         ("session", [1, None], "session is empty"),
         ("item", ["a", ""], "item is empty"),
         ("time", [5, None], "time is empty"),
-        ("time", [5, -5], "-5 is not a time"),
-        ("time", [5.0, float("nan")], "nan is not a time"),
+        ("time", [5, -5], "'-5' is not a time"),
+        ("time", [5.0, float("nan")], "'nan' is not a time"),
         ("time", ["1970-01-01", "soon"], "'soon' is not a time"),
     ],
 )

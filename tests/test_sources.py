@@ -21,6 +21,7 @@ from srgnn_jax.data.sources import (
     Settings,
     click_log,
     diginetica,
+    find_files,
     pickles,
     synthetic,
     yoochoose,
@@ -38,7 +39,7 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data
 def read(source, folder, **settings):
     """Reads and prepares a folder without storing anything."""
     chosen = Settings(**settings)
-    return source.read(source.source_files(folder, chosen), chosen)
+    return source.read(find_files(source, folder, chosen), chosen)
 
 
 def lists(sessions):
@@ -72,7 +73,7 @@ def test_a_builder_serves_tfds_users_alone(tmp_path, name):
     build(tmp_path, name, manual)
     settings = SOURCES[source].PRESETS[preset or "default"]
     expected = SOURCES[source].read(
-        SOURCES[source].source_files(manual, settings), settings
+        find_files(SOURCES[source], manual, settings), settings
     )
     # Found again, as later programs would, without a store.
     again = tfds.builder(name, data_dir=tmp_path / "tfds")
@@ -239,7 +240,7 @@ def test_one_log_is_found_whatever_lies_beside_it(tmp_path):
     write_log(tmp_path / "log.csv")
     (tmp_path / "readme.md").touch()
     (tmp_path / "folder.csv").mkdir()
-    assert click_log.source_files(tmp_path, Settings()) == [tmp_path / "log.csv"]
+    assert find_files(click_log, tmp_path, Settings()) == [tmp_path / "log.csv"]
 
 
 @pytest.mark.parametrize(
@@ -258,9 +259,9 @@ def test_logs_that_are_not_there(tmp_path, files, settings, message):
     for name in files:
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=message):
-        click_log.source_files(tmp_path, Settings(**settings))
+        find_files(click_log, tmp_path, Settings(**settings))
     with pytest.raises(UserError, match=r"no (log|file)"):
-        click_log.source_files(tmp_path / "nowhere", Settings(**settings))
+        find_files(click_log, tmp_path / "nowhere", Settings(**settings))
 
 
 @pytest.mark.parametrize(
@@ -274,19 +275,19 @@ def test_logs_that_are_not_there(tmp_path, files, settings, message):
 def test_a_missing_file_is_told_with_where_it_comes_from(tmp_path, source, message):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=message):
-            source.source_files(folder, Settings())
+            find_files(source, folder, Settings())
 
 
 def test_views_are_taken_before_the_sample_of_them(tmp_path):
     sample = tmp_path / "sample_train-item-views.csv"
     write_views(sample)
-    assert diginetica.source_files(tmp_path, Settings()) == [sample]
+    assert find_files(diginetica, tmp_path, Settings()) == [sample]
     write_views(tmp_path / "other_train-item-views.csv")
     with pytest.raises(UserError, match="more than one file"):
-        diginetica.source_files(tmp_path, Settings())
+        find_files(diginetica, tmp_path, Settings())
     whole = tmp_path / "train-item-views.csv"
     write_views(whole)
-    assert diginetica.source_files(tmp_path, Settings()) == [whole]
+    assert find_files(diginetica, tmp_path, Settings()) == [whole]
 
 
 def test_views_are_in_the_order_of_timeframe(tmp_path):
@@ -449,7 +450,8 @@ def test_a_test_file_of_something_else(tmp_path, test, message):
         read(pickles, tmp_path)
 
 
-def test_synthetic_clicks_are_the_same_every_time():
+def test_synthetic_clicks_are_the_same_every_time(monkeypatch):
+    monkeypatch.setattr(synthetic, "SESSIONS", 1000)
     first, second = draw_clicks(), draw_clicks()
     assert first.equals(second)
     assert first.columns == ["session", "item", "time"]
@@ -544,6 +546,7 @@ def assert_published(counts, name):
 
 
 @needs_shared
+@pytest.mark.slow  # Whole data sets take seconds each.
 @pytest.mark.parametrize("name", PICKLED)
 def test_published_counts(name):
     assert_published(pickled(name).counts, name)

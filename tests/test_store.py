@@ -309,10 +309,9 @@ def test_a_build_that_breaks_off_leaves_nothing(tmp_path, monkeypatch, log, step
                 load(tmp_path)
         assert built(tmp_path) == []
     full = OSError(errno.ENOSPC, "No space left on device")
-    told = "cannot read" if step == "read" else "cannot write to"
     with monkeypatch.context() as patch:
         patch.setattr(*STEPS[step], failing(full))
-        with pytest.raises(UserError, match=rf"{told} .*\(No space left"):
+        with pytest.raises(UserError, match=r"cannot write to .*\(No space left"):
             load(tmp_path)
     assert built(tmp_path) == []
     assert len(load(tmp_path).train) > 0
@@ -468,11 +467,10 @@ def rewrite(folder, name, change):
     """Changes an array, and the checksums along with it, as a hostile hand would."""
     array = np.load(folder / name)
     np.save(folder / name, change(array))
-    stored = json.loads((folder / "contents.json").read_text())["contents"]
+    stored = json.loads((folder / "contents.json").read_text())
     stored["files"][name] = store._hash(folder / name)
-    (folder / "contents.json").write_text(
-        json.dumps({"sum": store._sum(stored), "contents": stored})
-    )
+    (folder / "contents.json").write_text(json.dumps(stored))
+    (folder / "contents.sum").write_text(store._hash(folder / "contents.json"))
 
 
 def with_first(array, value):
@@ -494,14 +492,16 @@ def with_first(array, value):
         ("train.offsets.npy", lambda a: a[:-1], "offsets"),
     ],
 )
-def test_arrays_that_point_elsewhere_are_refused(tmp_path, log, name, change, message):
+def test_arrays_that_point_elsewhere_are_refused(
+    tmp_path, log, caplog, name, change, message
+):
     """Objects among them are not unpickled."""
-    load(tmp_path)
-    before = built(tmp_path)
-    rewrite(tmp_path / "cache" / "prepared" / before[0], name, change)
-    with pytest.raises(UserError, match=rf"(?s)checksums match.*{message}|{message}"):
-        load(tmp_path)
-    assert built(tmp_path) == before
+    before = contents(load(tmp_path))
+    (folder,) = (tmp_path / "cache" / "prepared").glob("click_log-*")
+    rewrite(folder, name, change)
+    assert contents(load(tmp_path)) == before
+    assert message in caplog.text
+    assert len([*folder.parent.glob(f"damaged-*/{folder.name}")]) == 1
 
 
 # --- Sources and settings
@@ -530,11 +530,6 @@ def test_a_name_that_is_near_to_none_is_told_with_all(tmp_path):
     with pytest.raises(UserError, match="There are: click_log, diginetica") as error:
         load(tmp_path, "x")
     assert "did you mean" not in str(error.value)
-
-
-def test_an_unknown_setting_is_told_with_the_nearest(tmp_path):
-    with pytest.raises(UserError, match="'test_day'; did you mean test_days"):
-        load(tmp_path, test_day=2.0)
 
 
 @pytest.mark.parametrize(

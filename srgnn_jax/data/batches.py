@@ -1,18 +1,9 @@
 """Examples -> batches of few static shapes.
 
-Most sessions are short: padding a batch to its longest one would spend nearly all
-work on padding. A batch is therefore sorted by length and cut into *tiers*, each padded
-to its own length; the layout, (rows, length) per tier, is chosen once for the data, so
-that nearly all training batches have the same shapes. One in hundreds takes a roomier
-layout, and what does not fit that either, one tier of the greatest length. Which
-examples share a batch is untouched by this.
-
-A batch is also cut into *parts* of the same layout: as many as there are devices, or a
-multiple of it, where a device works through its parts one after another, so that what
-it holds at a time stays small. Sorted examples are dealt out to the parts like cards.
-
-The host only chooses and indexes: what travels is where each prefix starts in the flat
-array of clicks, which lies on the devices, and how long it is; the device gathers.
+The examples of a batch are sorted by length and dealt out, like cards, to its *parts*:
+one for each device, or several that a device works through in turn. Every part has the
+same *tiers* (see `tiering`). The host only picks examples: the clicks lie on the
+devices, which look the prefixes up by where they start and how long they are.
 
 Axes: E examples, C clicks, N parts of a batch, R rows of a part, L positions.
 """
@@ -36,7 +27,7 @@ from srgnn_jax.data.tiering import (
     Layout,
     Tiering,
     choose_layout,
-    train_layouts,
+    tier_layout,
 )
 from srgnn_jax.model.graph import AnyArray
 
@@ -46,44 +37,30 @@ Tier = tuple[Int[AnyArray, "_ _"], Int[AnyArray, " _"]]
 
 @flax.struct.dataclass
 class Batch:
-    """What a step needs to know of a batch, beside the clicks.
+    """What a step needs to know of a batch beside the clicks; int32 arrays [N, R].
 
-    The arrays are [N, R], int32.
-
-    Attributes:
-      start: first click of each prefix, an index into the clicks.
-      length: number of its clicks, 0 for a row that only fills up the batch.
-      example: the example's number.
-      layout: how the rows of a part are padded.
-      count: None; of stacked batches, whose arrays are [S, N, R], how many count.
+    Stacked batches have arrays [S, N, R], of which the first `count` count.
     """
 
-    start: Any
-    length: Any
-    example: Any
+    start: Any  # the index of each prefix's first click
+    length: Any  # the number of its clicks; 0: a row that only fills up the batch
+    example: Any  # the example's number
     layout: Layout = flax.struct.field(pytree_node=False)
     count: Any = None
 
     @property
     def examples(self) -> int:
-        """How many examples the batch holds; on the host only."""
+        """The number of examples; on the host only."""
         return int(np.count_nonzero(self.length))
 
 
 class Part(NamedTuple):
-    """A part of a batch, as the model takes it.
+    """A part of a batch, as the model takes it."""
 
-    Attributes:
-      tiers: item ids [b, L], 0 = padding at the end, and lengths [b] >= 1 of each tier.
-      target: the item that was clicked next.
-      example: the example's number.
-      weight: 1 for an example, 0 for a row that only fills up.
-    """
-
-    tiers: tuple[Tier, ...]
+    tiers: tuple[Tier, ...]  # padding at the end only, lengths >= 1
     target: Int[Array, " R"]
     example: Int[Array, " R"]
-    weight: Float[Array, " R"]
+    weight: Float[Array, " R"]  # 0 for a row that only fills up, else 1
 
 
 def stack(several: Sequence[Batch], size: int) -> Batch:
@@ -96,12 +73,7 @@ def stack(several: Sequence[Batch], size: int) -> Batch:
 def in_calls(
     batches: Iterable[Batch], most: Callable[[], int]
 ) -> Iterator[list[Batch]]:
-    """Groups batches that follow each other and have one layout.
-
-    Args:
-      batches: the batches.
-      most: tells, before each group, how many it may have.
-    """
+    """Groups successive batches of one layout; `most()` limits the next group."""
     group: list[Batch] = []
     room = 0
     for batch in batches:
@@ -116,7 +88,7 @@ def in_calls(
 
 
 def gather_part(clicks: Int[AnyArray, " C"], batch: Batch, n: int | Array) -> Part:
-    """Looks up what part n of a batch was clicked, on the device."""
+    """Looks up the clicks of part n of a batch, on the device."""
     clicks = jnp.asarray(clicks)
     start, length, example = (
         jnp.asarray(x)[n] for x in (batch.start, batch.length, batch.example)
@@ -130,59 +102,54 @@ def gather_part(clicks: Int[AnyArray, " C"], batch: Batch, n: int | Array) -> Pa
         is_click = position < length[part, None]
         tiers.append((jnp.where(is_click, item_seq, 0), jnp.maximum(length[part], 1)))
     target = jnp.where(length > 0, clicks.at[start + length].get(mode="clip"), 1)
-    weight = (length > 0).astype(jnp.float32)
-    return Part(tuple(tiers), target, example, weight)
+    return Part(tuple(tiers), target, example, (length > 0).astype(jnp.float32))
 
 
 def sum_over_parts(
     function: Callable[[Part], Any], clicks: Int[AnyArray, " C"], batch: Batch
 ) -> Any:
     """Sums what a function returns for each part of a batch, one after another."""
-    parts = batch.start.shape[0]
 
     def value(n):
         return function(gather_part(clicks, batch, n))
 
-    if parts == 1:
-        return value(0)
-
     def add(n, total):
         return jax.tree.map(jnp.add, total, value(n))
 
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value, 0)
-    )
-    return jax.lax.fori_loop(0, parts, add, zeros)
+    if len(batch.start) == 1:
+        return value(0)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(value, 0))
+    return jax.lax.fori_loop(0, len(batch.start), add, zeros)
 
 
 def map_parts(
     function: Callable[[Part], Any], clicks: Int[AnyArray, " C"], batch: Batch
 ) -> Any:
     """Stacks what a function returns for each part of a batch, one after another."""
-    return jax.lax.map(
-        lambda n: function(gather_part(clicks, batch, n)),
-        jnp.arange(batch.start.shape[0]),
-    )
+    numbers = jnp.arange(len(batch.start))
+    return jax.lax.map(lambda n: function(gather_part(clicks, batch, n)), numbers)
 
 
 def own_clicks(
     clicks: Int[np.ndarray, " C"], batch: Batch
 ) -> tuple[Int[np.ndarray, " c"], Batch]:
-    """Cuts out the clicks of one batch, where all of them are too many for a device.
+    """Cuts out a batch's clicks, where a device cannot hold all of them.
 
-    Returns:
-      The batch's clicks, of a size that the layout alone determines, and the batch with
-      its starts in them.
+    Their number depends on the layout alone. The batch is returned with starts in them.
     """
-    parts = batch.start.shape[0]
-    width = np.repeat(*np.array(batch.layout).T[::-1]) + 1
-    offset = np.concatenate([[0], np.cumsum(np.tile(width, parts))])
-    start = offset[:-1].astype(np.int32).reshape(batch.start.shape)
-    position = np.arange(offset[-1]) - np.repeat(offset[:-1], np.tile(width, parts))
-    index = np.repeat(batch.start.reshape(-1), np.tile(width, parts)) + position
-    return clicks[np.minimum(index, len(clicks) - 1)], dataclasses.replace(
-        batch, start=start
-    )
+    width = np.tile(_widths(batch.layout) + 1, len(batch.start))
+    end = np.cumsum(width)
+    first = end - width
+    index = np.arange(end[-1]) + np.repeat(batch.start.reshape(-1) - first, width)
+    start = first.astype(np.int32).reshape(batch.start.shape)
+    own = clicks[np.minimum(index, len(clicks) - 1)]
+    return own, dataclasses.replace(batch, start=start)
+
+
+def _widths(layout: Layout) -> Int[np.ndarray, " R"]:
+    """Returns the length that each row is padded to."""
+    rows, length = np.array(layout).T
+    return np.repeat(length, rows)
 
 
 def make_batch(
@@ -191,43 +158,26 @@ def make_batch(
     layouts: Sequence[Layout],
     parts: int = 1,
 ) -> Batch:
-    """Deals the chosen examples out to the parts of a batch.
+    """Deals the chosen examples, given by number, out to the parts of a batch.
 
-    Args:
-      examples: where they come from.
-      chosen: example numbers, at most `parts` times the layout's rows.
-      layouts: the layouts to try, in this order; the last must hold any example. All
-        have the same number of rows.
-      parts: parts of the batch.
+    The batch takes the first of the layouts that it fits; the last must hold any batch.
+    All layouts have the same number of rows, at least that of the examples over parts.
     """
-    rows = sum(tier_rows for tier_rows, _ in layouts[0])
+    rows = sum(n for n, _ in layouts[0])
     lengths = examples.lengths[chosen]
-    # Rows that only fill up come first: they are the shortest. The rest is dealt out
-    # like cards, so that every part gets short and long ones alike.
+    # Rows that only fill up come first: they are the shortest.
     order = np.full(parts * rows, -1, np.int64)
     order[order.size - chosen.size :] = np.argsort(lengths, kind="stable")
     dealt = order.reshape(rows, parts).T
     number = chosen[dealt]
     length = np.where(dealt >= 0, lengths[dealt], 0).astype(np.int32)
     longest = length.max(axis=0)
-    layout = next(
-        layout for layout in layouts if layout is layouts[-1] or _fits(longest, layout)
-    )
-    # Beyond int32 only `own_clicks` can follow.
+    fitting = (layout for layout in layouts if (longest <= _widths(layout)).all())
     start = examples.starts[number]
+    # Beyond int32 only `own_clicks` can follow.
     if len(examples.items) < 2**31:
         start = start.astype(np.int32)
-    return Batch(
-        start=start,
-        length=length,
-        example=number.astype(np.int32),
-        layout=layout,
-    )
-
-
-def _fits(longest: Int[np.ndarray, " R"], layout: Layout) -> bool:
-    ends = np.cumsum([tier_rows for tier_rows, _ in layout])
-    return all(longest[ends - 1] <= [tier_length for _, tier_length in layout])
+    return Batch(start, length, number.astype(np.int32), next(fitting))
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -247,20 +197,36 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Returns an epoch's batches, in an order that (seed, epoch) alone determine.
 
-    Args:
-      examples: the training examples; each is in exactly one batch of the epoch.
-      batch_size: examples in a batch over all shards; the last batch may have fewer.
-      seed: of the run.
-      epoch: counted from 0.
-      first_step: skips this many batches: where an interrupted epoch goes on.
-      shards: number of devices that share a batch; it has a multiple of so many parts.
-      max_positions: positions that a device holds at a time; see `choose_layout`.
-      tiering: how tiers are chosen.
+    Every example is in one batch, of `batch_size` or, at the end, fewer. An interrupted
+    epoch goes on at `first_step`. For the other arguments see `choose_layout`.
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(examples))
     starts = range(first_step * batch_size, len(examples), batch_size)
     chosen = (order[start : start + batch_size] for start in starts)
     return batches_of(examples, chosen, batch_size, shards, max_positions, tiering)
+
+
+def batches_of(
+    examples: Examples,
+    chosen: Iterable[Int[np.ndarray, " n"]],
+    batch_size: int,
+    shards: int = 1,
+    max_positions: int = 2**30,
+    tiering: Tiering = TIERING,
+) -> Iterator[Batch]:
+    """Yields a batch of each choice of at most `batch_size` examples, by number."""
+    lengths = examples.lengths
+    layout, parts = choose_layout(
+        lengths, batch_size, shards, max_positions, tiering=tiering
+    )
+    layouts = [layout]
+    if tiering.overflow > NEVER and len(layout) > 1:
+        # Batches that do not fit the first layout are expected, to fit neither are not.
+        roomier = tiering._replace(overflow=NEVER, most=2)
+        layouts.append(tier_layout(lengths, batch_size, parts, roomier))
+    layouts.append(((sum(n for n, _ in layout), int(lengths.max())),))
+    for numbers in chosen:
+        yield make_batch(examples, numbers, layouts, parts)
 
 
 def one_of_each_layout(
@@ -276,31 +242,6 @@ def one_of_each_layout(
     return list(found.values())
 
 
-def batches_of(
-    examples: Examples,
-    chosen: Iterable[Int[np.ndarray, " n"]],
-    batch_size: int,
-    shards: int = 1,
-    max_positions: int = 2**30,
-    tiering: Tiering = TIERING,
-) -> Iterator[Batch]:
-    """Yields a batch of each choice of examples.
-
-    Args:
-      examples: where they come from.
-      chosen: example numbers of each batch, at most `batch_size`.
-      batch_size: see `train_batches`.
-      shards: see `train_batches`.
-      max_positions: see `train_batches`.
-      tiering: how tiers are chosen.
-    """
-    layouts, parts = train_layouts(
-        examples.lengths, batch_size, shards, max_positions, tiering
-    )
-    for numbers in chosen:
-        yield make_batch(examples, numbers, layouts, parts)
-
-
 def eval_batches(
     examples: Examples,
     batch_size: int,
@@ -311,26 +252,13 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Yields all examples once, in batches of one shape.
 
-    The examples are dealt out to the parts once, whatever `batch_size` and `shards`
-    are: these only say how many parts make a batch. What is computed for an example is
-    then computed beside the same others, in the same place, for every choice of them:
-    a matrix product rounds a row by its place among the others.
-
-    Args:
-      examples: what is evaluated.
-      batch_size: examples of a batch, rounded up to whole parts for each shard.
-      shards: number of devices that share a batch; it has a multiple of so many parts.
-      max_positions: positions of a part; see `choose_layout`.
-      max_rows: rows of a part.
-      tiering: how tiers are chosen.
+    The examples are dealt out to parts of at most `max_positions` and `max_rows` first;
+    `batch_size`, rounded up to whole parts for each shard, and `shards` only say how
+    many parts make a batch. An example is therefore always computed beside the same
+    others, in the same place, on which the rounding of a matrix product depends.
     """
     layout, parts = choose_layout(
-        examples.lengths,
-        len(examples),
-        1,
-        max_positions,
-        max_rows,
-        tiering,
+        *(examples.lengths, len(examples), 1, max_positions, max_rows, tiering),
         by_chance=False,
     )
     whole = make_batch(examples, np.arange(len(examples)), (layout,), parts)

@@ -16,27 +16,18 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """The names of a log's columns; an empty one is looked for by usual names.
-
-    Attributes:
-      session: an id of the visit.
-      item: an id of what was clicked.
-      time: of the click.
-      date: of the session, where it is not the time of its last click; then `time` may
-        be any number that orders a session's clicks. Empty: there is none.
-    """
+    """The names of a log's columns; an empty one is looked for by usual names."""
 
     session: str = ""
     item: str = ""
     time: str = ""
+    # A session's, where it is not the time of its last click: then `time` may be any
+    # number that orders a session's clicks. Empty: there is none.
     date: str = ""
 
 
 def plain_name(name: str) -> str:
-    """Returns a column's name without case, spaces, '_', '-' and RecBole's type.
-
-    In RecBole's files the type stands behind the name: `item_id:token`.
-    """
+    """Returns a column's name without case, spaces, '_', '-' and RecBole's `:type`."""
     return name.split(":")[0].strip().lower().translate({ord(c): None for c in " _-"})
 
 
@@ -48,31 +39,26 @@ def find_columns(
 ) -> dict[str, int]:
     """Returns the position among `names` of each column that is to be read.
 
-    A column that is named is found by that name, with or without RecBole's type.
-
-    Raises:
-      UserError: a column is missing, or there is more than one of its name.
+    A column that is named is found by that name, with or without RecBole's type. Raises
+    UserError if a column is missing, or there is more than one of its name.
     """
+    stripped = [name.strip() for name in names]
+    without_type = [name.rpartition(":")[0] for name in names]
+    plain = [plain_name(name) for name in names]
     found = {}
-    for column, named in dataclasses.asdict(columns).items():
+    for column, named in vars(columns).items():
+        tries = [(plain, name) for name in usual.get(column, ())]
         if named:
-            stripped = [name.strip() for name in names]
-            without_type = [name.rpartition(":")[0] for name in names]
             tries = [(stripped, named), (without_type, named)]
-        else:
-            plain = [plain_name(name) for name in names]
-            tries = [(plain, name) for name in usual.get(column, ())]
-        if not tries:
-            continue
         places = ([i for i, n in enumerate(ns) if n == name] for ns, name in tries)
         matches = next(filter(None, places), [])
-        if len(matches) != 1:
+        if len(matches) == 1:
+            found[column] = matches[0]
+        elif tries:
             what = f"{column} column {named!r}" if named else f"{column} column"
-            shown = ", ".join(repr(name[:80]) for name in names[:40])
-            shown += f" and {len(names) - 40} more" if len(names) > 40 else ""
             raise UserError(
                 f"{path}: {'more than one' if matches else 'no'} {what} among "
-                f"{shown}; name it with --config.{column}_column"
+                f"{', '.join(map(repr, names))[:600]}; name it with "
+                f"--config.{column}_column"
             )
-        found[column] = matches[0]
     return found

@@ -17,7 +17,6 @@ _PLAIN = """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE
     EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
     PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
     GLOBAL STACK_GLOBAL BINPERSID"""
-_UNORDERED = ("DICT", "EMPTY_DICT", "EMPTY_SET", "FROZENSET")
 # Python's unpickler and not C's: its instructions can be chosen, and its memo is a
 # dict, so that a far slot takes no room.
 _PythonUnpickler: Any = pickle._Unpickler
@@ -33,7 +32,7 @@ class Instructions(dict[int, Callable]):
 
     def __missing__(self, code: int) -> NoReturn:
         name = _NAMES.get(code, hex(code))
-        if name in _UNORDERED:
+        if name in ("DICT", "EMPTY_DICT", "EMPTY_SET", "FROZENSET"):
             raise UserError("it holds a dict or a set, which is not read here")
         raise UserError(f"its pickle uses the instruction {name}, which is not needed")
 

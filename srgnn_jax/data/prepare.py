@@ -1,12 +1,12 @@
 """Clicks -> sessions to train and test on: filtered, split by time, items numbered.
 
 The rules are those of the published preprocessing, whose counts they reproduce; each is
-an argument. Axes: C clicks, S sessions, I distinct items.
+an argument. Axes: C clicks, S sessions.
 """
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from srgnn_jax.data.counts import count
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
@@ -29,55 +29,54 @@ def prepare(
 ) -> Dataset:
     """Filters sessions and items, splits the sessions by date, and numbers the items.
 
-    1. Clicks are sorted by time (stable); a session's date is that of its last in file.
+    1. Clicks (see `read.read_clicks`) are sorted by time (stable); a session's date is
+       that of its last in file, rounded down to `date_resolution_seconds` unless 0.
     2. Sessions with too few clicks are dropped, then items with too few clicks, then
        sessions that have too few left.
-    3. With T the latest date, a session trains if its date < T - test_days and tests if
-       its date > T - test_days: those exactly on the edge do neither.
+    3. With T the latest date, a session trains if its date < T - `test_days` (of 24
+       hours) and tests if its date > T - `test_days`: those exactly on the edge do
+       neither. With `test_start`, sessions before it train, the others before
+       `test_end` test. Dates are in microseconds.
     4. Sessions are ordered by date, then by first appearance in the file.
     5. Items are numbered from 1 by first appearance in training. Test clicks on other
        items are dropped, and test sessions then too short.
     6. The last `train_fraction` of the training examples is kept; a session on the
        border keeps its shortest, as the published code lists them longest first.
 
-    Args:
-      clicks: in file order; session, item: text, time and, if it differs, date: int64
-        microseconds (see `read.read_clicks`).
-      min_session_length: clicks that a session must have.
-      min_item_count: clicks that an item must have.
-      test_days: the span of the test split before T, in days of 24 hours.
-      test_start: instead of `test_days`: tests from this date on, trains before it.
-      test_end: with `test_start`, leaves out sessions from this date on.
-      train_fraction: in (0, 1].
-      date_resolution_seconds: round dates down to a multiple of it; 0: keep them.
-
-    Raises:
-      UserError: a split is empty, or `test_end` is not after `test_start`.
+    Raises UserError if a split is empty, or `test_end` is not after `test_start`.
     """
-    _check_bounds(test_start, test_end)
+    if test_end is not None and (test_start is None or test_end <= test_start):
+        raise UserError("config.test_end needs a config.test_start before it")
     kept, date, raw_items = _filter(
         clicks, min_session_length, min_item_count, date_resolution_seconds
     )
-    is_train, is_test = _split(date, test_days, test_start, test_end)
+    # A span that is longer than all of time leaves nothing before it.
+    edge = date.max() - round(min(test_days, 1e6) * DAY)
+    is_train, is_test = date < edge, date > edge
+    if test_start is not None:
+        is_train = date < test_start
+        is_test = ~is_train & (date < (np.inf if test_end is None else test_end))
     order = np.argsort(date, kind="stable")
     train, test = (kept.take(order[part[order]]) for part in (is_train, is_test))
     if not len(train) or not len(test):
-        first, last = (_text(moment) for moment in (date.min(), date.max()))
+        first, last = np.array([date.min(), date.max()], "datetime64[us]").astype(str)
         raise UserError(
             f"the split by time leaves {len(train)} sessions to train on and "
-            f"{len(test)} to test on, of {len(kept)} from {first} to {last}; set "
-            "config.test_days, or config.test_start and config.test_end"
+            f"{len(test)} to test on, of {len(kept)} from {first[:19]} to {last[:19]}; "
+            "set config.test_days, or config.test_start and config.test_end"
         )
     test_sessions = len(test)
-    numbers, row = _rows_of_items(train.items, len(raw_items))
+    # Items in order of appearance, and the row of each; 0: none.
+    numbers = pl.Series(train.items).unique(maintain_order=True).to_numpy()
+    row = np.zeros(len(raw_items), np.int32)
+    row[numbers] = np.arange(1, len(numbers) + 1)
     train, test = (Sessions(row[part.items], part.offsets) for part in (train, test))
     test, _ = test.keep(test.items > 0, min_session_length)
     train = _last_examples(train, train_fraction)
     if not len(train) or not len(test):
         raise UserError(
             f"{len(train)} sessions are left to train on and {len(test)} to test on, "
-            "after keeping config.train_fraction of the examples and dropping test "
-            "clicks on items that no training session holds"
+            "after config.train_fraction and without test clicks on unknown items"
         )
     vocabulary = Vocabulary(raw_items.gather(numbers).to_list())
     counts = count({"train": train, "test": test}, vocabulary)
@@ -87,47 +86,13 @@ def prepare(
     return Dataset({"train": train, "test": test}, vocabulary, counts)
 
 
-def _rows_of_items(
-    items: Int[np.ndarray, " C"], count: int
-) -> tuple[Int[np.ndarray, " I"], Int[np.ndarray, " N"]]:
-    """Returns items in order of appearance, and the row of each of all N, 0: none."""
-    numbers = pl.Series(items).unique(maintain_order=True).to_numpy()
-    row = np.zeros(count, np.int32)
-    row[numbers] = np.arange(1, len(numbers) + 1)
-    return numbers, row
-
-
-def _check_bounds(test_start: int | None, test_end: int | None) -> None:
-    if test_end is not None and (test_start is None or test_end <= test_start):
-        raise UserError(
-            "config.test_end needs a config.test_start before it: together they bound "
-            "the test split"
-        )
-
-
-def _split(
-    date: Int[np.ndarray, " S"],
-    test_days: float,
-    test_start: int | None,
-    test_end: int | None,
-) -> tuple[Bool[np.ndarray, " S"], Bool[np.ndarray, " S"]]:
-    """Returns which sessions train, and which test."""
-    if test_start is None:
-        # A span that is longer than all of time leaves nothing before it.
-        edge = date.max() - round(min(test_days, 1e6) * DAY)
-        return date < edge, date > edge
-    before = np.inf if test_end is None else test_end
-    return date < test_start, (date >= test_start) & (date < before)
-
-
 def _filter(
     clicks: pl.DataFrame, least: int, least_of_item: int, date_resolution_seconds: int
 ) -> tuple[Sessions, Int[np.ndarray, " S"], pl.Series]:
     """Applies rules 1 and 2.
 
-    Returns:
-      The sessions that are left, of items by number, not by row; their dates; and the
-      raw id of every number.
+    Returns the sessions that are left, of items by number, not by row; their dates; and
+    the raw id of every number.
     """
     everything, session, raw_items = group_by_session(clicks, clicks["time"].to_numpy())
     # The last assignment to an index wins: that of the last click in the file.
@@ -150,16 +115,11 @@ def _filter(
 def group_by_session(
     clicks: pl.DataFrame, time: np.ndarray
 ) -> tuple[Sessions, Int[np.ndarray, " C"], pl.Series]:
-    """Joins the clicks of each session, sorted by time (stable).
+    """Joins the clicks of each session, sorted by `time` [C] (stable).
 
-    Args:
-      clicks: in file order; session, item: text.
-      time: [C], anything that sorts.
-
-    Returns:
-      The sessions, of items by number, not by row; the number of each click's session,
-      in file order; and the raw id of every item number. All are numbered from 0 by
-      first appearance.
+    Returns the sessions, of items by number, not by row; the number of each click's
+    session, in file order; and the raw id of every item number. All are numbered from 0
+    by first appearance.
     """
     session, _ = _number(clicks["session"])
     item, raw_items = _number(clicks["item"])
@@ -187,13 +147,6 @@ def _last_examples(train: Sessions, fraction: float) -> Sessions:
     whole = int((from_end > wanted).sum())
     missing = wanted - (from_end[whole] if whole < len(train) else 0)
     last = train.take(np.arange(whole, len(train)))
-    if not missing:
-        return last
-    border = train[whole - 1][: missing + 1]
-    return Sessions.from_lengths(
-        np.concatenate([border, last.items]), np.append(len(border), last.lengths)
-    )
-
-
-def _text(microseconds: np.int64) -> str:
-    return str(microseconds.astype("datetime64[us]"))[:19].replace("T", " ")
+    border = train[whole - 1][: missing + 1] if missing else train.items[:0]
+    lengths = np.append(len(border), last.lengths)[not missing :]
+    return Sessions.from_lengths(np.append(border, last.items), lengths)

@@ -1,21 +1,20 @@
 """Click logs, as files, read into columns session, item and time.
 
-polars splits the lines of text, a chunk of them at a time. Those that are quoted or
-malformed are looked at a second time, one by one, so that a bad one is known by its
-number.
+polars splits many lines of text at a time; those that are quoted or malformed are then
+looked at one by one.
 """
 
 import contextlib
 import csv
-import functools
 import gzip
 import io
-import itertools
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import polars as pl
+import pyarrow as pa
 from tqdm import tqdm
 
 from srgnn_jax.data.columns import USUAL_NAMES, Columns, find_columns
@@ -25,17 +24,10 @@ from srgnn_jax.errors import UserError, reason
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat", ".inter")
 SUFFIXES = (*TEXT_SUFFIXES, *(f"{s}.gz" for s in TEXT_SUFFIXES), ".parquet")
 SEPARATORS = "\t,;|"
-CHUNK_ROWS = 1_000_000
+CHUNK_BYTES = 1 << 25
 ANY_COLUMNS = Columns()
-
 NOT_UTF8 = "text that is not UTF-8"
-_NUL = "a NUL byte, as in files that were not written to the end"
-
-# The position of each column among these names.
-_Find = Callable[[Sequence[str]], dict[str, int]]
-# The columns' own names, and chunks of the columns number (of the line), session, item,
-# time[, date] and fault (what is wrong with all of the line).
-_Chunks = tuple[dict[str, str], Iterator[pl.DataFrame]]
+_NO_FAULT = pl.lit(None, pl.String).alias("fault")
 
 
 def read_clicks(
@@ -47,114 +39,80 @@ def read_clicks(
     separator: str = "",
     on_bad_row: str = "error",
 ) -> tuple[pl.DataFrame, int]:
-    """Reads a csv, tsv or parquet log, in file order.
+    """Reads a csv, tsv or parquet log, in file order; its text may be gzipped.
 
-    Args:
-      path: the file; its text may be gzipped.
-      columns: what to read.
-      usual: names that the columns without one are looked for by.
-      header: names of the columns, for a text file without a header line.
-      separator: between fields of a text file; told from the header line if empty.
-      on_bad_row: "error" or "skip".
+    Columns that are not named are looked for by their usual names. A text file without
+    a header line needs `header` and `separator`; otherwise the header line tells an
+    empty separator. Malformed rows raise a UserError unless `on_bad_row` is "skip".
 
-    Returns:
-      Columns session and item (text), time (int64 microseconds since 1970, UTC) and,
-      where `columns` names it, date (the same, and then a time that is a number is left
-      as it is, in float64); and the number of rows that were skipped.
-
-    Raises:
-      UserError: the file or a column is missing, there is no row, or a row is malformed
-        and `on_bad_row` is "error".
+    Returns columns session and item (text), time (int64 microseconds since 1970, UTC)
+    and, where `columns` names it, date (the same; a time that is a number then stays as
+    it is, in float64); and the number of rows that were skipped.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist")
-    find = functools.partial(find_columns, path, columns, usual)
-    if path.suffix == ".parquet":
-        names, chunks = _parquet_chunks(path, find)
-    else:
-        names, chunks = _text_chunks(path, find, header, separator)
-    parsers = {"time": TimeParser(any_number=bool(columns.date))}
-    if columns.date:
-        parsers["date"] = TimeParser()
+    is_parquet, has_header = path.suffix == ".parquet", not header
+    if is_parquet:
+        with reading(path, " as parquet"):
+            header = pl.scan_parquet(path).collect_schema().names()
+    elif has_header:
+        # The shell hands on '\t' as it is typed, in two characters.
+        header, separator = _read_header(path, separator.replace("\\t", "\t"))
+    position = find_columns(path, columns, usual, header)
+    names = {column: header[i] for column, i in position.items()}
+    chunks = (
+        _parquet_chunks(path, names)
+        if is_parquet
+        else _text_chunks(path, has_header, separator, len(header), position)
+    )
+    parsers = {"time": TimeParser("date" in names), "date": TimeParser()}
+    parsed = {f"{name} parsed": name for name in parsers if name in names}
     is_good = pl.all_horizontal(
-        *(pl.col(name).str.strip_chars() != "" for name in ("session", "item")),
-        *(pl.col(f"{name} parsed").is_not_null() for name in parsers),
+        pl.col("session", "item").str.strip_chars() != "",
+        pl.col(*parsed).is_not_null(),
     ).fill_null(False)
     good, skipped = [], 0
     for chunk in tqdm(
         chunks, f"read {path.name}", unit=" chunks", disable=None, leave=False
     ):
-        parsed = chunk.with_columns(
-            parser(chunk[name]).alias(f"{name} parsed")
-            for name, parser in parsers.items()
+        chunk = chunk.with_columns(
+            parsers[name](chunk[name]).alias(new) for new, name in parsed.items()
         )
-        bad = parsed.filter(~is_good)
+        bad = chunk.filter(~is_good)
         if len(bad) and on_bad_row == "error":
             row = bad.row(0, named=True)
-            where = "row" if path.suffix == ".parquet" else "line"
             raise UserError(
-                f"{path}, {where} {row['number']}: {_explain(row, names)}; mend it, or "
-                "drop such rows with --config.on_bad_row=skip"
+                f"{path}, {'row' if is_parquet else 'line'} {row['number']}: "
+                f"{row['fault'] or _explain(row, names)}; mend it, or drop such rows "
+                "with --config.on_bad_row=skip"
             )
         skipped += len(bad)
-        times = [pl.col(f"{name} parsed").alias(name) for name in parsers]
-        good.append(parsed.filter(is_good).select("session", "item", *times))
-    if not sum(map(len, good)):
-        raise UserError(
-            f"{path} holds no clicks"
-            + (f": all {skipped} rows are malformed" if skipped else "")
+        good.append(
+            chunk.filter(is_good).select("session", "item", *parsed).rename(parsed)
         )
+    if not sum(map(len, good)):
+        why = f": all {skipped} rows are malformed" if skipped else ""
+        raise UserError(f"{path} holds no clicks{why}")
     return pl.concat(good), skipped
 
 
 def _explain(row: dict, names: dict[str, str]) -> str:
-    """Says what is wrong with a row; `names` are the columns' own."""
-    if row["fault"]:
-        return row["fault"]
     for column, name in names.items():
-        value = row[column]
-        if value is None or not str(value).strip():
+        text = "" if row[column] is None else str(row[column])
+        if not text.strip():
             return f"the {column} is empty (column {name!r})"
-        if row.get(f"{column} parsed", value) is None:
-            shown = repr(value[:80]) if isinstance(value, str) else value
-            return f"{shown} is not a time (column {name!r})"
-    raise AssertionError(f"nothing is wrong with {row}")
+        if row.get(f"{column} parsed", text) is None:
+            break
+    return f"{text[:80]!r} is not a time (column {name!r})"
 
 
-def _text_chunks(
-    path: pathlib.Path, find: _Find, header: Sequence[str], separator: str
-) -> _Chunks:
-    # The shell hands on '\t' as it is typed, in two characters.
-    separator = separator.replace("\\t", "\t") or ("," if header else "")
-    names = header
-    if not header:
-        names, separator = _read_header(path, separator)
-    position = find(names)
-
-    def chunks() -> Iterator[pl.DataFrame]:
-        is_first = pl.col("number") == 1
-        bare = pl.col("text").str.strip_prefix("\ufeff")
-        for lines in _line_chunks(path):
-            if header:
-                lines = lines.with_columns(
-                    pl.when(is_first).then(bare).otherwise("text").alias("text")
-                )
-            else:
-                lines = lines.filter(~is_first)
-            yield _split(lines, separator, len(names), position)
-
-    return {column: names[i] for column, i in position.items()}, chunks()
-
-
-def _read_header(path: pathlib.Path, separator: str) -> tuple[tuple[str, ...], str]:
+def _read_header(path: pathlib.Path, separator: str) -> tuple[Sequence[str], str]:
     """Returns the names of the columns, and what separates them."""
-    with _reading(path), _open(path) as file:
+    with reading(path), _open(path) as file:
         line = file.readline(1 << 20)
     first = line.decode("utf-8-sig", "replace").rstrip("\r\n")
     if not first.strip():
-        raise UserError(
-            f"{path} is empty, or its first line is, where the header belongs"
-        )
+        raise UserError(f"{path} is empty, or its first line, the header, is")
     if "\r" in first:
         raise UserError(
             f"{path}, line 1: its lines end in carriage returns alone; end them in "
@@ -168,76 +126,72 @@ def _read_header(path: pathlib.Path, separator: str) -> tuple[tuple[str, ...], s
                 f"{first[:80]!r}; name the separator with --config.separator"
             )
     try:
-        return tuple(next(csv.reader([first], delimiter=separator))), separator
+        return next(csv.reader([first], delimiter=separator)), separator
     except csv.Error as error:
         raise UserError(f"{path}, line 1: unreadable header ({error})") from error
 
 
+def _text_chunks(
+    path: pathlib.Path, has_header: bool, *how: Any
+) -> Iterator[pl.DataFrame]:
+    """Yields what `_split` makes of chunks of lines; `how` are its other arguments."""
+    number = 1
+    with reading(path), _open(path) as file:
+        while block := file.read(CHUNK_BYTES) + file.readline():
+            encoding = "utf-8-sig" if number == 1 else "utf-8"
+            # What is not UTF-8 is read as U+FFFD; polars alone would give up on it.
+            text = block.decode(encoding, "replace").encode()
+            lines = pl.scan_lines(
+                text, name="text", row_index_name="number", row_index_offset=number
+            ).collect()
+            yield _split(lines.filter(pl.col("number") > has_header), *how)
+            number += len(lines)
+
+
 def _split(
-    lines: pl.DataFrame, separator: str, expected: int, position: dict[str, int]
+    lines: pl.DataFrame, separator: str, expected: int, position: Mapping[str, int]
 ) -> pl.DataFrame:
-    """Splits lines into the columns of `position`; blank ones are left out."""
+    """Returns the lines' number, columns of `position` and fault; skips blank ones."""
     text = pl.col("text")
-    plain = (text.str.count_matches(separator, literal=True) == expected - 1) & (
-        ~text.str.contains('["\0\ufffd]')
-    )
-    lines = lines.with_columns(plain.alias("plain"))
-    good = lines.filter("plain")
-    parts = good["text"].str.split_exact(separator, expected - 1).struct.unnest()
-    split = good.select("number").with_columns(
-        *(parts[f"field_{i}"].alias(name) for name, i in position.items()),
-        pl.lit(None, pl.String).alias("fault"),
+    separators = text.str.count_matches(separator, literal=True)
+    is_odd = text.str.contains('["\0\ufffd]') | (separators != expected - 1)
+    lines = lines.with_columns(is_odd.alias("is odd"))
+    fields = text.str.split_exact(separator, expected - 1)
+    even = lines.filter(~pl.col("is odd")).select("number", fields).unnest("text")
+    split = even.select(
+        "number",
+        *(pl.col(f"field_{i}").alias(name) for name, i in position.items()),
+        _NO_FAULT,
     )
     rows = []
-    for number, line in lines.filter(~pl.col("plain")).select("number", "text").rows():
+    for number, line in lines.filter("is odd").select("number", text).rows():
         # A line of separators, such as tabs, is a row of empty fields.
         if line.strip() or separator in line:
-            fields, fault = _split_again(line, separator, expected)
-            rows.append((number, *(fields[i] for i in position.values()), fault))
-    if not rows:
-        return split
-    again = pl.DataFrame(rows, schema=split.schema, orient="row")
-    return pl.concat([split, again]).sort("number")
+            parts, fault = _split_again(line, separator, expected)
+            rows.append((number, *(parts[i] for i in position.values()), fault))
+    odd = pl.DataFrame(rows, schema=split.schema, orient="row")
+    return pl.concat([split, odd]).sort("number")
 
 
 def _split_again(
     line: str, separator: str, expected: int
 ) -> tuple[Sequence[str], str | None]:
     """Returns the fields of a line that is quoted or malformed, and its fault."""
-    fault = NOT_UTF8 if "\ufffd" in line else _NUL if "\0" in line else None
+    fault = None
     fields = line.split(separator)
-    if '"' in line:
+    if "\ufffd" in line:
+        fault = NOT_UTF8
+    elif "\0" in line:
+        fault = "a NUL byte, as in files that were not written to the end"
+    elif '"' in line:
         csv.field_size_limit(2**31 - 1)
         try:
             fields = next(csv.reader([line], delimiter=separator, strict=True))
         except csv.Error as error:
-            fault = fault or f"unreadable quotes ({error})"
-    if len(fields) != expected:
-        fault = fault or f"{len(fields)} fields instead of {expected}"
+            fault = f"unreadable quotes ({error})"
+    if not fault and len(fields) != expected:
+        fault = f"{len(fields)} fields instead of {expected}"
     return ([""] * expected if fault else fields), fault
-
-
-def _line_chunks(path: pathlib.Path) -> Iterator[pl.DataFrame]:
-    """Yields columns number and text; what is not UTF-8 is read as U+FFFD."""
-    lines = pl.scan_lines(
-        path, name="text", row_index_name="number", row_index_offset=1
-    )
-    done = 0
-    with _reading(path):
-        try:
-            for chunk in lines.collect_batches(
-                chunk_size=CHUNK_ROWS, maintain_order=True
-            ):
-                yield chunk
-                done += len(chunk)
-        except pl.exceptions.ComputeError:
-            # polars gives up on text that is not UTF-8, without naming the line.
-            with _open(path) as file:
-                rest = itertools.islice(enumerate(file, 1), done, None)
-                while part := list(itertools.islice(rest, CHUNK_ROWS)):
-                    numbers, raw = zip(*part, strict=True)
-                    text = [b.rstrip(b"\r\n").decode("utf-8", "replace") for b in raw]
-                    yield pl.DataFrame({"number": numbers, "text": text})
 
 
 def _open(path: pathlib.Path) -> io.BufferedReader | gzip.GzipFile:
@@ -247,54 +201,41 @@ def _open(path: pathlib.Path) -> io.BufferedReader | gzip.GzipFile:
     return gzip.open(path) if is_gzip else path.open("rb")
 
 
-def _parquet_chunks(path: pathlib.Path, find: _Find) -> _Chunks:
-    """Times keep the type that they have."""
+def _parquet_chunks(
+    path: pathlib.Path, names: Mapping[str, str]
+) -> Iterator[pl.DataFrame]:
+    """Yields what `_text_chunks` does, but times have the type that they have."""
     frame = pl.scan_parquet(path)
-    with _reading(path, " as parquet"):
-        schema = frame.collect_schema()
-    names = schema.names()
-    position = find(names)
-    own = {column: names[i] for column, i in position.items()}
-    for column, name in own.items():
-        dtype = schema[name]
-        simple = dtype.is_numeric() or dtype in (pl.String, pl.Categorical, pl.Enum)
+    for column, name in names.items():
+        dtype = frame.collect_schema()[name]
         is_id = column in ("session", "item")
-        if not simple and (is_id or dtype not in (pl.Date, pl.Datetime)):
+        fits = dtype.is_numeric() or dtype in (pl.String, pl.Categorical, pl.Enum)
+        if not fits and (is_id or dtype not in (pl.Date, pl.Datetime)):
             raise UserError(
                 f"{path}: column {name!r} holds {dtype}; "
                 + ("ids are text or numbers" if is_id else "times are dates or numbers")
             )
-    frame = frame.select(pl.col(name).alias(column) for column, name in own.items())
+    frame = frame.select(pl.col(name).alias(column) for column, name in names.items())
     frame = frame.with_row_index("number", 1).with_columns(
-        pl.col("session", "item").cast(pl.String),
-        pl.lit(None, pl.String).alias("fault"),
+        pl.col("session", "item").cast(pl.String), _NO_FAULT
     )
-
-    def chunks() -> Iterator[pl.DataFrame]:
-        with _reading(path, " as parquet"):
-            rows = frame.select(pl.len()).collect().item()
-            for chunk in frame.collect_batches(
-                chunk_size=CHUNK_ROWS, maintain_order=True
-            ):
-                rows -= len(chunk)
-                yield chunk
-        # Where a thread of polars fails, the batches just end.
-        if rows:
-            raise UserError(f"cannot read {path} as parquet: {rows} rows are damaged")
-
-    return own, chunks()
+    with reading(path, " as parquet"):
+        rows = frame.select(pl.len()).collect().item()
+        for chunk in frame.collect_batches(maintain_order=True):
+            rows -= len(chunk)
+            yield chunk
+    # Where a thread of polars fails, the batches just end.
+    if rows:
+        raise UserError(f"cannot read {path} as parquet: {rows} rows are damaged")
 
 
 @contextlib.contextmanager
-def _reading(path: pathlib.Path, form: str = "") -> Iterator[None]:
-    """Tells in one line that a file, or its compression, cannot be read."""
+def reading(path: pathlib.Path, what: str = "") -> Iterator[None]:
+    """Raises one UserError for all that goes wrong with a file or its compression."""
     try:
         yield
     except (
-        OSError,
-        EOFError,
-        zlib.error,
-        pl.exceptions.PolarsError,
-        pl.exceptions.PanicException,
+        *(OSError, EOFError, ValueError, zlib.error, pa.ArrowException),
+        *(pl.exceptions.PolarsError, pl.exceptions.PanicException),
     ) as error:
-        raise UserError(f"cannot read {path}{form}: {reason(error)}") from error
+        raise UserError(f"cannot read {path}{what}: {reason(error)}") from error

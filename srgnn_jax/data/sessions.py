@@ -1,7 +1,6 @@
 """Sessions, the prefix examples that they give, and the item ids behind their rows.
 
-A session is stored once, in a flat array of item rows; an example is a (start, length)
-into it, never a copy. Axes: S sessions, C clicks of all of them, E examples.
+Axes: S sessions, C clicks of all of them, E examples.
 """
 
 import dataclasses
@@ -13,33 +12,25 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
 
-from srgnn_jax.errors import UserError, reason
+from srgnn_jax.data.read import reading
 
-# Bytes and rows that a byte of a vocabulary's file may stand for: ids all differ, so
-# that they do not shrink as bombs do.
+# Rows, and bytes of ids, for each byte of a vocabulary's file: ids all differ, so that
+# they do not shrink as bombs do.
 MOST_UNPACKED = 200
-# Bytes of ids that are read from the smallest file: long ids that start alike, such as
-# addresses, do shrink.
+# Bytes that are always read: long ids that start alike do shrink.
 ALWAYS_UNPACKED = 1 << 28
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Prefixes of sessions, and the item that was clicked next after each.
+    """Prefixes of sessions, and the item that was clicked next after each."""
 
-    Attributes:
-      items: the flat item rows of the sessions.
-      starts: first click of each prefix, an index into `items`.
-      lengths: number of clicks of each prefix; the click after it is the target.
-    """
-
-    items: Int[np.ndarray, " C"]
-    starts: Int[np.ndarray, " E"]
-    lengths: Int[np.ndarray, " E"]
+    items: Int[np.ndarray, " C"]  # the item rows of all clicks
+    starts: Int[np.ndarray, " E"]  # the index of each prefix's first click
+    lengths: Int[np.ndarray, " E"]  # the click after so many is the target
 
     def __post_init__(self) -> None:
         _check_integers(self.items, self.starts, self.lengths)
@@ -65,27 +56,18 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class Sessions:
-    """Anonymous visits, each the item rows of its clicks in time order.
+    """Anonymous visits, each the item rows of its clicks in time order."""
 
-    Attributes:
-      items: int32 item rows of all sessions, one after another.
-      offsets: int64; session s is `items[offsets[s]:offsets[s + 1]]`.
-      last_only: each session is a given (prefix, target) pair, of which only the last
-        click is a target. Otherwise every click from the second on is one.
-    """
-
-    items: Int[np.ndarray, " C"]
-    offsets: Int[np.ndarray, " S1"]
+    items: Int[np.ndarray, " C"]  # of all sessions, one after another
+    offsets: Int[np.ndarray, " S1"]  # session s is items[offsets[s]:offsets[s + 1]]
+    # Sessions are given (prefix, target) pairs: only the last click is a target.
+    # Otherwise every click from the second on is one.
     last_only: bool = False
 
     def __post_init__(self) -> None:
         _check_integers(self.items, self.offsets)
-        if (
-            not len(self.offsets)
-            or self.offsets[0] != 0
-            or self.offsets[-1] != len(self.items)
-            or (np.diff(self.offsets) < 0).any()
-        ):
+        ends = self.offsets[[0, -1]].tolist() if len(self.offsets) else []
+        if ends != [0, len(self.items)] or (np.diff(self.offsets) < 0).any():
             raise ValueError(
                 f"the offsets of sessions must not fall, from 0 to {len(self.items)}, "
                 "the number of clicks"
@@ -108,8 +90,7 @@ class Sessions:
         """Builds sessions from lists of item rows."""
         lists = [np.asarray(session, np.int32) for session in sessions]
         items = np.concatenate([np.zeros(0, np.int32), *lists])
-        lengths = np.array([len(session) for session in lists], np.int64)
-        return cls.from_lengths(items, lengths, last_only)
+        return cls.from_lengths(items, np.array([*map(len, lists)], int), last_only)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -148,12 +129,10 @@ class Sessions:
 
         Of each prefix, only the last `max_length` clicks are kept; 0 keeps all.
         """
-        firsts = self.offsets[:-1]
-        if self.last_only:
-            starts, lengths = firsts, self.lengths - 1
-        else:
-            count = np.maximum(self.lengths - 1, 0)
-            starts = np.repeat(firsts, count)
+        starts, lengths = self.offsets[:-1], self.lengths - 1
+        if not self.last_only:
+            count = np.maximum(lengths, 0)
+            starts = np.repeat(starts, count)
             # Counts 1, 2, ... anew in every session.
             before = np.repeat(np.cumsum(count) - count, count)
             lengths = np.arange(len(starts)) - before + 1
@@ -165,10 +144,11 @@ class Sessions:
     def split_last(self, fraction: float) -> tuple["Sessions", "Sessions"]:
         """Splits off the last sessions: (all but the last `fraction`, those)."""
         cut = len(self) - round(fraction * len(self))
-        earlier, later = np.split(self.items, [self.offsets[cut]])
+        end = self.offsets[cut]
+        earlier, later = self.items[:end], self.items[end:]
         return (
-            Sessions.from_lengths(earlier, self.lengths[:cut], self.last_only),
-            Sessions.from_lengths(later, self.lengths[cut:], self.last_only),
+            Sessions(earlier, self.offsets[: cut + 1], self.last_only),
+            Sessions(later, self.offsets[cut:] - end, self.last_only),
         )
 
 
@@ -192,11 +172,9 @@ def _check_integers(*arrays: Any) -> None:
 
 
 class Vocabulary:
-    """The raw id, as text, of every item row; row 0 is the padding and has none.
+    """The raw id, as text, of every item row: `ids[0]` is that of row 1.
 
-    Attributes:
-      ids: raw id of row 1, of row 2, and so on.
-      clicks: how often each of them was clicked in training, None where unknown.
+    `clicks` tells how often each was clicked in training; None: unknown.
     """
 
     def __init__(self, ids: Sequence[str], clicks: Int[np.ndarray, " n"] | None = None):
@@ -249,78 +227,50 @@ class Vocabulary:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Vocabulary":
         """Reads what `save` wrote; UserError: it is damaged, or another file."""
-        try:
-            columns = _read_vocabulary(pathlib.Path(path))
+        path = pathlib.Path(path)
+        with reading(path, ", a vocabulary"):
+            size = path.stat().st_size
+            most = max(MOST_UNPACKED * size, ALWAYS_UNPACKED)
+            # Known before anything is unpacked.
+            footer = pq.read_metadata(path)
+            groups = map(footer.row_group, range(footer.num_row_groups))
+            length = sum(group.total_byte_size for group in groups)
+            if footer.num_rows > MOST_UNPACKED * size or length > most:
+                raise ValueError(
+                    f"it claims {footer.num_rows:,} rows of {length:,} bytes, more "
+                    "than such a file holds"
+                )
+            columns = pl.read_parquet(path, glob=False)
+            known = {"item": pl.String, "clicks": pl.Int64}
+            if columns.schema not in (known, {"item": pl.String}):
+                raise ValueError(f"its columns are {str(columns.schema)[:200]}")
+            # Rows may share their bytes, until they become text of Python.
+            if columns["item"].str.len_bytes().sum() > most:
+                raise ValueError("its ids are longer, and more than such a file holds")
+            if any(columns.null_count().row(0)):
+                raise ValueError("it holds an empty row")
             clicks = columns["clicks"].to_numpy() if columns.width > 1 else None
             return cls(columns["item"].to_list(), clicks)
-        except (
-            pl.exceptions.PolarsError,
-            pl.exceptions.PanicException,
-            pa.ArrowException,
-            OSError,
-            ValueError,
-        ) as error:
-            raise UserError(
-                f"cannot read {path}, a vocabulary: {reason(error)}"
-            ) from error
-
-
-def _read_vocabulary(path: pathlib.Path) -> pl.DataFrame:
-    """Returns columns item and perhaps clicks; raises ValueError for anything else."""
-    size = path.stat().st_size
-    most = max(MOST_UNPACKED * size, ALWAYS_UNPACKED)
-    # Known before anything is unpacked.
-    footer = pq.read_metadata(path)
-    if footer.num_rows > MOST_UNPACKED * size:
-        raise ValueError(
-            f"it claims {footer.num_rows:,} rows, more than such a file holds"
-        )
-    groups = (footer.row_group(n) for n in range(footer.num_row_groups))
-    too_long = "its ids are longer than such a file holds"
-    if sum(group.total_byte_size for group in groups) > most:
-        raise ValueError(too_long)
-    columns = pl.read_parquet(path, glob=False)
-    types = dict(columns.schema)
-    if types not in ({"item": pl.String}, {"item": pl.String, "clicks": pl.Int64}):
-        raise ValueError(f"its columns are {str(types)[:200]}")
-    # Rows may share their bytes, until they become text of Python.
-    if columns["item"].str.len_bytes().sum() > most:
-        raise ValueError(too_long)
-    if any(columns.null_count().row(0)):
-        raise ValueError("it holds an empty row")
-    return columns
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Clicks turned into what is trained and tested on.
+    """Clicks turned into what is trained and tested on."""
 
-    Attributes:
-      splits: sessions of "train" and "test", and "validation" where the data set brings
-        its own, each in time order.
-      vocabulary: the raw id of every item row.
-      counts: see `counts.count`.
-      published: the published ones, where there are any.
-      fingerprint: of sessions and vocabulary, once they are stored.
-    """
-
-    splits: dict[str, Sessions]
+    splits: dict[str, Sessions]  # train, test and perhaps validation, in time order
     vocabulary: Vocabulary
-    counts: dict[str, int | float]
+    counts: dict[str, int | float]  # see `counts.count`
     published: dict[str, int | float] = dataclasses.field(default_factory=dict)
-    fingerprint: str = ""
+    fingerprint: str = ""  # of sessions and vocabulary, once they are stored
 
     @property
     def train(self) -> Sessions:
-        """The training sessions."""
         return self.splits["train"]
 
     @property
     def test(self) -> Sessions:
-        """The test sessions."""
         return self.splits["test"]
 
     @property
     def validation(self) -> Sessions | None:
-        """The validation sessions, where the data set brings its own."""
         return self.splits.get("validation")

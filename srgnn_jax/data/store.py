@@ -1,17 +1,13 @@
 """The prepared store: data sets built once, kept under a key, and mapped from then on.
 
     <prepared_dir>/<source>-<key>/
-        <split>.items.npy, <split>.offsets.npy, vocabulary.parquet, contents.json
+        <split>.items.npy, <split>.offsets.npy, vocabulary.parquet, contents.json, .sum
     <prepared_dir>/known_files/<what a file looks like>-<hash of its bytes>
 
-The key is a hash of the source's bytes, of every setting and of the code that prepares:
-a file, a setting or a rule that changes is never served from what was built before. A
-source is read in full to tell its hash, once for as long as the size, the inode and the
-times of its files stay the same.
-
-contents.json holds a checksum of each file beside it, and of itself. A folder of which
-one does not match is moved aside and prepared anew; one that cannot be read is left
-alone.
+The key hashes the source's bytes, every setting and the code that prepares, so that a
+change of any of them builds anew. contents.json holds the other files' checksums, and
+contents.sum its own: a folder of which one does not match is moved aside and prepared
+anew; one that cannot be read is left alone.
 """
 
 import contextlib
@@ -30,7 +26,7 @@ import numpy as np
 
 from srgnn_jax.data.counts import PUBLISHED_COUNTS, data_name
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary, check_rows
-from srgnn_jax.data.sources import SOURCES, Settings
+from srgnn_jax.data.sources import SOURCES, Settings, find_files
 from srgnn_jax.errors import UserError, nearest, reason
 
 DEFAULT_DIR = "~/.cache/srgnn_jax"
@@ -56,24 +52,21 @@ def load_dataset(
       prepared_dir: folder for what is built.
       **settings: fields of `Settings`.
 
-    Raises:
-      UserError: a name is unknown, the source is missing or malformed, prepared_dir
-        cannot be read or written, or the disk is full.
+    Raises UserError if the source is unknown, missing or malformed, or a folder cannot
+    be read or written.
     """
     if dataset not in SOURCES:
         raise UserError(
             f"config.dataset is {dataset!r}{nearest(dataset, SOURCES)}. There are: "
             + ", ".join(sorted(SOURCES))
         )
-    known = [field.name for field in dataclasses.fields(Settings)]
-    for setting in settings:
-        if setting not in known:
-            raise UserError(f"no setting {setting!r}{nearest(setting, known)}")
     chosen = Settings(**settings)
     source, files = _find_source(dataset, data_dir, chosen)
     _check_settings(dataset, source, settings)
     try:
-        key = _key(source, files, chosen, prepared_dir)
+        known = prepared_dir / "known_files"
+        hashes = [(path.name, _hash_once(path, known)) for path in files]
+        key = _sum([code_hash(), source, dataclasses.asdict(chosen), *hashes])
         folder = prepared_dir / f"{source}-{key[:16]}"
         if not folder.exists():
             _build(source, files, chosen, folder)
@@ -85,10 +78,10 @@ def load_dataset(
             _build(source, files, chosen, folder)
             data = _map(folder)
     except OSError as error:
-        where = error.filename or prepared_dir
+        where = error.filename or f"{data_dir} or {prepared_dir}"
         raise UserError(f"cannot read {where} ({reason(error)})") from error
     name = data_name(dataset, chosen.train_fraction)
-    _check_fraction(data.counts, name, data_dir)
+    _check_fraction(data.counts["train_examples"], name, data_dir)
     if dataset == "recbole_inter" and data.validation is None:
         log.warning(
             "no user in %s has the four clicks that leave one to validate on: the last "
@@ -102,25 +95,19 @@ def _find_source(
     dataset: str, data_dir: pathlib.Path, settings: Settings
 ) -> tuple[str, list[pathlib.Path]]:
     """Returns the name and the files of the source that the folder holds."""
-    try:
-        return dataset, SOURCES[dataset].source_files(data_dir, settings)
-    except UserError as no_raw:
-        if dataset not in ("diginetica", "yoochoose"):
-            raise
-        pickles = SOURCES["srgnn_pickles"]
+    missing = []
+    published = ["srgnn_pickles"] if dataset in ("diginetica", "yoochoose") else []
+    for source in [dataset, *published]:
         try:
-            return "srgnn_pickles", pickles.source_files(data_dir, settings)
-        except UserError:
-            how = pickles.INSTRUCTIONS
-            raise UserError(f"{no_raw} Or {how[0].lower()}{how[1:]}") from None
+            return source, find_files(SOURCES[source], data_dir, settings)
+        except UserError as error:
+            missing.append(str(error))
+    raise UserError(" Or: ".join(missing))
 
 
 def _check_settings(dataset: str, source: str, settings: Mapping[str, Any]) -> None:
-    """Refuses settings that would change nothing, unless they are the usual ones.
-
-    Where a data set comes as pickles, its settings have been heeded by whoever wrote
-    them.
-    """
+    """Refuses settings that would change nothing, unless they are the usual ones."""
+    # Pickles were written by the usual settings of their data set.
     presets = [p for name in (dataset, source) for p in SOURCES[name].PRESETS.values()]
     for setting in settings.keys() - SOURCES[source].SETTINGS:
         usual = [getattr(preset, setting) for preset in presets]
@@ -132,37 +119,16 @@ def _check_settings(dataset: str, source: str, settings: Mapping[str, Any]) -> N
             )
 
 
-def _check_fraction(
-    counts: Mapping[str, int | float], name: str, data_dir: pathlib.Path
-) -> None:
+def _check_fraction(examples: float | int, name: str, data_dir: pathlib.Path) -> None:
     """Refuses the pickles of one fraction of Yoochoose under the name of the other."""
-    prefix = "yoochoose_"
-    if name not in PUBLISHED_COUNTS or not name.startswith(prefix):
-        return
-    for other in PUBLISHED_COUNTS.keys() - {name}:
-        ratio = counts["train_examples"] / PUBLISHED_COUNTS[other]["train_examples"]
-        if other.startswith(prefix) and abs(ratio - 1) < 0.01:
+    fractions = {n for n in PUBLISHED_COUNTS if n.startswith("yoochoose_")}
+    for other in fractions - {name} if name in fractions else ():
+        if abs(examples / PUBLISHED_COUNTS[other]["train_examples"] - 1) < 0.01:
             raise UserError(
                 f"config.data_dir = {str(data_dir)!r} holds {other}, not {name}: it "
-                f"has {counts['train_examples']:,} training examples; use "
-                f"--config=configs/yoochoose.py:{other.removeprefix(prefix)}"
+                f"has {examples:,} training examples; use "
+                f"--config=configs/yoochoose.py:{other.removeprefix('yoochoose_')}"
             )
-
-
-def _key(
-    source: str,
-    files: list[pathlib.Path],
-    settings: Settings,
-    prepared_dir: pathlib.Path,
-) -> str:
-    """Returns a hash of the code that prepares, of the settings and of the source."""
-    about: list[Any] = [code_hash(), source, dataclasses.asdict(settings)]
-    for path in files:
-        try:
-            about.append((path.name, _hash_once(path, prepared_dir / "known_files")))
-        except OSError as error:
-            raise UserError(f"cannot read {path} ({reason(error)})") from error
-    return _sum(about)
 
 
 @functools.cache
@@ -191,38 +157,33 @@ def _hash_once(path: pathlib.Path, known: pathlib.Path) -> str:
     return digest
 
 
+@contextlib.contextmanager
+def _telling(what: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what} ({reason(error)}); {remedy}") from error
+
+
 def _build(
     source: str, files: list[pathlib.Path], settings: Settings, folder: pathlib.Path
 ) -> None:
     """Builds in a folder beside and renames it: what is there, is there as a whole."""
-    with _writing(folder.parent):
+    remedy = "name another folder with --config.prepared_dir"
+    with _telling(f"cannot write to {folder.parent}", remedy):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = tempfile.TemporaryDirectory(
+        with tempfile.TemporaryDirectory(
             prefix="unfinished-", dir=folder.parent, ignore_cleanup_errors=True
-        )
-    with beside:
-        data = SOURCES[source].read(files, settings)
-        with _writing(folder.parent):
-            unfinished = pathlib.Path(beside.name) / folder.name
+        ) as beside:
+            unfinished = pathlib.Path(beside) / folder.name
             unfinished.mkdir()
-            _write(data, unfinished)
+            _write(SOURCES[source].read(files, settings), unfinished)
             try:
                 unfinished.rename(folder)
             except OSError:
                 # Another process has built the same in the meantime.
                 if not folder.exists():
                     raise
-
-
-@contextlib.contextmanager
-def _writing(folder: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({reason(error)}); name another folder with "
-            "--config.prepared_dir"
-        ) from error
 
 
 def _write(data: Dataset, folder: pathlib.Path) -> None:
@@ -235,86 +196,67 @@ def _write(data: Dataset, folder: pathlib.Path) -> None:
     data.vocabulary.save(vocabulary)
     last_only = [split for split, sessions in splits.items() if sessions.last_only]
     contents = {
-        "splits": list(splits),
         "last_only": last_only,
         "counts": data.counts,
         # Of the data alone: two ways to the same data are one to a run.
         "fingerprint": _sum([arrays, last_only, data.vocabulary.fingerprint()]),
         "files": arrays | {vocabulary.name: _hash(vocabulary)},
     }
-    (folder / "contents.json").write_text(
-        json.dumps({"sum": _sum(contents), "contents": contents})
-    )
+    (folder / "contents.json").write_text(json.dumps(contents))
+    (folder / "contents.sum").write_text(_hash(folder / "contents.json"))
 
 
 class _DamagedError(UserError):
     """A prepared folder is not as it was written."""
 
-    def __init__(self, folder: pathlib.Path, why: str):
-        super().__init__(f"the prepared data in {folder} is damaged: {why}")
-
 
 def _move_aside(folder: pathlib.Path) -> pathlib.Path:
     """Moves a damaged folder out of the way, into one of its own."""
-    try:
+    with _telling(
+        f"the prepared data in {folder} is damaged, and cannot be moved aside",
+        "remove it, or name another --config.prepared_dir",
+    ):
         aside = pathlib.Path(tempfile.mkdtemp(prefix="damaged-", dir=folder.parent))
         # Another process may have moved it already.
         with contextlib.suppress(FileNotFoundError):
             folder.rename(aside / folder.name)
-    except OSError as error:
-        raise UserError(
-            f"the prepared data in {folder} is damaged, and cannot be moved aside "
-            f"({reason(error)}); remove it, or name another --config.prepared_dir"
-        ) from error
     return aside
 
 
 def _map(folder: pathlib.Path) -> Dataset:
     """Maps a prepared folder, and checks that it is as it was written."""
+    damaged = f"the prepared data in {folder} is damaged: "
 
-    def known(name: str) -> pathlib.Path:
-        if _hash(folder / name) != contents["files"][name]:
-            raise _DamagedError(folder, f"{name} is not as it was written")
+    def known(name: str, digest: str = "") -> pathlib.Path:
+        if _hash(folder / name) != (digest or contents["files"][name]):
+            raise _DamagedError(f"{damaged}{name} is not as it was written")
         return folder / name
 
     try:
-        contents = _read_contents(folder)
+        digest = (folder / "contents.sum").read_bytes().decode()
+        contents = json.loads(known("contents.json", digest).read_bytes())
         vocabulary = Vocabulary.load(known("vocabulary.parquet"))
         splits = {}
         for split in ("train", "validation", "test"):
-            if split not in contents["splits"]:
-                continue
-            splits[split] = Sessions(
-                np.load(known(f"{split}.items.npy"), mmap_mode="r"),
-                np.load(known(f"{split}.offsets.npy"), mmap_mode="r"),
-                split in contents["last_only"],
-            )
-            check_rows(splits[split].items, vocabulary.num_items)
-        fingerprint = contents["fingerprint"]
-        return Dataset(splits, vocabulary, contents["counts"], fingerprint=fingerprint)
+            if f"{split}.items.npy" in contents["files"]:
+                items, offsets = (
+                    np.load(known(f"{split}.{name}.npy"), mmap_mode="r")
+                    for name in ("items", "offsets")
+                )
+                check_rows(items, vocabulary.num_items)
+                splits[split] = Sessions(items, offsets, split in contents["last_only"])
+        counts, fingerprint = contents["counts"], contents["fingerprint"]
+        return Dataset(splits, vocabulary, counts, fingerprint=fingerprint)
     except FileNotFoundError as error:
-        raise _DamagedError(folder, f"{error.filename} is missing") from error
+        raise _DamagedError(f"{damaged}{error.filename} is missing") from error
     except OSError as error:
         raise UserError(
             f"cannot read the prepared data in {folder} ({reason(error)}); it is left "
             "as it is: try again, or name another folder with --config.prepared_dir"
         ) from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"the prepared data in {folder} is damaged, though its checksums match: "
-            f"{reason(error)}; remove the folder, and it is prepared anew"
-        ) from error
-
-
-def _read_contents(folder: pathlib.Path) -> dict[str, Any]:
-    text = (folder / "contents.json").read_bytes()
-    try:
-        stored = json.loads(text)
-        if stored["sum"] == _sum(stored["contents"]):
-            return stored["contents"]
-    except (KeyError, TypeError, ValueError, RecursionError):
-        pass
-    raise _DamagedError(folder, "contents.json is not as it was written")
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        # Whoever changed it has mended the checksums.
+        raise _DamagedError(f"{damaged}{reason(error)}") from error
 
 
 def _sum(what: Any) -> str:
@@ -323,6 +265,5 @@ def _sum(what: Any) -> str:
 
 def _hash(path: pathlib.Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(
-            file, lambda: hashlib.blake2b(digest_size=16)
-        ).hexdigest()
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+    return digest.hexdigest()

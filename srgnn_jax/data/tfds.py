@@ -34,21 +34,14 @@ class PreparationConfig(Settings, tfds.core.BuilderConfig):
 class SessionsBuilder(  # type: ignore[call-arg]
     tfds.core.GeneratorBasedBuilder, skip_registration=True
 ):
-    """Writes the records of a source from the prepared store."""
+    """Writes the records of a source from the prepared store.
+
+    `prepared_dir` is as in a config; `file_format` is TFDS's, whose own default needs
+    TensorFlow.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar[list[PreparationConfig]] = []
-
-    def __init_subclass__(cls, source: str = "", **kwargs: Any):
-        """Takes over what the source's module says."""
-        if source:
-            cls.name = source
-            cls.MANUAL_DOWNLOAD_INSTRUCTIONS = SOURCES[source].INSTRUCTIONS or None
-            cls.BUILDER_CONFIGS = [
-                PreparationConfig(name=name, **dataclasses.asdict(preset))
-                for name, preset in SOURCES[source].PRESETS.items()
-            ]
-        super().__init_subclass__(**kwargs)
 
     def __init__(
         self,
@@ -57,49 +50,33 @@ class SessionsBuilder(  # type: ignore[call-arg]
         prepared_dir: str = "",
         **kwargs: Any,
     ):
-        """Takes what TFDS builders do, and where the prepared store lies.
-
-        Args:
-          file_format: of the records; TFDS's own default needs TensorFlow.
-          prepared_dir: as `config.prepared_dir`; empty: `store.DEFAULT_DIR`.
-          **kwargs: see `tfds.core.GeneratorBasedBuilder`.
-        """
         self._prepared_dir = pathlib.Path(prepared_dir or store.DEFAULT_DIR)
         super().__init__(file_format=file_format, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
+        items = tfds.features.Tensor(shape=(None,), dtype=np.int32)
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.__doc__,
-            features=tfds.features.FeaturesDict(
-                {"items": tfds.features.Tensor(shape=(None,), dtype=np.int32)}
-            ),
+            features=tfds.features.FeaturesDict({"items": items}),
             metadata=tfds.core.MetadataDict(),
             disable_shuffling=True,
         )
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-        folder = pathlib.Path()
-        if self.MANUAL_DOWNLOAD_INSTRUCTIONS:
-            folder = pathlib.Path(dl_manager.manual_dir)
         config = self.builder_config
-        settings = {
-            f.name: getattr(config, f.name) for f in dataclasses.fields(Settings)
-        }
+        needs_files = self.MANUAL_DOWNLOAD_INSTRUCTIONS
         data = store.load_dataset(
             self.name,
-            data_dir=folder,
+            data_dir=pathlib.Path(dl_manager.manual_dir if needs_files else ""),
             prepared_dir=self._prepared_dir.expanduser(),
-            **settings,
+            **{f.name: getattr(config, f.name) for f in dataclasses.fields(Settings)},
         )
         splits = data.splits
         self.info.metadata["item_ids"] = data.vocabulary.ids
         self.info.metadata["counts"] = data.counts
         self.info.metadata["last_only"] = [s for s in splits if splits[s].last_only]
-        return {
-            split: self._generate_examples(sessions)
-            for split, sessions in splits.items()
-        }
+        return {split: self._generate_examples(s) for split, s in splits.items()}
 
     def _generate_examples(self, sessions: Sessions) -> Iterator[tuple[int, dict]]:
         for s in range(len(sessions)):
@@ -107,9 +84,15 @@ class SessionsBuilder(  # type: ignore[call-arg]
 
 
 for _name, _source in SOURCES.items():
-    type(
-        _name.title().replace("_", ""),
-        (SessionsBuilder,),
-        {"__doc__": _source.__doc__, "__module__": __name__},
-        source=_name,
-    )
+    _configs = [
+        PreparationConfig(name=name, **dataclasses.asdict(preset))
+        for name, preset in _source.PRESETS.items()
+    ]
+    # TFDS names a builder after its class: srgnn_pickles is SrgnnPickles.
+    _contents = {
+        "__doc__": _source.__doc__,
+        "__module__": __name__,
+        "BUILDER_CONFIGS": _configs,
+        "MANUAL_DOWNLOAD_INSTRUCTIONS": _source.INSTRUCTIONS or None,
+    }
+    type(_name.title().replace("_", ""), (SessionsBuilder,), _contents)

@@ -20,39 +20,34 @@ _ISO = (
 def parse_iso(column: pl.Series) -> pl.Series:
     """Parses ISO times, with or without fraction and offset, and plain dates.
 
-    Returns:
-      int64 microseconds since 1970, UTC; null where a value is no such time.
+    Returns int64 microseconds since 1970, UTC; null where a value is no such time.
     """
     micro, left = np.full(len(column), -1), np.arange(len(column))
     while len(left):
         values = column[left]
         # As a rule, all values are written like the first.
         layout = re.fullmatch(_ISO, values[0] or "")
+        alike = re.sub("[0-9]", "[0-9]", re.escape(layout[0])) if layout else _ISO
+        done = values.str.contains(f"^{alike}$").fill_null(False)
         if layout:
-            alike = re.sub("[0-9]", "[0-9]", re.escape(layout[0]))
-            done = values.str.contains(f"^{alike}$").fill_null(False)
             micro[left[done]] = _parse_layout(values.filter(done), layout)
         else:
-            done = ~values.str.contains(f"^{_ISO}$").fill_null(False)
+            done = ~done
         left = left[~done.to_numpy()]
     return _in_range(pl.Series(column.name, micro))
 
 
 def _parse_layout(values: pl.Series, layout: re.Match) -> np.ndarray:
     """Returns microseconds since 1970, -1 where there is no such day or hour."""
-    form = "%Y-%m-%d"
-    if layout["hour"]:
-        form += layout["hour"][0] + "%H:%M"
-    elif layout["offset"]:
+    hour, second, fraction, zone, offset = layout.groups()
+    if offset and not hour:
         values = values.str.slice(0, 10) + "T00:00" + values.str.slice(10)
-        form += "T%H:%M"
-    if layout["second"]:
-        form += ":%S"
-    if layout["fraction"]:
-        form += "%.f"
+        hour = "T"
+    form = "%Y-%m-%d" + (f"{hour[0]}%H:%M" if hour else "") + (":%S" if second else "")
+    if fraction:
         values = values.str.replace(",", ".", literal=True)
-    zone = layout["zone"]
-    form += zone.replace(layout["offset"], "%#z") if layout["offset"] else zone
+        form += "%.f"
+    form += zone.replace(offset, "%#z") if offset else zone
     moment = values.str.to_datetime(form, time_unit="us", strict=False, cache=False)
     return moment.to_physical().fill_null(-1).to_numpy()
 
@@ -74,8 +69,10 @@ class TimeParser:
             return _in_range(column.cast(pl.Datetime("us")).to_physical())
         if not column.dtype.is_numeric():
             column = column.cast(pl.String).str.strip_chars()
-            if not self._form and _mostly_iso(column):
-                self._form = "iso"
+            if not self._form:
+                given = column.filter(column.is_not_null() & (column != "")).head(1000)
+                is_number = given.str.contains(_NUMBER)
+                self._form = "iso" if 2 * is_number.sum() < len(given) else ""
             if self._form == "iso":
                 return parse_iso(column)
         number = column.cast(pl.Float64, strict=False)
@@ -87,11 +84,6 @@ class TimeParser:
             first = number.filter(believed).head(1000).to_numpy()
             self._form = "ms" if np.median(first) >= 1e11 else "s"
         return _in_range((number * (1e3 if self._form == "ms" else 1e6)).round())
-
-
-def _mostly_iso(column: pl.Series) -> bool:
-    given = column.filter(column.is_not_null() & (column != "")).head(1000)
-    return 2 * int((~given.str.contains(_NUMBER)).sum()) > len(given)
 
 
 def _in_range(micro: pl.Series) -> pl.Series:

@@ -2,9 +2,9 @@
 
 A new one is a line below, and a module here with:
   INSTRUCTIONS: which files to put where; empty if none are needed.
+  FILES: a pattern for each of them; see `source.find_files`.
   SETTINGS: the names of the settings that it heeds.
   PRESETS: the usual settings, by name, the first of them the default.
-  source_files(folder, settings) -> the raw files; UserError where one is missing.
   read(files, settings) -> Dataset.
 """
 
@@ -18,7 +18,7 @@ from srgnn_jax.data.sources import (
     synthetic,
     yoochoose,
 )
-from srgnn_jax.data.sources.source import Settings
+from srgnn_jax.data.sources.source import Settings, find_files
 
 SOURCES: dict[str, types.ModuleType] = {
     "click_log": click_log,
@@ -29,4 +29,4 @@ SOURCES: dict[str, types.ModuleType] = {
     "yoochoose": yoochoose,
 }
 
-__all__ = ["SOURCES", "Settings"]
+__all__ = ["SOURCES", "Settings", "find_files"]

@@ -7,25 +7,18 @@ from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import source
 from srgnn_jax.data.sources.source import Settings
 
-COLUMNS = Columns(
-    session="session_id", item="item_id", time="timeframe", date="eventdate"
-)
+# `timeframe` orders the views of a session, not those of the file.
+COLUMNS = Columns("session_id", "item_id", time="timeframe", date="eventdate")
 INSTRUCTIONS = (
     "Get train-item-views.csv from the CIKM Cup 2016 track 2 data "
     "(competitions.codalab.org/competitions/11161) and put it there."
 )
+# The challenge has a sample of the file, too.
+FILES = ("*train-item-views.csv",)
 SETTINGS = source.RULE_SETTINGS | {"on_bad_row"}
 PRESETS = {"default": Settings(test_days=7.0)}
 
 
-def source_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
-    """Returns train-item-views.csv, or the challenge's sample of it."""
-    whole = folder / "train-item-views.csv"
-    if whole.is_file():
-        return [whole]
-    return [source.find_file(folder, "*train-item-views.csv", INSTRUCTIONS)]
-
-
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
-    """Reads the views; `timeframe` orders those of a session, not the file."""
+    """Reads the views."""
     return source.read_log(files[0], settings, columns=COLUMNS, separator=";")

@@ -1,8 +1,7 @@
 """RecBole's atomic .inter files, under its leave-one-out protocol.
 
-Its numbers can be compared with RecBole's own only if the same clicks are trained and
-tested on, so that what RecBole does is followed to the letter, its rounding of times
-included (see `time_key`). Axes: C clicks, U users.
+Numbers can be compared with RecBole's only if the same clicks are trained and tested
+on: what it does is followed to the letter, its rounding of times included.
 """
 
 import functools
@@ -23,6 +22,7 @@ INSTRUCTIONS = (
     "Put one file there of RecBole's atomic form, such as ml-100k.inter, which the "
     "recbole package holds in recbole/dataset_example/ml-100k."
 )
+FILES = ("*.inter",)
 SETTINGS = source.LOG_SETTINGS | {"recbole_time"}
 PRESETS = {"default": Settings()}
 # Its own, spelled as by `columns.plain_name`.
@@ -31,11 +31,6 @@ USUAL_NAMES = {
     "item": ("itemid",),
     "time": ("timestamp",),
 }
-
-
-def source_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
-    """Returns the .inter file that is named, or the only one in the folder."""
-    return [source.find_file(folder, "*.inter", INSTRUCTIONS, settings.log_file)]
 
 
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
@@ -51,17 +46,12 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
 
 
 def time_key(time: Int[np.ndarray, " C"], kind: str) -> np.ndarray:
-    """Returns what clicks are sorted by: times as exact as RecBole has them.
+    """Returns what clicks are sorted by: times [C] as exact as RecBole has them.
 
-    RecBole holds every number in single precision. Times in seconds since 1970 are then
-    64 or 128 seconds apart, and those between are ties, which keep the order of the
-    file. Its own settings for ml-100k scale times to [0, 1] first (`normalize_all`),
-    which leaves steps of a second or so.
-
-    Args:
-      time: microseconds since 1970.
-      kind: "exact"; "float32", what RecBole does unless told otherwise; or
-        "normalized", what it does under `normalize_all`.
+    The `kind` is "exact"; "float32", RecBole's default, in which times in seconds since
+    1970 are 64 or 128 seconds apart, and those between are ties, in file order; or
+    "normalized", scaled to [0, 1] first, which leaves steps of a second or so: its
+    `normalize_all`, as in its settings for ml-100k. Times are in microseconds.
     """
     if kind == "exact":
         return time
@@ -76,14 +66,8 @@ def leave_one_out(clicks: pl.DataFrame, kind: str) -> Dataset:
 
     As in RecBole, users of three clicks have no validation example, and those of two
     only train. Every item counts; items are numbered from 1, and users ordered, by
-    first appearance in the file.
-
-    Args:
-      clicks: in file order; see `read.read_clicks`.
-      kind: how times are compared; see `time_key`.
-
-    Raises:
-      UserError: no user has three clicks.
+    first appearance in the file (see `read.read_clicks`). For the kind see `time_key`.
+    Raises UserError if no user has three clicks.
     """
     time = time_key(clicks["time"].to_numpy(), kind)
     users, _, item_ids = group_by_session(clicks, time)

@@ -1,8 +1,9 @@
-"""What a source is, and what those that read a log share."""
+"""The settings and files of a source, and what those that read a log share."""
 
 import dataclasses
 import inspect
 import pathlib
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import polars as pl
 
 from srgnn_jax.data.columns import Columns
 from srgnn_jax.data.prepare import prepare
-from srgnn_jax.data.read import read_clicks
+from srgnn_jax.data.read import SUFFIXES, read_clicks
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.times import parse_iso
 from srgnn_jax.errors import UserError
@@ -54,7 +55,7 @@ class Settings:
         rules = {name: getattr(self, name) for name in RULE_SETTINGS}
         for name in ("test_start", "test_end"):
             text = rules[name]
-            rules[name] = parse_iso(pl.Series([text]))[0] if text else None
+            rules[name] = parse_iso(pl.Series([text]))[0]
             if text and rules[name] is None:
                 raise UserError(
                     f"config.{name} is {text!r}; write a time in UTC such as "
@@ -63,32 +64,33 @@ class Settings:
         return rules
 
 
-def find_file(
-    folder: pathlib.Path,
-    pattern: str,
-    instructions: str,
-    named: str = "",
-    suffixes: tuple[str, ...] = ("",),
-) -> pathlib.Path:
-    """Returns the file that is named, or the only one of a pattern and these suffixes.
+def find_files(
+    source: types.ModuleType, folder: pathlib.Path, settings: Settings
+) -> list[pathlib.Path]:
+    """Finds a source's raw files: the log that is named, or one for each pattern.
 
-    Raises:
-      UserError: there is none, or more than one.
+    A file called like the pattern without its "*" goes before all others. Raises
+    UserError if there is none, or more than one.
     """
     where = f"config.data_dir = {str(folder)!r}"
-    if named:
-        if not (folder / named).is_file():
-            raise UserError(f"no file {named} in {where}")
-        return folder / named
-    paths = [path for path in sorted(folder.glob(pattern)) if path.is_file()]
-    found = [path for path in paths if path.name.endswith(suffixes)]
-    if not found:
-        what = "log" if pattern == "*" else f"file {pattern}"
-        raise UserError(f"no {what} in {where}. {instructions}")
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise UserError(f"more than one file in {where} ({names}). {instructions}")
-    return found[0]
+    if settings.log_file and "log_file" in source.SETTINGS:
+        if not (folder / settings.log_file).is_file():
+            raise UserError(f"no file {settings.log_file} in {where}")
+        return [folder / settings.log_file]
+    files = []
+    for pattern in source.FILES:
+        paths = [folder / pattern.strip("*"), *sorted(folder.glob(pattern))]
+        found = [p for p in paths if p.is_file() and p.name.endswith(SUFFIXES)]
+        if not found:
+            what = "log" if pattern == "*" else f"file {pattern}"
+            raise UserError(f"no {what} in {where}. {source.INSTRUCTIONS}")
+        if len(found) > 1 and found[0] != paths[0]:
+            names = ", ".join(path.name for path in found)
+            raise UserError(
+                f"more than one file in {where} ({names}). {source.INSTRUCTIONS}"
+            )
+        files.append(found[0])
+    return files
 
 
 def read_log(

@@ -11,17 +11,13 @@ from srgnn_jax.data.sources import source
 from srgnn_jax.data.sources.source import Settings
 
 INSTRUCTIONS = ""
+FILES = ()
 SETTINGS = source.RULE_SETTINGS | {"on_bad_row"}
 PRESETS = {"default": Settings()}
 
 SEED = 2019
 ITEMS, CATEGORIES, SESSIONS, DAYS = 2_000, 40, 24_000, 12
 LONGEST = 20
-
-
-def source_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
-    """Returns none: the clicks are drawn."""
-    return []
 
 
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
@@ -57,16 +53,14 @@ def draw_clicks() -> pl.DataFrame:
         last = clicks[:, position - 1]
         which = rng.choice(3, SESSIONS, p=(0.6, 0.3, 0.1))
         before = rng.integers(0, position, SESSIONS)
-        kinds = np.stack(
-            [
-                successors[last, which],
-                clicks[np.arange(SESSIONS), before],
-                shelf[category[last], rng.integers(0, 4096, SESSIONS)],
-                rng.integers(0, ITEMS, SESSIONS),
-            ]
-        )
+        kinds = [
+            successors[last, which],
+            clicks[np.arange(SESSIONS), before],
+            shelf[category[last], rng.integers(0, 4096, SESSIONS)],
+            rng.integers(0, ITEMS, SESSIONS),
+        ]
         kind = rng.choice(4, SESSIONS, p=(0.55, 0.15, 0.22, 0.08))
-        clicks[:, position] = kinds[kind, np.arange(SESSIONS)]
+        clicks[:, position] = np.choose(kind, kinds)
 
     start = np.sort(rng.integers(0, DAYS * DAY, SESSIONS))
     time = start[:, None] + np.cumsum(rng.integers(1, 60, clicks.shape), 1) * 1_000_000

@@ -11,17 +11,13 @@ INSTRUCTIONS = (
     "Get yoochoose-clicks.dat from the RecSys Challenge 2015 "
     "(kaggle.com/datasets/chadgostopp/recsys-challenge-2015) and put it there."
 )
+FILES = ("yoochoose-clicks.dat",)
 SETTINGS = source.RULE_SETTINGS | {"on_bad_row"}
 # The published code reads dates to the second.
 PRESETS = {
     "1_64": Settings(train_fraction=1 / 64, date_resolution_seconds=1),
     "1_4": Settings(train_fraction=1 / 4, date_resolution_seconds=1),
 }
-
-
-def source_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
-    """Returns yoochoose-clicks.dat."""
-    return [source.find_file(folder, "yoochoose-clicks.dat", INSTRUCTIONS)]
 
 
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
