@@ -8,25 +8,21 @@ Arguments are results.json and baselines.json files, or folders that hold some.
 import pathlib
 import statistics
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+
+import polars as pl
 
 from srgnn_jax import config as config_lib
 from srgnn_jax.configs import default
 from srgnn_jax.data.counts import PUBLISHED_COUNTS
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import metrics, results_json
-from srgnn_jax.evaluate.published import PUBLISHED, PUBLISHED_K
+from srgnn_jax.evaluate.published import COLUMNS, PUBLISHED, PUBLISHED_K
 from srgnn_jax.evaluate.results_json import BASELINES_FILE, FILE, Results
 from srgnn_jax.tables import markdown, percent
 
 # By `config.select_on`: what chooses the epoch.
 SPLITS = {"valid": "validation", "test": "test", "last": "no split: the last"}
-# By what is summed up beside test: the label of its row.
-OTHER_ROWS = {
-    "test_each_best": "the same, each metric at its best",
-    "valid": "the same, on validation",
-}
 TITLES = {
     "diginetica": "Diginetica",
     "yoochoose_1_64": "Yoochoose 1/64",
@@ -40,56 +36,40 @@ _NOT_IN_LABELS = (
     | results_json.FIELDS_OF_PLACES
     | {"dataset", "runs", "seed", "select_on", *config_lib.PREPARATION_FIELDS}
 )
+HEAD = """\
+# Results
+
+Recall (the papers' P@20) and MRR on test, in percent; for several seeds the \
+mean ± the standard deviation. One epoch of a run serves all metrics, and each row \
+says which split chose it, if any did. Where that was test, what the papers' codes \
+print stands below: each metric at its own best epoch; where it was validation, what \
+that epoch reached there. Published figures of models other than SR-GNN are quoted at \
+second hand. Written by
+
+    python -m srgnn_jax.results results/*.json > RESULTS.md"""
 
 
 def document(stored: Sequence[Results]) -> str:
-    """Renders RESULTS.md: a section for each data set.
-
-    Args:
-      stored: contents of results.json and baselines.json files, in any order.
-    """
-    ours = [results for results in stored if "runs" in results]
-    baselines = [results for results in stored if "runs" not in results]
-    names = {
-        results["data"]["fingerprint"]: results["data"]["name"] for results in ours
-    }
-    for results in baselines:
-        names.setdefault(results["data"], results["dataset"])
-    lines = [
-        "# Results",
-        "",
-        "Recall (the papers' P@20) and MRR on test, in percent; for several seeds the "
-        "mean ± the standard deviation. One epoch of a run serves all metrics, and "
-        "each row says which split chose it, if any did. Where that was test, what the "
-        "papers' codes print stands below: each metric at its own best epoch; where it "
-        "was validation, what that epoch reached there. "
-        "Published figures of models other than SR-GNN are quoted at second hand. "
-        "Written by",
-        "",
-        "    python -m srgnn_jax.results results/*.json > RESULTS.md",
-    ]
-    order = [*TITLES, *sorted(set(names.values()) - TITLES.keys())]
-    for name in order:
-        fingerprints = sorted(key for key, value in names.items() if value == name)
-        for fingerprint in fingerprints:
-            lines += _section(
-                name,
-                [r for r in ours if r["data"]["fingerprint"] == fingerprint],
-                [r for r in baselines if r["data"] == fingerprint],
-            )
-    return "\n".join(lines) + "\n"
+    """Renders results.json and baselines.json files, in any order, as RESULTS.md."""
+    by_data: dict[tuple[str, str], list[Results]] = {}
+    for results in stored:
+        key = results.get("dataset", ""), results["data"]
+        if "runs" in results:
+            key = results["data"]["name"], results["data"]["fingerprint"]
+        by_data.setdefault(key, []).append(results)
+    keys = sorted(by_data, key=lambda key: ([*TITLES, key[0]].index(key[0]), key))
+    blocks = [block for key in keys for block in _section(key[0], by_data[key])]
+    return "\n\n".join([HEAD, *filter(str.strip, blocks)]) + "\n"
 
 
-def _section(
-    name: str, ours: Sequence[Results], baselines: Sequence[Results]
-) -> list[str]:
-    """Renders one data set."""
+def _section(name: str, stored: Sequence[Results]) -> Iterator[str]:
+    """Renders the runs and the baselines of one data set, block by block."""
 
-    def place(results):
-        changes = _changes(results)
-        return len(changes), results["protocol"]["select_on"], results["name"]
+    def place(run):
+        return len(_changes(run)), run["protocol"]["select_on"], run["name"]
 
-    ours = sorted(ours, key=place)
+    ours = sorted((found for found in stored if "runs" in found), key=place)
+    baselines = [found for found in stored if "runs" not in found]
     counts = [results["data"]["counts"] for results in ours]
     k = metrics.usual_k([k for results in ours for k in results["config"]["ks"]])
     shown = [f"recall@{k}", f"mrr@{k}"]
@@ -103,62 +83,54 @@ def _section(
     # Other counts than the published ones are of another preparation.
     tested = {one["test_examples"] for one in (*counts, *baselines)}
     published = {PUBLISHED_COUNTS.get(name, {}).get("test_examples")}
-    if name in PUBLISHED and tested == published and k == PUBLISHED_K:
-        rows += [
-            [f"{model}, {source}", "", "", f"{recall:.2f}", f"{mrr:.2f}", "", ""]
-            for model, recall, mrr, source in PUBLISHED[name]
-        ]
-    counted = [
-        f"{counts[0][key]:,} {key.replace('_', ' ')}"
-        for key in ("train_examples", "test_examples", "items")
-        if counts and key in counts[0]
-    ]
-    lines = ["", f"## {TITLES.get(name, name)}"]
-    if counted:
-        lines += ["", ", ".join(counted) + "."]
+    if name in COLUMNS and tested == published and k == PUBLISHED_K:
+        for model, (*figures, source) in PUBLISHED.items():
+            if pair := figures[COLUMNS.index(name)]:
+                reached = [f"{value:.2f}" for value in pair]
+                rows.append([f"{model}, {source}", "", "", *reached, "", ""])
+    yield f"## {TITLES.get(name, name)}"
+    if counts:
+        keys = "train_examples", "test_examples", "items"
+        yield ", ".join(f"{counts[0][x]:,} {x.replace('_', ' ')}" for x in keys) + "."
     header = ["", "epoch chosen on", "seeds", *shown, "epoch", "training, a seed"]
-    lines += ["", *markdown(header, rows)]
+    yield markdown(header, rows)
     for results in ours:
-        lines += _details(results, shown)
+        yield from _details(results, shown)
     for found in baselines:
-        lines += ["", "Baselines:", *_command(found)]
-    return lines
+        yield "Baselines:"
+        yield f"    {found.get('command', '')}"
 
 
-def _changes(results: Results) -> dict[str, Any]:
+def _changes(results: Results) -> list[str]:
     """Returns the fields of a config that change numbers and are not the default's."""
     usual = config_lib.to_dict(default.get_config())
-    return {
-        field: value
+    return [
+        f"{field}={value}"
         for field, value in results["config"].items()
         if field not in _NOT_IN_LABELS and usual.get(field, value) != value
-    }
+    ]
 
 
 def _label(results: Results) -> str:
-    changes = _changes(results).items()
-    return ", ".join(["SR-GNN", *(f"{field}={value}" for field, value in changes)])
+    return ", ".join(["SR-GNN", *_changes(results)])
 
 
-def _rows_of_run(results: Results, shown: Sequence[str]) -> list[list[str]]:
+def _rows_of_run(results: Results, shown: Sequence[str]) -> Iterator[list[str]]:
     """Renders what the seeds of a run reached on test, and what is told beside it."""
-
-    def reached(split):
-        means, deviations = results["mean"][split], results["standard_deviation"][split]
-        return [percent(means.get(name), deviations.get(name)) for name in shown]
-
     runs = results["runs"]
-    about = [SPLITS[results["protocol"]["select_on"]], str(len(runs))]
     epochs = [f"{run['best_epoch']} of {run['epochs']}" for run in runs]
     best = ", ".join(epochs[:1] if len(set(epochs)) == 1 else epochs)
     took = _minutes([run.get("train_seconds") for run in runs])
-    label = f"**{_label(results)}**, this code"
-    others = [
-        [said, *about, *reached(other), "", ""]
-        for other, said in OTHER_ROWS.items()
-        if results["mean"].get(other)
-    ]
-    return [[label, *about, *reached("test"), best, took], *others]
+    for split, label, *others in (
+        ("test", f"**{_label(results)}**, this code", best, took),
+        ("test_each_best", "the same, each metric at its best", "", ""),
+        ("valid", "the same, on validation", "", ""),
+    ):
+        if means := results["mean"].get(split):
+            deviations = results["standard_deviation"][split]
+            reached = [percent(means.get(x), deviations.get(x)) for x in shown]
+            chosen = SPLITS[results["protocol"]["select_on"]]
+            yield [label, chosen, str(len(runs)), *reached, *others]
 
 
 def _minutes(seconds: Sequence[float | None]) -> str:
@@ -169,99 +141,73 @@ def _minutes(seconds: Sequence[float | None]) -> str:
     return f"{mean / 60:.0f} min" if mean >= 90 else f"{mean:.0f} s"
 
 
-def _command(results: Results) -> list[str]:
-    command = results.get("command")
-    return ["", f"    {command}"] if command else []
-
-
-def _details(results: Results, shown: Sequence[str]) -> list[str]:
+def _details(results: Results, shown: Sequence[str]) -> Iterator[str]:
     """Renders what made the row of a run, its breakdown and its epochs."""
     runs, name = results["runs"], results["data"]["name"]
-    machine, versions = results["machine"], results["versions"]
-    lists = runs[0]["test_lists"]
+    machine, lists = results["machine"], runs[0]["test_lists"]
     split = SPLITS[results["protocol"]["select_on"]]
-    return [
-        "",
-        f"### {TITLES.get(name, name)}: {_label(results)}, epoch chosen on {split}",
-        *_command(results),
-        "",
-        f"jax {versions['jax']} on {machine['devices']}, {machine['cpu_cores']} CPU "
-        f"cores; the evaluation on test takes "
-        f"{_minutes([run['test_seconds'] for run in runs])}.",
+    yield f"### {TITLES.get(name, name)}: {_label(results)}, epoch chosen on {split}"
+    yield f"    {results['command']}"
+    groups = "Intervals are by bootstrap over sessions."
+    if len(runs) > 1:
+        groups = f"Means of {len(runs)} seeds ± their standard deviation."
+    yield (
+        f"jax {results['versions']['jax']} on {machine['devices']}, "
+        f"{machine['cpu_cores']} CPU cores; the evaluation on test takes "
+        f"{_minutes([run['test_seconds'] for run in runs])}.\n"
         f"The lists of {lists['length']} of seed {runs[0]['seed']} hold "
         f"{100 * lists['coverage']:.1f}% of all items; a listed item has "
-        f"{lists['popularity']:,.1f} clicks in training on average.",
-        *_breakdown(runs, shown),
-        *_by_epoch(results, shown),
-    ]
+        f"{lists['popularity']:,.1f} clicks in training on average.\n{groups}"
+    )
+    yield _breakdown(runs, shown)
+    yield from _by_epoch(results, shown)
 
 
-def _breakdown(runs: Sequence[Results], shown: Sequence[str]) -> list[str]:
+def _breakdown(runs: Sequence[Results], shown: Sequence[str]) -> str:
     """Renders the metrics of each group.
 
     One seed has its intervals beside it, several have their standard deviation: the
     interval of one seed says nothing of the mean of several.
     """
     first = runs[0]["test_breakdown"]
-    size = first["all"]["all"]["examples"]
-
-    def cells(each, metric):
-        if metric not in each[0]:
-            return [""] if len(each) > 1 else ["", ""]
-        values = [one[metric] for one in each]
-        if len(each) > 1:
-            return [percent(statistics.fmean(values), statistics.stdev(values))]
-        low, high = each[0]["interval"][metric]
-        return [percent(values[0]), f"{percent(low)} to {percent(high)}"]
-
+    size, several = first["all"]["all"]["examples"], len(runs) > 1
     rows = []
-    for trait, parts in first.items():
-        for group, one in parts.items():
-            each = [run["test_breakdown"][trait][group] for run in runs]
-            label = "all examples" if trait == "all" else f"{trait}: {group}"
-            row = [label, f"{100 * one['examples'] / size:.1f}%"]
-            rows.append(row + [cell for m in shown for cell in cells(each, m)])
-    if len(runs) > 1:
-        said = f"Means of {len(runs)} seeds ± their standard deviation."
-        header = ["", "of test", *shown]
-    else:
-        said = "Intervals are by bootstrap over sessions."
-        interval = f"95%, seed {runs[0]['seed']}"
-        header = ["", "of test", shown[0], interval, shown[1], interval]
-    return [said, "", *markdown(header, rows)]
+    for trait, group in [(t, g) for t in first for g in first[t]]:
+        each = [run["test_breakdown"][trait][group] for run in runs]
+        label = "all examples" if trait == "all" else f"{trait}: {group}"
+        row = [label, f"{100 * each[0]['examples'] / size:.1f}%"]
+        for metric in shown:
+            values = [one[metric] for one in each if metric in one]
+            if not values:
+                row += [""] if several else ["", ""]
+            elif several:
+                row.append(percent(statistics.fmean(values), statistics.stdev(values)))
+            else:
+                low, high = each[0]["interval"][metric]
+                row += [percent(values[0]), f"{percent(low)} to {percent(high)}"]
+        rows.append(row)
+    beside = [] if several else [f"95%, seed {runs[0]['seed']}"]
+    header = ["", "of test", shown[0], *beside, shown[1], *beside]
+    return markdown(header, rows)
 
 
-def _by_epoch(results: Results, shown: Sequence[str]) -> list[str]:
+def _by_epoch(results: Results, shown: Sequence[str]) -> Iterator[str]:
     """Renders mean loss and metrics of every epoch, of the runs that record them."""
     runs = [run for run in results["runs"] if run.get("by_epoch")]
-    if not runs:
-        return []
-    epochs: dict[int, list[Results]] = {}
-    for run in runs:
-        for record in run["by_epoch"]:
-            epochs.setdefault(record["epoch"], []).append(record)
     split = results["protocol"]["select_on"]
     columns = [] if split == "last" else [f"{split}/{metric}" for metric in shown]
-
-    def mean(records, key):
-        known = [record[key] for record in records if key in record]
-        return statistics.fmean(known) if known else None
-
+    types = {"epoch": pl.Int64, **dict.fromkeys(["train/loss", *columns], pl.Float64)}
+    records = [record for run in runs for record in run["by_epoch"]]
+    means = pl.from_dicts(records, types).group_by("epoch").mean().sort("epoch")
     rows = [
-        [
-            str(epoch),
-            f"{mean(records, 'train/loss'):.4f}",
-            *(percent(mean(records, column)) for column in columns),
-        ]
-        for epoch, records in sorted(epochs.items())
+        [str(epoch), f"{loss:.4f}", *map(percent, reached)]
+        for epoch, loss, *reached in means.rows()
     ]
     seeds = ", ".join(str(run["seed"]) for run in runs)
-    header = [
-        "epoch" if len(runs) == len(results["runs"]) else f"epoch (seed {seeds})",
-        "train loss",
-        *(column.replace("/", " ") for column in columns),
-    ]
-    return ["", *markdown(header, rows)]
+    epoch = "epoch" if len(runs) == len(results["runs"]) else f"epoch (seed {seeds})"
+    if runs:
+        names = (column.replace("/", " ") for column in columns)
+        yield markdown([epoch, "train loss", *names], rows)
 
 
 def find(paths: Sequence[str]) -> list[Results]:

@@ -12,13 +12,10 @@ def percent(mean: float | None, deviation: float | None = None) -> str:
 
 
 def plain(rows: Sequence[Sequence[str]], left: int = 0, width: int = 10) -> list[str]:
-    """Renders rows as lines for a terminal.
+    """Renders rows, a header first, as lines for a terminal.
 
-    Args:
-      rows: the cells, a header first. The first column stands to the left, the others
-        to the right.
-      left: least width of the first column.
-      width: least width of each of the others, which are equally wide.
+    The first column stands to the left and is `left` wide, or wider; the others stand
+    to the right, and are as wide as their widest cell needs, but `width` at least.
     """
     left = max(left, *(len(row[0]) for row in rows))
     width = max(width, *(len(cell) + 2 for row in rows for cell in row[1:]))
@@ -28,7 +25,7 @@ def plain(rows: Sequence[Sequence[str]], left: int = 0, width: int = 10) -> list
     ]
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Renders rows as lines of Markdown; numbers are in all columns but the first."""
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Renders rows in Markdown; numbers are in all columns but the first."""
     ruler = ["---", *["---:"] * (len(header) - 1)]
-    return ["| " + " | ".join(row) + " |" for row in (header, ruler, *rows)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ruler, *rows))

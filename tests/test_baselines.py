@@ -18,7 +18,7 @@ from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import baselines, metrics
 from srgnn_jax.evaluate.scorer import target_ranks
 from srgnn_jax.evaluate.workdir import evaluate_baselines
-from tests.test_main import CLICK_LOG, ROOT, srgnn
+from tests.test_main import CLICK_LOG, ROOT, refused, run_here
 from tests.tiny import tiny_config
 
 SHARED = pathlib.Path(__file__).parents[1].parent / "shared" / "data"
@@ -147,10 +147,10 @@ def test_ranks_are_those_of_a_loop(name):
 
 @pytest.mark.parametrize("name", baselines.METHODS)
 def test_ranks_do_not_depend_on_the_batch(name):
-    examples = TEST.examples()
-    ranks = target_ranks(scorer(name), examples)
+    learnt, examples = scorer(name), TEST.examples()
+    ranks = target_ranks(learnt, examples)
     for max_clicks in (1, 7):
-        assert (target_ranks(scorer(name), examples, max_clicks) == ranks).all()
+        assert (target_ranks(learnt, examples, max_clicks) == ranks).all()
 
 
 def test_similarities_do_not_depend_on_how_many_are_counted_at_a_time(monkeypatch):
@@ -164,14 +164,14 @@ def test_similarities_do_not_depend_on_how_many_are_counted_at_a_time(monkeypatc
 
 @pytest.mark.parametrize("name", baselines.METHODS)
 def test_scores_know_the_prefix_alone(name):
-    examples = TEST.examples()
-    scores = scorer(name).score(examples).toarray()
+    learnt, examples = scorer(name), TEST.examples()
+    scores = learnt.score(examples).toarray()
     for row in range(0, len(examples), 5):
         start, length = examples.starts[row], examples.lengths[row]
         items = np.full_like(examples.items, 1)
         items[start : start + length] = examples.items[start : start + length]
         alone = Examples(items, examples.starts[[row]], examples.lengths[[row]])
-        assert (scorer(name).score(alone).toarray()[0] == scores[row]).all()
+        assert (learnt.score(alone).toarray()[0] == scores[row]).all()
 
 
 @pytest.mark.parametrize("name", ["Item-KNN", "Markov", "V-SKNN", "STAN"])
@@ -268,23 +268,22 @@ def test_what_cannot_be_written_is_printed(tmp_path, capsys):
     assert "V-SKNN" in capsys.readouterr().out
 
 
-def test_the_mode(tmp_path):
+def test_the_mode(tmp_path, monkeypatch, capsys):
     config = tiny_config(tmp_path)
-    done = srgnn(
+    monkeypatch.chdir(tmp_path)
+    run_here(
+        monkeypatch,
         "--mode=baselines",
         CLICK_LOG.replace("configs", str(ROOT / "configs")),
         f"--config.data_dir={config.data_dir}",
         f"--config.prepared_dir={config.prepared_dir}",
         "--config.test_days=0.35",
-        cwd=tmp_path,
     )
-    assert done.returncode == 0, done.stderr
-    assert "V-SKNN" in done.stdout
+    assert "V-SKNN" in capsys.readouterr().out
     # The default workdir is named after the config.
-    assert (tmp_path / "runs" / "click_log" / "baselines.json").exists()
-    done = srgnn("--mode=baselines")
-    assert done.returncode == 1
-    assert "--config is missing" in done.stderr
+    written = json.loads((tmp_path / "runs/click_log/baselines.json").read_text())
+    assert "--mode=baselines" in written["command"]
+    assert "--config is missing" in refused(monkeypatch, "--mode=baselines")
 
 
 @pytest.mark.slow  # Prepares the published data sets: half a minute.

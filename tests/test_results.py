@@ -4,13 +4,14 @@ import copy
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from srgnn_jax import config as config_lib
 from srgnn_jax import results
+from srgnn_jax.data import batches
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
 from srgnn_jax.evaluate.plots import plot_workdir
@@ -33,23 +34,40 @@ def without_clock(value):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two seeds, trained twice by the same command."""
+    """Two seeds, and the first of them once more by the same command, by itself."""
     folder = tmp_path_factory.mktemp("results")
     config = tiny_config(folder)
     config.runs, config.seed, config.ks = 2, 3, (5, 20)
-    for workdir in ("first", "second"):
-        train_and_evaluate(config, str(folder / workdir), COMMAND)
+    train_and_evaluate(config, str(folder / "first"), COMMAND)
+    config.runs = 1
+    evaluated = []
+    original = batches.eval_batches
+
+    def spy(examples, *arguments):
+        evaluated.append(len(examples))
+        return original(examples, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "eval_batches", spy)
+        train_and_evaluate(config, str(folder / "second"), COMMAND)
+    (folder / "evaluated.json").write_text(json.dumps(evaluated))
     return folder
 
 
 def test_the_same_command_gives_the_same_results(folder):
     first, second = (
-        results_json.read(folder / n / results_json.FILE) for n in ("first", "second")
+        results_json.read(folder / run / results_json.FILE)
+        for run in ("first/seed_3", "second")
     )
     assert first != second
     assert without_clock(first) == without_clock(second)
     assert first["runs"][0]["train_seconds"] > 0
     assert first["runs"][0]["test_seconds"] > 0
+
+
+def test_the_end_of_a_run_goes_over_test_once(folder):
+    first, second, test = json.loads((folder / "evaluated.json").read_text())
+    assert first == second != test
 
 
 def test_several_seeds_are_told_one_by_one_and_together(folder):
@@ -84,6 +102,8 @@ def test_the_parts_of_a_run_fit_each_other(folder):
     assert run["test_lists"]["coverage"] == 1
     lines = results_json.read_lines(folder / "first" / "seed_3" / "metrics.jsonl")
     assert lines[-1]["test/mrr@20"] == run["test"]["mrr@20"]
+    epochs = [line for line in lines if "epoch" in line]
+    assert run["by_epoch"] == without_clock(epochs)
     assert {"data_dir", "prepared_dir"}.isdisjoint(found["config"])
     assert str(folder) not in json.dumps(found)
 
@@ -123,50 +143,62 @@ def test_one_run_and_several_do_not_share_a_workdir(folder):
         train_and_evaluate(config, str(folder / "first" / "seed_3"))
 
 
-def one_epoch(folder, select_on):
-    """Returns the results of a run of one epoch."""
-    config = tiny_config(folder)
-    config.select_on, config.epochs = select_on, 1
-    train_and_evaluate(config, str(folder / "run"))
-    return results_json.read(folder / "run" / results_json.FILE)
+@pytest.fixture
+def recorded(folder, tmp_path):
+    """Returns what is recorded of a run that another split, or none, has chosen from.
+
+    As the model and its ranks are of no matter here, they are those of `folder`.
+    """
+
+    def record(select_on):
+        config = tiny_config(folder)
+        config.select_on, config.ks = select_on, (5, 20)
+        (run,) = results_json.read(folder / "second" / results_json.FILE)["runs"]
+        lines = [
+            {"step": 9, "epoch": n, "train/loss": 2.0, "train/examples_per_second": 1.0}
+            for n in (1, 2)
+        ]
+        if select_on == "test":
+            lines[0] |= {"test/recall@20": 0.5, "test/mrr@20": 0.1}
+            lines[1] |= {"test/recall@20": 0.4, "test/mrr@20": 0.2}
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / "metrics.jsonl").write_text(text)
+        data = config_lib.load_data(config)
+        splits = config_lib.make_splits(config, data)
+        run = {**run, "valid": None}
+        results_json.record(tmp_path, config, data, splits, COMMAND, run)
+        return results_json.read(tmp_path / results_json.FILE)
+
+    return record
 
 
-def test_selection_on_test_is_told(tmp_path):
-    found = one_epoch(tmp_path, "test")
+def test_selection_on_test_is_told(recorded):
+    found = recorded("test")
     assert found["protocol"]["select_on"] == "test"
-    assert found["runs"][0]["valid"] is None
     assert found["standard_deviation"]["test"] == {}
     assert "on TEST" in seeds_table(found)
     assert "| test | 1 |" in results.document([found])
-    each_best = found["mean"]["test_each_best"]
-    assert each_best == found["mean"]["test"]
-    shown = [f"{100 * each_best[name]:.2f}" for name in ("recall@20", "mrr@20")]
-    row = f"| the same, each metric at its best | test | 1 | {' | '.join(shown)} |"
+    assert found["mean"]["test_each_best"] == {"recall@20": 0.5, "mrr@20": 0.2}
+    row = "| the same, each metric at its best | test | 1 | 50.00 | 20.00 |"
     assert row in results.document([found])
 
 
-def test_an_epoch_that_nothing_chose_is_told(tmp_path):
-    found = one_epoch(tmp_path, "last")
+def test_an_epoch_that_nothing_chose_is_told(recorded):
+    found = recorded("last")
     assert found["protocol"]["test"] == "evaluated once, after the last epoch"
     assert "the last, chosen on no split" in seeds_table(found)
     text = results.document([found])
     assert "| no split: the last | 1 |" in text
     assert "each metric at its best |" not in text
+    assert "\n| epoch | train loss |\n" in text
 
 
-def test_the_best_of_each_metric_may_be_of_no_single_epoch(tmp_path):
-    lines = [
-        {"step": 5, "train/loss": 9.0},
+def test_the_best_of_each_metric_may_be_of_no_single_epoch():
+    epochs = [
         {"step": 9, "epoch": 1, "test/recall@20": 0.5, "test/mrr@20": 0.1},
         {"step": 18, "epoch": 2, "test/recall@20": 0.4, "test/mrr@20": 0.2},
-        {"step": 27, "epoch": 3, "test/mrr@20": 0.15, "test/examples_per_second": 7.0},
-        {"step": 30, "test/mrr@20": 0.3},
+        {"step": 27, "epoch": 3, "test/mrr@20": 0.15},
     ]
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    epochs = results_json.by_epoch(results_json.read_lines(path))
-    assert epochs[:2] == lines[1:3]
-    assert epochs[2] == {"step": 27, "epoch": 3, "test/mrr@20": 0.15}
     assert results_json.each_best(epochs) == {"recall@20": 0.5, "mrr@20": 0.2}
 
 
@@ -192,17 +224,9 @@ def test_plots_need_the_folder_of_a_seed(tmp_path, folder):
 @pytest.mark.parametrize(
     ("rates", "seconds"), [([], 0), ([0.0], 0), ([50.0, 0.0, 100.0], 3 * 1.5)]
 )
-def test_an_epoch_without_a_rate_counts_like_the_others(tmp_path, rates, seconds):
-    path = tmp_path / "metrics.jsonl"
-    lines = [{"step": 1, "train/examples_per_second": 7.0}]
-    lines += [
-        {"step": n, "epoch": n, "train/examples_per_second": rate}
-        for n, rate in enumerate(rates, 1)
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert results_json.train_seconds(
-        results_json.read_lines(path), 100
-    ) == pytest.approx(seconds)
+def test_an_epoch_without_a_rate_counts_like_the_others(rates, seconds):
+    epochs = [{"epoch": 1, "train/examples_per_second": rate} for rate in rates]
+    assert results_json.train_seconds(epochs, 100) == pytest.approx(seconds)
 
 
 def test_commands_are_kept_without_places():
@@ -345,14 +369,10 @@ def test_an_error_without_a_number_is_told(tmp_path, monkeypatch):
         results_json.read(path)
 
 
-def test_results_md_is_what_the_stored_results_give():
+def test_results_md_is_what_the_stored_results_give(monkeypatch, capsys):
     stored = sorted(str(path) for path in (ROOT / "results").glob("*.json"))
-    done = subprocess.run(
-        [sys.executable, "-m", "srgnn_jax.results", *stored],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
     assert stored
-    assert done.stdout == (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["results", *stored])
+    results.main()
+    expected = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out == expected

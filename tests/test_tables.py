@@ -15,9 +15,9 @@ def test_columns_of_a_terminal_are_as_wide_as_their_longest_cell():
 
 
 def test_markdown_has_a_ruler_and_numbers_to_the_right():
-    assert tables.markdown(["", "x"], [["a", "1"]]) == [
-        *("|  | x |", "| --- | ---: |", "| a | 1 |")
-    ]
+    assert tables.markdown(["", "x"], [["a", "1"]]) == (
+        "|  | x |\n| --- | ---: |\n| a | 1 |"
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,6 @@ Each of `METHODS` learns from the training sessions, in time order, of items bel
 example but its prefix. Prepared sessions carry no times, so ages are counted: that of a
 click in later clicks of its session, that of a session in later training sessions. An
 item that a session clicks again stands where it was clicked last.
-
-Axes: V item rows (row 0 is the padding).
 """
 
 from collections.abc import Callable
@@ -22,14 +20,14 @@ from srgnn_jax.data.sessions import Sessions
 from srgnn_jax.evaluate.scorer import (
     Scorer,
     each_click,
-    largest,
+    keep,
     parts,
     places,
     row_of_each,
 )
 from srgnn_jax.evaluate.session_knn import stan, vsknn
 
-# Pairs of items that Item-KNN counts at a time, or those of one item.
+# Pairs of items that Item-KNN counts at a time, about.
 MAX_PAIRS = 2**22
 
 
@@ -40,11 +38,7 @@ def pop(train: Sessions, num_items: int) -> Scorer:
 
 def pop_of_clicks(clicks: Int[np.ndarray, " V"]) -> Scorer:
     """POP, from the clicks that each item has in training."""
-
-    def score(examples):
-        return sparse.csr_array((len(examples), len(clicks)))
-
-    return Scorer(score, clicks)
+    return Scorer(lambda given: sparse.csr_array((len(given), len(clicks))), clicks)
 
 
 def session_pop(train: Sessions, num_items: int) -> Scorer:
@@ -98,7 +92,7 @@ def item_knn(
         both.data /= support[row] ** alpha * support[both.indices] ** (1 - alpha)
         both.data[row == both.indices] = 0
         both.eliminate_zeros()
-        near.append(largest(both, neighbours))
+        near.append(keep(both, neighbours, largest=True))
     return _of_last_click(sparse.csr_array(sparse.vstack(near)))
 
 

@@ -1,10 +1,11 @@
 """Metrics by kinds of examples, confidence intervals over sessions, traits of lists.
 
 Axes: E examples, V item rows (row 0 is the padding), K items of a list, M metrics.
+`clicks` [V] is how often each item row was clicked in training.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,7 @@ def popularity_deciles(clicks: Int[np.ndarray, " V"]) -> Int[np.ndarray, " V"]:
 
     Equal counts are ordered by row. Items without a click, and row 0, are in none: 0.
     """
-    order = np.argsort(-clicks, kind="stable")
-    order = order[clicks[order] > 0]
+    order = np.argsort(-clicks, kind="stable")[: np.count_nonzero(clicks)]
     decile = np.zeros(len(clicks), np.int64)
     decile[order] = 1 + np.arange(len(order)) * 10 // max(len(order), 1)
     return decile
@@ -49,20 +49,13 @@ def popularity_deciles(clicks: Int[np.ndarray, " V"]) -> Int[np.ndarray, " V"]:
 def groups(
     examples: Examples, clicks: Int[np.ndarray, " V"]
 ) -> dict[str, dict[str, Bool[np.ndarray, " E"]]]:
-    """Tells by several traits which examples are of which group.
+    """Returns by trait and group whether each example belongs to it.
 
-    Args:
-      examples: what is evaluated.
-      clicks: how often each item row was clicked in training.
-
-    Returns:
-      By trait and group, whether each example belongs to it. "length" is that of the
-      prefix, split as in Wu et al. 2019 and, as "length, finely", into more groups;
-      "target's popularity" is that of `popularity_deciles`.
+    "length" is that of the prefix, split as in Wu et al. 2019 and, as "length, finely",
+    into more groups; "target's popularity" is that of `popularity_deciles`.
     """
-    lengths = examples.lengths
-    target = clicks[examples.targets] > 0
-    last = clicks[examples.items[examples.starts + lengths - 1]] > 0
+    lengths, ends = examples.lengths, examples.starts + examples.lengths
+    target, last = clicks[examples.targets] > 0, clicks[examples.items[ends - 1]] > 0
     decile = popularity_deciles(clicks)[examples.targets]
     finely = {}
     for first, end in itertools.pairwise(LENGTHS):
@@ -86,10 +79,6 @@ def bootstrap(
     Sessions are drawn with replacement, each with all of its examples, as those are not
     independent; the bounds are percentiles of the means of such samples, the same in
     every call (Efron and Tibshirani 1993, chapter 13).
-
-    Args:
-      values: of each example.
-      session: which session each example is of.
     """
     _, number = np.unique(session, return_inverse=True)
     columns = [*values.T, np.ones(len(values))]
@@ -108,27 +97,20 @@ def break_down(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Returns metrics and their intervals, of all examples and of each group.
 
-    Args:
-      rank: of each example's target.
-      examples: what was evaluated.
-      clicks: how often each item row was clicked in training.
-      ks: the list lengths.
-
-    Returns:
-      By trait and group, what JSON can hold: the number of "examples", the mean of each
-      metric, and under "interval" its bounds. Groups without an example are left out.
+    By trait and group that has examples, it holds the number of "examples", the mean of
+    each metric, and under "interval" its bounds: what JSON can hold.
     """
     session = example_sessions(examples)
     by_name = metrics.ranking_metrics(rank, ks)
     values = np.stack(list(by_name.values()), axis=1)
 
     def of(chosen: Bool[np.ndarray, " E"]) -> dict[str, Any]:
-        low, high = bootstrap(values[chosen], session[chosen]).tolist()
+        bounds = bootstrap(values[chosen], session[chosen]).T.tolist()
         mean = values[chosen].mean(axis=0).tolist()
         return {
             "examples": int(chosen.sum()),
             **dict(zip(by_name, mean, strict=True)),
-            "interval": dict(zip(by_name, zip(low, high, strict=True), strict=True)),
+            "interval": dict(zip(by_name, map(tuple, bounds), strict=True)),
         }
 
     everything = {"all": {"all": np.ones(len(rank), bool)}}
@@ -140,20 +122,13 @@ def break_down(
 
 def list_traits(
     lists: Int[np.ndarray, "E K"], clicks: Int[np.ndarray, " V"]
-) -> Mapping[str, float]:
-    """Describes the lists that a model gives.
+) -> dict[str, float]:
+    """Returns traits of the lists of item rows that a model gives.
 
-    Args:
-      lists: item rows, for each example.
-      clicks: how often each item row was clicked in training.
-
-    Returns:
-      "coverage", the share of all items that are in some list, and "popularity", the
-      training clicks of a listed item on average.
+    "coverage" is the share of all items that are in some list, "popularity" the
+    training clicks of a listed item on average.
     """
-    is_listed = np.zeros(len(clicks), bool)
-    is_listed[lists.reshape(-1)] = True
     return {
-        "coverage": float(is_listed.sum() / (len(clicks) - 1)),
+        "coverage": len(np.unique(lists)) / (len(clicks) - 1),
         "popularity": float(clicks[lists].mean()),
     }

@@ -1,7 +1,4 @@
-"""Ranking metrics of each example, and their means.
-
-Axes: E examples.
-"""
+"""Ranking metrics of each example, and their means. Axes: E examples."""
 
 from collections.abc import Sequence
 
@@ -14,13 +11,9 @@ def ranking_metrics(
 ) -> dict[str, Float[np.ndarray, " E"]]:
     """Returns recall@k, mrr@k and ndcg@k of every example, in float64.
 
-    With one target per example, and nothing where its rank is beyond k:
+    With one target per example, of rank 1 at best, and 0 where its rank is beyond k:
         recall@k = 1,  mrr@k = 1 / rank,  ndcg@k = 1 / log2(rank + 1).
     `recall@k` is the paper's P@k, also called the hit rate.
-
-    Args:
-      rank: rank of each target, 1 = best.
-      ks: the list lengths.
     """
     found: dict[str, Float[np.ndarray, " E"]] = {}
     for k in ks:
@@ -37,18 +30,13 @@ def names(ks: Sequence[int]) -> list[str]:
 
 
 def usual_k(ks: Sequence[int]) -> int:
-    """Returns the list length to show where there is room for one: the papers' 20.
-
-    Without it among `ks` it is the longest of them; without any it is 20 all the same.
-    """
+    """Returns the list length to show: the papers' 20, or the longest without it."""
     return 20 if 20 in ks or not ks else max(ks)
 
 
 def means(rank: Int[np.ndarray, " E"], ks: Sequence[int]) -> dict[str, float]:
     """Returns the mean over the examples of every metric of `ranking_metrics`."""
-    return {
-        name: float(values.mean()) for name, values in ranking_metrics(rank, ks).items()
-    }
+    return {name: float(x.mean()) for name, x in ranking_metrics(rank, ks).items()}
 
 
 def recall_curve(rank: Int[np.ndarray, " E"], longest: int = 50) -> list[float]:

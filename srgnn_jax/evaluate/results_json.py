@@ -2,8 +2,6 @@
 
 All of results.json that depends on the clock has "second" in its key: the rest is the
 same whenever the same command is run on the same machine.
-
-Axes: E examples, K items of a list.
 """
 
 import json
@@ -24,7 +22,7 @@ import srgnn_jax
 from srgnn_jax import config as config_lib
 from srgnn_jax.data.counts import data_name
 from srgnn_jax.data.sessions import Dataset
-from srgnn_jax.errors import UserError
+from srgnn_jax.errors import UserError, reason
 from srgnn_jax.evaluate import breakdown, metrics
 from srgnn_jax.runs.progress import Progress
 
@@ -42,8 +40,6 @@ TEST = {
     "test": "evaluated every epoch, and it chose the epoch",
     "last": "evaluated once, after the last epoch",
 }
-# What `summary` tells of: on which split, or how.
-SUMMARIES = ("test", "test_each_best", "valid")
 # Flags that say where things lie, and what stands in a record in their place.
 PLACES = {
     "workdir": [],
@@ -76,44 +72,37 @@ def of_run(
     rank: Int[np.ndarray, " E"],
     lists: Int[np.ndarray, "E K"],
 ) -> Results:
-    """Returns what is recorded of one seed's evaluation on test.
+    """Returns the record of one seed: how far it came, and what it reached on test.
 
-    Args:
-      progress: of the run.
-      config: of the run.
-      splits: of the run.
-      test: what its best epoch reached; this and the next two as `Evaluator` gives.
-      rank: of each target.
-      lists: the best items for each example.
+    The last three arguments are what `Evaluator.with_lists` returns.
     """
-    examples = splits.evaluated["test"]
     items = splits.train_sessions.items
     clicks = np.bincount(items, minlength=progress.num_items)
-    means = dict(test)
-    speed = means.pop("examples_per_second")
-    selected = progress.best_metrics if progress.best_step else None
+    chosen = config.select_on == "valid" and progress.best_step
     return {
         "seed": config.seed,
         "best_epoch": progress.best_epoch,
         "best_step": progress.best_step,
         "epochs": progress.epoch,
         "steps": progress.step,
-        "test": means,
-        "valid": selected if config.select_on == "valid" else None,
+        "test": {k: v for k, v in test.items() if k != "examples_per_second"},
+        "valid": progress.best_metrics if chosen else None,
         "test_recall_curve": metrics.recall_curve(rank),
         "test_lists": {
             "length": lists.shape[1],
             **breakdown.list_traits(lists, clicks),
         },
-        "test_breakdown": breakdown.break_down(rank, examples, clicks, config.ks),
-        "test_seconds": len(rank) / speed,
+        "test_breakdown": breakdown.break_down(
+            rank, splits.evaluated["test"], clicks, config.ks
+        ),
+        "test_seconds": len(rank) / test["examples_per_second"],
     }
 
 
 def summary(runs: Sequence[Results]) -> Results:
     """Returns mean and standard deviation of the metrics over the seeds."""
     found: Results = {"mean": {}, "standard_deviation": {}}
-    for split in SUMMARIES:
+    for split in ("test", "test_each_best", "valid"):
         each = [run[split] for run in runs if run.get(split)]
         values = {name: [one[name] for one in each] for name in (each or [{}])[0]}
         found["mean"][split] = {k: statistics.fmean(v) for k, v in values.items()}
@@ -139,9 +128,15 @@ def record(
     run: Results,
 ) -> None:
     """Writes results.json of a workdir with one run: what `of_run` returned."""
-    lines = read_lines(folder / "metrics.jsonl")
-    seconds = train_seconds(lines, len(splits.train))
-    run = {**run, "by_epoch": by_epoch(lines), "train_seconds": seconds}
+    epochs = [x for x in read_lines(folder / "metrics.jsonl") if "epoch" in x]
+    run = {
+        **run,
+        "by_epoch": [
+            {key: value for key, value in epoch.items() if "second" not in key}
+            for epoch in epochs
+        ],
+        "train_seconds": train_seconds(epochs, len(splits.train)),
+    }
     if config.select_on == "test":
         run["test_each_best"] = each_best(run["by_epoch"])
     fields = config_lib.to_dict(config)
@@ -175,39 +170,27 @@ def record(
     write(folder / FILE, results)
 
 
-def train_seconds(lines: Sequence[Results], examples: int) -> float:
-    """Returns how long the epochs in metrics.jsonl took, without evaluation.
+def train_seconds(epochs: Sequence[Results], examples: int) -> float:
+    """Returns how long epochs of so many examples took, without evaluation.
 
-    An epoch of so many examples whose steps were all taken before the run was broken
-    off has no rate: it counts like the others, and there is 0 where none has one.
+    An epoch whose steps were all taken before the run was broken off has no rate: it
+    counts like the others, and there is 0 where none has one.
     """
-    epochs = [line for line in lines if "epoch" in line]
     rates = [epoch["train/examples_per_second"] for epoch in epochs]
     known = [rate for rate in rates if rate]
     return len(epochs) * examples / statistics.harmonic_mean(known) if known else 0.0
 
 
-def by_epoch(lines: Sequence[Results]) -> list[Results]:
-    """Returns the epochs in metrics.jsonl, without what depends on the clock."""
-    return [
-        {key: value for key, value in line.items() if "second" not in key}
-        for line in lines
-        if "epoch" in line
-    ]
-
-
 def each_best(epochs: Sequence[Results]) -> dict[str, float]:
-    """Returns the best of each test metric over the epochs that `by_epoch` gives.
+    """Returns the best of each test metric over the epochs.
 
     The papers' codes report these, which belong to no single epoch.
     """
-    best: dict[str, float] = {}
-    for epoch in epochs:
-        for key, value in epoch.items():
-            split, _, name = key.partition("/")
-            if split == "test":
-                best[name] = max(value, best.get(name, 0.0))
-    return best
+    names = {key: None for epoch in epochs for key in epoch if key.startswith("test/")}
+    return {
+        name.removeprefix("test/"): max(epoch.get(name, 0.0) for epoch in epochs)
+        for name in names
+    }
 
 
 def read_lines(path: pathlib.Path) -> list[Results]:
@@ -222,12 +205,11 @@ def read(path: pathlib.Path) -> Results:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror or error})") from error
+        raise UserError(f"cannot read {path} ({reason(error)})") from error
     except ValueError as error:
         raise UserError(f"{path} is no JSON file ({error})") from error
-    for holds in _KEYS:
-        if isinstance(found, dict) and holds <= found.keys():
-            return found
+    if isinstance(found, dict) and any(holds <= found.keys() for holds in _KEYS):
+        return found
     raise UserError(f"{path} is neither a {FILE} nor a {BASELINES_FILE} of a run")
 
 
@@ -238,4 +220,4 @@ def write(path: pathlib.Path, results: Results) -> None:
         unfinished.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         unfinished.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror or error})") from error
+        raise UserError(f"cannot write {path} ({reason(error)})") from error

@@ -1,9 +1,9 @@
 """What a baseline has learnt, and the ranks of targets by it; clicks as matrices.
 
-Axes: E examples, V item rows (row 0 is the padding), B examples of a batch, C clicks, N
-numbers that a matrix stores, R rows of a matrix.
+Axes: E examples, V item rows (row 0 is the padding), C clicks, R rows of a matrix.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ class Scorer(NamedTuple):
     """A recommender that has learnt.
 
     Attributes:
-      score: returns the scores [B, V] of the prefixes of some examples. A row stores
+      score: returns the scores [E, V] of the prefixes of some examples. A row stores
         those of some items, above 0; all of these come before the other items.
       fallback: orders the other items, higher is better.
     """
@@ -39,29 +39,23 @@ def target_ranks(
     """Returns the rank (1 = best) of each example's target among rows 1 to V - 1.
 
     Ties count against the target, as in `item_table.target_rank`: where there are no
-    scores at all, it is last.
-
-    Args:
-      scorer: what scores.
-      examples: what is evaluated.
-      max_clicks: clicks of all prefixes that are scored at a time, or one prefix.
+    scores at all, it is last. About `max_clicks` clicks are scored at a time.
     """
     fallback = scorer.fallback[1:]
     fallback_rank = np.zeros(len(scorer.fallback), np.int64)
     fallback_rank[1:] = len(fallback) - np.searchsorted(np.sort(fallback), fallback)
     ranks = [np.zeros(0, np.int64)]
     for part in parts(examples.lengths, max_clicks):
-        starts, lengths = examples.starts[part], examples.lengths[part]
-        batch = Examples(examples.items, starts, lengths)
+        batch = Examples(examples.items, examples.starts[part], examples.lengths[part])
         ranks.append(_ranks(scorer.score(batch), batch.targets, fallback_rank))
     return np.concatenate(ranks)
 
 
 def _ranks(
     scores: sparse.csr_array,
-    targets: Int[np.ndarray, " B"],
+    targets: Int[np.ndarray, " E"],
     fallback_rank: Int[np.ndarray, " V"],
-) -> Int[np.ndarray, " B"]:
+) -> Int[np.ndarray, " E"]:
     row = row_of_each(scores)
 
     def count(where):
@@ -83,13 +77,10 @@ def each_click(
     clicks: Sessions | Examples,
 ) -> tuple[Int[np.ndarray, " C"], Int[np.ndarray, " C"], Int[np.ndarray, " C"]]:
     """Returns of each click its session or prefix, its item, and its place, from 1."""
-    if isinstance(clicks, Sessions):
-        starts, lengths = clicks.offsets[:-1], clicks.lengths
-    else:
-        starts, lengths = clicks.starts, clicks.lengths
-    before = np.cumsum(lengths, dtype=np.int64) - lengths
+    lengths = clicks.lengths
+    starts = clicks.starts if isinstance(clicks, Examples) else clicks.offsets[:-1]
     row = np.repeat(np.arange(len(starts)), lengths)
-    place = np.arange(len(row)) - before[row]
+    place = np.arange(len(row)) - (np.cumsum(lengths, dtype=np.int64) - lengths)[row]
     return row, clicks.items[starts[row] + place], 1 + place
 
 
@@ -102,46 +93,30 @@ def places(clicks: Sessions | Examples, num_items: int) -> sparse.csr_array:
     return sparse.csr_array((place[last], (row[last], item[last])), shape)
 
 
-def filled_like(matrix: sparse.csr_array, data: np.ndarray) -> sparse.csr_array:
-    """Returns a matrix that stores other numbers in the same places."""
-    return sparse.csr_array((data, matrix.indices, matrix.indptr), matrix.shape)
-
-
-def row_of_each(matrix: sparse.csr_array) -> Int[np.ndarray, " N"]:
+def row_of_each(matrix: sparse.csr_array) -> np.ndarray:
+    """Returns the row of each number that a matrix stores."""
     return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
 
 
-def latest(matrix: sparse.csr_array, n: int) -> sparse.csr_array:
-    """Keeps the last n columns that each row has."""
+def keep(matrix: sparse.csr_array, n: int, largest: bool) -> sparse.csr_array:
+    """Keeps n numbers of each row: its last columns, or its largest numbers.
+
+    Of equal numbers, those further right are kept.
+    """
     matrix.sort_indices()
-    return _keep_last(matrix, n, np.arange(matrix.nnz))
-
-
-def largest(matrix: sparse.csr_array, n: int) -> sparse.csr_array:
-    """Keeps the n largest numbers of each row, of equal ones those further right."""
-    matrix.sort_indices()
-    return _keep_last(matrix, n, np.lexsort((matrix.data, row_of_each(matrix))))
-
-
-def _keep_last(
-    matrix: sparse.csr_array, n: int, order: Int[np.ndarray, " N"]
-) -> sparse.csr_array:
-    """Keeps the last n of each row, in an order that has row after row."""
     counts = np.diff(matrix.indptr)
     from_end = np.repeat(matrix.indptr[1:], counts) - np.arange(matrix.nnz)
-    kept = order[from_end <= n]
-    indptr = np.concatenate([[0], np.cumsum(np.minimum(counts, n))])
+    kept = np.flatnonzero(from_end <= n)
+    if largest:
+        kept = np.lexsort((matrix.data, row_of_each(matrix)))[kept]
+    indptr = np.append(0, np.cumsum(np.minimum(counts, n)))
     return sparse.csr_array(
         (matrix.data[kept], matrix.indices[kept], indptr), matrix.shape
     )
 
 
 def parts(sizes: Int[np.ndarray, " R"], most: int) -> Iterator[slice]:
-    """Cuts rows into parts whose sizes add up to `most`, or of one row."""
-    before = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-    start = 0
-    while start < len(sizes):
-        end = np.searchsorted(before, before[start] + most, side="right") - 1
-        part = slice(start, max(int(end), start + 1))
-        yield part
-        start = part.stop
+    """Cuts rows into parts, a new one whenever the sizes have come to `most` more."""
+    so_far = np.cumsum(sizes, dtype=np.int64) // most
+    starts = np.flatnonzero(np.diff(so_far, prepend=-1))
+    return itertools.starmap(slice, itertools.pairwise([*starts, len(sizes)]))

@@ -1,7 +1,6 @@
 """Session-based neighbours: V-SKNN and STAN; see `baselines`.
 
-Axes: S training sessions, B examples of a batch, P pairs of such an example and a
-neighbour, V item rows, C clicks.
+Axes: S training sessions, V item rows, C clicks.
 """
 
 from collections.abc import Callable
@@ -11,14 +10,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from srgnn_jax.data.sessions import Sessions
-from srgnn_jax.evaluate.scorer import (
-    Scorer,
-    filled_like,
-    largest,
-    latest,
-    places,
-    row_of_each,
-)
+from srgnn_jax.evaluate.scorer import Scorer, keep, places, row_of_each
 
 # The ages of clicks and the lengths of their sessions -> weights.
 Weight = Callable[[Int[np.ndarray, " C"], Int[np.ndarray, " C"]], np.ndarray]
@@ -44,13 +36,6 @@ def vsknn(
     (Ludewig and Jannach 2018, "Evaluation of session-based recommendation algorithms").
     The defaults are those of the authors' code: from the last click on, the clicks of a
     prefix of n weigh n, n - 1, ..., and its neighbours 1, 1/2, 1/3, ...
-
-    Args:
-      k: neighbours of a prefix.
-      sample_size: sessions that they are chosen from.
-      click_weight: weight of a click of the prefix, times anything that its session
-        determines.
-      neighbour_weight: the same of a neighbour.
     """
     return _session_knn(
         places(train, num_items),
@@ -88,13 +73,6 @@ def stan(
     is in days. Here it is the share of the training sessions that are later, as a data
     set has no times; and lambda2 = 1 was the best of 0.1, 0.3, 1, 3 and none on
     validation, both on Diginetica and on Yoochoose 1/64.
-
-    Args:
-      k: neighbours of a prefix.
-      sample_size: sessions that they are chosen from.
-      lambda1: clicks of the prefix over which their weights fall to 1/e.
-      lambda2: training periods over which the weight of a session falls to 1/e.
-      lambda3: clicks of a neighbour over which the weights of its items fall to 1/e.
     """
     clicked = places(train, num_items)
     # A session without a click has no weight that counts.
@@ -121,28 +99,26 @@ def _session_knn(
     neighbour_weight: Weight,
     item_weight: Callable[[Int[np.ndarray, " C"]], np.ndarray],
 ) -> Scorer:
-    """Scores the items of each prefix's k nearest training sessions.
-
-    Args:
-      train: the `places` [S, V] of the training sessions.
-    """
+    """Scores the items of the k training sessions, as `places`, nearest to a prefix."""
     num_items = train.shape[1]
-    weighted = filled_like(train, session_weight[row_of_each(train)])
+    weighted = sparse.diags_array(session_weight) @ train.sign()
     # None but the latest sessions of an item can be among the latest of a prefix.
-    sessions_of = latest(sparse.csr_array(weighted.T), sample_size)
+    sessions_of = keep(sparse.csr_array(weighted.T), sample_size, largest=False)
 
     def score(examples):
         clicked, lengths = places(examples, num_items), examples.lengths
         length = lengths[row_of_each(clicked)]
-        query = filled_like(clicked, click_weight(length - clicked.data, length))
-        near = largest(latest(sparse.csr_array(query @ sessions_of), sample_size), k)
+        query = clicked.copy()
+        query.data = click_weight(length - clicked.data, length)
+        sample = keep(sparse.csr_array(query @ sessions_of), sample_size, largest=False)
+        near = keep(sample, k, largest=True)
         if not near.nnz:
             return sparse.csr_array(clicked.shape)
 
         # For each pair: its neighbour's items, and which of them was clicked last.
         pair = row_of_each(near)
         contents = train[near.indices]
-        both = clicked[pair].multiply(filled_like(contents, np.sign(contents.data)))
+        both = clicked[pair].multiply(contents.sign())
         place = both.max(axis=1).toarray()
         last = examples.items[examples.starts[pair] + place - 1]
         distance = contents.data - contents[np.arange(len(pair)), last].repeat(
@@ -154,7 +130,7 @@ def _session_knn(
         neighbours = sparse.csr_array(
             (weight, np.arange(len(pair)), near.indptr), (len(examples), len(pair))
         )
-        items = filled_like(contents, item_weight(np.abs(distance)))
-        return sparse.csr_array(neighbours @ items)
+        contents.data = item_weight(np.abs(distance))
+        return sparse.csr_array(neighbours @ contents)
 
     return Scorer(score, np.zeros(num_items))

@@ -1,7 +1,4 @@
-"""What a workdir holds is evaluated; simple baselines on the data of a config are.
-
-Axes: E examples, K items of a list.
-"""
+"""Evaluates what a workdir holds, and simple baselines on the data of a config."""
 
 import contextlib
 import logging
@@ -27,6 +24,13 @@ from srgnn_jax.runs.checkpoint import Checkpoints, restore_best
 from srgnn_jax.runs.progress import Progress
 from srgnn_jax.runs.workdir import make_workdir, seed_folders
 
+# By `config.select_on`: how the epoch was chosen, for a person at the terminal.
+_CHOSEN = {
+    "valid": "chosen by {} on validation",
+    "test": "chosen by {} on TEST, as in the papers' codes",
+    "last": "the last, chosen on no split",
+}
+
 log = logging.getLogger(__name__)
 
 
@@ -49,19 +53,9 @@ def make_evaluator(
     )
 
 
-def how_chosen(select_on: str, select_by: str) -> str:
-    """Tells a person at the terminal how the epoch was chosen."""
-    return {
-        "valid": f"chosen by {select_by} on validation",
-        "test": f"chosen by {select_by} on TEST, as in the papers' codes",
-        "last": "the last, chosen on no split",
-    }[select_on]
-
-
-def metric_rows(
+def _metric_rows(
     ks: Sequence[int], columns: Sequence[Mapping[str, float]]
 ) -> list[list[str]]:
-    """Renders metrics in percent, a row each; blank where a column lacks it."""
     return [
         [name, *(tables.percent(column.get(name)) for column in columns)]
         for name in metrics.names(ks)
@@ -73,7 +67,7 @@ def metric_table(
 ) -> list[str]:
     """Renders metrics, by what stands above them, and seconds where all have some."""
     each = list(columns.values())
-    rows = [["", *columns], *metric_rows(ks, each)]
+    rows = [["", *columns], *_metric_rows(ks, each)]
     if all("seconds" in column for column in each):
         rows += [["seconds", *(f"{column['seconds']:.1f}" for column in each)]]
     return tables.plain(rows)
@@ -84,23 +78,17 @@ def evaluate_workdir(
     config: ConfigDict | None = None,
     model: config_lib.MakeModel | None = None,
 ) -> dict[str, float]:
-    """Evaluates the best checkpoint of a workdir on the test split; prints the table.
+    """Evaluates the best checkpoint of a workdir on test; returns the metrics' means.
 
-    Ranks and lists are broken down in the workdir's results.json. Where the workdir is
-    that of several seeds, each is evaluated, and the means are returned.
+    Prints a table, and breaks ranks and lists down in the workdir's results.json. Where
+    the workdir is that of several seeds, each is evaluated; the means are those of all.
 
     Args:
-      workdir: of a run.
-      config: fields for the run's own config to be replaced by, where they may differ,
-        such as `data_dir` and `ks`; the run's own config if None.
+      config: instead of the run's own, where that may differ: `data_dir`, `ks`, ...
       model: what made the run's model, unless it is SRGNN; see `config.make_model`.
-
-    Returns:
-      The mean of every metric.
     """
     folder = pathlib.Path(workdir).expanduser()
-    seeds = seed_folders(folder)
-    if seeds:
+    if seeds := seed_folders(folder):
         each = []
         for seed, path in seeds.items():
             processes.say(f"\nseed {seed}")
@@ -148,26 +136,18 @@ def evaluate_best(
 ) -> tuple[dict[str, float], results_json.Results]:
     """Evaluates the best epoch on test; prints it, the popularity baseline beside it.
 
-    Args:
-      config: of the run.
-      progress: of the run.
-      splits: of the run.
-      evaluate: of the test split.
-      params: of the best epoch, or of the last step while there is none.
-
-    Returns:
-      The mean of every metric, and what results.json records; see
-      `results_json.of_run`.
+    `params` are those of the best epoch, or of the last step while there is none. The
+    mean of every metric is returned, and what results.json records of the run.
     """
     k = min(max(config.ks), progress.num_items - 1)
     test, rank, lists = evaluate.with_lists(params, k)
+    columns = {"SR-GNN test": test}
     title = f"step {progress.step}: no epoch is complete"
     if progress.best_step:
-        chosen = how_chosen(config.select_on, config.select_by)
+        chosen = _CHOSEN[config.select_on].format(config.select_by)
         title = f"epoch {progress.best_epoch} (step {progress.best_step}), {chosen}"
-    columns = {"SR-GNN test": test}
-    if config.select_on == "valid" and progress.best_step:
-        columns["SR-GNN valid"] = progress.best_metrics
+        if config.select_on == "valid":
+            columns["SR-GNN valid"] = progress.best_metrics
     pop = baselines.pop(splits.train_sessions, progress.num_items)
     ranks = target_ranks(pop, splits.evaluated["test"])
     columns["POP test"] = metrics.means(ranks, config.ks)
@@ -188,35 +168,25 @@ def report_seeds(folder: pathlib.Path, seeds: Sequence[int]) -> None:
 def seeds_table(results: results_json.Results) -> str:
     """Renders test metrics by seed, their mean and their standard deviation."""
     runs, protocol = results["runs"], results["protocol"]
-    columns = [run["test"] for run in runs]
-    columns += [results[key]["test"] for key in ("mean", "standard_deviation")]
-    title = "test metrics in percent; each seed's epoch was\n" + how_chosen(
-        protocol["select_on"], protocol["select_by"]
-    )
+    summed_up = (results[key]["test"] for key in ("mean", "standard_deviation"))
+    columns = [*(run["test"] for run in runs), *summed_up]
     header = ["", *(f"seed {run['seed']}" for run in runs), "mean", "std"]
     rows = [["epoch", *(str(run["best_epoch"]) for run in runs), "", ""]]
-    rows += metric_rows(results["config"]["ks"], columns)
-    return "\n".join([title, "", *tables.markdown(header, rows)])
+    rows += _metric_rows(results["config"]["ks"], columns)
+    chosen = _CHOSEN[protocol["select_on"]].format(protocol["select_by"])
+    title = f"test metrics in percent; each seed's epoch was\n{chosen}"
+    return f"{title}\n\n{tables.markdown(header, rows)}"
 
 
 def evaluate_baselines(
     config: ConfigDict, workdir: str, command: str = ""
 ) -> dict[str, dict[str, float]]:
-    """Evaluates every baseline on the test split; prints a table, writes a file.
+    """Evaluates every baseline on the test split; prints a table.
 
     They learn from the sessions that a training with this config would learn from.
-
-    Args:
-      config: see configs/default.py.
-      workdir: folder for baselines.json.
-      command: the command line, for that file.
-
-    Returns:
-      For each of `baselines.METHODS` the mean of every metric, and under "seconds" how
-      long it took to learn and to rank.
-
-    Raises:
-      UserError: what the user can mend, such as a file that is missing.
+    Returns, for each of `baselines.METHODS`, the mean of every metric and the "seconds"
+    that it took to learn and to rank; baselines.json in the workdir holds the same, and
+    the `command` line. UserError: what the user can mend, such as a missing file.
     """
     config_lib.validate(config)
     with processes.main_process_first():
@@ -233,8 +203,8 @@ def evaluate_baselines(
         reached[name] = metrics.means(ranks, config.ks)
         reached[name]["seconds"] = time.perf_counter() - start
     said = [f"test, {len(test):,} examples; learnt from {len(train):,} sessions"]
-    held_out = len(splits.evaluated.get("valid", ()))
-    if held_out:
+    if "valid" in splits.evaluated:
+        held_out = len(splits.evaluated["valid"])
         said.append(f"{held_out:,} examples are held out for validation")
     processes.say("\n".join([*said, "", *metric_table(config.ks, reached)]))
     if processes.is_main_process():
