@@ -111,10 +111,13 @@ def test_the_check_changes_nothing_and_is_silent_while_traced(model_and_params):
     outside = model.apply({"params": params}, SEQ, LEN)
     inside = jax.jit(model.apply)({"params": params}, SEQ, LEN)
     np.testing.assert_allclose(outside, inside, rtol=1e-5)
-    # Parameters may be drawn for zeros, in jit and outside.
-    model.init(jax.random.key(0), jnp.zeros((1, 2), int), jnp.ones(1, int))
-    jax.vmap(lambda seq: model.apply({"params": params}, seq[None], LEN[:1]))(SEQ)
-    jax.grad(lambda p: model.apply({"params": p}, SEQ, LEN).sum())(params)
+    # Parameters may be drawn for zeros. NumPy's arrays are not traced.
+    zeros = np.zeros((1, 2), int), np.ones(1, int)
+    jax.eval_shape(lambda: model.init(jax.random.key(0), *zeros))
+    one = jax.vmap(lambda seq: model.apply({"params": params}, seq[None], LEN[:1]))
+    jax.eval_shape(one, SEQ)
+    loss = jax.grad(lambda p: model.apply({"params": p}, SEQ, LEN).sum())
+    jax.eval_shape(loss, params)
 
 
 @pytest.mark.parametrize(
