@@ -74,9 +74,8 @@ def export_workdir(
         functions = {n: export_top_k(made, recommender.params, n, k) for n in lengths}
     # Whatever a layer that was handed in does that StableHLO or any length cannot.
     except Exception as error:
-        raise UserError(
-            f"the model {model_name(made)} cannot be exported: {reason(error)}"
-        ) from error
+        what = model_name(made)
+        raise UserError(f"{what} cannot be exported: {reason(error)}") from error
     manifest = {
         "k": k,
         "max_length": max_length,
@@ -99,9 +98,7 @@ def export_workdir(
             shutil.rmtree(folder)
         unfinished.rename(folder)
     except OSError as error:
-        raise UserError(
-            f"cannot write to --output={output}: {reason(error)}"
-        ) from error
+        raise UserError(f"cannot write --output={output}: {reason(error)}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     print(f"exported step {step} of {workdir} to {folder}, for lists of {k} items")

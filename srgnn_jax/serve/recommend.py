@@ -72,7 +72,8 @@ class Recommender:
     more than `max_length` known clicks the last ones count; a session without any gets
     the most popular items of training, marked as a fallback.
 
-    Attributes, besides model, params, vocabulary and max_length:
+    Attributes:
+      model, params, vocabulary, max_length: as they were given.
       max_rows: sessions that are scored at a time.
       progress, step: of the run and its checkpoint, where they were loaded.
     """
@@ -248,10 +249,7 @@ class Recommender:
         """
         known, unknown = self._lists.look_up(session, 0)
         if not len(known):
-            raise UserError(
-                f"no item of the session {list(session)!r} is in the vocabulary; "
-                "there is nothing to explain"
-            )
+            raise UserError(f"nothing to explain: no item of {list(session)} is known")
         _, item_seq, _ = next(self._lists.batches([known]))
         length = np.count_nonzero(item_seq)
         weights = self._click_weights(self.params, item_seq, np.array([length]))
