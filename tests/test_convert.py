@@ -407,7 +407,7 @@ def nested(levels: int) -> bytes:
         ([1, 2], "no state_dict but a list"),
         ({}, "its state_dict is empty"),
         ({"state_dict": [Tensor(TABLE)]}, "its state_dict is empty or a list"),
-        ({"a": Tensor(TABLE), "b": 3}, "these entries are no tensors: 'b'"),
+        ({"a": Tensor(TABLE), "b": 3}, "these are no tensors: 'b'"),
         ({"a": Tensor(TABLE, shape=(4, 2))}, "does not fit its storage"),
         ({"a": Tensor(TABLE, offset=1)}, "does not fit its storage"),
         ({"a": Tensor(TABLE, offset=-1)}, "does not fit its storage"),

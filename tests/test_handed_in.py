@@ -86,6 +86,7 @@ def test_a_config_file_hands_its_model_in(tmp_path, monkeypatch):
         f"--config.prepared_dir={config.prepared_dir}",
         "--config.test_days=0.35",
         "--config.max_steps=1",
+        "--config.select_on=last",
         "--config.embedding_size=8",
         "--config.parallel=jit",
     ]
@@ -155,10 +156,11 @@ def test_the_documented_form_is_that_of_the_equations():
         a = rng.normal(size=(3, 6, 12))
         hidden = rng.normal(size=(3, 6, 5))
         gnn = GNN(embedding_size=5, step=step)
-        params = gnn.init(jax.random.key(0), jnp.array(a), jnp.array(hidden))["params"]
-        params = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
-        found = gnn.apply({"params": params}, jnp.array(a), jnp.array(hidden))
-        once = gnn.apply({"params": params}, a, hidden, method=gnn.GNNCell)
+        shapes = jax.eval_shape(gnn.init, jax.random.key(0), a, hidden)["params"]
+        params = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
+        found = jax.jit(gnn.apply)({"params": params}, a, hidden)
+        cell = functools.partial(gnn.apply, method=gnn.GNNCell)
+        once = jax.jit(cell)({"params": params}, a, hidden)
     for b in range(3):
         expected = hidden[b]
         for n in range(step):
@@ -178,7 +180,8 @@ def test_flax_sees_the_layers():
     (hidden,) = seen["gnn"]["__call__"]
     _, _, a = connection_matrix(item_seq)
     embedded = variables["params"]["item_embedding"][item_seq]
-    expected = GNN(4).apply({"params": variables["params"]["gnn"]}, a, embedded)
+    gnn = {"params": variables["params"]["gnn"]}
+    expected = jax.jit(GNN(4).apply)(gnn, a, embedded)
     np.testing.assert_allclose(hidden, expected, rtol=1e-6)
     assert seen["readout"]["linear_two"]["__call__"][0].shape == (1, 5, 4)
     assert seen["readout"]["click_weights"][0].shape == (1, 5)

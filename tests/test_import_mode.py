@@ -53,6 +53,7 @@ def imported_params(workdir, like, step=0):
 
 
 def test_workdir_is_evaluated_and_trained_on(tmp_path, config, capsys):
+    config.select_on = "last"
     params, path = make_checkpoint(tmp_path, config)
     workdir = tmp_path / "run"
     import_checkpoint(config, str(workdir), path)

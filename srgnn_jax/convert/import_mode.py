@@ -30,22 +30,17 @@ def import_checkpoint(
 ) -> None:
     """Makes a workdir of a PyTorch checkpoint, to evaluate and train from.
 
-    What the file tells of the model overrides the config: `embedding_size`, that it has
-    none of `SRGNN`'s options, and RecBole's `readout` and `step`. The optimizer starts
-    afresh, at step 0.
+    What the checkpoint (see `load_torch_checkpoint`) tells of the model overrides the
+    config: `embedding_size`, that it has none of `SRGNN`'s options, and RecBole's
+    `readout` and `step`. The optimizer starts afresh, at step 0.
 
-    No such file holds the items' raw ids. Without a vocabulary file its rows are taken
-    to be numbered as in the data set that the config names. With one, rows are matched
-    by raw id with that data set's, or keep their order where `config.dataset` is empty
-    (the workdir then holds weights and vocabulary, and no data to evaluate on).
+    It holds no raw ids of items. Without a vocabulary file its rows are taken to be
+    numbered as in the data set that the config names. With one, rows are matched by raw
+    id with that data set's, or keep their order where `config.dataset` is empty (the
+    workdir then holds weights and vocabulary, and no data to evaluate on).
 
-    Args:
-      workdir: folder without a run in it.
-      torch_checkpoint: see `load_torch_checkpoint`.
-      vocabulary_file: text, the raw id of each row from 1 on, one a line.
-
-    Raises:
-      UserError: a file cannot be used, or weights and items do not belong together.
+    The file is text, the raw id of each row from 1 on, one a line. UserError: a file or
+    the workdir cannot be used, or weights and items do not belong together.
     """
     checkpoint = load_torch_checkpoint(torch_checkpoint)
     config = _config_of_weights(config, checkpoint)

@@ -4,6 +4,8 @@ RecBole's `SRGNN` and the original repository's `SessionGraph` compute the same 
 `srgnn_jax.SRGNN`. They name its parameters otherwise, torch's kernels lie [out, in],
 and the original's update gate is turned round: its H' = (1 - z) n + z H becomes the
 paper's H' = (1 - z) H + z n when the rows that make z are negated.
+
+Axes: V item rows (row 0 is the padding item), D embedding.
 """
 
 from collections.abc import Mapping
@@ -45,17 +47,15 @@ def params_from_torch(
       readout: "hybrid" or, of the original alone, "attention".
 
     Returns:
-      Copies: `{"params": tree}` of `SRGNN(V, embedding_size=D, readout=readout)`.
+      The tree under "params" of `SRGNN(V, D, readout=readout)`; copies, NumPy's.
 
     Raises:
       UserError: lists all that is missing, unknown or of the wrong shape or type.
     """
     _check_source(source)
     if readout not in ATTENTION_READOUTS:
-        raise UserError(
-            f"the readout is {readout!r}; PyTorch weights are for "
-            + " or ".join(ATTENTION_READOUTS)
-        )
+        known = " or ".join(ATTENTION_READOUTS)
+        raise UserError(f"the readout is {readout!r}; PyTorch's models know {known}")
     unread: tuple[str, ...] = ()
     if source == "original":
         unread = _UNREAD if readout == "hybrid" else _UNREAD + _TRANSFORM

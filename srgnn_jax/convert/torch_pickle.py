@@ -51,8 +51,7 @@ def unpickle(
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Returns views into storages by name, and the plain fields of RecBole's config.
 
-    The pickle is of a state_dict, or of a dict that holds one as "state_dict". The
-    storages' byte order is "little" or "big".
+    The pickle is of a state_dict, or of a dict that holds one as "state_dict".
     """
     try:
         if len(data) > MAX_PICKLE_BYTES:
@@ -65,9 +64,7 @@ def unpickle(
             state = config.state if isinstance(config.state, dict) else {}
             config = state.get("final_config_dict", state)
         fields = config.items() if isinstance(config, dict) else ()
-        plain = {
-            n: value for n, value in fields if type(value) in (str, int, float, bool)
-        }
+        plain = {n: v for n, v in fields if type(v) in (str, int, float, bool)}
         return _tensors(root.get("state_dict", root)), plain
     except UserError as error:
         raise UserError(
@@ -85,10 +82,8 @@ def _tensors(state_dict: Any) -> dict[str, np.ndarray]:
         if not (isinstance(name, str) and isinstance(value, _Tensor))
     ]
     if others:
-        raise UserError(
-            "it holds no state_dict: these entries are no tensors: "
-            + ", ".join(others[:10])
-        )
+        names = ", ".join(others[:10])
+        raise UserError(f"it holds no state_dict: these are no tensors: {names}")
     return {name: tensor.view for name, tensor in state_dict.items()}
 
 

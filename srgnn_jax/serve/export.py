@@ -45,13 +45,10 @@ def export_workdir(
     k: int = 20,
     model: config_lib.MakeModel | None = None,
 ) -> None:
-    """Exports the best checkpoint of a workdir.
+    """Exports the best checkpoint of a workdir, for lists of at most `k` items.
 
-    Args:
-      workdir: of a run.
-      output: a folder that is new, empty, or an earlier export, which is replaced.
-      k: length of the lists, at most.
-      model: see `Recommender.load`.
+    The folder `output` is new, empty, or an earlier export, which is replaced. For
+    `model` see `Recommender.load`.
 
     Raises:
       UserError: the workdir or the folder cannot be used, flatbuffers is missing, or

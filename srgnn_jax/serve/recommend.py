@@ -1,8 +1,6 @@
 """Recommendations for sessions of raw item ids.
 
-    from srgnn_jax import Recommender
-
-    recommender = Recommender.load("runs/diginetica")
+    recommender = srgnn_jax.Recommender.load("runs/diginetica")
     recommender.recommend([["81766", "31331"]], k=5)
 
 Axes: B sessions of a batch, L positions, M clicks, D embedding, N rows that are scored,
@@ -53,8 +51,7 @@ class Explanation:
       items: raw ids of the clicks that it saw, in their order.
       attention: the weight of each click in the readout's sum, equation 6 of Wu et al.
         2019 in that of the paper; they need not sum to 1.
-      edges: (item, next item, weight) of the session graph; the weights from one item
-        sum to 1.
+      edges: (item, next item, weight) of the session graph; from an item they sum to 1.
       unknown: ids that the vocabulary lacks, each once.
     """
 

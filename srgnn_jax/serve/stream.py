@@ -1,7 +1,4 @@
-"""Recommends to, and evaluates on, sessions in files: what the command line does.
-
-Sessions come as JSON lines, csv or a click log, and are read as they come.
-"""
+"""Recommends to, and evaluates on, sessions in files: what the command line does."""
 
 import collections
 import contextlib
@@ -53,13 +50,9 @@ def evaluate_sessions(
     items that training did not know are dropped, and each from the second on is then
     the target of the clicks before it. The data set is not needed.
 
-    Args:
-      log_file: csv, tsv or parquet, read as a training log is; see `read.read_clicks`.
-      config: may name its columns, and the list lengths; the run's own if None.
-      model: see `Recommender.load`.
-
-    Returns:
-      The mean of every metric.
+    `log_file` is read as a training log is, see `read.read_clicks`. `config`, the run's
+    own if None, may name its columns, and the list lengths; for `model` see
+    `Recommender.load`. Returns the mean of every metric.
     """
     recommender = Recommender.load(workdir, model)
     vocabulary = recommender.vocabulary
