@@ -123,7 +123,7 @@ def test_all_faults_are_listed_in_one_error():
     message = str(error.value)
     assert "missing: gnn.b_iah, linear_one.bias;" in message
     assert "unknown: embedding.weight;" in message
-    assert "linear_two.weight [4, 5] instead of [D, D] = [4, 4]" in message
+    assert "linear_two.weight [4, 5] instead of [4, 4]" in message
     assert "linear_three.weight (int64)" in message
     assert "\n" not in message
 
@@ -140,7 +140,7 @@ def test_item_table_of_the_wrong_shape_is_the_only_fault_named():
 
 def test_recbole_is_always_hybrid():
     weights = params_to_torch(make_params(), "recbole")
-    with pytest.raises(UserError, match=r"unknown: linear_transform.weight"):
+    with pytest.raises(UserError, match=r"unknown: linear_transform.bias, linear_tr"):
         params_from_torch(weights, "recbole", "attention")
 
 
@@ -151,7 +151,7 @@ def test_options_that_torch_lacks_are_refused(source):
         params_from_torch(weights, source, "local")
     with pytest.raises(UserError, match=r"unknown: .*readout/position_embedding"):
         params_to_torch(make_params(reverse_positions=2), source)
-    with pytest.raises(UserError, match=r"missing: readout/linear_one/kernel"):
+    with pytest.raises(UserError, match=r"missing: .*readout/linear_one/kernel"):
         params_to_torch(make_params("average"), source)
 
 
@@ -163,7 +163,7 @@ def test_faulty_parameters_are_listed():
     with pytest.raises(UserError) as error:
         params_to_torch(params, "recbole")
     assert "missing: gnn/b_iah; unknown: gnn/b_iax;" in str(error.value)
-    assert "linear_three/kernel [1, 4] instead of [D, 1] = [4, 1]" in str(error.value)
+    assert "linear_three/kernel [1, 4] instead of [4, 1]" in str(error.value)
 
 
 @pytest.mark.parametrize("function", [params_from_torch, params_to_torch])
@@ -253,10 +253,7 @@ def test_recbole_checkpoint_with_its_config(tmp_path):
             archive.writestr(f"SRGNN/data/{key}", raw)
     checkpoint = load_torch_checkpoint(path)
     assert checkpoint.source == "recbole"
-    assert checkpoint.config == config | {
-        "MODEL_TYPE": "recbole.utils.enum_type.ModelType",
-        "device": "torch.device",
-    }
+    assert checkpoint.config == {"model": "SRGNN", "step": 1, "alpha": float("inf")}
     assert_equal_trees(params_from_torch(checkpoint, "recbole"), make_params())
 
 
@@ -337,7 +334,7 @@ def test_neither_torch_nor_recbole_is_needed(tmp_path):
     repo = Path(__file__).parents[1]
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=repo, capture_output=True, text=True, check=True)
-    assert done.stdout == "item_embedding gnn readout\n"
+    assert done.stdout == "gnn item_embedding readout\n"
 
 
 # --- Hostile and broken files
@@ -403,11 +400,14 @@ def nested(levels: int) -> bytes:
 @pytest.mark.parametrize(
     ("root", "message"),
     [
-        ({"config": laughs(20), "state_dict": {"a": Tensor(TABLE)}}, "beyond reason"),
+        (
+            {"config": {"a": laughs(20)}, "state_dict": {"a": Tensor(TABLE)}},
+            "no SR-GNN",
+        ),
         ([1, 2], "no state_dict but a list"),
         ({}, "its state_dict is empty"),
         ({"state_dict": [Tensor(TABLE)]}, "its state_dict is empty or a list"),
-        ({"a": Tensor(TABLE), "b": 3}, "these entries are no tensors: 'b'"),
+        ({"a": Tensor(TABLE), "b": 3}, "these are no tensors: 'b'"),
         ({"a": Tensor(TABLE, shape=(4, 2))}, "does not fit its storage"),
         ({"a": Tensor(TABLE, offset=1)}, "does not fit its storage"),
         ({"a": Tensor(TABLE, offset=-1)}, "does not fit its storage"),

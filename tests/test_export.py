@@ -11,11 +11,9 @@ import pytest
 
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
-from srgnn_jax.serve.export import export_workdir
+from srgnn_jax.serve import export, exported
 from srgnn_jax.serve.recommend import Recommender
-from srgnn_jax.train.loop import train_and_evaluate
-from tests.test_main import srgnn
-from tests.tiny import tiny_config
+from tests.tiny import old_run, run_command
 
 pytest.importorskip("flatbuffers", reason="jax.export needs flatbuffers")
 
@@ -29,40 +27,29 @@ SESSIONS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A trained run, exported by the command line."""
+    """A trained run, exported as by the command line."""
     folder = tmp_path_factory.mktemp("exported")
-    with contextlib.redirect_stdout(io.StringIO()):
-        train_and_evaluate(tiny_config(folder), str(folder / "run"))
-    done = srgnn(
-        "--mode=export", f"--workdir={folder / 'run'}", f"--output={folder / 'out'}"
-    )
-    assert done.returncode == 0, done.stderr
-    assert "for lists of 20 items" in done.stdout
+    workdir = old_run(folder)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        run_command(mode="export", workdir=workdir, output=folder / "out")
+    assert "for lists of 20 items" in said.getvalue()
     return folder
 
 
-def elsewhere(folder, code, allowed=("jax", "numpy", "flatbuffers")):
-    """Runs code where recommender.py is all there is of the package."""
-    blocked = ["srgnn_jax", "flax", "optax", "orbax", "polars", "jaxtyping", "tqdm"]
-    assert not {*blocked} & {*allowed}
-    setup = f"import sys\nsys.modules.update(dict.fromkeys({blocked}))\n"
-    return subprocess.run(
-        [sys.executable, "-c", setup + code],
-        cwd=folder / "out",
-        capture_output=True,
-        text=True,
-    )
-
-
 def test_the_loader_alone_gives_the_same_lists(folder):
+    """Where recommender.py is all there is of the package."""
+    blocked = ["srgnn_jax", "flax", "optax", "orbax", "polars", "jaxtyping", "tqdm"]
     code = (
-        "import json\n"
+        "import json, sys\n"
+        f"sys.modules.update(dict.fromkeys({blocked}))\n"
         "from recommender import Recommender\n"
         "recommender = Recommender.load('.')\n"
         f"found = recommender.recommend({SESSIONS})\n"
         f"print(json.dumps([found, recommender.recommend({SESSIONS[:2]}, k=3)]))\n"
     )
-    done = elsewhere(folder, code)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder / "out", capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     found, short = json.loads(done.stdout)
     expected = Recommender.load(folder / "run").recommend(SESSIONS)
@@ -75,8 +62,8 @@ def test_the_loader_alone_gives_the_same_lists(folder):
 
 
 def test_a_k_beyond_the_exported_one_is_refused(folder):
-    code = "from recommender import *\nRecommender.load('.').recommend([[]], k=21)"
-    assert "k is 21; this export gives 1 to 20 items" in elsewhere(folder, code).stderr
+    with pytest.raises(ValueError, match="k is 21; this export gives 1 to 20 items"):
+        exported.Recommender.load(folder / "out").recommend([[]], k=21)
 
 
 def test_the_manifest_names_versions_platforms_and_fingerprints(folder):
@@ -91,25 +78,24 @@ def test_the_manifest_names_versions_platforms_and_fingerprints(folder):
 
 
 def test_an_export_is_made_again_in_its_place_and_a_changed_file_is_told(
-    folder, tmp_path
+    folder, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setattr(export, "LENGTHS", ())
     output = tmp_path / "out"
-    with contextlib.redirect_stdout(io.StringIO()):
-        export_workdir(str(folder / "run"), str(output), k=5)
-        before = json.loads((output / "manifest.json").read_text())
+    for _ in range(2):
+        export.export_workdir(str(folder / "run"), str(output), k=5)
+        assert exported.Recommender.load(output).manifest["k"] == 5
         with (output / "vocabulary.json").open("a") as file:
             file.write(" ")
-        done = elsewhere(tmp_path, "import recommender as r\nr.Recommender.load('.')")
-        assert "vocabulary.json is not the file that was exported" in done.stderr
-        export_workdir(str(folder / "run"), str(output), k=5)
-    assert json.loads((output / "manifest.json").read_text())["k"] == before["k"] == 5
+        with pytest.raises(ValueError, match=r"vocabulary\.json is not the file that"):
+            exported.Recommender.load(output)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_what_cannot_be_exported_is_told(folder, tmp_path):
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(UserError, match="holds something else; choose another"):
-        export_workdir(str(folder / "run"), str(tmp_path))
+        export.export_workdir(str(folder / "run"), str(tmp_path))
     assert (tmp_path / "mine").read_text() == "precious"
     with pytest.raises(UserError, match="k is 0"):
-        export_workdir(str(folder / "run"), str(tmp_path / "new"), k=0)
+        export.export_workdir(str(folder / "run"), str(tmp_path / "new"), k=0)

@@ -3,6 +3,7 @@
 What docs/own_model.md shows is what is run here.
 """
 
+import functools
 import importlib.util
 import pathlib
 import re
@@ -17,10 +18,11 @@ from srgnn_jax import GNN, SRGNN, Recommender, connection_matrix, train_and_eval
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate.workdir import evaluate_workdir
 from srgnn_jax.main import handed_in
+from srgnn_jax.model.srgnn import init_params
 from srgnn_jax.runs.checkpoint import Checkpoints
-from srgnn_jax.serve.export import export_workdir
+from srgnn_jax.serve import export
 from tests.test_main import srgnn
-from tests.tiny import tiny_config
+from tests.tiny import old_run, tiny_config
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "own_model.md"
 EXAMPLES = re.findall(r"```python\n(# \w+\.py\n.*?)```", PAGE.read_text(), re.DOTALL)
@@ -40,11 +42,8 @@ def example(name, folder, monkeypatch):
     return *handed_in(module), module.get_config()
 
 
-@pytest.mark.parametrize(
-    "name",
-    # All modes of one take half a minute.
-    ["layer", *(pytest.param(n, marks=pytest.mark.slow) for n in ("readout", "loss"))],
-)
+@pytest.mark.slow  # all modes of one take half a minute
+@pytest.mark.parametrize("name", ["layer", "readout", "loss"])
 def test_an_example_goes_through_every_mode(name, tmp_path, monkeypatch):
     model, losses, given = example(name, tmp_path, monkeypatch)
     config = tiny_config(tmp_path)
@@ -60,7 +59,7 @@ def test_an_example_goes_through_every_mode(name, tmp_path, monkeypatch):
     recommender = Recommender.load(workdir, model)
     (found,) = recommender.recommend([["item3", "item4"]], k=5)
     assert len(set(found.items)) == 5
-    export_workdir(workdir, str(tmp_path / "exported"), k=5, model=model)
+    export.export_workdir(workdir, str(tmp_path / "exported"), k=5, model=model)
     if model is not None:
         for use in (
             lambda: Recommender.load(workdir),
@@ -79,14 +78,15 @@ def test_an_example_goes_through_every_mode(name, tmp_path, monkeypatch):
 
 def test_a_config_file_hands_its_model_in(tmp_path, monkeypatch):
     config = tiny_config(tmp_path)
-    example("layer", tmp_path, monkeypatch)
+    model, _, _ = example("layer", tmp_path, monkeypatch)
     workdir = f"--workdir={tmp_path / 'run'}"
     here = [f"--config={tmp_path / 'layer.py'}"]
     data = [
         f"--config.data_dir={config.data_dir}",
         f"--config.prepared_dir={config.prepared_dir}",
         "--config.test_days=0.35",
-        "--config.epochs=1",
+        "--config.max_steps=1",
+        "--config.select_on=last",
         "--config.embedding_size=8",
         "--config.parallel=jit",
     ]
@@ -96,16 +96,17 @@ def test_a_config_file_hands_its_model_in(tmp_path, monkeypatch):
     sessions.write_text('{"session": ["item3", "item4"]}\n')
     asked = ["--mode=recommend", workdir, f"--sessions={sessions}"]
     assert '"items"' in srgnn(*asked, *here).stdout
+    monkeypatch.setattr(export, "LENGTHS", ())
+    export.export_workdir(
+        str(tmp_path / "run"), str(tmp_path / "out"), k=5, model=model
+    )
     with pytest.raises(UserError, match=r"of the model SRGNN\(gnn=MeanOfNeighbours\)"):
         Recommender.load(str(tmp_path / "run"))
 
 
 def test_a_checkpoint_names_its_model_and_refuses_other_sizes(tmp_path):
-    config = tiny_config(tmp_path)
-    config.max_steps = 1
-    workdir = str(tmp_path / "run")
-    train_and_evaluate(config, workdir)
-    assert Checkpoints(tmp_path / "run").progress().model == "SRGNN"
+    workdir = old_run(tmp_path)
+    assert Checkpoints(workdir).progress().model == "SRGNN"
 
     def wider(config, num_items):
         return SRGNN(num_items, config.embedding_size + 2)
@@ -148,18 +149,18 @@ def numpy_cell(p, a, hidden):
     return found
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 4])
-def test_the_documented_form_is_that_of_the_equations(step):
-    rng = np.random.default_rng(step)
+def test_the_documented_form_is_that_of_the_equations():
+    step, rng = 3, np.random.default_rng(3)
     with jax.enable_x64(True):
         # Rows of any sum, and of any sign.
         a = rng.normal(size=(3, 6, 12))
         hidden = rng.normal(size=(3, 6, 5))
         gnn = GNN(embedding_size=5, step=step)
-        params = gnn.init(jax.random.key(0), jnp.array(a), jnp.array(hidden))["params"]
-        params = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
-        found = gnn.apply({"params": params}, jnp.array(a), jnp.array(hidden))
-        once = gnn.apply({"params": params}, a, hidden, method=gnn.GNNCell)
+        shapes = jax.eval_shape(gnn.init, jax.random.key(0), a, hidden)["params"]
+        params = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
+        found = jax.jit(gnn.apply)({"params": params}, a, hidden)
+        cell = functools.partial(gnn.apply, method=gnn.GNNCell)
+        once = jax.jit(cell)({"params": params}, a, hidden)
     for b in range(3):
         expected = hidden[b]
         for n in range(step):
@@ -172,15 +173,15 @@ def test_the_documented_form_is_that_of_the_equations(step):
 def test_flax_sees_the_layers():
     item_seq, length = jnp.array([[1, 2, 3, 2, 4]]), jnp.array([5])
     model = SRGNN(9, 4)
-    variables = model.init(jax.random.key(0), item_seq, length)
-    _, captured = model.apply(
-        variables, item_seq, length, capture_intermediates=True, mutable=True
-    )
+    variables = {"params": init_params(model, 0)}
+    apply = functools.partial(model.apply, capture_intermediates=True, mutable=True)
+    _, captured = jax.jit(apply)(variables, item_seq, length)
     seen = captured["intermediates"]
     (hidden,) = seen["gnn"]["__call__"]
     _, _, a = connection_matrix(item_seq)
     embedded = variables["params"]["item_embedding"][item_seq]
-    expected = GNN(4).apply({"params": variables["params"]["gnn"]}, a, embedded)
+    gnn = {"params": variables["params"]["gnn"]}
+    expected = jax.jit(GNN(4).apply)(gnn, a, embedded)
     np.testing.assert_allclose(hidden, expected, rtol=1e-6)
     assert seen["readout"]["linear_two"]["__call__"][0].shape == (1, 5, 4)
     assert seen["readout"]["click_weights"][0].shape == (1, 5)

@@ -108,13 +108,17 @@ def test_items_beside_the_sessions(model_and_params, item, what):
 
 def test_the_check_changes_nothing_and_is_silent_while_traced(model_and_params):
     model, params = model_and_params
-    outside = model.apply({"params": params}, SEQ, LEN)
-    inside = jax.jit(model.apply)({"params": params}, SEQ, LEN)
-    np.testing.assert_allclose(outside, inside, rtol=1e-5)
-    # Parameters may be drawn for zeros, in jit and outside.
-    model.init(jax.random.key(0), jnp.zeros((1, 2), int), jnp.ones(1, int))
-    jax.vmap(lambda seq: model.apply({"params": params}, seq[None], LEN[:1]))(SEQ)
-    jax.grad(lambda p: model.apply({"params": p}, SEQ, LEN).sum())(params)
+    # NumPy's arrays are not traced.
+    checked = jax.jit(lambda p: model.apply({"params": p}, SEQ, LEN))(params)
+    traced = jax.jit(model.apply)({"params": params}, SEQ, LEN)
+    np.testing.assert_allclose(checked, traced, rtol=1e-5)
+    # Parameters may be drawn for zeros.
+    zeros = np.zeros((1, 2), int), np.ones(1, int)
+    jax.eval_shape(lambda: model.init(jax.random.key(0), *zeros))
+    one = jax.vmap(lambda seq: model.apply({"params": params}, seq[None], LEN[:1]))
+    jax.eval_shape(one, SEQ)
+    loss = jax.grad(lambda p: model.apply({"params": p}, SEQ, LEN).sum())
+    jax.eval_shape(loss, params)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Recommendations for raw ids, from Python and from the command line."""
 
-import contextlib
 import functools
 import io
 import json
@@ -17,17 +16,16 @@ import polars as pl
 import pytest
 from jaxtyping import TypeCheckError
 
+import srgnn_jax
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.model import graph
 from srgnn_jax.model.srgnn import SRGNN, init_params
-from srgnn_jax.serve import exported
 from srgnn_jax.serve import stream as stream_module
 from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.serve.stream import evaluate_sessions, recommend_stream
-from srgnn_jax.train.loop import train_and_evaluate
-from tests.test_main import ROOT, srgnn
-from tests.tiny import tiny_config
+from tests.test_main import ROOT
+from tests.tiny import old_run, run_command
 
 ITEMS = 40
 IDS = [f"i{n}" for n in range(1, ITEMS)]
@@ -43,11 +41,8 @@ def recommender():
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A trained run, its raw data in `data` beside it."""
-    folder = tmp_path_factory.mktemp("trained")
-    with contextlib.redirect_stdout(io.StringIO()):
-        train_and_evaluate(tiny_config(folder), str(folder / "run"))
-    return folder / "run"
+    """A trained run, a log of its items in `data` beside it."""
+    return old_run(tmp_path_factory.mktemp("trained"))
 
 
 def make(model, clicks=CLICKS, **options):
@@ -78,7 +73,7 @@ def ranking(recommender, session, k):
     return [recommender.vocabulary.ids[n] for n in order[:k]]
 
 
-def random_sessions(count=30, seed=0, longest=12):
+def random_sessions(count=30, seed=0, longest=5):
     rng = np.random.default_rng(seed)
     return [
         [IDS[n] for n in rng.integers(0, ITEMS - 1, rng.integers(1, longest))]
@@ -87,7 +82,7 @@ def random_sessions(count=30, seed=0, longest=12):
 
 
 def test_lists_are_the_ranking_of_full_sort_predict(recommender):
-    sessions = random_sessions()
+    sessions = random_sessions(longest=12)
     for session, found in zip(sessions, recommender.recommend(sessions), strict=True):
         assert found.items == ranking(recommender, session, 20)
         best = np.sort(scores_of(recommender, session)[1:])[::-1][:20]
@@ -95,9 +90,8 @@ def test_lists_are_the_ranking_of_full_sort_predict(recommender):
         assert (found.unknown, found.fallback) == ([], False)
 
 
-def test_what_else_is_in_the_batch_changes_nothing(recommender, monkeypatch):
-    monkeypatch.setattr(exported, "CHUNK", 16)
-    sessions = [*random_sessions(50), [], ["i1"] * 70, ["nope"]]
+def test_what_else_is_in_the_batch_changes_nothing(recommender):
+    sessions = [*random_sessions(40, longest=8), [], ["i1"] * 70, ["nope"]]
     for together, session in zip(
         recommender.recommend(sessions), sessions, strict=True
     ):
@@ -182,8 +176,9 @@ def test_lists_of_no_item_are_refused(recommender, k):
         recommender.recommend([["i1"]], k=k)
 
 
-@pytest.mark.parametrize("max_length", [256, 3])
-def test_what_was_seen_is_left_out(max_length):
+def test_what_was_seen_is_left_out():
+    """Also what the model does not see of a session."""
+    max_length = 3
     recommender = make(SRGNN(ITEMS, 8), max_length=max_length)
     sessions = [["i1", "i2", "i3", "i2"], IDS[5:25], [], ["i8"], IDS]
     found = recommender.recommend(sessions, k=25, exclude_seen=True)
@@ -206,7 +201,7 @@ def test_candidates_restrict_the_lists(recommender):
 
 
 def test_a_restricted_recommender_gives_the_lists_of_its_candidates(recommender):
-    sessions = [*random_sessions(9), [], ["unknown"]]
+    sessions = [*random_sessions(6), [], ["unknown"]]
     allowed = ["i7", "i30", "unknown", *IDS[9:24]]
     restricted = recommender.restrict(iter(allowed))
     for options in ({}, {"exclude_seen": True}, {"as_probabilities": True, "k": 3}):
@@ -257,7 +252,7 @@ def test_probabilities_are_the_softmax(score_padding):
 
 
 def test_approximate_lists_find_the_share_that_is_asked_for(recommender):
-    sessions = random_sessions()
+    sessions = random_sessions(8)
     exact = recommender.recommend(sessions, k=10)
     rough = recommender.recommend(sessions, k=10, recall=0.9)
     hits = [len({*a.items} & {*b.items}) for a, b in zip(exact, rough, strict=True)]
@@ -267,11 +262,11 @@ def test_approximate_lists_find_the_share_that_is_asked_for(recommender):
 
 
 def test_few_shapes_are_compiled(recommender):
-    step = recommender._step
-    for count in range(1, 40, 3):
-        recommender.recommend(random_sessions(count, seed=count), k=7)
+    before = recommender._step._cache_size()
+    for count in (1, 5, 9, 20, 39):
+        recommender.recommend(random_sessions(count, count, longest=12), k=7)
     # Widths 4, 8 and 16, each of 1, 8 or 64 rows.
-    assert step._cache_size() <= 9 + 30
+    assert recommender._step._cache_size() <= before + 9
 
 
 def test_attention_is_that_of_the_model():
@@ -289,10 +284,12 @@ def test_attention_is_that_of_the_model():
         return hidden[0][alias[0]]
 
     # Without the last click's part the session is just the sum over its clicks.
-    of_click = recommender.model.apply({"params": recommender.params}, method=states)
-    session_embedding = recommender.model.apply(
-        {"params": recommender.params}, rows[None], np.array([5])
-    )[0]
+    @jax.jit
+    def states_and_session(params):
+        apply = functools.partial(recommender.model.apply, {"params": params})
+        return apply(method=states), apply(rows[None], np.array([5]))[0]
+
+    of_click, session_embedding = states_and_session(recommender.params)
     np.testing.assert_allclose(
         jnp.array(explained.attention) @ of_click, session_embedding, atol=1e-6
     )
@@ -508,40 +505,34 @@ def prefixes(log):
     return pairs
 
 
-def test_the_command_line_agrees_with_evaluation_on_raw_sessions(workdir, tmp_path):
+def test_the_command_line_agrees_with_evaluation_on_raw_sessions(
+    workdir, tmp_path, capsys
+):
     log = workdir.parent / "data" / "log.csv"
     pairs = prefixes(log)
     (tmp_path / "sessions.jsonl").write_text(
         "".join(json.dumps({"session": prefix}) + "\n" for prefix, _ in pairs)
     )
-    recommended = srgnn(
-        "--mode=recommend",
-        f"--workdir={workdir}",
-        f"--sessions={tmp_path / 'sessions.jsonl'}",
-        "--k=5",
-    )
-    assert recommended.returncode == 0, recommended.stderr
-    lists = [json.loads(line)["items"] for line in recommended.stdout.splitlines()]
+    asked = {"mode": "recommend", "workdir": workdir, "k": 5}
+    run_command(**asked, sessions=tmp_path / "sessions.jsonl")
+    lines = capsys.readouterr().out.splitlines()
+    lists = [json.loads(line)["items"] for line in lines]
     hits = [target in items for items, (_, target) in zip(lists, pairs, strict=True)]
     # Shuffled sessions are put in order by time.
     lines = log.read_text().splitlines()
     np.random.default_rng(0).shuffle(rows := lines[1:])
     (tmp_path / "own.csv").write_text("\n".join([lines[0], *rows, "new,nope,1"]))
-    evaluated = srgnn(
-        "--mode=evaluate",
-        f"--workdir={workdir}",
-        f"--sessions={tmp_path / 'own.csv'}",
-    )
-    assert evaluated.returncode == 0, evaluated.stderr
-    printed = re.search(r"recall@5 +([\d.]+) +([\d.]+)", evaluated.stdout)
+    run_command(mode="evaluate", workdir=workdir, sessions=tmp_path / "own.csv")
+    evaluated = capsys.readouterr().out
+    printed = re.search(r"recall@5 +([\d.]+) +([\d.]+)", evaluated)
     assert printed[1] == f"{100 * np.mean(hits):.2f}"
     # Beside it stands POP.
     vocabulary = Recommender.load(workdir).vocabulary
     clicks = dict(zip(vocabulary.ids, vocabulary.clicks, strict=True))
     hits = [sum(n >= clicks[item] for n in clicks.values()) <= 5 for _, item in pairs]
     assert printed[2] == f"{100 * np.mean(hits):.2f}"
-    assert "1 on unknown items are dropped" in evaluated.stdout
-    assert f"{len(pairs)} examples" in evaluated.stdout
+    assert "1 on unknown items are dropped" in evaluated
+    assert f"{len(pairs)} examples" in evaluated
 
 
 def test_a_log_without_a_known_session_is_refused(workdir, tmp_path):
@@ -551,19 +542,20 @@ def test_a_log_without_a_known_session_is_refused(workdir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("given", "message"),
     [
-        (["--sessions=nowhere.jsonl"], "cannot read --sessions=nowhere.jsonl: No such"),
-        (["--sessions=README.md", "--candidates=nowhere"], "--candidates=nowhere"),
-        (["--sessions=README.md", "--k=0"], "k is 0"),
+        (
+            {"sessions": "nowhere.jsonl"},
+            "cannot read --sessions=nowhere.jsonl: No such",
+        ),
+        ({"sessions": __file__, "candidates": "nowhere"}, "--candidates=nowhere"),
+        ({"sessions": __file__, "k": 0}, "k is 0"),
     ],
 )
-def test_what_is_missing_is_named(workdir, arguments, message):
-    done = srgnn("--mode=recommend", f"--workdir={workdir}", *arguments)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
+def test_what_is_missing_is_named(workdir, given, message, capsys):
+    with pytest.raises(UserError, match=message):
+        run_command(mode="recommend", workdir=workdir, **given)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("error", [OSError("broken"), OSError()])
@@ -585,10 +577,7 @@ def test_candidates_that_are_not_utf8_are_told_by_their_line(tmp_path):
 
 
 def test_importing_the_package_imports_no_jax():
-    code = (
-        "import sys, srgnn_jax\n"
-        "assert 'jax' not in sys.modules\n"
-        "assert srgnn_jax.Recommender.__module__ == 'srgnn_jax.serve.recommend'\n"
-        "assert not hasattr(srgnn_jax, 'nothing')\n"
-    )
+    code = "import sys, srgnn_jax; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    assert srgnn_jax.Recommender is Recommender
+    assert not hasattr(srgnn_jax, "nothing")

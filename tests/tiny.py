@@ -1,9 +1,13 @@
 """A click log, a config, examples and a training step, small and quick."""
 
 import functools
+import pathlib
+import tarfile
 
 import numpy as np
+from absl.testing import flagsaver
 
+from srgnn_jax import main
 from srgnn_jax.configs import click_log
 from srgnn_jax.data.sessions import Sessions
 from srgnn_jax.model.losses import LOSSES
@@ -45,6 +49,23 @@ def tiny_config(folder):
     config.log_every_steps = 5
     config.parallel = "jit"
     return config
+
+
+def run_command(**given):
+    """Does in this process what the command line does with these flags."""
+    main.FLAGS.mark_as_parsed()
+    with flagsaver.as_parsed(**{name: str(value) for name, value in given.items()}):
+        main.check_flags()
+        main.run_mode()
+
+
+def old_run(folder):
+    """Unpacks a run of a log like `write_log`'s, trained by version 0.1.0."""
+    golden = pathlib.Path(__file__).parent / "golden" / "run_0.1.0.tar.gz"
+    with tarfile.open(golden) as archive:
+        archive.extractall(folder, filter="data")
+    write_log(folder / "data" / "log.csv")
+    return folder / "run"
 
 
 def training_step(devices, num_items, embedding_size=8, loss_type="CE", **options):

@@ -1,7 +1,7 @@
 """`--mode=import`: a PyTorch checkpoint becomes a workdir."""
 
 import contextlib
-import pathlib
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,13 +11,13 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from srgnn_jax import config as config_lib
-from srgnn_jax.convert.names import EMBEDDING, params_from_torch
+from srgnn_jax.convert.names import EMBEDDING, TABLE, params_from_torch
 from srgnn_jax.convert.torch_file import TorchCheckpoint, load_torch_checkpoint
-from srgnn_jax.data.sessions import Vocabulary
+from srgnn_jax.data.sessions import Dataset, Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.runs.checkpoint import Checkpoints
-from srgnn_jax.runs.progress import Progress
 from srgnn_jax.runs.workdir import make_workdir, only_run, save_vocabulary
+from srgnn_jax.serve.stream import read_ids
 from srgnn_jax.train.optimizer import adam_with_l2
 from srgnn_jax.train.step import init_state
 
@@ -30,37 +30,31 @@ def import_checkpoint(
 ) -> None:
     """Makes a workdir of a PyTorch checkpoint, to evaluate and train from.
 
-    What the file tells of the model overrides the config: `embedding_size`, that it has
-    none of `SRGNN`'s options, and RecBole's `readout` and `step`. The optimizer starts
-    afresh, at step 0.
+    What the checkpoint (see `load_torch_checkpoint`) tells of the model overrides the
+    config: `embedding_size`, that it has none of `SRGNN`'s options, and RecBole's
+    `readout` and `step`. The optimizer starts afresh, at step 0.
 
-    No such file holds the items' raw ids. Without a vocabulary file its rows are taken
-    to be numbered as in the data set that the config names. With one, rows are matched
-    by raw id with that data set's, or keep their order where `config.dataset` is empty
-    (the workdir then holds weights and vocabulary, and no data to evaluate on).
+    It holds no raw ids of items. Without a vocabulary file its rows are taken to be
+    numbered as in the data set that the config names. With one, rows are matched by raw
+    id with that data set's, or keep their order where `config.dataset` is empty (the
+    workdir then holds weights and vocabulary, and no data to evaluate on).
 
-    Args:
-      config: see configs/default.py.
-      workdir: folder without a run in it.
-      torch_checkpoint: see `load_torch_checkpoint`.
-      vocabulary_file: text, the raw id of each row from 1 on, one a line.
-
-    Raises:
-      UserError: a file cannot be used, or weights and items do not belong together.
+    The file is text, the raw id of each row from 1 on, one a line. UserError: a file or
+    the workdir cannot be used, or weights and items do not belong together.
     """
     checkpoint = load_torch_checkpoint(torch_checkpoint)
     config = _config_of_weights(config, checkpoint)
     config_lib.validate(config)
     config_lib.find_loss(config)
     params = params_from_torch(checkpoint, checkpoint.source, config.readout)
-    table = params["item_embedding"]
+    table = params[TABLE]
     raw_ids = vocabulary_file and _read_vocabulary(vocabulary_file, len(table))
     if config.dataset:
         data = config_lib.load_data(config)
         vocabulary = data.vocabulary.with_clicks(data.train.items)
-        fingerprint = data.fingerprint
+        data = dataclasses.replace(data, vocabulary=vocabulary)
         if raw_ids:
-            params["item_embedding"] = _match_rows(table, raw_ids, vocabulary)
+            params[TABLE] = _match_rows(table, raw_ids, vocabulary)
         elif vocabulary.num_items != len(table):
             raise UserError(
                 f"{torch_checkpoint} has {len(table):,} item rows (padding included), "
@@ -69,44 +63,29 @@ def import_checkpoint(
                 "rows' raw ids with --vocabulary"
             )
     elif raw_ids:
-        vocabulary, fingerprint = raw_ids, ""
+        data = Dataset({}, raw_ids, {})
     else:
         raise UserError(
             "PyTorch checkpoints hold no item ids: name the data set with --config, or "
             "a file with the raw id of each row, one a line, with --vocabulary"
         )
-    folder = make_workdir(workdir)
-    _save(config, folder, params, vocabulary, fingerprint)
-    print(
-        f"imported {vocabulary.num_items:,} item rows of {config.embedding_size} "
-        f"numbers from {torch_checkpoint} into {folder}"
+    model = config_lib.make_model(config, data.vocabulary.num_items)
+    # The number of steps in an epoch is no part of the optimizer's state.
+    schedule = config_lib.make_schedule(config, steps_per_epoch=1)
+    state = init_state(model, adam_with_l2(schedule, config.l2), config.seed)
+    state = state._replace(
+        params=jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     )
-
-
-def _save(
-    config: ConfigDict,
-    folder: pathlib.Path,
-    params: dict[str, Any],
-    vocabulary: Vocabulary,
-    fingerprint: str,
-) -> None:
-    """Saves a run that has not begun: its vocabulary, and the checkpoint of step 0."""
+    folder = make_workdir(workdir)
     with only_run(folder), contextlib.closing(Checkpoints(folder)) as checkpoints:
         if checkpoints.latest_step() is not None:
             raise UserError(f"{folder} holds a run already; choose another --workdir")
-        save_vocabulary(folder, vocabulary)
-        model = config_lib.make_model(config, vocabulary.num_items)
-        # The number of steps in an epoch is no part of the optimizer's state.
-        schedule = config_lib.make_schedule(config, steps_per_epoch=1)
-        state = init_state(model, adam_with_l2(schedule, config.l2), config.seed)
-        progress = Progress(
-            config=config_lib.to_dict(config),
-            data=fingerprint,
-            vocabulary=vocabulary.fingerprint(),
-            num_items=vocabulary.num_items,
-        )
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-        checkpoints.save(state._replace(params=params), progress)
+        save_vocabulary(folder, data.vocabulary)
+        checkpoints.save(state, config_lib.start_of_run(config, data, model))
+    print(
+        f"imported {model.num_items:,} item rows of {config.embedding_size} numbers "
+        f"from {torch_checkpoint} into {folder}"
+    )
 
 
 def _config_of_weights(config: ConfigDict, checkpoint: TorchCheckpoint) -> ConfigDict:
@@ -131,29 +110,23 @@ def _config_of_weights(config: ConfigDict, checkpoint: TorchCheckpoint) -> Confi
 
 def _read_vocabulary(path: str, num_items: int) -> Vocabulary:
     """Reads the raw ids of rows 1 to V - 1."""
-    try:
-        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    ids = read_ids(path, "--vocabulary")
     # RecBole's own list of tokens starts with that of row 0.
-    first = 2 if lines[:1] == ["[PAD]"] else 1
-    ids = lines[first - 1 :]
-    seen: dict[str, int] = {}
-    for number, raw in enumerate(ids, first):
+    first = 2 if ids[:1] == ["[PAD]"] else 1
+    lines: dict[str, int] = {}
+    for number, raw in enumerate(ids[first - 1 :], first):
         if not raw.strip():
             raise UserError(f"{path}, line {number}: an item id is empty")
-        if raw in seen:
+        if lines.setdefault(raw, number) != number:
             raise UserError(
-                f"{path}, line {number}: item id {raw!r} stands on line {seen[raw]} too"
+                f"{path}, line {number}: {raw!r} is on line {lines[raw]} too"
             )
-        seen[raw] = number
-    if len(ids) != num_items - 1:
+    if len(lines) != num_items - 1:
         raise UserError(
-            f"{path} has {len(ids):,} item ids, the weights have {num_items - 1:,} "
+            f"{path} has {len(lines):,} item ids, the weights have {num_items - 1:,} "
             "item rows after the padding; there must be one id a row, in their order"
         )
-    return Vocabulary(ids)
+    return Vocabulary(list(lines))
 
 
 def _match_rows(
@@ -167,7 +140,6 @@ def _match_rows(
             f"{len(unknown):,} of the data set's {len(wanted.ids):,} items have no row "
             f"among the checkpoint's, such as {', '.join(map(repr, unknown[:5]))}"
         )
-    dropped = len(raw_ids.ids) - len(wanted.ids)
-    if dropped:
+    if dropped := len(raw_ids.ids) - len(wanted.ids):
         print(f"dropped {dropped:,} item rows that the data set does not hold")
-    return table[np.concatenate([[0], rows])]
+    return table[np.append(0, rows)]

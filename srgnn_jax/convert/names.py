@@ -1,53 +1,36 @@
-"""Weights from and to the two PyTorch SR-GNNs.
+"""Weights from and to the two PyTorch SR-GNNs, by name.
 
 RecBole's `SRGNN` and the original repository's `SessionGraph` compute the same model as
-`srgnn_jax.SRGNN`. They differ in names, in torch's kernels lying [out, in], and
-in the original's update gate, which is turned round: its H' = (1 - z) n + z H becomes
-the paper's H' = (1 - z) H + z n when the rows that make z are negated.
+`srgnn_jax.SRGNN`. They name its parameters otherwise, torch's kernels lie [out, in],
+and the original's update gate is turned round: its H' = (1 - z) n + z H becomes the
+paper's H' = (1 - z) H + z n when the rows that make z are negated.
 
-Axis letters: V item rows (row 0 is the padding item), D embedding.
+Axes: V item rows (row 0 is the padding item), D embedding.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from flax import traverse_util
 
 from srgnn_jax.errors import UserError
 from srgnn_jax.model.readout import ATTENTION_READOUTS
+from srgnn_jax.model.srgnn import SRGNN, init_params
 
 TABLE = "item_embedding"
-# Path in Flax, name in RecBole, shape in torch: Flax has the transpose, but
-# for the table.
-_WEIGHTS = (
-    ("item_embedding", "item_embedding.weight", "V D"),
-    ("gnn/linear_edge_in/kernel", "gnn.linear_edge_in.weight", "D D"),
-    ("gnn/linear_edge_in/bias", "gnn.linear_edge_in.bias", "D"),
-    ("gnn/linear_edge_out/kernel", "gnn.linear_edge_out.weight", "D D"),
-    ("gnn/linear_edge_out/bias", "gnn.linear_edge_out.bias", "D"),
-    ("gnn/b_iah", "gnn.b_iah", "D"),
-    ("gnn/b_oah", "gnn.b_ioh", "D"),
-    ("gnn/w_ih", "gnn.w_ih", "3D 2D"),
-    ("gnn/w_hh", "gnn.w_hh", "3D D"),
-    ("gnn/b_ih", "gnn.b_ih", "3D"),
-    ("gnn/b_hh", "gnn.b_hh", "3D"),
-    ("readout/linear_one/kernel", "linear_one.weight", "D D"),
-    ("readout/linear_one/bias", "linear_one.bias", "D"),
-    ("readout/linear_two/kernel", "linear_two.weight", "D D"),
-    ("readout/linear_two/bias", "linear_two.bias", "D"),
-    ("readout/linear_three/kernel", "linear_three.weight", "1 D"),
-    ("readout/linear_transform/kernel", "linear_transform.weight", "D 2D"),
-    ("readout/linear_transform/bias", "linear_transform.bias", "D"),
-)
-_TRANSFORM = ("linear_transform.weight", "linear_transform.bias")
-_ORIGINAL_NAMES = {
-    "item_embedding.weight": "embedding.weight",
-    "gnn.b_ioh": "gnn.b_oah",
+# The names in torch that do not follow from the path in Flax, as all others do.
+_OWN_NAMES = {
+    "recbole": {TABLE: "item_embedding.weight", "gnn/b_oah": "gnn.b_ioh"},
+    "original": {TABLE: "embedding.weight"},
 }
-EMBEDDING = {"recbole": "item_embedding.weight", "original": "embedding.weight"}
-# What the original's state_dict holds beside, and its forward pass never reads.
-_ORIGINAL_UNREAD = ("gnn.linear_edge_f.weight", "gnn.linear_edge_f.bias")
+EMBEDDING = {source: names[TABLE] for source, names in _OWN_NAMES.items()}
+# In Flax their last axis, in torch their first, holds the gates r, z, n.
+_GATES = ("gnn/w_ih", "gnn/w_hh", "gnn/b_ih", "gnn/b_hh")
+_TRANSFORM = ("linear_transform.weight", "linear_transform.bias")
+# What the original's state_dict holds besides, and its forward pass never reads.
+_UNREAD = ("gnn.linear_edge_f.weight", "gnn.linear_edge_f.bias")
 
 
 def params_from_torch(
@@ -61,39 +44,32 @@ def params_from_torch(
     Args:
       state_dict: names to arrays, NumPy's or torch's.
       source: whose names they are, "recbole" or "original".
-      readout: of the model, "hybrid" or "attention". RecBole's is always hybrid.
+      readout: "hybrid" or, of the original alone, "attention".
 
     Returns:
-      The tree that `SRGNN(num_items=V, embedding_size=D, readout=readout)` takes as
-      `{"params": tree}`; copies, NumPy's.
+      The tree under "params" of `SRGNN(V, D, readout=readout)`; copies, NumPy's.
 
     Raises:
-      UserError: `source` or `readout` is none of theirs, or names are missing, unknown
-        or of the wrong shape or type; all of them are listed.
+      UserError: lists all that is missing, unknown or of the wrong shape or type.
     """
+    _check_source(source)
     if readout not in ATTENTION_READOUTS:
-        raise UserError(
-            f"the readout is {readout!r}; PyTorch weights are for "
-            + " or ".join(ATTENTION_READOUTS)
-        )
-    hybrid = readout == "hybrid"
-    weights = _weights(source, hybrid)
+        known = " or ".join(ATTENTION_READOUTS)
+        raise UserError(f"the readout is {readout!r}; PyTorch's models know {known}")
     unread: tuple[str, ...] = ()
     if source == "original":
-        unread = _ORIGINAL_UNREAD if hybrid else _ORIGINAL_UNREAD + _TRANSFORM
+        unread = _UNREAD if readout == "hybrid" else _UNREAD + _TRANSFORM
     arrays = {n: as_numpy(a) for n, a in state_dict.items() if n not in unread}
+    shapes = _shapes(arrays.get(EMBEDDING[source]), readout)
+    names = {path: _name(path, source) for path in shapes}
     whose = {"recbole": "RecBole", "original": "the original"}[source]
     _check(
-        {name: shape for _, name, shape in weights},
+        {names[path]: s if path == TABLE else s[::-1] for path, s in shapes.items()},
         arrays,
-        EMBEDDING[source],
         f"these are not the weights of {whose}'s SR-GNN with readout={readout!r}",
     )
-    params = {}
-    for path, name, shape in weights:
-        array = arrays[name] if path == TABLE else arrays[name].T
-        params[path] = _in_gates_of(source, array, shape)
-    return traverse_util.unflatten_dict(params, sep="/")
+    flat = {p: arrays[n] if p == TABLE else arrays[n].T for p, n in names.items()}
+    return traverse_util.unflatten_dict(_in_gates_of(source, flat), sep="/")
 
 
 def params_to_torch(params: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
@@ -104,70 +80,64 @@ def params_to_torch(params: Mapping[str, Any], source: str) -> dict[str, np.ndar
         weights = params_to_torch(params, "recbole")
         model.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
 
-    Of `SRGNN`'s options, PyTorch's models know the readouts "hybrid" and "attention".
-    RecBole's is always hybrid: other parameters get the `linear_transform` that passes
-    the global part on alone. The original's `linear_edge_f` is never read: it is zero.
-
-    Args:
-      params: the tree that `SRGNN.init` returns under "params".
-      source: whose names to write, "recbole" or "original".
-
-    Returns:
-      Names to arrays, in the types of `params`; copies, [out, in] as torch has them.
+    PyTorch's models know the readouts "hybrid" and "attention"; for the latter, a
+    `linear_transform` passes the global part on alone. The original's `linear_edge_f`,
+    which it never reads, is zero. The arrays are copies, in the types of `params`.
 
     Raises:
-      UserError: `source` is unknown, or parameters are missing, unknown or of the wrong
-        shape or type; all of them are listed.
+      UserError: lists all that is missing, unknown or of the wrong shape or type.
     """
+    _check_source(source)
     flat = traverse_util.flatten_dict(params, sep="/")
     leaves = {path: as_numpy(leaf) for path, leaf in flat.items()}
-    hybrid = any(path.startswith("readout/linear_transform/") for path in leaves)
-    weights = _weights(source, hybrid)
-    _check(
-        {path: s if path == TABLE else s[::-1] for path, _, s in weights},
-        leaves,
-        TABLE,
-        "these are not the parameters of SRGNN",
-    )
-    state_dict = {}
-    for path, name, shape in weights:
-        array = _in_gates_of(source, leaves[path], shape)
-        state_dict[name] = np.ascontiguousarray(array if path == TABLE else array.T)
-    table = leaves[TABLE]
-    d = table.shape[1]
+    hybrid = "readout/linear_transform/kernel" in leaves
+    shapes = _shapes(leaves.get(TABLE), "hybrid" if hybrid else "attention")
+    _check(shapes, leaves, "these are not the parameters of SRGNN")
+    state_dict = {
+        _name(path, source): np.ascontiguousarray(a if path == TABLE else a.T)
+        for path, a in _in_gates_of(source, leaves).items()
+    }
+    dtype, d = leaves[TABLE].dtype, leaves[TABLE].shape[1]
     if source == "original":
-        weight, bias = _ORIGINAL_UNREAD
-        state_dict[weight] = np.zeros((d, d), table.dtype)
-        state_dict[bias] = np.zeros(d, table.dtype)
+        state_dict[_UNREAD[0]] = np.zeros((d, d), dtype)
+        state_dict[_UNREAD[1]] = np.zeros(d, dtype)
     if not hybrid:
-        # Passes the global part on alone.
-        weight, bias = _TRANSFORM
-        state_dict[weight] = np.eye(d, 2 * d, dtype=table.dtype)
-        state_dict[bias] = np.zeros(d, table.dtype)
+        state_dict[_TRANSFORM[0]] = np.eye(d, 2 * d, dtype=dtype)
+        state_dict[_TRANSFORM[1]] = np.zeros(d, dtype)
     return state_dict
 
 
-def _weights(source: str, hybrid: bool) -> list[tuple[str, str, list[str]]]:
-    """Lists the path, the name in torch and the shape there of each parameter."""
-    if source not in EMBEDDING:
-        raise UserError(
-            f"the source of PyTorch weights is {source!r}, not 'recbole' or 'original'"
-        )
-    names = _ORIGINAL_NAMES if source == "original" else {}
-    return [
-        (path, names.get(name, name), shape.split())
-        for path, name, shape in _WEIGHTS
-        if hybrid or name not in _TRANSFORM
-    ]
+def _check_source(source: str) -> None:
+    if source not in _OWN_NAMES:
+        raise UserError(f"the source is {source!r}, not 'recbole' or 'original'")
 
 
-def _in_gates_of(source: str, array: np.ndarray, torch_shape: list[str]) -> np.ndarray:
-    """Copies an array of Flax's layout, with the original's gate turned round."""
-    array = np.array(array, order="C")
-    if source == "original" and torch_shape[0] == "3D":
-        d = array.shape[-1] // 3  # The gates lie in the order r, z, n.
-        array[..., d : 2 * d] *= -1
-    return array
+def _name(path: str, source: str) -> str:
+    """Spells a path in Flax as torch does: "gnn/w_ih" is "gnn.w_ih"."""
+    usual = path.removeprefix("readout/").replace("/", ".").replace("kernel", "weight")
+    return _OWN_NAMES[source].get(path, usual)
+
+
+def _shapes(table: np.ndarray | None, readout: str) -> dict[str, tuple]:
+    """Returns the shapes of `SRGNN`'s parameters by path; () where that is unknown."""
+    shape = () if table is None else table.shape
+    is_known = len(shape) == 2 and 0 not in shape
+    num_items, d = shape if is_known else (2, 1)
+    model = SRGNN(num_items, d, readout=readout)
+    params = jax.eval_shape(lambda: init_params(model, 0))
+    flat = traverse_util.flatten_dict(params, sep="/")
+    if not is_known:
+        return {**dict.fromkeys(flat, ()), TABLE: ("V", "D")}
+    return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def _in_gates_of(source: str, flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Copies arrays of Flax's layout, with the original's gate turned round."""
+    flat = {path: np.array(array, order="C") for path, array in flat.items()}
+    for path in _GATES if source == "original" else ():
+        d = flat[path].shape[-1] // 3
+        flat[path][..., d : 2 * d] *= -1
+    return flat
 
 
 def as_numpy(value: Any) -> np.ndarray:
@@ -182,31 +152,18 @@ def as_numpy(value: Any) -> np.ndarray:
 
 
 def _check(
-    shapes: Mapping[str, list[str]],
-    arrays: Mapping[str, np.ndarray],
-    table: str,
-    message: str,
+    shapes: Mapping[str, tuple], arrays: Mapping[str, np.ndarray], message: str
 ) -> None:
     """Raises one error that lists all that is missing, unknown or mis-shaped."""
     known = {name: arrays[name] for name in shapes if name in arrays}
-    sizes: dict[str, int] = {}
-    mis_shaped = []
-    if table in known and known[table].ndim == 2:
-        num_items, d = known[table].shape
-        sizes = {"V": num_items, "D": d, "2D": 2 * d, "3D": 3 * d, "1": 1}
-    elif table in known:
-        mis_shaped = [f"{table} {list(known[table].shape)} instead of [V, D]"]
-    for name, array in known.items() if sizes else ():
-        expected = [sizes[letter] for letter in shapes[name]]
-        if list(array.shape) != expected:
-            letters = ", ".join(shapes[name])
-            mis_shaped.append(
-                f"{name} {list(array.shape)} instead of [{letters}] = {expected}"
-            )
     faults = {
         "missing": [name for name in shapes if name not in known],
         "unknown": [name for name in arrays if name not in known],
-        "of the wrong shape": mis_shaped,
+        "of the wrong shape": [
+            f"{name} {list(array.shape)} instead of {list(shapes[name])}"
+            for name, array in known.items()
+            if shapes[name] and array.shape != shapes[name]
+        ],
         "not floating-point": [
             f"{name} ({array.dtype})"
             for name, array in known.items()

@@ -1,7 +1,6 @@
 """Reads a `.pth` or safetensors file, without torch and running nothing.
 
-A `.pth` is a zip of a pickle and of one raw file per tensor; see `torch_pickle`. All
-sizes are checked against the file's own.
+A `.pth` is a zip of a pickle and of one raw file per tensor; see `torch_pickle`.
 """
 
 import os
@@ -18,24 +17,17 @@ from srgnn_jax.convert.torch_pickle import unpickle
 from srgnn_jax.data.plain_pickle import short
 from srgnn_jax.errors import UserError, reason
 
-_BYTE_ORDERS = {b"little": "<", b"big": ">"}
-
 
 class TorchCheckpoint(dict[str, np.ndarray]):
     """The weights of a PyTorch checkpoint: its state_dict, names to arrays.
 
     Attributes:
       source: whose names they are, "recbole" or "original".
-      config: RecBole's config, {} where the file holds none; of enums and other objects
-        in it, the class's name.
+      config: the text and numbers of RecBole's config, {} where the file holds none.
     """
 
-    def __init__(
-        self, state_dict: dict[str, np.ndarray], source: str, config: dict[str, Any]
-    ) -> None:
-        super().__init__(state_dict)
-        self.source = source
-        self.config = config
+    source: str
+    config: dict[str, Any]
 
 
 def load_torch_checkpoint(path: str | os.PathLike) -> TorchCheckpoint:
@@ -45,16 +37,14 @@ def load_torch_checkpoint(path: str | os.PathLike) -> TorchCheckpoint:
 
     Args:
       path: a `.pth` as RecBole saves it or as `torch.save(model.state_dict(), path)`
-        does (the zip format that PyTorch has written since 1.6), or a safetensors file.
+        does (a zip, as PyTorch has written since 1.6), or a safetensors file.
 
     Returns:
       The weights by name, ready for `params_from_torch(checkpoint, checkpoint.source)`.
 
     Raises:
-      UserError: there is no such file, it is damaged, of another format or another
-        model, or its pickle names what no honest checkpoint needs.
-
-    Source: the layout that PyTorch's `torch.serialization` specifies.
+      UserError: the file is missing, damaged, of another format or another model, or
+        its pickle names what no honest checkpoint needs.
     """
     path = Path(path)
     try:
@@ -66,22 +56,23 @@ def load_torch_checkpoint(path: str | os.PathLike) -> TorchCheckpoint:
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
         said = reason(error)[:80]
         raise UserError(f"{path}: the zip archive is damaged ({said})") from None
+    checkpoint = TorchCheckpoint(state_dict)
     for source, name in EMBEDDING.items():
-        if name in state_dict:
-            return TorchCheckpoint(state_dict, source, config)
+        if name in checkpoint:
+            checkpoint.source, checkpoint.config = source, config
+            return checkpoint
     raise UserError(
-        f"{path}: holds no SR-GNN: neither 'item_embedding.weight' (RecBole) nor "
-        f"'embedding.weight' (the original) is among its {len(state_dict)} entries "
-        f"{', '.join(map(short, list(state_dict)[:20]))}"
+        f"{path}: holds no SR-GNN: neither {EMBEDDING['recbole']!r} (RecBole) nor "
+        f"{EMBEDDING['original']!r} (the original) is among its {len(checkpoint)} "
+        f"entries {', '.join(map(short, list(checkpoint)[:20]))}"
     )
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     with path.open("rb") as file:
         start = file.read(9)
-        file_bytes = os.fstat(file.fileno()).st_size
         if start.startswith(b"PK\x03\x04"):
-            return _read_zip(file, file_bytes)
+            return _read_zip(file)
     if start[8:] == b"{":
         return _read_safetensors(path), {}
     if start[:1] == b"\x80":
@@ -90,9 +81,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict]:
             "not read here; save it anew, with PyTorch: torch.save(torch.load(path, "
             "weights_only=True), path)"
         )
-    raise UserError(
-        "this is neither a .pth file (a zip archive) nor a safetensors file"
-    )
+    raise UserError("neither a .pth file (a zip archive) nor a safetensors file")
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -107,45 +96,37 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     return {name: as_numpy(array) for name, array in arrays.items()}
 
 
-def _read_zip(file: BinaryIO, file_bytes: int) -> tuple[dict[str, np.ndarray], dict]:
+def _read_zip(file: BinaryIO) -> tuple[dict[str, np.ndarray], dict]:
+    """Reads an archive whose claimed sizes do not exceed the file's own."""
+    file_bytes = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         for info in entries:
             name = info.filename
             if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-                raise UserError(
-                    f"the archive holds a file {short(name)} outside of its folder"
-                )
+                raise UserError(f"its {short(name)} lies outside of its folder")
             if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-                raise UserError(
-                    f"{short(name)} is compressed or encrypted, as torch never does"
-                )
+                raise UserError(f"its {short(name)} is compressed or encrypted")
         # Entries may point at the same bytes, many times over.
         if sum(info.file_size for info in entries) > file_bytes:
-            raise UserError(
-                f"its entries claim more than the file's {file_bytes:,} bytes"
-            )
+            raise UserError(f"entries claim more than the file's {file_bytes:,} bytes")
         members = {name: archive.read(name) for name in set(archive.namelist())}
     pickles = [name for name in members if name.split("/")[-1] == "data.pkl"]
     if len(pickles) != 1:
-        raise UserError(
-            f"the archive holds {len(pickles)} files data.pkl, where torch has one"
-        )
+        raise UserError(f"it holds {len(pickles)} files data.pkl, where torch has one")
     folder = pickles[0].removesuffix("data.pkl")
     byte_order = members.get(f"{folder}byteorder", b"little")
-    if byte_order not in _BYTE_ORDERS:
+    if byte_order not in (b"little", b"big"):
         raise UserError(f"the byte order is {short(byte_order)}, not little or big")
     storages = {
         name.removeprefix(f"{folder}data/"): data
         for name, data in members.items()
         if name.startswith(f"{folder}data/")
     }
-    views, config = unpickle(members[pickles[0]], storages, _BYTE_ORDERS[byte_order])
+    views, config = unpickle(members[pickles[0]], storages, byte_order.decode())
     total = sum(view.nbytes for view in views.values())
     if total > file_bytes:
-        raise UserError(
-            f"its tensors claim {total:,} bytes, more than the file's {file_bytes:,}"
-        )
+        raise UserError(f"its tensors claim {total:,} bytes, more than the file's size")
     return {name: _as_weights(view) for name, view in views.items()}, config
 
 

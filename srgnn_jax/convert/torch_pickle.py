@@ -1,7 +1,7 @@
 """Reads what torch.save pickles, tensors and plain values, and runs nothing.
 
-Here every name becomes inert text: the names of tensors, and of the few classes that
-honest checkpoints mention. A pickle that names anything else is refused.
+Every name becomes inert text, if it is one that honest checkpoints mention; a pickle
+that names anything else is refused.
 """
 
 import pickle
@@ -16,13 +16,7 @@ from srgnn_jax.errors import UserError
 
 # A checkpoint of RecBole has a pickle of 10 kB. One byte may become an object of 100.
 MAX_PICKLE_BYTES = 2 << 20
-MAX_CONFIG_VALUES = 100_000
-MAX_CONFIG_DEPTH = 50
 
-_HOW_TO_SAVE = (
-    "if you trust the file, save its weights alone, with PyTorch: "
-    "torch.save(model.state_dict(), 'weights.pth')"
-)
 # NumPy's types of the numbers in a storage; of bfloat16, which it lacks, the bits.
 _DTYPES = {
     "torch.DoubleStorage": "f8",
@@ -53,13 +47,11 @@ _INERT = re.compile(
 
 
 def unpickle(
-    data: bytes, storages: Mapping[str, bytes], byte_order: str
+    data: bytes, storages: Mapping[str, bytes], byte_order: Any
 ) -> tuple[dict[str, np.ndarray], dict]:
-    """Returns views into storages by a state_dict's names, and RecBole's config.
+    """Returns views into storages by name, and the plain fields of RecBole's config.
 
-    The pickle is of a state_dict, or of a dict that holds one as "state_dict". The
-    config is {} where there is none, and has objects as text. The byte order of the
-    storages is NumPy's "<" or ">".
+    The pickle is of a state_dict, or of a dict that holds one as "state_dict".
     """
     try:
         if len(data) > MAX_PICKLE_BYTES:
@@ -71,51 +63,33 @@ def unpickle(
         if isinstance(config, _StandIn):
             state = config.state if isinstance(config.state, dict) else {}
             config = state.get("final_config_dict", state)
-        plain = _plain(config, [MAX_CONFIG_VALUES], MAX_CONFIG_DEPTH)
-        tensors = _tensors(root.get("state_dict", root))
-        return tensors, plain if isinstance(plain, dict) else {}
+        fields = config.items() if isinstance(config, dict) else ()
+        plain = {n: v for n, v in fields if type(v) in (str, int, float, bool)}
+        return _tensors(root.get("state_dict", root)), plain
     except UserError as error:
-        raise UserError(f"{error}; {_HOW_TO_SAVE}") from None
+        raise UserError(
+            f"{error}; if you trust the file, save its weights alone, with PyTorch: "
+            "torch.save(model.state_dict(), 'weights.pth')"
+        ) from None
 
 
 def _tensors(state_dict: Any) -> dict[str, np.ndarray]:
     if not isinstance(state_dict, dict) or not state_dict:
         raise UserError(f"its state_dict is empty or a {_kind(state_dict)}")
     others = [
-        short(name) if isinstance(name, str) else _kind(name)
+        short(name)
         for name, value in state_dict.items()
-        if not isinstance(name, str) or not isinstance(value, _Tensor)
+        if not (isinstance(name, str) and isinstance(value, _Tensor))
     ]
     if others:
         names = ", ".join(others[:10])
-        raise UserError(
-            f"it holds no state_dict: these entries are no tensors: {names}"
-        )
+        raise UserError(f"it holds no state_dict: these are no tensors: {names}")
     return {name: tensor.view for name, tensor in state_dict.items()}
 
 
-def _plain(value: Any, budget: list[int], depth: int) -> Any:
-    """Copies a config into dicts, lists and scalars.
-
-    `budget` counts down over the whole copy: a small pickle may refer to one list many
-    times over, so that its copy would fill the memory.
-    """
-    budget[0] -= 1
-    if budget[0] < 0 or depth < 0:
-        raise UserError("its config is nested beyond reason")
-    if isinstance(value, dict):
-        return {key: _plain(v, budget, depth - 1) for key, v in value.items()}
-    if isinstance(value, _Storage | _Tensor):
-        return "a tensor"
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(v, budget, depth - 1) for v in value)
-    return str(value) if isinstance(value, _StandIn) else value
-
-
 def _kind(value: Any) -> str:
-    if isinstance(value, _StandIn):
-        return str(value)
-    return type(value).__name__.removeprefix("_").lower()
+    is_named = isinstance(value, _StandIn)
+    return str(value) if is_named else type(value).__name__.strip("_").lower()
 
 
 class _StandIn(str):
@@ -149,23 +123,20 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A view into a storage, out of reach of the pickle."""
-
-    view: np.ndarray
+    view: np.ndarray  # out of reach of the pickle's `__setstate__`
 
 
 class _TorchUnpickler(PlainUnpickler):
     """Builds dicts, stand-ins and views of tensors too, and calls nothing."""
 
-    def __init__(self, data: bytes, storages: Mapping[str, bytes], byte_order: str):
+    def __init__(self, data: bytes, storages: Mapping[str, bytes], byte_order: Any):
         super().__init__(data)
         self.storages, self.byte_order = storages, byte_order
 
     def find_class(self, module: str, name: str) -> _StandIn:
         full = f"{module}.{name}"
-        if _INERT.fullmatch(full):
-            return _StandIn(full)
-        return super().find_class(module, name)
+        known = _INERT.fullmatch(full)
+        return _StandIn(full) if known else super().find_class(module, name)
 
     def persistent_load(self, pid: Any) -> _Storage:
         tag, kind, key, _, size = pid
@@ -175,11 +146,10 @@ class _TorchUnpickler(PlainUnpickler):
             raise UserError(f"a tensor is of type {kind}, which is not read")
         if key not in self.storages:
             raise UserError(f"storage {short(key)} is missing from the archive")
-        dtype = np.dtype(self.byte_order + _DTYPES[kind])
-        storage = _Storage(dtype, self.storages[key])
-        if len(storage.data) < size * dtype.itemsize:
+        dtype = np.dtype(_DTYPES[kind]).newbyteorder(self.byte_order)
+        if len(self.storages[key]) < size * dtype.itemsize:
             raise UserError(f"storage {short(key)} is shorter than its tensor")
-        return storage
+        return _Storage(dtype, self.storages[key])
 
     def load_empty_dict(self) -> None:
         self.append(_Dict())

@@ -8,8 +8,6 @@
 
 `jax.export` keeps its promise of compatibility for six months. The checkpoint stays the
 source: the same command exports anew.
-
-Axes: B sessions, L positions, K items of a list.
 """
 
 import hashlib
@@ -25,17 +23,15 @@ import jax
 import jax.export
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Array, Float, Int
 
 import srgnn_jax
 from srgnn_jax import config as config_lib
 from srgnn_jax.devices import tiers
 from srgnn_jax.errors import UserError, reason
-from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.layers import Params
 from srgnn_jax.runs.progress import model_name
 from srgnn_jax.serve import exported
-from srgnn_jax.serve.recommend import Recommender, load
+from srgnn_jax.serve.recommend import Recommender
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Sessions are filled up to one of these lengths, or to the longest that there is.
@@ -49,13 +45,10 @@ def export_workdir(
     k: int = 20,
     model: config_lib.MakeModel | None = None,
 ) -> None:
-    """Exports the best checkpoint of a workdir.
+    """Exports the best checkpoint of a workdir, for lists of at most `k` items.
 
-    Args:
-      workdir: of a run.
-      output: a folder that is new, empty, or an earlier export, which is replaced.
-      k: length of the lists, at most.
-      model: see `Recommender.load`.
+    The folder `output` is new, empty, or an earlier export, which is replaced. For
+    `model` see `Recommender.load`.
 
     Raises:
       UserError: the workdir or the folder cannot be used, flatbuffers is missing, or
@@ -69,7 +62,8 @@ def export_workdir(
     is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not is_new and not (folder / "manifest.json").is_file():
         raise UserError(f"{folder} holds something else; choose another --output")
-    recommender, progress, step = load(workdir, model)
+    recommender = Recommender.load(workdir, model)
+    progress, step = recommender.progress, recommender.step
     made, max_length = recommender.model, recommender.max_length
     lengths = [*(n for n in LENGTHS if n < max_length), max_length]
     k = min(k, made.num_items - 1)
@@ -77,9 +71,8 @@ def export_workdir(
         functions = {n: export_top_k(made, recommender.params, n, k) for n in lengths}
     # Whatever a layer that was handed in does that StableHLO or any length cannot.
     except Exception as error:
-        raise UserError(
-            f"the model {model_name(made)} cannot be exported: {reason(error)}"
-        ) from error
+        what = model_name(made)
+        raise UserError(f"{what} cannot be exported: {reason(error)}") from error
     manifest = {
         "k": k,
         "max_length": max_length,
@@ -102,9 +95,7 @@ def export_workdir(
             shutil.rmtree(folder)
         unfinished.rename(folder)
     except OSError as error:
-        raise UserError(
-            f"cannot write to --output={output}: {reason(error)}"
-        ) from error
+        raise UserError(f"cannot write --output={output}: {reason(error)}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     print(f"exported step {step} of {workdir} to {folder}, for lists of {k} items")
@@ -124,11 +115,12 @@ def _write(
     vocabulary = {"items": ids, "clicks": None if clicks is None else clicks.tolist()}
     (folder / "vocabulary.json").write_text(json.dumps(vocabulary))
     shutil.copy(str(exported.__file__), folder / "recommender.py")
-    manifest["files"] = {
+    hashes = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.iterdir())
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    text = json.dumps({**manifest, "files": hashes}, indent=1)
+    (folder / "manifest.json").write_text(text)
 
 
 def export_top_k(
@@ -139,19 +131,16 @@ def export_top_k(
     B may be any number; of `params` only the shapes count.
     """
 
-    def one(
-        params: Params, item_seq: Int[AnyArray, " L"], item_seq_len: Int[AnyArray, ""]
-    ) -> tuple[Float[Array, " K"], Int[Array, " K"]]:
+    def one(params, item_seq, item_seq_len):
         tier = item_seq[None], item_seq_len[None]
         session, table = tiers.encode(model, params, [tier], max_scores=model.num_items)
         best, row = table.top_k(session, k)
         return best[0], row[0]
 
     (batch,) = jax.export.symbolic_shape("b")
-    return jax.export.export(
-        jax.jit(jax.vmap(one, in_axes=(None, 0, 0))), platforms=PLATFORMS
-    )(
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params),
+    function = jax.jit(jax.vmap(one, in_axes=(None, 0, 0)))
+    return jax.export.export(function, platforms=PLATFORMS)(
+        jax.eval_shape(lambda: params),
         jax.ShapeDtypeStruct((batch, length), np.int32),
         jax.ShapeDtypeStruct((batch,), np.int32),
     )

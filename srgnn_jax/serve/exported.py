@@ -1,22 +1,18 @@
 """Recommends from an exported folder; needs jax, numpy and flatbuffers, nothing else.
 
-`--mode=export` puts this file into the folder, as recommender.py, beside the weights,
-the vocabulary and the compiled functions:
+`--mode=export` puts this file, as recommender.py, into the folder:
 
     sys.path.insert(0, "exported")
     from recommender import Recommender
 
     Recommender.load("exported").recommend([["81766", "31331"]])
 
-`srgnn_jax.Recommender` makes its lists by the same `Lists`.
-
-Axes: B sessions of a batch, L positions, K items of a list.
+Axes: B sessions of a batch, L positions, M clicks that were seen, K items of a list.
 """
 
 import dataclasses
 import hashlib
 import io
-import itertools
 import json
 import os
 import pathlib
@@ -27,8 +23,6 @@ import jax
 import jax.export
 import numpy as np
 
-# Sessions that are recommended to at a time; more are cut.
-CHUNK = 4096
 # Rows of a batch: few sizes are compiled.
 BATCH_SIZES = (1, 8, 64, 256)
 # Scores of a batch, and positions squared times its rows: what graphs take.
@@ -43,12 +37,10 @@ class Recommendation(NamedTuple):
 
     Attributes:
       items: raw ids, best first.
-      scores: theirs: the model's, or probabilities; in a fallback the items' clicks in
+      scores: the model's, or probabilities; in a fallback the items' clicks in
         training, or their share of all clicks.
-      unknown: ids of the session that the vocabulary lacks, each once; they were
-        dropped.
-      fallback: whether nothing of the session was known, so that it gets the most
-        popular items of training.
+      unknown: ids of the session that the vocabulary lacks, each once.
+      fallback: whether all were unknown, so that it gets training's most popular items.
     """
 
     items: list[str]
@@ -58,92 +50,56 @@ class Recommendation(NamedTuple):
 
 
 class Recommender:
-    """What was exported.
+    """What was exported; `manifest` tells how: k, versions, fingerprints, config."""
 
-    Attributes:
-      manifest: how it was made: k, versions, fingerprints, the run's config.
-    """
-
-    def __init__(
-        self,
-        manifest: dict[str, Any],
-        functions: dict[int, jax.export.Exported],
-        params: dict[str, Any],
-        items: Sequence[str],
-        clicks: Sequence[int] | None,
-    ):
-        """Takes what `load` reads.
-
-        Args:
-          manifest: of the export.
-          functions: (params, item_seq [B, L], lengths [B]) -> (scores, rows), both
-            [B, K], for each L.
-          params: of the model.
-          items: the raw id of each item row, from 1 on.
-          clicks: theirs in training.
-        """
-        self.manifest = manifest
-        self._functions = {
-            length: jax.jit(function.call) for length, function in functions.items()
-        }
-        self._params = jax.device_put(params)
-        row = {raw: row for row, raw in enumerate(items, 1)}
-        self._lists = Lists(
-            np.array(["", *items], object),
-            lambda raw: np.array([row.get(str(one), 0) for one in raw], np.int32),
-            list(functions),
-            manifest["max_length"],
-            max(MAX_NUMBERS // (len(items) + 1), BATCH_SIZES[1]),
-            *by_popularity(clicks, len(items)),
-        )
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike) -> "Recommender":
-        """Reads an exported folder.
-
-        Raises:
-          ValueError: a file is not the one that was exported.
-        """
+    def __init__(self, folder: str | os.PathLike):
+        """Reads an exported folder; ValueError: a file is not the exported one."""
         folder = pathlib.Path(folder)
-        manifest = json.loads((folder / "manifest.json").read_text())
+        self.manifest = json.loads((folder / "manifest.json").read_text())
         content = {}
-        for name, expected in manifest["files"].items():
+        for name, expected in self.manifest["files"].items():
             if pathlib.Path(name).name != name:
                 raise ValueError(f"manifest.json names {name!r}, outside of {folder}")
             content[name] = (folder / name).read_bytes()
             if hashlib.sha256(content[name]).hexdigest() != expected:
                 raise ValueError(f"{folder / name} is not the file that was exported")
-        functions = {
-            length: jax.export.deserialize(bytearray(content[f"top_k_{length}.bin"]))
-            for length in manifest["lengths"]
-        }
+        self._functions = {}
+        for length in self.manifest["lengths"]:
+            stored = bytearray(content[f"top_k_{length}.bin"])
+            self._functions[length] = jax.jit(jax.export.deserialize(stored).call)
         params: dict[str, Any] = {}
         with np.load(io.BytesIO(content["weights.npz"])) as weights:
-            for name, value in weights.items():
-                *parents, last = name.split("/")
+            for path, value in weights.items():
+                *parents, name = path.split("/")
                 at = params
                 for parent in parents:
                     at = at.setdefault(parent, {})
-                at[last] = value
+                at[name] = value
+        self._params = jax.device_put(params)
         vocabulary = json.loads(content["vocabulary.json"])
-        return cls(
-            manifest, functions, params, vocabulary["items"], vocabulary["clicks"]
+        items = vocabulary["items"]
+        row = {raw: row for row, raw in enumerate(items, 1)}
+        self._lists = Lists(
+            np.array(["", *items], object),
+            lambda raw: np.array([row.get(str(one), 0) for one in raw], np.int32),
+            self.manifest["lengths"],
+            self.manifest["max_length"],
+            max(MAX_NUMBERS // (len(items) + 1), BATCH_SIZES[1]),
+            *by_popularity(vocabulary["clicks"], len(items)),
         )
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Recommender":
+        """Reads an exported folder; ValueError: a file is not the exported one."""
+        return cls(folder)
 
     def recommend(
         self, sessions: Iterable[RawSession], k: int | None = None
     ) -> list[Recommendation]:
         """Finds the items that each session is likely to click next.
 
-        Args:
-          sessions: raw ids, oldest click first; of long sessions the last clicks count.
-          k: length of the lists, at most that of the export; None: that.
-
-        Returns:
-          One recommendation per session, in order.
-
-        Raises:
-          ValueError: `k` is out of range, or an id is neither text nor a whole number.
+        A session is raw ids, oldest click first; of long ones the last clicks count.
+        `k` is the export's, or less. ValueError: it is not, or a session is wrong.
         """
         most = self.manifest["k"]
         k = most if k is None else k
@@ -181,22 +137,12 @@ def power_of_two(least: int, smallest: int) -> int:
     return max(1 << (least - 1).bit_length(), smallest)
 
 
-class Clicks(NamedTuple):
-    """Sessions as item rows."""
-
-    known: np.ndarray  # rows of the known clicks of all sessions
-    offsets: np.ndarray  # session s is known[offsets[s]:offsets[s + 1]]
-    unknown: dict[int, list[str]]  # ids by session; sessions without are left out
-
-    def last(self, chosen: np.ndarray, most: int, shape: tuple[int, int]) -> np.ndarray:
-        """Returns the last clicks of some sessions, filled up with 0."""
-        ends = self.offsets[chosen + 1]
-        starts = np.maximum(self.offsets[chosen], ends - most)
-        index = starts[:, None] + np.arange(shape[1])
-        last = self.known[np.minimum(index, len(self.known) - 1)]
-        item_seq = np.zeros(shape, np.int32)
-        item_seq[: len(chosen)] = np.where(index < ends[:, None], last, 0)
-        return item_seq
+def filled_up(rows: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    """Joins item rows of sessions, with 0 after each and as further sessions."""
+    joined = np.zeros(shape, np.int32)
+    for line, known in zip(joined, rows, strict=False):
+        line[: len(known)] = known
+    return joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +150,7 @@ class Lists:
     """Makes lists of raw ids for sessions of raw ids."""
 
     ids: np.ndarray  # of each item row; row 0 is the padding
-    rows_of: Callable[[list], np.ndarray]  # raw ids -> item rows, 0 where unknown
+    rows_of: Callable[[Any], np.ndarray]  # raw ids -> item rows, 0 where unknown
     widths: Sequence[int]  # the L that there may be, rising
     max_length: int  # clicks of a session that count, at most
     max_rows: int  # B, at most
@@ -226,58 +172,47 @@ class Lists:
         what `batches` cuts. Sessions without a known click get popular items, with
         their part of `total_clicks` as score.
         """
-        found: list[Recommendation] = []
-        remaining = enumerate(sessions)
+        known, unknown = [], []
+        for n, session in enumerate(sessions):
+            rows, ids = self.look_up(session, n)
+            known.append(rows)
+            unknown.append(ids)
         k = min(k, len(self.popular))
-        while chunk := list(itertools.islice(remaining, CHUNK)):
-            for n, session in chunk:
-                if wrong := wrong_session(session):
-                    raise self.error(f"session {n}: {wrong}")
-            clicks = self.look_up([session for _, session in chunk])
-            # All are started before any is waited for.
-            answers = [
-                (chosen, step(item_seq, seen))
-                for chosen, item_seq, seen in self.batches(clicks, with_seen)
-                if k
-            ]
-            rows = np.tile(self.popular[:k], (len(chunk), 1))
-            scores = np.tile(self.clicks[:k] / total_clicks, (len(chunk), 1))
-            for chosen, (best, row) in answers:
-                rows[chosen] = np.asarray(row)[: len(chosen), :k]
-                scores[chosen] = np.asarray(best)[: len(chosen), :k]
-            items, values = self.ids[rows].tolist(), scores.tolist()
-            for s in np.flatnonzero(scores[:, -1:] == -np.inf).tolist():
-                count = np.count_nonzero(scores[s] > -np.inf)
-                items[s], values[s] = items[s][:count], values[s][:count]
-            for s, fallback in enumerate((np.diff(clicks.offsets) == 0).tolist()):
-                unknown = clicks.unknown.get(s, [])
-                found.append(Recommendation(items[s], values[s], unknown, fallback))
-        return found
+        best = np.tile(self.popular[:k], (len(known), 1))
+        scores = np.tile(self.clicks[:k] / total_clicks, (len(known), 1))
+        batches = self.batches(known, with_seen) if k else ()
+        # All are started before any is waited for.
+        started = [(chosen, step(item_seq, seen)) for chosen, item_seq, seen in batches]
+        for chosen, (score, row) in started:
+            best[chosen] = np.asarray(row)[: len(chosen), :k]
+            scores[chosen] = np.asarray(score)[: len(chosen), :k]
+        items, values = self.ids[best].tolist(), scores.tolist()
+        for s in np.flatnonzero(scores[:, -1:] == -np.inf).tolist():
+            count = np.count_nonzero(scores[s] > -np.inf)
+            items[s], values[s] = items[s][:count], values[s][:count]
+        fallback = [not len(rows) for rows in known]
+        return list(map(Recommendation, items, values, unknown, fallback))
 
-    def look_up(self, sessions: Sequence[RawSession]) -> Clicks:
-        """Turns raw ids into item rows."""
-        lengths = np.fromiter(map(len, sessions), np.int64, len(sessions))
-        raw = list(itertools.chain.from_iterable(sessions))
-        rows = self.rows_of(raw)
-        session_of = np.repeat(np.arange(len(sessions)), lengths)
-        unknown: dict[int, list[str]] = {}
-        for at in np.flatnonzero(rows == 0):
-            ids = unknown.setdefault(int(session_of[at]), [])
-            if str(raw[at]) not in ids:
-                ids.append(str(raw[at]))
-        count = np.bincount(session_of[rows > 0], minlength=len(sessions))
-        return Clicks(rows[rows > 0], np.append(0, np.cumsum(count)), unknown)
+    def look_up(self, session: RawSession, n: int) -> tuple[np.ndarray, list[str]]:
+        """Returns the item rows of session n's known clicks, and its unknown ids."""
+        if wrong := wrong_session(session):
+            raise self.error(f"session {n}: {wrong}")
+        rows = self.rows_of(session)
+        if rows.all():
+            return rows, []
+        unknown = (str(raw) for raw, row in zip(session, rows, strict=True) if not row)
+        return rows[rows > 0], list(dict.fromkeys(unknown))
 
     def batches(
-        self, clicks: Clicks, with_seen: bool = False
+        self, known: Sequence[np.ndarray], with_seen: bool = False
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
         """Cuts the sessions with known clicks into batches, long ones first.
 
         Yields:
           The sessions of a batch; their last clicks [B, L], 0 at the end, and rows of 0
-          to fill up; `with_seen` all their clicks, sorted, filled up with 0, else None.
+          to fill up; `with_seen` all their clicks [B, M], else None.
         """
-        lengths = np.diff(clicks.offsets)
+        lengths = np.fromiter(map(len, known), np.int64, len(known))
         order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
         while len(order):
             longest = int(lengths[order[0]])
@@ -289,7 +224,7 @@ class Lists:
             allowed = [size for size in BATCH_SIZES if size <= max(most, 1)]
             size = max(size for size in allowed if size < 2 * len(order))
             chosen, order = order[:size], order[size:]
-            seen = None
-            if with_seen:
-                seen = np.sort(clicks.last(chosen, longest, (size, num_seen)))
-            yield chosen, clicks.last(chosen, self.max_length, (size, width)), seen
+            clicks = [known[s] for s in chosen]
+            last = [rows[-self.max_length :] for rows in clicks]
+            seen = filled_up(clicks, (size, num_seen)) if with_seen else None
+            yield chosen, filled_up(last, (size, width)), seen

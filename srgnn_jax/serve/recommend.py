@@ -1,12 +1,10 @@
 """Recommendations for sessions of raw item ids.
 
-    from srgnn_jax import Recommender
-
-    recommender = Recommender.load("runs/diginetica")
+    recommender = srgnn_jax.Recommender.load("runs/diginetica")
     recommender.recommend([["81766", "31331"]], k=5)
 
-Axes: B rows of a batch, L positions, D embedding, V item rows, N rows of the table that
-is scored, K items of a list.
+Axes: B sessions of a batch, L positions, M clicks, D embedding, N rows that are scored,
+K items of a list.
 """
 
 import contextlib
@@ -51,11 +49,10 @@ class Explanation:
 
     Attributes:
       items: raw ids of the clicks that it saw, in their order.
-      attention: weight of each click in the sum that stands for the session, equation 6
-        of Wu et al. 2019, or the weights of another readout; they need not sum to 1.
-      edges: (item, next item, weight) of the session graph; the weights from one item
-        sum to 1.
-      unknown: ids that the vocabulary lacks, each once; they were dropped.
+      attention: the weight of each click in the readout's sum, equation 6 of Wu et al.
+        2019 in that of the paper; they need not sum to 1.
+      edges: (item, next item, weight) of the session graph; from an item they sum to 1.
+      unknown: ids that the vocabulary lacks, each once.
     """
 
     items: list[str]
@@ -68,17 +65,18 @@ class Recommender:
     """A trained model and its items' raw ids.
 
     A session is a sequence of raw ids, oldest click first: text, or whole numbers that
-    stand for their text. Ids that the vocabulary lacks are dropped and reported, of a
-    session of more than `max_length` known clicks the last ones count, and one without
-    any gets the most popular items of training, marked as a fallback.
+    stand for their text. Ids that the vocabulary lacks are dropped and reported; of
+    more than `max_length` known clicks the last ones count; a session without any gets
+    the most popular items of training, marked as a fallback.
 
     Attributes:
-      vocabulary: the raw ids.
-      model: the model.
-      params: its parameters.
-      max_length: clicks that it sees of a session, at most.
+      model, params, vocabulary, max_length: as they were given.
       max_rows: sessions that are scored at a time.
+      progress, step: of the run and its checkpoint, where they were loaded.
     """
+
+    progress: Progress
+    step: int
 
     def __init__(
         self,
@@ -92,17 +90,10 @@ class Recommender:
     ):
         """Takes a model that is not split over devices.
 
-        Args:
-          model: the model.
-          params: its parameters.
-          vocabulary: with the clicks of training, where they are known.
-          max_length: clicks that the model sees of a session, at most.
-          max_scores: scores (items times sessions) that are held at a time.
-          score_padding: whether row 0 has a share in probabilities among all items.
-
-        Raises:
-          ValueError: the vocabulary or the item table has another number of rows than
-            the model, or a parameter is not finite.
+        It sees at most `max_length` clicks of a session. At most `max_scores` scores
+        (items times sessions) are held at a time. Row 0 has a share in probabilities
+        if `score_padding`. ValueError: model, item table and vocabulary differ in their
+        rows, or a parameter is not finite.
         """
         table = params["item_embedding"]
         if {model.num_items, len(table)} != {vocabulary.num_items}:
@@ -134,7 +125,14 @@ class Recommender:
             return recommend_step(whole, *arguments, model=model, **options)
 
         self._step = jax.jit(step, static_argnames=("k", "as_probabilities", "recall"))
-        self._click_weights = jax.jit(functools.partial(_click_weights, model))
+
+        def click_weights(params, *session):
+            variables = {"params": params}
+            _, sown = model.apply(variables, *session, mutable=["intermediates"])
+            flat = traverse_util.flatten_dict(dict(sown))
+            return [v[0] for path, v in flat.items() if path[-1] == "click_weights"]
+
+        self._click_weights = jax.jit(click_weights)
         # What scores the items: table, rows and count of `recommend_step`.
         self._table = normalise(table) if model.normalize else table
         self._scored: tuple[Any, Any, Any] = self._table, None, None
@@ -145,28 +143,34 @@ class Recommender:
     def load(
         cls, workdir: str | os.PathLike, model: config_lib.MakeModel | None = None
     ) -> "Recommender":
-        """Loads the best checkpoint of a workdir.
+        """Loads the best checkpoint of a workdir; the data set is not needed.
 
-        Args:
-          workdir: of a run, or of an import; the data set is not needed.
-          model: what made the run's model, unless it is SRGNN.
-
-        Raises:
-          UserError: there is no checkpoint, it is of another model, or its vocabulary
-            is missing or another's.
+        `model` is what made the run's model, unless it is SRGNN. UserError: there is no
+        checkpoint, it is of another model, or its vocabulary is missing or another's.
         """
-        return load(workdir, model)[0]
+        folder = pathlib.Path(workdir).expanduser()
+        with contextlib.closing(Checkpoints(folder)) as checkpoints:
+            progress = checkpoints.progress()
+            config = config_lib.from_dict(progress.config)
+            made = config_lib.make_model(config, progress.num_items, model)
+            devices = layouts.find_devices("jit")
+            params, step = restore_best(checkpoints, progress, made, devices)
+        recommender = cls(
+            made,
+            params,
+            load_vocabulary(folder, progress.vocabulary),
+            max_length=config.max_session_length or MAX_LENGTH,
+            max_scores=min(MAX_SCORES, config.max_scores or MAX_SCORES),
+            score_padding=config.score_padding,
+        )
+        recommender.progress, recommender.step = progress, step
+        return recommender
 
     def restrict(self, ids: Iterable[str | int]) -> "Recommender":
         """Returns a recommender of some of the items, such as those in stock.
 
         It shares parameters and compiled code, and holds a table of its items besides.
-
-        Args:
-          ids: raw ids; those that this recommender does not recommend are left out.
-
-        Raises:
-          UserError: an id is neither text nor a whole number.
+        Ids that this one does not recommend are left out.
         """
         ids = list(ids)
         if wrong := exported.wrong_session(ids):
@@ -175,14 +179,13 @@ class Recommender:
         popular, clicks = self._lists.popular[allowed], self._lists.clicks[allowed]
         # Row 0 is the padding's, and fills up: few sizes are compiled.
         count = 1 + len(popular)
-        filled_up = np.zeros(exported.power_of_two(count, 64), np.int32)
-        filled_up[1:count] = np.sort(popular)
-        rows = jnp.asarray(filled_up)
+        rows = np.zeros(exported.power_of_two(count, 64), np.int32)
+        rows[1:count] = np.sort(popular)
         restricted = copy.copy(self)
         restricted._lists = dataclasses.replace(
             self._lists, popular=popular, clicks=clicks
         )
-        restricted._scored = self._table[rows], rows, np.int32(count)
+        restricted._scored = self._table[rows], jnp.asarray(rows), np.int32(count)
         restricted._last = None
         return restricted
 
@@ -198,24 +201,21 @@ class Recommender:
     ) -> list[Recommendation]:
         """Finds the items that each session is likely to click next.
 
+        Other sessions change no list, but the last digits of its scores.
+
         Args:
           sessions: any number, of any length; see the class.
           k: length of the lists; they are shorter where fewer items may be recommended.
           exclude_seen: leave out what the session clicked, whatever its length.
-          candidates: raw ids that may be recommended, as for `restrict`; what the last
-            call made for them is kept for the next. None: all items.
-          as_probabilities: give the model's probability that the item is next, among
-            all candidates, what was seen included, instead of its score.
-          recall: share of the best items that must be found: below 1 they are looked
-            for by `jax.lax.approx_max_k`, which is faster on a TPU and large catalogs.
-
-        Returns:
-          One recommendation per session, in order. They do not depend on the other
-          sessions, but for rounding in the last digits of the scores.
+          candidates: raw ids that may be recommended, as for `restrict`; what is made
+            for them is kept for the next call. None: all items.
+          as_probabilities: give the probability that the item is next, among all
+            candidates, what was seen included, instead of the score.
+          recall: share of the best items that must be found; below 1 by
+            `jax.lax.approx_max_k`, which is faster on a TPU and large catalogs.
 
         Raises:
-          UserError: `k` or `recall` is out of range, or an id is neither text nor a
-            whole number.
+          UserError: `k`, `recall` or a session cannot be used.
         """
         if k < 1:
             raise UserError(f"k is {k}; lists have at least one item")
@@ -242,24 +242,15 @@ class Recommender:
     def explain(self, session: RawSession) -> Explanation:
         """Shows the session graph and the attention to each click.
 
-        Args:
-          session: raw ids; see the class.
-
-        Raises:
-          UserError: no click of the session is known.
+        UserError: no click of the session is known, or the readout tells no weights.
         """
-        if wrong := exported.wrong_session(session):
-            raise UserError(wrong)
-        clicks = self._lists.look_up([session])
-        if not len(clicks.known):
-            raise UserError(
-                f"no item of the session {list(session)!r} is in the vocabulary; "
-                "there is nothing to explain"
-            )
-        _, item_seq, _ = next(self._lists.batches(clicks))
+        known, unknown = self._lists.look_up(session, 0)
+        if not len(known):
+            raise UserError(f"nothing to explain: no item of {list(session)} is known")
+        _, item_seq, _ = next(self._lists.batches([known]))
         length = np.count_nonzero(item_seq)
         weights = self._click_weights(self.params, item_seq, np.array([length]))
-        if weights is None:
+        if not weights:
             raise UserError(
                 "this model's readout tells no weights of clicks; have it "
                 'self.sow("intermediates", "click_weights", weights)'
@@ -269,36 +260,13 @@ class Recommender:
         names = self._lists.ids[np.asarray(nodes)[0]]
         return Explanation(
             items=self._lists.ids[item_seq[0, :length]].tolist(),
-            attention=np.asarray(weights)[0, :length].tolist(),
+            attention=np.asarray(weights[0])[0, :length].tolist(),
             edges=[
                 (names[u], names[v], float(outgoing[u, v]))
                 for u, v in np.argwhere(outgoing)
             ],
-            unknown=clicks.unknown.get(0, []),
+            unknown=unknown,
         )
-
-
-def load(
-    workdir: str | os.PathLike, model: config_lib.MakeModel | None = None
-) -> tuple[Recommender, Progress, int]:
-    """Returns the recommender of `Recommender.load`, the run's progress, the step."""
-    folder = pathlib.Path(workdir).expanduser()
-    with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        progress = checkpoints.progress()
-        config = config_lib.from_dict(progress.config)
-        made = config_lib.make_model(config, progress.num_items, model)
-        devices = layouts.find_devices("jit")
-        params, step = restore_best(checkpoints, progress, made, devices)
-    vocabulary = load_vocabulary(folder, progress.vocabulary)
-    recommender = Recommender(
-        made,
-        params,
-        vocabulary,
-        max_length=config.max_session_length or MAX_LENGTH,
-        max_scores=min(MAX_SCORES, config.max_scores or MAX_SCORES),
-        score_padding=config.score_padding,
-    )
-    return recommender, progress, step
 
 
 def recommend_step(
@@ -319,13 +287,12 @@ def recommend_step(
     """Finds the best items for a batch of sessions, fewer than the table has rows.
 
     Args:
-      params: of the model.
       table: rows of the items to choose from, after the padding's; of length 1 if the
         model normalises.
       rows: the item row of each of the table's rows; None: they are the same.
       count: rows of the table that count, those beyond only fill it up; None: all.
       item_seq: item rows in click order, 0 = padding at the end.
-      seen: item rows to leave out, sorted, with 0 as padding; None: none.
+      seen: item rows to leave out, 0 = padding; None: none.
 
     Returns:
       Scores, or probabilities, -inf where there is no item left, and item rows.
@@ -347,19 +314,8 @@ def recommend_step(
     if rows is not None:
         row = jnp.asarray(rows)[row]
     if seen is not None:
-        at = jax.vmap(jnp.searchsorted)(jnp.asarray(seen), row)
-        at = jnp.minimum(at, seen.shape[1] - 1)
-        is_seen = jnp.take_along_axis(jnp.asarray(seen), at, axis=1) == row
+        is_in = functools.partial(jnp.isin, method="binary_search")
+        is_seen = jax.vmap(is_in)(row, jnp.asarray(seen))
         best, index = jax.lax.top_k(jnp.where(is_seen, -jnp.inf, best), k)
         row = jnp.take_along_axis(row, index, axis=1)
     return best, row
-
-
-def _click_weights(model, params, item_seq, item_seq_len):
-    _, sown = model.apply(
-        {"params": params}, item_seq, item_seq_len, mutable=["intermediates"]
-    )
-    for path, value in traverse_util.flatten_dict(dict(sown)).items():
-        if path[-1] == "click_weights":
-            return value[0]
-    return None

@@ -1,7 +1,4 @@
-"""Recommends to, and evaluates on, sessions in files: what the command line does.
-
-Sessions come as JSON lines, csv or a click log, and are read as they come.
-"""
+"""Recommends to, and evaluates on, sessions in files: what the command line does."""
 
 import collections
 import contextlib
@@ -10,9 +7,9 @@ import io
 import itertools
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import orjson
@@ -29,23 +26,16 @@ from srgnn_jax.errors import UserError, reason
 from srgnn_jax.evaluate import baselines, metrics
 from srgnn_jax.evaluate.scorer import target_ranks
 from srgnn_jax.evaluate.workdir import make_evaluator, metric_table
-from srgnn_jax.serve.exported import CHUNK, Recommendation, wrong_session
-from srgnn_jax.serve.recommend import Recommender, load
+from srgnn_jax.serve.exported import wrong_session
+from srgnn_jax.serve.recommend import Recommender
 
-READ_BYTES = 2**18
+# Read, answered and written at a time: some thousands of sessions.
+READ_BYTES = 2**17
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
-_Lines = list[tuple[int, bytes]]
-# Turns a line into raw ids and, of a click log, the session's id.
-_Parse = Callable[[str], tuple[list[str | int], str | None]]
-
-
-class SessionLine(NamedTuple):
-    """A session that was read, or an error instead."""
-
-    line: int  # its number; in a click log that of the session's first click
-    session: list[str | int]
-    error: str = ""  # what is wrong with the line
-    label: str | None = None  # the session's id, in a click log
+_Ids = list[str | int]
+# The raw ids of sessions, None in the place of a line that cannot be read, and what is
+# to be printed besides: a log's session, or the error.
+_Entries = list[tuple[_Ids | None, dict[str, Any]]]
 
 
 def evaluate_sessions(
@@ -56,22 +46,17 @@ def evaluate_sessions(
 ) -> dict[str, float]:
     """Evaluates the best checkpoint on a click log of raw ids; prints the metrics.
 
-    As in the published preparation, a session's clicks are sorted by time, clicks on
-    items that training did not know are dropped, and every click from the second on is
-    then the target of the clicks before it. The data set is not needed.
+    As in the published preparation, a session's clicks are sorted by time, those on
+    items that training did not know are dropped, and each from the second on is then
+    the target of the clicks before it. The data set is not needed.
 
-    Args:
-      workdir: of a run.
-      log_file: csv, tsv or parquet, read as a training log is; see `read.read_clicks`.
-      config: may name its columns, and the list lengths; the run's own if None.
-      model: see `Recommender.load`.
-
-    Returns:
-      The mean of every metric.
+    `log_file` is read as a training log is, see `read.read_clicks`. `config`, the run's
+    own if None, may name its columns, and the list lengths; for `model` see
+    `Recommender.load`. Returns the mean of every metric.
     """
-    recommender, progress, step = load(workdir, model)
+    recommender = Recommender.load(workdir, model)
     vocabulary = recommender.vocabulary
-    config = config or config_lib.from_dict(progress.config)
+    config = config or config_lib.from_dict(recommender.progress.config)
     config_lib.validate(config)
     clicks, _ = read_clicks(
         pathlib.Path(log_file).expanduser(),
@@ -93,19 +78,17 @@ def evaluate_sessions(
         "jit", max_scores=config.max_scores, max_positions=config.max_positions
     )
     evaluate = make_evaluator(config, recommender.model, examples, devices)
-    means = evaluate(recommender.params)
-    columns = {"SR-GNN": means}
+    columns = {"SR-GNN": evaluate(recommender.params)}
     if vocabulary.clicks is not None:
         popular = baselines.pop_of_clicks(np.append(0, vocabulary.clicks))
         columns["POP"] = metrics.means(target_ranks(popular, examples), config.ks)
     processes.say(
-        f"\nstep {step} on {log_file}\n"
+        f"\nstep {recommender.step} on {log_file}\n"
         f"{len(sessions):,} sessions, {len(rows):,} clicks, of which "
         f"{np.count_nonzero(rows == 0):,} on unknown items are dropped; "
-        f"{len(examples):,} examples\n"
+        f"{len(examples):,} examples\n\n" + "\n".join(metric_table(config.ks, columns))
     )
-    processes.say("\n".join(metric_table(config.ks, columns)))
-    return means
+    return columns["SR-GNN"]
 
 
 def recommend_file(
@@ -118,19 +101,13 @@ def recommend_file(
 ) -> None:
     """Recommends to the sessions of a file, one JSON object a line on stdout.
 
-    Args:
-      workdir: of a run.
-      sessions: the file, or "-" for stdin; see `recommend_stream`.
-      candidates: text file with the raw ids that may be recommended, one a line.
-      model: see `Recommender.load`.
-      options: the others of `Recommender.recommend`.
+    `sessions` is the file, or "-" for stdin, `candidates` a text file of raw ids, one a
+    line; for the rest see `Recommender.load` and `recommend`.
     """
-    file: Any = contextlib.nullcontext(sys.stdin.buffer)
-    if sessions != "-":
-        file = _open(sessions, "--sessions")
-    with file as source:
+    stdin: Any = contextlib.nullcontext(sys.stdin.buffer)
+    with stdin if sessions == "-" else _open(sessions, "--sessions") as source:
         if candidates is not None:
-            options["candidates"] = _read_ids(candidates)
+            options["candidates"] = filter(None, read_ids(candidates, "--candidates"))
         recommender = Recommender.load(workdir, model)
         recommend_stream(recommender, source, sys.stdout, name=sessions, **options)
 
@@ -151,18 +128,21 @@ def recommend_stream(
     read gives an object with `error`, `file` and `line`, its number, in its place.
 
     Args:
-      recommender: the model.
       source: binary file; see `read_sessions` for its form.
       output: text file; flushed whenever there is no more to read for the moment.
-      name: of the source.
+      name: of the source; its suffix may tell the form.
       candidates: see `Recommender.restrict`; None: all items.
       options: the others of `Recommender.recommend`.
     """
     done = {"sessions": 0, "fallbacks": 0, "unreadable lines": 0}
 
-    def write(entries, answered):
+    def write(entries: _Entries, answered: Future) -> None:
         found = answered.result()
-        output.write("".join(_json_lines(entries, found, name)))
+        remaining = iter(found)
+        for session, fields in entries:
+            if session is not None:
+                fields = next(remaining)._asdict() | fields
+            output.write(orjson.dumps(fields).decode() + "\n")
         output.flush()
         done["sessions"] += len(found)
         done["fallbacks"] += sum(one.fallback for one in found)
@@ -183,15 +163,11 @@ def recommend_stream(
         pending: collections.deque[Future] = collections.deque()
         try:
             for entries in read_sessions(source, name):
-                for start in range(0, len(entries), CHUNK):
-                    part = entries[start : start + CHUNK]
-                    sessions = [entry.session for entry in part if not entry.error]
-                    answered = answering.submit(
-                        recommender.recommend, sessions, **options
-                    )
-                    pending.append(writing.submit(write, part, answered))
-                    if len(pending) > 2:
-                        pending.popleft().result()
+                sessions = [session for session, _ in entries if session is not None]
+                answered = answering.submit(recommender.recommend, sessions, **options)
+                pending.append(writing.submit(write, entries, answered))
+                if len(pending) > 2:
+                    pending.popleft().result()
             for last in pending:
                 last.result()
         except BaseException:
@@ -202,21 +178,6 @@ def recommend_stream(
     print(counts, file=sys.stderr, flush=True)
 
 
-def _json_lines(
-    entries: Sequence[SessionLine], found: Sequence[Recommendation], name: str
-) -> Iterator[str]:
-    recommendations = iter(found)
-    for entry in entries:
-        fields: dict[str, Any] = {}
-        if entry.error:
-            fields = {"error": entry.error, "file": name, "line": entry.line}
-        else:
-            fields = next(recommendations)._asdict()
-        if entry.label is not None:
-            fields["session"] = entry.label
-        yield orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE).decode()
-
-
 def _open(path: str, flag: str) -> io.BufferedIOBase:
     try:
         return open(pathlib.Path(path).expanduser(), "rb")
@@ -224,21 +185,20 @@ def _open(path: str, flag: str) -> io.BufferedIOBase:
         raise UserError(f"cannot read {flag}={path}: {reason(error)}") from error
 
 
-def _read_ids(path: str) -> list[str]:
-    with _open(path, "--candidates") as file:
-        lines = file.read().split(b"\n")
+def read_ids(path: str, flag: str) -> list[str]:
+    """Reads raw ids, one a line; the flag is for the error where it cannot be read."""
+    with _open(path, flag) as file:
+        lines = file.read().removesuffix(b"\n").split(b"\n")
     ids = []
     for number, line in enumerate(lines, 1):
         try:
             ids.append(_text(line))
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {error}") from error
-    return list(filter(None, ids))
+    return ids
 
 
-def read_sessions(
-    source: io.BufferedIOBase, name: str = "-"
-) -> Iterator[list[SessionLine]]:
+def read_sessions(source: io.BufferedIOBase, name: str) -> Iterator[_Entries]:
     """Reads sessions as they come, in bounded memory.
 
     Three forms are read, told by the name's suffix and by the first line that is not
@@ -249,59 +209,51 @@ def read_sessions(
                       make it up.
       a csv           the ids of one session a line; an empty line is an empty session.
 
-    Args:
-      source: binary file.
-      name: of the source.
-
     Yields:
       The sessions that can be had without waiting for more, in order; of a line that
       cannot be read, the error.
     """
     chunks = _line_chunks(source)
-    begun: _Lines = []
-    number, first = 0, b""
+    begun: list[tuple[int, bytes]] = []
+    header, first = 0, b""
     while not first and (chunk := next(chunks, [])):
         begun += chunk
-        number, first = next((each for each in chunk if each[1].strip()), (0, b""))
+        header, first = next((each for each in chunk if each[1].strip()), (0, b""))
     parse, is_log = _parser(first.decode("utf-8-sig", "replace"), name)
-    going_on: SessionLine | None = None
+    going_on: _Entries = []  # A log's last session, whose clicks may go on.
+    clicks: _Ids = []  # Those of that session.
     for chunk in itertools.chain([begun], chunks):
-        entries = []
+        entries: _Entries = []
         for n, line in chunk:
-            if is_log and (n == number or not line.strip()):
+            if is_log and (n == header or not line.strip()):
                 continue
             try:
-                session, label = parse(_text(line))
+                session, fields = parse(_text(line))
             except ValueError as error:
-                entries.append(SessionLine(n, [], str(error)))
+                entries.append((None, {"error": str(error), "file": name, "line": n}))
                 continue
-            if label is None:
-                entries.append(SessionLine(n, session))
-            elif going_on and label == going_on.label:
-                going_on.session.extend(session)
+            if not is_log:
+                entries.append((session, fields))
+            elif going_on and fields == going_on[0][1]:
+                clicks += session
             else:
-                if going_on:
-                    entries.append(going_on)
-                going_on = SessionLine(n, session, label=label)
+                entries += going_on
+                going_on, clicks = [(session, fields)], session
         yield entries
-    if going_on:
-        yield [going_on]
+    yield going_on
 
 
-def _line_chunks(source: io.BufferedIOBase) -> Iterator[_Lines]:
+def _line_chunks(source: io.BufferedIOBase) -> Iterator[list[tuple[int, bytes]]]:
     """Yields the lines that can be had at once, numbered."""
     number = itertools.count(1)
     rest = b""
-    while True:
-        # read1 returns what a pipe holds: its writer may wait for an answer.
-        block = source.read1(READ_BYTES)
+    # read1 returns what a pipe holds: its writer may wait for an answer.
+    while block := source.read1(READ_BYTES):
         *lines, rest = (rest + block).split(b"\n")
-        if not block and rest:
-            lines.append(rest)
         if lines:
             yield [(next(number), line) for line in lines]
-        if not block:
-            return
+    if rest:
+        yield [(next(number), rest)]
 
 
 def _text(line: bytes) -> str:
@@ -311,45 +263,41 @@ def _text(line: bytes) -> str:
         raise ValueError(NOT_UTF8) from None
 
 
-def _parser(first: str, name: str) -> tuple[_Parse, bool]:
+def _parser(first: str, name: str) -> tuple[Callable[[str], tuple[_Ids, dict]], bool]:
     """Returns what reads a line of the form that the first one tells; is it a log?"""
     suffix = pathlib.PurePath(name).suffix.lower()
     if suffix in JSON_SUFFIXES or (suffix not in TEXT_SUFFIXES and _is_json(first)):
-        return lambda line: (_json_session(line), None), False
+        return lambda line: (_json_session(line), {}), False
     separator = max(SEPARATORS, key=first.count)
-    try:
+    names = []
+    with contextlib.suppress(ValueError):
         names = [plain_name(name) for name in _fields(first, separator)]
-    except ValueError:
-        names = []
     session, item = (
         next((names.index(usual) for usual in USUAL_NAMES[of] if usual in names), None)
         for of in ("session", "item")
     )
     if session is None or item is None:
-        return lambda line: ([f for f in _fields(line, separator) if f], None), False
+        return lambda line: ([f for f in _fields(line, separator) if f], {}), False
 
-    def click(line: str) -> tuple[list[str | int], str]:
+    def click(line: str) -> tuple[_Ids, dict]:
         fields = _fields(line, separator)
         if len(fields) != len(names):
             raise ValueError(f"{len(fields)} fields instead of {len(names)}")
         if not (fields[session] and fields[item]):
             raise ValueError("the session or the item is empty")
-        return [fields[item]], fields[session]
+        return [fields[item]], {"session": fields[session]}
 
     return click, True
 
 
 def _is_json(line: str) -> bool:
     """Whether a line is meant as JSON: an object, or a list on its own."""
-    if not line.lstrip().startswith("["):
-        return line.lstrip().startswith("{")
     with contextlib.suppress(orjson.JSONDecodeError):
-        orjson.loads(line)
-        return True
-    return False
+        return isinstance(orjson.loads(line), dict | list)
+    return line.lstrip().startswith("{")
 
 
-def _json_session(line: str) -> list[str | int]:
+def _json_session(line: str) -> _Ids:
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -362,10 +310,8 @@ def _json_session(line: str) -> list[str | int]:
 
 
 def _fields(line: str, separator: str) -> list[str]:
-    fields = line.split(separator) if line.strip() else []
-    if '"' in line:
-        try:
-            fields = next(csv.reader([line], delimiter=separator, strict=True))
-        except csv.Error as error:
-            raise ValueError(f"unreadable quotes ({error})") from error
+    try:
+        fields = next(csv.reader([line], delimiter=separator, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"unreadable csv ({error})") from error
     return [field.strip() for field in fields]
