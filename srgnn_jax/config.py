@@ -128,9 +128,8 @@ def validate(config: ConfigDict) -> None:
                 )
     known = metrics.names(config.ks)
     if config.select_by not in known:
-        ks = tuple(config.ks)
-        known = ", ".join(known)
-        refuse("select_by", f"; with config.ks = {ks} it can be one of {known}")
+        ks, names = tuple(config.ks), ", ".join(known)
+        refuse("select_by", f"; with config.ks = {ks} it can be one of {names}")
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
@@ -228,10 +227,10 @@ def make_splits(config: ConfigDict, data: Dataset) -> Splits:
     """
     sessions = {"train": data.train, "test": data.test}
     if config.select_on == "valid":
-        sessions["valid"] = data.validation
-        if data.validation is None:
-            split = data.train.split_last(config.valid_fraction)
-            sessions["train"], sessions["valid"] = split
+        train, valid = data.train, data.validation
+        if valid is None:
+            train, valid = train.split_last(config.valid_fraction)
+        sessions |= {"train": train, "valid": valid}
     examples = {k: s.examples(config.max_session_length) for k, s in sessions.items()}
     for split, those in examples.items():
         if not len(those):

@@ -208,6 +208,7 @@ def run_mode() -> None:
         )
     workdir = FLAGS.workdir or f"runs/{config.name or config.dataset}"
     command = portable_command(sys.argv[1:])
+    options: dict[str, Any]
     options = {name: FLAGS[name].value for name in ONLY_FOR if mode in ONLY_FOR[name]}
     if mode == "train":
         train_and_evaluate(config, workdir, command, model, losses)
