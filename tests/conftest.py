@@ -8,6 +8,7 @@ import functools
 import os
 import pathlib
 
+import numpy as np
 import pytest
 
 os.environ["XLA_FLAGS"] = " ".join(
@@ -29,12 +30,14 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 def steps_are_compiled_once():
     """Has equal steps of all tests share one `Compiled`: else each run traces its own.
 
-    What makes schedules and optimizers gives the same object for the same arguments, so
-    that steps of equal configs are equal.
+    Schedules, optimizers and what draws the parameters are made once for the same
+    arguments, so that steps of equal configs are equal.
     """
+    import jax
+
     from srgnn_jax import config
     from srgnn_jax.devices.layouts import Devices
-    from srgnn_jax.train import loop
+    from srgnn_jax.train import loop, step
 
     compile_step, known = Devices.compile, {}
 
@@ -47,8 +50,17 @@ def steps_are_compiled_once():
             known[key] = compile_step(devices, step, updates_state)
         return known[key]
 
+    @functools.cache
+    def init_of(model):
+        return jax.jit(model.init)
+
+    def init_params(model, seed):
+        session = np.zeros((1, 2), np.int32), np.ones(1, np.int32)
+        return init_of(model)(jax.random.key(seed), *session)["params"]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Devices, "compile", compile_once)
+        patch.setattr(step, "init_params", init_params)
         patch.setattr(config, "step_decay", functools.cache(config.step_decay))
         patch.setattr(loop, "adam_with_l2", functools.cache(loop.adam_with_l2))
         yield

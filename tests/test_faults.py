@@ -341,21 +341,27 @@ def test_a_full_disk(config, tmp_path, whole):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache entry")
-def test_files_that_may_not_grow(config, tmp_path):
+def test_files_that_may_not_grow(config, tmp_path, monkeypatch):
     """As a full disk, where none can be mounted: a save fails in the background."""
     workdir = tmp_path / "run"
-    config.embedding_size, config.max_steps = 64, 2
+    config.max_steps = 2
     train_and_evaluate(config, str(workdir))
     config.max_steps = 3
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
+
+    save = at_call(checkpoint.Checkpoints.save, 1, limit)
     try:
-        with pytest.raises(
-            UserError, match=r"cannot write .*run/checkpoints \(File too large"
-        ):
-            train_and_evaluate(config, str(workdir))
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.Checkpoints, "save", save)
+            with pytest.raises(
+                UserError, match=r"cannot write .*run/checkpoints \(File too large"
+            ):
+                train_and_evaluate(config, str(workdir))
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
         assert checkpoints.progress().step == 2
     assert int(train_and_evaluate(config, str(workdir)).step) == 3

@@ -6,28 +6,14 @@ import re
 import subprocess
 import sys
 import tarfile
-from pathlib import Path
 
 import pytest
 
 from srgnn_jax.main import MODES
+from tests.command import ROOT, srgnn
 from tests.tiny import write_log
 
-ROOT = Path(__file__).parents[1]
 CLICK_LOG = "--config=configs/click_log.py"
-
-
-def srgnn(*arguments, cwd=ROOT):
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-    return subprocess.run(
-        [sys.executable, "-m", "srgnn_jax.main", *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +61,8 @@ def test_wrong_flags_end_in_one_line(arguments, message):
 
 
 def test_help_says_what_every_flag_and_every_mode_does():
-    done = srgnn("--help")
+    command = [sys.executable, "-m", "srgnn_jax.main", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.startswith("Trains and evaluates SR-GNN")
     ours = done.stdout.split("srgnn_jax/main.py:\n")[1].split("\nTry --helpfull")[0]
     flags = re.findall(r"^  --(\S+): (.*(?:\n    .*)*)", ours, re.MULTILINE)
