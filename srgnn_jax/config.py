@@ -4,6 +4,7 @@ This is the one place where config fields become the plain arguments of everythi
 """
 
 import dataclasses
+import json
 import math
 import pathlib
 from collections.abc import Callable, Collection, Mapping
@@ -35,28 +36,24 @@ MODEL_FIELDS = ("num_items", "normalize", "compute_dtype", "encode")
 # Clicks of a prefix: its graph has this many squared entries, some ten times over.
 MAX_LENGTH = 4096
 
-# Fields that change no number of a run, and so may differ when it is resumed.
-MAY_DIFFER = frozenset(
-    {
-        "checkpoint_every_minutes",
-        "checkpoint_every_steps",
-        "data_dir",
-        "epochs",
-        "eval_batch_size",
-        "log_every_steps",
-        "max_clicks",
-        "max_positions",
-        "max_scores",
-        "max_steps",
-        "mesh_shape",
-        "name",
-        "parallel",
-        "prepared_dir",
-        "progress",
-        "runs",
-        "steps_per_call",
-    }
-)
+# Limits of `Devices`, which change no number of a run.
+_LIMITS = ("max_clicks", "max_positions", "max_scores", "steps_per_call")
+# Nor do these, so that all may differ when it is resumed.
+MAY_DIFFER = frozenset(_LIMITS) | {
+    "checkpoint_every_minutes",
+    "checkpoint_every_steps",
+    "data_dir",
+    "epochs",
+    "eval_batch_size",
+    "log_every_steps",
+    "max_steps",
+    "mesh_shape",
+    "name",
+    "parallel",
+    "prepared_dir",
+    "progress",
+    "runs",
+}
 # Those, and what may differ when its checkpoint is evaluated again.
 MAY_DIFFER_IN_EVALUATION = MAY_DIFFER | {"ks"}
 
@@ -93,7 +90,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train_fraction": (lambda x: 0 < x <= 1, "lie between 0 and 1"),
     "valid_fraction": (lambda x: 0 < x < 1, "lie between 0 and 1"),
     "mesh_shape": (
-        lambda shape: len(shape) == 2 and all(n >= 0 for n in shape),
+        lambda shape: len(shape) == 2 and min(shape) >= 0,
         "be two numbers, (data, items)",
     ),
     "ks": (
@@ -105,43 +102,39 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def validate(config: ConfigDict) -> None:
     """Raises UserError naming the first field whose value cannot be used."""
+
+    def refuse(field, what):
+        raise UserError(f"config.{field} is {config[field]!r}{what}")
+
     for field, choices in _CHOICES.items():
         if config[field] not in choices:
-            raise UserError(
-                f"config.{field} is {config[field]!r}; choose one of "
-                + ", ".join(choices)
-                + nearest(str(config[field]), choices)
-            )
+            hint = nearest(str(config[field]), choices)
+            refuse(field, f"; choose one of {', '.join(choices)}{hint}")
     for field, usual in default.get_config().items():
         least = _AT_LEAST.get(field, 0)
         if isinstance(usual, int | float) and not config[field] >= least:
-            raise UserError(
-                f"config.{field} is {config[field]}; it must be at least {least}"
-            )
+            refuse(field, f"; it must be at least {least}")
     for field, (holds, what) in _RULES.items():
         if not holds(config[field]):
-            raise UserError(f"config.{field} is {config[field]!r}; it must {what}")
-    for field in ("reverse_positions", "softmax_attention"):
-        if config[field] and config.readout not in ATTENTION_READOUTS:
-            raise UserError(
-                f"config.{field} is {config[field]}, but config.readout = "
-                f"{config.readout!r} has no attention; leave it out, or choose the "
-                f"readout {' or '.join(ATTENTION_READOUTS)}"
-            )
+            refuse(field, f"; it must {what}")
+    if config.readout not in ATTENTION_READOUTS:
+        for field in ("reverse_positions", "softmax_attention"):
+            if config[field]:
+                refuse(
+                    field,
+                    f", but config.readout = {config.readout!r} has no attention; "
+                    "leave it out, or choose the readout "
+                    + " or ".join(ATTENTION_READOUTS),
+                )
     known = metrics.names(config.ks)
     if config.select_by not in known:
-        raise UserError(
-            f"config.select_by is {config.select_by!r}; with config.ks = "
-            f"{tuple(config.ks)} it can be one of {', '.join(known)}"
-        )
+        ks, names = tuple(config.ks), ", ".join(known)
+        refuse("select_by", f"; with config.ks = {ks} it can be one of {names}")
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
-    """Returns the fields as plain values that JSON can hold."""
-    return {
-        field: list(value) if isinstance(value, tuple) else value
-        for field, value in sorted(config.to_dict().items())
-    }
+    """Returns the fields, sorted, as plain values that JSON can hold."""
+    return json.loads(json.dumps(config.to_dict(), sort_keys=True))
 
 
 def from_dict(fields: dict[str, Any]) -> ConfigDict:
@@ -149,24 +142,15 @@ def from_dict(fields: dict[str, Any]) -> ConfigDict:
 
     A run of an earlier version may lack fields: they take their defaults.
     """
+    fields = {**default.get_config().to_dict(), **fields}
     return ConfigDict(
-        {
-            field: tuple(value) if isinstance(value, list) else value
-            for field, value in with_defaults(fields).items()
-        }
+        {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     )
 
 
 def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
     """Returns the config of one of the runs that a config asks for."""
-    one = from_dict(to_dict(config))
-    one.seed, one.runs = seed, 1
-    return one
-
-
-def with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
-    """Adds the fields of configs/default.py that are not among those of `to_dict`."""
-    return {**to_dict(default.get_config()), **fields}
+    return from_dict({**to_dict(config), "seed": seed, "runs": 1})
 
 
 def start_of_run(config: ConfigDict, data: Dataset, model: nn.Module) -> Progress:
@@ -185,26 +169,25 @@ def check_same_run(
 ) -> None:
     """Raises UserError, naming each difference, if `now` cannot go on from `stored`.
 
-    Args:
-      stored: of the workdir.
-      now: of the run that wants to use it.
-      may_differ: the config's fields that may.
+    The config's fields in `may_differ` may differ.
     """
     check_same_model(stored.model, now.model)
-    was = with_defaults(stored.config)
+
+    def facts(progress):
+        fields = to_dict(from_dict(progress.config))
+        return {
+            **{f"config.{k}": v for k, v in fields.items() if k not in may_differ},
+            "fingerprint of the prepared data": progress.data,
+            "fingerprint of the item ids": progress.vocabulary,
+            "number of item rows": progress.num_items,
+        }
+
+    old, new = facts(stored), facts(now)
     found = [
-        f"config.{field}: {was.get(field)!r} -> {now.config.get(field)!r}"
-        for field in sorted(was.keys() | now.config.keys())
-        if field not in may_differ and was.get(field) != now.config.get(field)
+        f"{fact}: {old.get(fact)!r} -> {new.get(fact)!r}"
+        for fact in {**old, **new}
+        if old.get(fact) != new.get(fact)
     ]
-    for field, meaning in (
-        ("data", "fingerprint of the prepared data"),
-        ("vocabulary", "fingerprint of the item ids"),
-        ("num_items", "number of item rows"),
-    ):
-        old, new = getattr(stored, field), getattr(now, field)
-        if old != new:
-            found.append(f"{meaning}: {old} -> {new}")
     if found:
         raise UserError(
             "the workdir holds another run; choose another --workdir, or undo: "
@@ -214,29 +197,22 @@ def check_same_run(
 
 def load_data(config: ConfigDict) -> Dataset:
     """Prepares the data that the config names, or finds it prepared."""
+    prepared_dir = pathlib.Path(config.prepared_dir or store.DEFAULT_DIR)
     return store.load_dataset(
         config.dataset,
         data_dir=pathlib.Path(config.data_dir).expanduser(),
-        prepared_dir=pathlib.Path(
-            config.prepared_dir or store.DEFAULT_DIR
-        ).expanduser(),
+        prepared_dir=prepared_dir.expanduser(),
         **{field: config[field] for field in PREPARATION_FIELDS},
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """What a run trains and evaluates on.
+    """What a run trains and evaluates on."""
 
-    Attributes:
-      train_sessions: the sessions behind `train`.
-      train: the training examples.
-      evaluated: the examples of "test", and of "valid" where sessions are held out.
-    """
-
-    train_sessions: Sessions
+    train_sessions: Sessions  # those behind `train`
     train: Examples
-    evaluated: dict[str, Examples]
+    evaluated: dict[str, Examples]  # "test", and "valid" where sessions are held out
 
     @property
     def counts(self) -> dict[str, int]:
@@ -249,48 +225,39 @@ def make_splits(config: ConfigDict, data: Dataset) -> Splits:
 
     A data set without a validation split of its own gives its last training sessions.
     """
-    train, evaluated = data.train, {"test": data.test}
-    if config.select_on == "valid" and data.validation is not None:
-        evaluated["valid"] = data.validation
-    elif config.select_on == "valid":
-        train, evaluated["valid"] = train.split_last(config.valid_fraction)
-    longest = config.max_session_length
-    examples = {
-        split: sessions.examples(longest)
-        for split, sessions in {"train": train, **evaluated}.items()
-    }
+    sessions = {"train": data.train, "test": data.test}
+    if config.select_on == "valid":
+        train, valid = data.train, data.validation
+        if valid is None:
+            train, valid = train.split_last(config.valid_fraction)
+        sessions |= {"train": train, "valid": valid}
+    examples = {k: s.examples(config.max_session_length) for k, s in sessions.items()}
     for split, those in examples.items():
         if not len(those):
             share = ""
-            if split != "test" and "valid" in evaluated:
+            if split != "test" and "valid" in examples:
                 share = (
                     f", of {len(data.train)} training sessions with "
                     f"config.valid_fraction = {config.valid_fraction}"
                 )
             raise UserError(
-                f"the {split} split has no example: none of its sessions has two clicks"
-                + share
+                f"the {split} split has no example: none of its sessions has two "
+                f"clicks{share}"
             )
-        length = int(those.lengths.max())
-        if length > MAX_LENGTH:
+        if (length := those.lengths.max()) > MAX_LENGTH:
             raise UserError(
                 f"the {split} split has a prefix of {length:,} clicks, and a graph of "
                 f"more than {MAX_LENGTH:,} takes too much memory; keep the last clicks "
                 "of such sessions, with config.max_session_length=256 say"
             )
-    return Splits(train, examples.pop("train"), examples)
+    return Splits(sessions["train"], examples.pop("train"), examples)
 
 
 def find_devices(config: ConfigDict) -> Devices:
     """Finds the devices that the config asks for."""
+    limits = {name: config[name] for name in _LIMITS}
     return layouts.find_devices(
-        config.parallel,
-        config.mesh_shape,
-        config.embedding_size,
-        max_scores=config.max_scores,
-        max_positions=config.max_positions,
-        max_clicks=config.max_clicks,
-        steps_per_call=config.steps_per_call,
+        config.parallel, config.mesh_shape, config.embedding_size, **limits
     )
 
 
@@ -303,60 +270,53 @@ def make_model(
       config: see configs/default.py.
       num_items: V.
       make: makes another model than `SRGNN` alone: an SRGNN with a layer or a readout
-        handed in, a subclass of it, or a module with its `encode`, `num_items`,
-        `normalize`, `compute_dtype` and parameter "item_embedding".
+        handed in, a subclass of it, or a module with `MODEL_FIELDS` and a parameter
+        "item_embedding".
 
     Raises:
       UserError: what `make` returns is no such model.
     """
-    if make is not None:
-        model = make(config, num_items)
-        missing = [name for name in MODEL_FIELDS if not hasattr(model, name)]
-        if not isinstance(model, nn.Module) or missing:
-            raise UserError(
-                f"the model handed in is {type(model).__name__}, which "
-                + (f"lacks {', '.join(missing)}" if missing else "is no Flax module")
-                + "; return an SRGNN, or a subclass"
-            )
-        if model.num_items != num_items:
-            raise UserError(
-                f"the model handed in has num_items = {model.num_items}; the data has "
-                f"{num_items} item rows, the padding included"
-            )
-        return model
-    return SRGNN(
-        num_items=num_items,
-        embedding_size=config.embedding_size,
-        step=config.step,
-        readout=config.readout,
-        normalize=config.normalize,
-        scale=config.scale,
-        item_dropout=config.item_dropout,
-        reverse_positions=config.reverse_positions,
-        softmax_attention=config.softmax_attention,
-        compute_dtype=config.compute_dtype or None,
-    )
+    if make is None:
+        return SRGNN(
+            num_items=num_items,
+            embedding_size=config.embedding_size,
+            step=config.step,
+            readout=config.readout,
+            normalize=config.normalize,
+            scale=config.scale,
+            item_dropout=config.item_dropout,
+            reverse_positions=config.reverse_positions,
+            softmax_attention=config.softmax_attention,
+            compute_dtype=config.compute_dtype or None,
+        )
+    model = make(config, num_items)
+    missing = [name for name in MODEL_FIELDS if not hasattr(model, name)]
+    if not isinstance(model, nn.Module) or missing:
+        lacks = f"lacks {', '.join(missing)}" if missing else "is no Flax module"
+        raise UserError(
+            f"the model handed in is {type(model).__name__}, which {lacks}; return an "
+            "SRGNN, or a subclass"
+        )
+    if model.num_items != num_items:
+        raise UserError(
+            f"the model handed in has num_items = {model.num_items}; the data has "
+            f"{num_items} item rows, the padding included"
+        )
+    return model
 
 
 def find_loss(config: ConfigDict, losses: Mapping[str, Loss] | None = None) -> Loss:
-    """Returns the loss that `config.loss_type` names.
-
-    Args:
-      config: see configs/default.py.
-      losses: losses handed in, by name, beside `LOSSES`.
+    """Returns the loss, one of `LOSSES` or handed in, that `config.loss_type` names.
 
     Raises:
       UserError: there is none of that name.
     """
     known = {**LOSSES, **(losses or {})}
     if config.loss_type not in known:
+        own = ", or hand in a loss of that name: `get_losses` in the config file"
         raise UserError(
             f"config.loss_type is {config.loss_type!r}; choose one of "
-            + ", ".join(known)
-            + (
-                nearest(config.loss_type, known)
-                or ", or hand in a loss of that name: `get_losses` in the config file"
-            )
+            f"{', '.join(known)}{nearest(config.loss_type, known) or own}"
         )
     return known[config.loss_type]
 

@@ -30,6 +30,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
+from srgnn_jax.configs import default
 from srgnn_jax.errors import UserError, nearest
 from srgnn_jax.train.interrupt import Stopped
 
@@ -74,56 +75,38 @@ flags.DEFINE_enum(
     "baselines: evaluate simple recommenders on the test split of --config. "
     "plot: draw the results of --workdir into its folder plots.",
 )
-flags.DEFINE_string("workdir", None, "Folder of the run [runs/<name of the config>].")
-flags.DEFINE_string(
-    "torch_checkpoint",
-    None,
-    "For import: a .pth or safetensors file of RecBole's "
-    "SRGNN or of the original code's SessionGraph.",
-)
-flags.DEFINE_string(
-    "vocabulary",
-    None,
-    "For import: a file with the raw id of each item row, one a line, where the rows "
-    "are not numbered as in the config's data set.",
-)
-flags.DEFINE_bool(
-    "distributed",
-    False,
-    "Join the other processes of a TPU pod or a Slurm job, which JAX finds by itself.",
-)
-flags.DEFINE_string(
-    "coordinator_address",
-    None,
-    "Elsewhere than --distributed: host:port of process 0, told to all processes, with "
-    "--num_processes and --process_id.",
-)
+for _name, _help in {
+    "workdir": "Folder of the run [runs/<name of the config>].",
+    "torch_checkpoint": "For import: a .pth or safetensors file of RecBole's SRGNN or "
+    "of the original code's SessionGraph.",
+    "vocabulary": "For import: a file with the raw id of each item row, one a line, "
+    "where the rows are not numbered as in the config's data set.",
+    "coordinator_address": "Elsewhere than --distributed: host:port of process 0, told "
+    "to all processes, with --num_processes and --process_id.",
+    "sessions": 'For recommend: a file, or - for stdin, with a line {"session": ["id", '
+    "...]} per session, or a csv with the ids of a session a line, or a click log in "
+    "csv. For evaluate: a click log, instead of the test split.",
+    "candidates": "For recommend: a file with the ids that may be recommended, one a "
+    "line.",
+    "output": "For export: a new folder.",
+}.items():
+    flags.DEFINE_string(_name, None, _help)
+for _name, _help in {
+    "distributed": "Join the other processes of a TPU pod or a Slurm job, which JAX "
+    "finds by itself.",
+    "exclude_seen": "For recommend: leave out clicked items.",
+    "as_probabilities": "For recommend: print probabilities, not scores.",
+}.items():
+    flags.DEFINE_bool(_name, False, _help)
 flags.DEFINE_integer("num_processes", None, "The number of processes.")
 flags.DEFINE_integer("process_id", None, "Which of the processes this is, from 0.")
-flags.DEFINE_string(
-    "sessions",
-    None,
-    'For recommend: a file, or - for stdin, with a line {"session": ["id", ...]} '
-    "per session, or a csv with the ids of a session a line, or a click log in csv. "
-    "For evaluate: a click log, instead of the test split.",
-)
 flags.DEFINE_integer("k", 20, "For recommend and export: items per session.")
-flags.DEFINE_bool("exclude_seen", False, "For recommend: leave out clicked items.")
-flags.DEFINE_string(
-    "candidates",
-    None,
-    "For recommend: a file with the ids that may be recommended, one a line.",
-)
-flags.DEFINE_bool(
-    "as_probabilities", False, "For recommend: print probabilities, not scores."
-)
 flags.DEFINE_float(
     "recall",
     1.0,
     "For recommend: below 1, approximate lists that are to hold this share of the "
     "best items; faster on a TPU.",
 )
-flags.DEFINE_string("output", None, "For export: a new folder.")
 config_flags.DEFINE_config_file(
     "config",
     None,
@@ -136,30 +119,13 @@ def parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags, reducing what is wrong with them to one line."""
     try:
         arguments = "\0".join(FLAGS.read_flags_from_files(argv))
-        rest = FLAGS(
-            re.sub(
-                r"(?<![^\0])(--?config[=\0])([^:\0]+)",
-                lambda found: found[1] + _config_file(found[2]),
-                arguments,
-            ).split("\0")
-        )
-    except flags.Error as error:
-        hint = ""
-        if mode := re.search(r"--mode=(\S+): ", str(error)):
-            hint = nearest(mode[1], MODES)
-        elif field := re.search(r"flag '(\w+)\.\w+'", str(error)):
-            hint = nearest(field[1], FLAGS)
-            if field[1] == "config":
-                hint = ": fields can be set where --config names a config"
-        elif "get_config() takes 0" in str(error):
-            hint = "; there is nothing to choose by a colon after this config"
-        raise UserError(_last_line(error) + hint) from error
-    except (AttributeError, KeyError) as error:
-        raise UserError(_unknown_field(str(error))) from error
+        named = r"(?<![^\0])(--?config[=\0])([^:\0]+)"
+        found = re.sub(named, lambda m: m[1] + _config_file(m[2]), arguments)
+        rest = FLAGS(found.split("\0"))
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"cannot use --config: {_last_line(error)}") from error
+        raise UserError(_what_is_wrong(error, str(error))) from error
     if rest[1:]:
         raise UserError(
             f"unexpected argument {rest[1]!r}; flags look like --name=value"
@@ -169,14 +135,35 @@ def parse(argv: Sequence[str]) -> list[str]:
     return rest
 
 
+def _what_is_wrong(error: Exception, said: str) -> str:
+    """Returns what absl, ml_collections or a config file says in one line."""
+    if isinstance(error, AttributeError | KeyError) and "no attribute" not in said:
+        field = re.findall(r'Key "(\w+)"|(\w+)', said)[0]
+        key = "".join(field)
+        hint = nearest(key, default.get_config()) or "; see configs/default.py"
+        return f"the config has no field {key}{hint}"
+    last = said.strip().splitlines()[-1].strip() if said.strip() else repr(error)
+    if not isinstance(error, flags.Error):
+        return f"cannot use --config: {last}"
+    if mode := re.search(r"--mode=(\S+): ", said):
+        return last + nearest(mode[1], MODES)
+    if "flag 'config." in said:
+        return f"{last}: fields can be set where --config names a config"
+    if field := re.search(r"flag '(\w+)\.\w+'", said):
+        return last + nearest(field[1], FLAGS)
+    if "get_config() takes 0" in said:
+        return f"{last}; there is nothing to choose by a colon after this config"
+    return last
+
+
 def check_flags() -> None:
     """Refuses flags that the mode ignores, and a mode without what it needs."""
     mode, config = FLAGS.mode, FLAGS.config
     for name, modes in ONLY_FOR.items():
         if FLAGS[name].present and mode not in modes:
+            those = " and ".join(f"--mode={other}" for other in modes)
             raise UserError(
-                f"--{name} does nothing with --mode={mode}; it is for "
-                + " and ".join(f"--mode={other}" for other in modes)
+                f"--{name} does nothing with --mode={mode}; it is for {those}"
             )
     if config is None and mode in ("train", "import", "baselines"):
         raise UserError("--config is missing; try --config=configs/synthetic.py")
@@ -189,19 +176,16 @@ def check_flags() -> None:
 
 
 def run() -> None:
-    """Does what the flags ask for."""
+    """Settles this process, joins it with the others, and runs the mode."""
     check_flags()
     # Imported late: a wrong flag is told at once, and --help needs no JAX.
     from srgnn_jax.devices import processes
 
     processes.settle_process()
-    with (
-        processes.joined(
-            FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id
-        )
-        if FLAGS.distributed or FLAGS.coordinator_address
-        else contextlib.nullcontext()
-    ):
+    with contextlib.ExitStack() as stack:
+        if FLAGS.distributed or FLAGS.coordinator_address:
+            address, number = FLAGS.coordinator_address, FLAGS.num_processes
+            stack.enter_context(processes.joined(address, number, FLAGS.process_id))
         run_mode()
 
 
@@ -224,6 +208,8 @@ def run_mode() -> None:
         )
     workdir = FLAGS.workdir or f"runs/{config.name or config.dataset}"
     command = portable_command(sys.argv[1:])
+    options: dict[str, Any]
+    options = {name: FLAGS[name].value for name in ONLY_FOR if mode in ONLY_FOR[name]}
     if mode == "train":
         train_and_evaluate(config, workdir, command, model, losses)
     elif mode == "evaluate" and FLAGS.sessions:
@@ -231,18 +217,9 @@ def run_mode() -> None:
     elif mode == "evaluate":
         evaluate_workdir(workdir, config, model)
     elif mode == "recommend":
-        recommend_file(
-            workdir,
-            FLAGS.sessions,
-            k=FLAGS.k,
-            exclude_seen=FLAGS.exclude_seen,
-            candidates=FLAGS.candidates,
-            as_probabilities=FLAGS.as_probabilities,
-            recall=FLAGS.recall,
-            model=model,
-        )
+        recommend_file(workdir, model=model, **options)
     elif mode == "export":
-        export_workdir(workdir, FLAGS.output, k=FLAGS.k, model=model)
+        export_workdir(workdir, model=model, **options)
     elif mode == "import":
         import_checkpoint(config, workdir, FLAGS.torch_checkpoint, FLAGS.vocabulary)
     elif mode == "baselines":
@@ -255,10 +232,7 @@ def run_mode() -> None:
 
 
 def handed_in(config_module: Any) -> tuple[Any, Any]:
-    """Returns the `get_model` of a config's module, and the losses of `get_losses`.
-
-    Each is None where the file does not define it.
-    """
+    """Returns a config module's `get_model` and losses of `get_losses`, or None."""
     get_losses = getattr(config_module, "get_losses", None)
     return getattr(config_module, "get_model", None), get_losses and get_losses()
 
@@ -272,8 +246,7 @@ def main() -> None:
         except UserError as error:
             sys.exit(f"error: {error}")
         except BrokenPipeError:
-            # Whoever read stdout, such as head, has enough. Python would complain when
-            # it flushes at exit.
+            # Whoever reads stdout has enough; Python would complain as it flushes.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         except Stopped as stopped:
@@ -285,7 +258,7 @@ def main() -> None:
             print(f"\ninterrupted{goes_on}", file=sys.stderr)
             sys.exit(130)
 
-    # Where this is not the main module, as in `srgnn`, --help would know nothing of it.
+    # Else --help would know nothing of this where it is not the main module: `srgnn`.
     sys.modules["__main__"].__doc__ = __doc__
     for flag in FLAGS.flags_by_module_dict().get(__name__, ()):
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
@@ -295,8 +268,8 @@ def main() -> None:
             absl_logging.set_verbosity(absl_logging.WARNING)
             # Orbax and asyncio log the tracebacks of errors in threads and tasks; those
             # that matter are raised later.
-            absl_logging.get_absl_logger().setLevel(logging.CRITICAL)
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            for name in ("absl", "asyncio"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
         guarded(run)
 
     sys.unraisablehook = _print_unraisable
@@ -307,48 +280,22 @@ def _config_file(name: str) -> str:
     """Returns the file of a config, and refuses what is no Python file unrun."""
     path = SHIPPED.get(name, pathlib.Path(name))
     if not path.exists():
-        raise UserError(
-            f"cannot load the config: no file {name}"
-            + (
-                nearest(path.stem, SHIPPED)
-                or f"; those that come along are {', '.join(sorted(SHIPPED))}"
-            )
-        )
+        those = f"; those that come along are {', '.join(sorted(SHIPPED))}"
+        hint = nearest(path.stem, SHIPPED) or those
+        raise UserError(f"cannot load the config: no file {name}{hint}")
     if not (path.suffix == ".py" and path.is_file()):
-        raise UserError(
-            f"cannot use --config={name}: a config is a Python file, name.py; nothing "
-            "was run"
-        )
-    if path.stat().st_size > MOST_CONFIG_BYTES:
-        raise UserError(
-            f"cannot use --config={name}: it has {path.stat().st_size:,} bytes, as no "
-            "config does; nothing was run"
-        )
-    return str(path)
+        what = "a config is a Python file, name.py"
+    elif path.stat().st_size > MOST_CONFIG_BYTES:
+        what = f"it has {path.stat().st_size:,} bytes, as no config does"
+    else:
+        return str(path)
+    raise UserError(f"cannot use --config={name}: {what}; nothing was run")
 
 
 def _print_unraisable(found: Any) -> None:
-    """Hides follow-up noise of errors already reported.
-
-    When a checkpoint cannot be written, TensorStore says this for each other array.
-    """
+    """Hides what TensorStore says once an array of a checkpoint cannot be written."""
     if str(found.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(found)
-
-
-def _unknown_field(text: str) -> str:
-    """Names the field, and the nearest one if ml_collections found any."""
-    if "has no attribute" in text:
-        return f"cannot use --config: {text.strip().splitlines()[-1]}"
-    key = re.search(r'Key "(\w+)"', text) or re.search(r"([A-Za-z_]\w*)", text)
-    near = re.search(r'Did you mean "(\w+)"', text)
-    hint = f"; did you mean {near[1]}?" if near else "; see configs/default.py"
-    return f"the config has no field {key[1] if key else text}{hint}"
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 if __name__ == "__main__":

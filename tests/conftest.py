@@ -4,8 +4,12 @@ Eight fake CPU devices, so that every test could use several. Compiling is most 
 time of tiny tests: it is done without optimization, and kept for the next run.
 """
 
+import functools
 import os
 import pathlib
+
+import numpy as np
+import pytest
 
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -20,3 +24,43 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def steps_are_compiled_once():
+    """Has equal steps of all tests share one `Compiled`: else each run traces its own.
+
+    Schedules, optimizers and what draws the parameters are made once for the same
+    arguments, so that steps of equal configs are equal.
+    """
+    import jax
+
+    from srgnn_jax import config
+    from srgnn_jax.devices.layouts import Devices
+    from srgnn_jax.train import loop, step
+
+    compile_step, known = Devices.compile, {}
+
+    def compile_once(devices, step, updates_state=False):
+        if not isinstance(step, functools.partial):
+            return compile_step(devices, step, updates_state)
+        named = frozenset(step.keywords.items())
+        key = devices, step.func, step.args, named, updates_state
+        if key not in known:
+            known[key] = compile_step(devices, step, updates_state)
+        return known[key]
+
+    @functools.cache
+    def init_of(model):
+        return jax.jit(model.init)
+
+    def init_params(model, seed):
+        session = np.zeros((1, 2), np.int32), np.ones(1, np.int32)
+        return init_of(model)(jax.random.key(seed), *session)["params"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Devices, "compile", compile_once)
+        patch.setattr(step, "init_params", init_params)
+        patch.setattr(config, "step_decay", functools.cache(config.step_decay))
+        patch.setattr(loop, "adam_with_l2", functools.cache(loop.adam_with_l2))
+        yield

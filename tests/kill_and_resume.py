@@ -12,7 +12,6 @@ import collections
 import contextlib
 import itertools
 import json
-import multiprocessing
 import os
 import pathlib
 import random
@@ -28,6 +27,7 @@ import orbax.checkpoint as ocp
 from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.runs.checkpoint import Checkpoints
 from srgnn_jax.train import loop as train
+from tests.command import PROCESSES
 from tests.tiny import tiny_config
 
 # Where a run can be hit: a method, whose calls are counted.
@@ -36,9 +36,6 @@ PLACES = {
     "an evaluation": (Evaluator, "__call__"),
     "a save": (Checkpoints, "save"),
 }
-# Its processes find the package imported, which else takes most of their time.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["srgnn_jax.train.loop", "tests.tiny"])
 
 
 def make_config(folder, loss_type="CE"):

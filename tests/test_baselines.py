@@ -18,7 +18,7 @@ from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import baselines, metrics
 from srgnn_jax.evaluate.scorer import target_ranks
 from srgnn_jax.evaluate.workdir import evaluate_baselines
-from tests.test_main import CLICK_LOG, ROOT, refused, run_here
+from tests.command import ROOT, srgnn
 from tests.tiny import tiny_config
 
 SHARED = pathlib.Path(__file__).parents[1].parent / "shared" / "data"
@@ -268,22 +268,21 @@ def test_what_cannot_be_written_is_printed(tmp_path, capsys):
     assert "V-SKNN" in capsys.readouterr().out
 
 
-def test_the_mode(tmp_path, monkeypatch, capsys):
+def test_the_mode(tmp_path):
     config = tiny_config(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    run_here(
-        monkeypatch,
+    done = srgnn(
         "--mode=baselines",
-        CLICK_LOG.replace("configs", str(ROOT / "configs")),
+        f"--config={ROOT / 'configs' / 'click_log.py'}",
         f"--config.data_dir={config.data_dir}",
         f"--config.prepared_dir={config.prepared_dir}",
         "--config.test_days=0.35",
+        cwd=tmp_path,
     )
-    assert "V-SKNN" in capsys.readouterr().out
+    assert "V-SKNN" in done.stdout, done.stderr
     # The default workdir is named after the config.
     written = json.loads((tmp_path / "runs/click_log/baselines.json").read_text())
     assert "--mode=baselines" in written["command"]
-    assert "--config is missing" in refused(monkeypatch, "--mode=baselines")
+    assert "--config is missing" in srgnn("--mode=baselines").stderr
 
 
 @pytest.mark.slow  # Prepares the published data sets: half a minute.

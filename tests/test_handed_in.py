@@ -21,7 +21,7 @@ from srgnn_jax.main import handed_in
 from srgnn_jax.model.srgnn import init_params
 from srgnn_jax.runs.checkpoint import Checkpoints
 from srgnn_jax.serve import export
-from tests.test_main import srgnn
+from tests.command import srgnn
 from tests.tiny import old_run, tiny_config
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "own_model.md"

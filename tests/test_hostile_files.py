@@ -23,7 +23,7 @@ from srgnn_jax.data.sources import SOURCES, Settings, find_files, pickles
 from srgnn_jax.data.store import load_dataset
 from srgnn_jax.errors import UserError
 from srgnn_jax.serve import exported
-from tests.test_main import ROOT, srgnn
+from tests.command import ROOT, srgnn
 from tests.tiny import write_log
 from tests.torch_files import Call, Global, Tensor, write_pth, write_safetensors
 

@@ -24,7 +24,7 @@ from srgnn_jax.model.srgnn import SRGNN, init_params
 from srgnn_jax.serve import stream as stream_module
 from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.serve.stream import evaluate_sessions, recommend_stream
-from tests.test_main import ROOT
+from tests.command import ROOT
 from tests.tiny import old_run, run_command
 
 ITEMS = 40

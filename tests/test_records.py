@@ -16,7 +16,7 @@ from srgnn_jax.runs.records import MetricsWriter
 
 
 def write(workdir, *records):
-    with contextlib.closing(MetricsWriter(workdir)) as writer:
+    with contextlib.closing(MetricsWriter(workdir, 9)) as writer:
         for step, metrics in records:
             writer.write(step, metrics)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
@@ -48,7 +48,7 @@ def test_half_a_line_is_dropped(tmp_path):
 
 
 def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path):
-    with contextlib.closing(MetricsWriter(tmp_path)) as writer:
+    with contextlib.closing(MetricsWriter(tmp_path, 9)) as writer:
         writer.write(1, {"a": 1.0})
         assert (tmp_path / "metrics.jsonl").read_text().endswith("\n")
 
@@ -62,7 +62,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path):
 
 
 def test_a_disabled_writer_leaves_the_workdir_alone(tmp_path):
-    writer = MetricsWriter(tmp_path, enabled=False)
+    writer = MetricsWriter(tmp_path, 9, enabled=False)
     writer.write(1, {"train/loss": 2.0})
     writer.flush()
     writer.close()
@@ -98,8 +98,8 @@ def test_errors_without_a_code_are_told_wherever_a_workdir_is_written(
 
     for owner, name, do in (
         (pathlib.Path, "mkdir", lambda: workdir.make_workdir(str(tmp_path / "run"))),
-        (pathlib.Path, "open", lambda: MetricsWriter(tmp_path)),
-        (Checkpoints, "_manager", save),
+        (pathlib.Path, "open", lambda: MetricsWriter(tmp_path, 9)),
+        (pathlib.Path, "mkdir", save),
         (pathlib.Path, "open", lock),
     ):
         with monkeypatch.context() as patch:

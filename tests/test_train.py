@@ -24,6 +24,14 @@ def config(tmp_path):
     return tiny_config(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The workdir of a run of the same config that nothing befalls, and its state."""
+    folder = tmp_path_factory.mktemp("whole")
+    state = train_and_evaluate(tiny_config(folder), str(folder / "run"))
+    return folder / "run", state
+
+
 def records(workdir):
     """Reads metrics.jsonl, without what depends on the clock."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
@@ -89,33 +97,27 @@ def test_training_learns(config, tmp_path, capsys):
     assert float(ours) > 2 * float(popularity)
 
 
-@pytest.mark.parametrize("stops", [(3,), (7, 11)])
-def test_a_stopped_run_goes_on_exactly(config, tmp_path, stops):
+def test_a_stopped_run_goes_on_exactly(config, tmp_path, whole):
+    workdir, state = whole
     config.checkpoint_every_steps = 4
-    whole = train_and_evaluate(config, str(tmp_path / "whole"))
+    # Before the first checkpoint, and in the second epoch.
+    stops = 3, 11
     for stop in stops:
         config.max_steps = stop
         train_and_evaluate(config, str(tmp_path / "parts"))
     config.max_steps = 0
-    parts = train_and_evaluate(config, str(tmp_path / "parts"))
-    assert_same_state(whole, parts)
+    assert_same_state(state, train_and_evaluate(config, str(tmp_path / "parts")))
     # A stop is reported by an evaluation of its own, which the whole run has not.
-    extra = [
-        line
-        for line in records(tmp_path / "parts")
-        if line not in records(tmp_path / "whole")
-    ]
+    lines, expected_lines = records(tmp_path / "parts"), records(workdir)
+    extra = [line for line in lines if line not in expected_lines]
     assert {line["step"] for line in extra} == set(stops)
-    for line in records(tmp_path / "whole"):
-        assert line in records(tmp_path / "parts")
-    found, expected = (
-        evaluate_workdir(str(tmp_path / name)) for name in ("parts", "whole")
-    )
+    assert [line for line in lines if line in expected_lines] == expected_lines
+    found, expected = (evaluate_workdir(str(w)) for w in (tmp_path / "parts", workdir))
     assert {**found, "examples_per_second": 0} == {**expected, "examples_per_second": 0}
 
 
-def test_a_killed_run_goes_on_exactly(config, tmp_path, monkeypatch):
-    whole = train_and_evaluate(config, str(tmp_path / "whole"))
+def test_a_killed_run_goes_on_exactly(config, tmp_path, monkeypatch, whole):
+    workdir, state = whole
 
     def die(self):
         raise KeyboardInterrupt
@@ -131,8 +133,8 @@ def test_a_killed_run_goes_on_exactly(config, tmp_path, monkeypatch):
     with path.open("a") as file:
         file.write('{"step": 10, "train/lo')
     killed = train_and_evaluate(config, str(tmp_path / "killed"))
-    assert_same_state(whole, killed)
-    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+    assert_same_state(state, killed)
+    assert records(tmp_path / "killed") == records(workdir)
 
 
 def test_a_complete_run_says_so_and_changes_nothing(config, tmp_path, capsys):
@@ -283,12 +285,11 @@ def test_changed_data_is_refused(config, tmp_path):
         evaluate_workdir(str(tmp_path / "run"))
 
 
-def test_what_changes_no_number_may_differ(config, tmp_path):
-    whole = train_and_evaluate(config, str(tmp_path / "whole"))
+def test_what_changes_no_number_may_differ(config, tmp_path, whole):
     config.epochs = 1
     train_and_evaluate(config, str(tmp_path / "parts"))
     config.epochs, config.log_every_steps, config.name = 2, 7, "renamed"
-    assert_same_state(whole, train_and_evaluate(config, str(tmp_path / "parts")))
+    assert_same_state(whole[1], train_and_evaluate(config, str(tmp_path / "parts")))
 
 
 def test_a_loss_that_is_not_finite_names_the_step(config, tmp_path, monkeypatch):
@@ -307,7 +308,7 @@ def test_a_loss_that_is_not_finite_names_the_step(config, tmp_path, monkeypatch)
 
 
 def test_bpr_trains(config, tmp_path):
-    config.loss_type, config.epochs = "BPR", 3
+    config.loss_type = "BPR"
     train_and_evaluate(config, str(tmp_path / "run"))
     losses = [r["train/loss"] for r in records(tmp_path / "run") if "epoch" in r]
     assert losses[-1] < losses[0] < 1

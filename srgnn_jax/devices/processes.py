@@ -17,8 +17,6 @@ from tqdm import tqdm
 
 from srgnn_jax.errors import UserError, reason
 
-# The default of 100 s is a long time to wait for a peer that is gone.
-HEARTBEAT_SECONDS = 30
 # What Gloo, NCCL and the coordination service say of a peer that does not answer.
 _LOST_PEER = re.compile(
     r"\bgloo\b|\bnccl|coordination ?service|heartbeat|^(UNAVAILABLE|DEADLINE_EXCEEDED)",
@@ -29,11 +27,10 @@ _LOST_PEER = re.compile(
 def settle_process() -> None:
     """Settles what a command, unlike a library, may: memory, and compiled functions.
 
-    glibc keeps what a step frees, for the next one. Else every step maps its temporary
-    arrays anew, tens of megabytes, and the kernel clears them page by page: a fifth of
-    the time of a step at 43,000 items on CPU. All threads share one heap: another one
-    holds no more than 64 MB, which scores exceed. Compiled functions are kept on disk,
-    where JAX was told of no other folder.
+    glibc keeps what a step frees for the next one. Else the kernel maps and clears tens
+    of megabytes anew in every step: a fifth of its time at 43,000 items on CPU. All
+    threads share one heap: another one holds no more than 64 MB, which scores exceed.
+    Compiled functions are kept on disk, where JAX was told of no other folder.
     """
     # Names of malloc.h.
     mmap_max, trim_threshold, top_pad, arena_max = -4, -1, -2, -8
@@ -57,23 +54,17 @@ def glibc(name: str, *arguments: int) -> None:
 def joined(
     coordinator_address: str | None, num_processes: int | None, process_id: int | None
 ) -> Iterator[None]:
-    """Joins the processes of one run; before anything else is asked of JAX.
+    """Joins the processes of one run, as number `process_id`; before any use of JAX.
 
-    An error ends this process at once, so that the others notice: Python's own end
-    would wait for them, and they for this one. Without arguments, JAX finds the
-    processes in the environment of a TPU pod or of Slurm.
-
-    Args:
-      coordinator_address: host:port of process 0.
-      num_processes: how many there are.
-      process_id: which one this is.
+    Without arguments, JAX finds the processes in the environment of a TPU pod or of
+    Slurm. An error ends this process at once, so that the others notice: Python's own
+    end would wait for them, and they for this one.
     """
     try:
+        # The default of 100 s is a long time to wait for a peer that is gone.
         jax.distributed.initialize(
-            coordinator_address,
-            num_processes,
-            process_id,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            *(coordinator_address, num_processes, process_id),
+            heartbeat_timeout_seconds=30,
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join the other processes: {error}") from error
@@ -89,11 +80,6 @@ def joined(
 def is_main_process() -> bool:
     """Whether this process is the one that prints and records."""
     return jax.process_index() == 0
-
-
-def are_several() -> bool:
-    """Whether the run has several processes."""
-    return jax.process_count() > 1
 
 
 def from_all(value: int | bool) -> np.ndarray:
@@ -115,48 +101,37 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
-    """Lets the others wait until the main process has done what is inside.
-
-    Raises:
-      UserError: it has failed; in the others.
-    """
-    if not is_main_process():
-        if not from_all(True)[0]:
-            raise UserError("process 0 has failed; see what it says")
-        yield
-        return
+    """Lets the others wait for the main process; raises UserError there if it fails."""
     done = False
     try:
+        if not is_main_process() and not from_all(True)[0]:
+            raise UserError("process 0 has failed; see what it says")
         yield
         done = True
     finally:
-        from_all(done)
+        if is_main_process():
+            from_all(done)
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Ends this process at once when another one of the run is gone.
 
-    Whatever waits for it, such as a checkpoint that is being saved, would wait for
-    minutes. All other errors are raised as they are.
+    Else what waits for that one, such as a save, would wait for minutes.
     """
     try:
         yield
     except Exception as error:
-        if not (are_several() and _tells_of_a_lost_peer(error)):
+        if jax.process_count() == 1 or not _tells_of_a_lost_peer(error):
             raise
         _end_at_once(
-            f"error: process {jax.process_index()} cannot go on, as another one of the "
-            f"run is gone ({reason(error)}); start them all again: they continue from "
-            "the last checkpoint"
+            f"error: in process {jax.process_index()}: another one of the run is gone "
+            f"({reason(error)}); start all again: they go on from the last checkpoint"
         )
 
 
 def _tells_of_a_lost_peer(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from, is of the connection to peers.
-
-    JAX raises a RuntimeError or a ValueError, as the transport has it.
-    """
+    """Whether JAX raised an error, or its cause, as a connection broke."""
     while error is not None:
         is_jax = isinstance(error, RuntimeError | ValueError)
         if is_jax and _LOST_PEER.search(str(error)):

@@ -11,37 +11,22 @@ from srgnn_jax.errors import UserError
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run has come; what a checkpoint holds beside the arrays.
+    """How far a run has come; what a checkpoint holds beside the arrays."""
 
-    Attributes:
-      config: the run's config, as plain values.
-      data: fingerprint of the prepared data.
-      vocabulary: fingerprint of the raw item ids.
-      num_items: rows of the item table, row 0 included.
-      step: optimizer steps done.
-      epoch: epochs done; steps beyond them belong to the epoch that is under way.
-      epoch_loss: sum of the losses of that epoch, up to the last logged step.
-      epoch_examples: number of examples in that sum.
-      best_step: step of the best epoch's end, 0 while there is none.
-      best_epoch: that epoch, counted from 1.
-      best_metrics: what it reached on the split that selects.
-      bad_epochs: epochs since then.
-      model: name of the model; see `model_name`.
-    """
-
-    config: dict[str, Any]
-    data: str
-    vocabulary: str
-    num_items: int
-    step: int = 0
-    epoch: int = 0
-    epoch_loss: float = 0.0
-    epoch_examples: float = 0.0
-    best_step: int = 0
-    best_epoch: int = 0
+    config: dict[str, Any]  # as plain values
+    data: str  # fingerprint of the prepared data
+    vocabulary: str  # fingerprint of the raw item ids
+    num_items: int  # rows of the item table, row 0 included
+    step: int = 0  # optimizer steps done
+    epoch: int = 0  # epochs done; steps beyond them belong to the next one
+    epoch_loss: float = 0.0  # sum of that epoch's losses, up to the last logged step
+    epoch_examples: float = 0.0  # number of examples in that sum
+    best_step: int = 0  # at the end of the best epoch, 0 while there is none
+    best_epoch: int = 0  # that epoch, counted from 1
+    # what it reached on the split that selects
     best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    bad_epochs: int = 0
-    model: str = "SRGNN"
+    bad_epochs: int = 0  # epochs since then
+    model: str = "SRGNN"  # see `model_name`
 
     def end_epoch(self, metrics: dict[str, float], select_by: str) -> float:
         """Counts an epoch as done, and as the best if it is; returns its mean loss.
@@ -63,12 +48,11 @@ def model_name(model: nn.Module) -> str:
     """Names a model by its classes: "SRGNN", or "SRGNN(gnn=MyLayer)" for example."""
     given = {name: getattr(model, name, None) for name in ("gnn", "pooling")}
     layers = [f"{k}={type(v).__name__}" for k, v in given.items() if v is not None]
-    name = type(model).__name__
-    return f"{name}({', '.join(layers)})" if layers else name
+    return type(model).__name__ + (f"({', '.join(layers)})" if layers else "")
 
 
 def check_same_model(stored: str, name: str) -> None:
-    """Raises UserError unless the name stored in a checkpoint is that of the model."""
+    """Raises UserError unless a checkpoint's model has the name of the one at hand."""
     if stored != name:
         raise UserError(
             f"the checkpoint is of the model {stored}, and this is {name}; hand "

@@ -1,7 +1,6 @@
 """The record of a run: one JSON object a line, and the same values for TensorBoard."""
 
 import json
-import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -12,23 +11,16 @@ from srgnn_jax.errors import UserError, reason
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl` and to TensorBoard event files in a workdir.
+    """Appends to `metrics.jsonl` and TensorBoard's event files in a workdir.
 
-    A line is an object with an integer `step` and the metrics as fractions. A resumed
-    run comes again through the steps after its checkpoint: what was recorded of them is
-    dropped. What is there of the others, the same step with the same keys, is not
-    written twice.
+    A line is an object with an integer `step` and metrics as fractions; none has the
+    step and the keys of another.
     """
 
-    def __init__(
-        self, workdir: pathlib.Path, enabled: bool = True, last_step: int | None = None
-    ):
-        """Opens the files.
+    def __init__(self, workdir: pathlib.Path, last_step: int, enabled: bool = True):
+        """Opens the files; if not `enabled`, nothing is read nor written.
 
-        Args:
-          workdir: folder of the run.
-          enabled: if not, nothing is read nor written.
-          last_step: records of later steps are dropped; None: none is.
+        A resumed run repeats the steps after `last_step`: their records are dropped.
 
         Raises:
           UserError: a line of metrics.jsonl is no record, or a file cannot be written.
@@ -38,12 +30,11 @@ class MetricsWriter:
             return
         path = workdir / "metrics.jsonl"
         try:
-            self._seen = _drop_after(path, math.inf if last_step is None else last_step)
+            self._seen = _drop_after(path, last_step)
             # Line by line, for those who watch the file.
             self._file = path.open("a", buffering=1, encoding="utf-8")
             self._board = tensorboardX.SummaryWriter(
-                str(workdir / "tensorboard"),
-                purge_step=None if last_step is None else last_step + 1,
+                str(workdir / "tensorboard"), purge_step=last_step + 1
             )
         except OSError as error:
             raise UserError(
@@ -52,11 +43,11 @@ class MetricsWriter:
 
     def write(self, step: int, metrics: Mapping[str, int | float]) -> None:
         """Records metrics of one step, unless the very same ones are there already."""
-        record = {"step": step, **metrics}
-        if not self._enabled or _key(record) in self._seen:
+        key = step, frozenset(metrics)
+        if not self._enabled or key in self._seen:
             return
-        self._seen.add(_key(record))
-        self._file.write(json.dumps(record) + "\n")
+        self._seen.add(key)
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
 
@@ -74,11 +65,8 @@ class MetricsWriter:
                 self.flush()
 
 
-def _drop_after(path: pathlib.Path, last_step: int | float) -> set[tuple]:
-    """Leaves in a file what stands; returns the keys of that.
-
-    A run that was killed may have left half a line at the end.
-    """
+def _drop_after(path: pathlib.Path, last_step: int) -> set[tuple[int, frozenset[str]]]:
+    """Drops later records, and half a line of a killed run; returns what is left."""
     seen, kept = set(), []
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines, 1):
@@ -86,10 +74,11 @@ def _drop_after(path: pathlib.Path, last_step: int | float) -> set[tuple]:
             break
         try:
             record = json.loads(line)
-            if record["step"] <= last_step:
-                seen.add(_key(record))
+            step = record.pop("step")
+            if step <= last_step:
+                seen.add((step, frozenset(record)))
                 kept.append(line)
-        except (ValueError, KeyError, TypeError) as error:
+        except (AttributeError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}, line {number}: {line[:80]!r} is not a record of a run; mend "
                 "or remove it"
@@ -99,7 +88,3 @@ def _drop_after(path: pathlib.Path, last_step: int | float) -> set[tuple]:
         shorter.write_bytes(b"".join(kept))
         shorter.replace(path)
     return seen
-
-
-def _key(record: Mapping[str, int | float]) -> tuple[int | float, frozenset[str]]:
-    return record["step"], frozenset(record)

@@ -10,19 +10,19 @@
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import pathlib
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import TextIO
 
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.devices import processes
 from srgnn_jax.errors import UserError, reason
 
 FOLDER = "checkpoints"
-_COUNTS, _VOCABULARY = "counts.json", "vocabulary.parquet"
+_VOCABULARY = "vocabulary.parquet"
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,8 @@ def make_workdir(workdir: str) -> pathlib.Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot make the workdir {folder} ({reason(error)}); name another with "
-            "--workdir"
-        ) from error
+        told = f"cannot make the workdir {folder} ({reason(error)}); name another"
+        raise UserError(told) from error
     return folder
 
 
@@ -50,7 +48,7 @@ def only_run(folder: pathlib.Path) -> Iterator[None]:
     try:
         with contextlib.ExitStack() as stack:
             if processes.is_main_process():
-                stack.enter_context(_locked(folder))
+                _lock(folder, stack.enter_context((folder / "lock").open("a+")))
             yield
     except OSError as error:
         raise UserError(
@@ -59,68 +57,46 @@ def only_run(folder: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[None]:
-    """Holds the lock of a workdir.
+def _lock(folder: pathlib.Path, file: TextIO) -> None:
+    """Locks a workdir's file; the kernel unlocks it when this process ends, however.
 
-    The kernel gives it back when this process ends, however it ends. On network file
-    systems it holds between the machines where they carry `flock` over (NFS from
-    version 4, Lustre mounted with `flock`), else on one machine only; where the file
-    system has no locks at all, a warning says so.
+    On network file systems the lock holds between machines where they carry `flock`
+    over (NFS from version 4, Lustre mounted with `flock`), else on one machine only.
     """
-    with (folder / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise UserError(
-                f"another run is training in {folder} ({file.read().strip()}); wait "
-                "for it, stop it, or choose another --workdir"
-            ) from error
-        except OSError as error:
-            log.warning(
-                "%s cannot be locked (%s): start no second run in this workdir",
-                file.name,
-                reason(error),
-            )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
-
-
-def is_single_run(folder: pathlib.Path) -> bool:
-    """Tells whether a workdir is that of one run, not of several seeds, nor empty."""
-    return (folder / FOLDER).is_dir()
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise UserError(
+            f"another run is training in {folder} ({file.read().strip()}); wait "
+            "for it, stop it, or choose another --workdir"
+        ) from error
+    except OSError as error:
+        log.warning(
+            "%s cannot be locked (%s): start no second run in this workdir",
+            file.name,
+            reason(error),
+        )
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
 
 
 def seed_folders(folder: pathlib.Path) -> dict[int, pathlib.Path]:
     """Finds the workdirs of the seeds of a run of several; none of a single run."""
-    found = {}
-    for path in folder.glob("seed_*"):
-        seed = path.name.removeprefix("seed_")
-        if seed.isdecimal() and path.is_dir():
-            found[int(seed)] = path
-    return {} if is_single_run(folder) else dict(sorted(found.items()))
+    if (folder / FOLDER).is_dir():
+        return {}
+    found = {path.name.removeprefix("seed_"): path for path in folder.glob("seed_*/")}
+    return dict(sorted((int(s), path) for s, path in found.items() if s.isdecimal()))
 
 
 def check_kind(folder: pathlib.Path, several: bool) -> None:
     """Raises UserError where a folder of several runs is given to one, or so."""
-    if several and is_single_run(folder):
-        raise UserError(
-            f"{folder} holds a single run; several need another --workdir, in which "
-            "each has a folder of its own"
-        )
+    if several and (folder / FOLDER).is_dir():
+        raise UserError(f"{folder} holds a single run; several need another --workdir")
     if not several and seed_folders(folder):
-        raise UserError(
-            f"{folder} holds the runs of several seeds; set config.runs, or choose "
-            "another --workdir"
-        )
-
-
-def save_counts(folder: pathlib.Path, counts: Mapping[str, object]) -> None:
-    """Writes counts.json."""
-    (folder / _COUNTS).write_text(json.dumps(counts, indent=1) + "\n")
+        told = "holds the runs of several seeds; set config.runs, or another --workdir"
+        raise UserError(f"{folder} {told}")
 
 
 def save_vocabulary(folder: pathlib.Path, vocabulary: Vocabulary) -> None:
@@ -138,8 +114,7 @@ def load_vocabulary(folder: pathlib.Path, fingerprint: str) -> Vocabulary:
         raise UserError(f"{path} belongs to another run than the checkpoints beside it")
     if vocabulary.clicks is None:
         log.warning(
-            "%s holds no clicks of training, so that fallbacks are items in the "
-            "order of their rows",
+            "%s holds no clicks of training: fallbacks are items in the order of rows",
             path,
         )
     return vocabulary

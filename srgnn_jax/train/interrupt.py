@@ -7,11 +7,7 @@ from collections.abc import Callable, Iterator
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended a run, after it had saved.
-
-    Attributes:
-      number: of the signal.
-    """
+    """The signal of this `number` ended a run, after it had saved."""
 
     def __init__(self, number: int, message: str = ""):
         super().__init__(message)
@@ -22,27 +18,24 @@ class Stopped(KeyboardInterrupt):
 def deferred() -> Iterator[Callable[[], int]]:
     """Notes the first SIGTERM or SIGINT, inside; a second one ends the process.
 
+    Yields a function that returns the number of the signal, 0 while there is none.
     Python lets only the main thread catch signals: in another one nothing is changed.
-
-    Returns:
-      What tells the number of the signal that was received, 0 while there is none.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0
-        return
     received = 0
 
     def note(number, frame):
         nonlocal received
-        del frame
         received = number
         for each in before:
             signal.signal(each, signal.SIG_DFL)
 
-    before = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, note)
     try:
         yield lambda: received
     finally:
         for number, handler in before.items():
             # None: a handler that Python does not know.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.signal(number, handler or signal.SIG_DFL)

@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import math
-import pathlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,25 +17,17 @@ from ml_collections import ConfigDict
 from srgnn_jax import config as config_lib
 from srgnn_jax.data import batches
 from srgnn_jax.data.counts import counts_table
-from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.devices import layouts, processes
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
-from srgnn_jax.evaluate.workdir import evaluate_best, make_evaluator
+from srgnn_jax.evaluate.workdir import evaluate_best, make_evaluator, report_seeds
 from srgnn_jax.model.losses import Loss
 from srgnn_jax.runs.checkpoint import Checkpoints, check_finite, restore_best
 from srgnn_jax.runs.progress import Progress
 from srgnn_jax.runs.records import MetricsWriter
-from srgnn_jax.runs.workdir import (
-    check_kind,
-    make_workdir,
-    only_run,
-    save_counts,
-    save_vocabulary,
-)
+from srgnn_jax.runs.workdir import check_kind, make_workdir, only_run, save_vocabulary
 from srgnn_jax.train import interrupt
 from srgnn_jax.train.optimizer import adam_with_l2
-from srgnn_jax.train.several import train_several
 from srgnn_jax.train.step import TrainState, init_state, train_step
 
 
@@ -65,95 +57,89 @@ def train_and_evaluate(
     """
     config_lib.validate(config)
     loss = config_lib.find_loss(config, losses)
-    if config.runs > 1 and config.epochs:
-        return train_several(
-            config,
-            make_workdir(workdir),
-            functools.partial(
-                train_and_evaluate, command=command, model=model, losses=losses
-            ),
-        )
+    if config.runs == 1 or not config.epochs:
+        return _train_one(config, workdir, command, model, loss)
+    folder = make_workdir(workdir)
+    check_kind(folder, several=True)
+    seeds = range(config.seed, config.seed + config.runs)
+    for seed in seeds:
+        processes.say(f"\nseed {seed}, of {seeds[0]} to {seeds[-1]}")
+        one = config_lib.with_seed(config, seed)
+        state = _train_one(one, str(folder / f"seed_{seed}"), command, model, loss)
+    report_seeds(folder, seeds)
+    return state
+
+
+def _train_one(
+    config: ConfigDict,
+    workdir: str,
+    command: str,
+    make: config_lib.MakeModel | None,
+    loss: Loss,
+) -> TrainState | None:
     devices = config_lib.find_devices(config)
     with processes.main_process_first():
         data = config_lib.load_data(config)
     splits = config_lib.make_splits(config, data)
-    processes.say(counts_table({**data.counts, **splits.counts}, data.published))
-    made = config_lib.make_model(config, data.vocabulary.num_items, model)
-    task = _Task(config, data, splits, devices, made, loss)
+    counts = {**data.counts, **splits.counts}
+    processes.say(counts_table(counts, data.published))
+    model = config_lib.make_model(config, data.vocabulary.num_items, make)
     folder = make_workdir(workdir)
     check_kind(folder, several=False)
+    is_main = processes.is_main_process()
     with only_run(folder), contextlib.closing(Checkpoints(folder)) as checkpoints:
-        return _train_in(folder, checkpoints, task, command)
+        progress = config_lib.start_of_run(config, data, model)
+        resumes = checkpoints.latest_step() is not None
+        if resumes:
+            # Before anything is written into what may be another run's workdir.
+            stored = checkpoints.progress()
+            config_lib.check_same_run(stored, progress)
+            progress = dataclasses.replace(stored, config=progress.config)
+        if is_main:
+            (folder / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
+        if config.epochs == 0:
+            return None
+        checkpoints.continue_from(progress.step if resumes else None)
+        if is_main:
+            clicks = splits.train_sessions.items
+            save_vocabulary(folder, data.vocabulary.with_clicks(clicks))
+        writer = MetricsWriter(folder, progress.step, is_main)
+        with contextlib.closing(writer), processes.together():
+            run = _Run(
+                config, splits, devices, model, loss, checkpoints, writer, progress
+            )
+            if resumes:
+                run.restore()
+            results = run.run()
+            if is_main:
+                results_json.record(folder, config, data, splits, command, results)
+            return run.state
 
 
-@dataclasses.dataclass(frozen=True)
-class _Task:
-    """What a run works on: all that is made from a config."""
+@dataclasses.dataclass
+class _Run:
+    """One run in one workdir: what its epochs share, and how far it has come."""
 
     config: ConfigDict
-    data: Dataset
     splits: config_lib.Splits
     devices: layouts.Devices
     model: nn.Module
     loss: Loss
+    checkpoints: Checkpoints
+    writer: MetricsWriter
+    progress: Progress
 
-
-def _train_in(
-    folder: pathlib.Path, checkpoints: Checkpoints, task: _Task, command: str
-) -> TrainState | None:
-    """Trains in a workdir that no other run uses."""
-    config, data, splits = task.config, task.data, task.splits
-    is_main = processes.is_main_process()
-    progress = config_lib.start_of_run(config, data, task.model)
-    resumes = checkpoints.latest_step() is not None
-    if resumes:
-        # Before anything is written into what may be another run's workdir.
-        stored = checkpoints.progress()
-        config_lib.check_same_run(stored, progress)
-        progress = dataclasses.replace(stored, config=progress.config)
-    if is_main:
-        save_counts(folder, {**data.counts, **splits.counts})
-    if config.epochs == 0:
-        return None
-    checkpoints.continue_from(progress.step if resumes else None)
-    if is_main:
-        clicks = splits.train_sessions.items
-        save_vocabulary(folder, data.vocabulary.with_clicks(clicks))
-    writer = MetricsWriter(folder, is_main, progress.step)
-    with contextlib.closing(writer), processes.together():
-        run = _Run(task, checkpoints, writer, progress)
-        if resumes:
-            run.restore()
-        results = run.run()
-        if is_main:
-            results_json.record(folder, config, data, splits, command, results)
-        return run.state
-
-
-class _Run:
-    """One run in one workdir: what its epochs share, and how far it has come."""
-
-    def __init__(
-        self,
-        task: _Task,
-        checkpoints: Checkpoints,
-        writer: MetricsWriter,
-        progress: Progress,
-    ):
-        config, devices, self.model = task.config, task.devices, task.model
-        self.config, self.devices, self.splits = config, devices, task.splits
-        self.checkpoints, self.writer, self.progress = checkpoints, writer, progress
+    def __post_init__(self):
+        config, devices, train = self.config, self.devices, self.splits.train
         self.received: Callable[[], int] = lambda: 0
         self.looked_for_signals = 0
         self.saved_at = time.monotonic()
-        self.finite_step = progress.step
-        self.steps_per_epoch = batches.steps_per_epoch(
-            len(self.splits.train), config.batch_size
-        )
-        self.with_clicks = devices.hold_clicks(self.splits.train.items)
-        self.steps_per_call = devices.steps_per_call
-        if len(self.splits.train.items) > devices.max_clicks:
-            self.steps_per_call = 1  # Each batch brings its own clicks.
+        self.finite_step = self.progress.step
+        self.steps_per_epoch = batches.steps_per_epoch(len(train), config.batch_size)
+        self.with_clicks = devices.hold_clicks(train.items)
+        # Else each batch brings its own clicks.
+        held = len(train.items) <= devices.max_clicks
+        self.steps_per_call = devices.steps_per_call if held else 1
         self.schedule = config_lib.make_schedule(config, self.steps_per_epoch)
         optimizer = adam_with_l2(self.schedule, config.l2)
         step = functools.partial(
@@ -161,31 +147,28 @@ class _Run:
             model=self.model,
             optimizer=optimizer,
             seed=config.seed,
-            loss=task.loss,
+            loss=self.loss,
             score_padding=config.score_padding,
             **devices.step_options,
         )
         self.train_step = devices.compile(step, updates_state=True)
         self.evaluate = {
-            split: make_evaluator(config, task.model, those, devices, self.heed_signals)
+            split: make_evaluator(config, self.model, those, devices, self.heed_signals)
             for split, those in self.splits.evaluated.items()
         }
-        state = functools.partial(init_state, task.model, optimizer, config.seed)
-        self.state = devices.make(state)
+        self.state: TrainState = devices.make(
+            functools.partial(init_state, self.model, optimizer, config.seed)
+        )
 
     def restore(self) -> None:
-        """Takes up the run where its newest checkpoint was saved."""
         step, epoch = self.progress.step, self.progress.epoch
         restored = self.checkpoints.restore(layouts.layout_of(self.state), step)
         self.state = self.devices.lay_out(restored)
-        where = f"step {step}, epoch {epoch}"
-        if self.is_complete():
-            processes.say(f"the run is complete: {where}")
-        else:
-            processes.say(f"continuing from the checkpoint of {where}")
+        done = self.is_complete()
+        said = "the run is complete:" if done else "continuing from the checkpoint of"
+        processes.say(f"{said} step {step}, epoch {epoch}")
 
     def is_complete(self) -> bool:
-        """Whether epochs, steps or patience are used up."""
         config, progress = self.config, self.progress
         return not self.is_to_evaluate() and bool(
             progress.epoch >= config.epochs
@@ -198,26 +181,36 @@ class _Run:
         progress = self.progress
         return progress.step == (progress.epoch + 1) * self.steps_per_epoch
 
-    def save(self) -> None:
-        """Saves a checkpoint, the records that it stands for first."""
-        self.check_finite()
+    def check_finite(self, params: bool = False) -> None:
+        """Raises UserError where the loss, or the state as well, is not finite."""
+        step, loss = self.progress.step, float(self.state.loss)
         try:
-            check_finite(self.state)
+            if not math.isfinite(loss):
+                raise ValueError(f"the loss is {loss}")
+            if params:
+                check_finite(self.state)
         except ValueError as error:
-            raise self.diverged(f"{error} after") from error
+            known = self.finite_step
+            since = f" (finite up to step {known})" if known else ""
+            raise UserError(
+                f"{error} at step {step}{since}; the last checkpoint is kept. Try a "
+                "smaller config.learning_rate or another config.seed, with another "
+                "--workdir"
+            ) from error
+        self.finite_step = step
+
+    def save(self) -> None:
+        self.check_finite(params=True)
         self.writer.flush()
         self.checkpoints.save(self.state, self.progress)
         self.saved_at = time.monotonic()
 
     def may_ask_others(self, count: int) -> bool:
         """Whether several processes are to agree now, for which the devices wait."""
-        return not processes.are_several() or count % self.config.log_every_steps == 0
+        return jax.process_count() == 1 or count % self.config.log_every_steps == 0
 
     def heed_signals(self) -> None:
-        """Raises Stopped if this process, or another one of the run, got a signal.
-
-        To be called after each batch.
-        """
+        """Raises Stopped if a process of the run got a signal; called each batch."""
         self.looked_for_signals += 1
         if self.may_ask_others(self.looked_for_signals):
             number = int(max(processes.from_all(self.received())))
@@ -234,43 +227,26 @@ class _Run:
             return False
         return bool(processes.from_all(time.monotonic() - self.saved_at >= seconds)[0])
 
-    def check_finite(self) -> None:
-        """Raises UserError once the loss that is logged or saved is not finite."""
-        loss = float(self.state.loss)
-        if not math.isfinite(loss):
-            raise self.diverged(f"the loss is {loss} at")
-        self.finite_step = self.progress.step
-
-    def diverged(self, what: str) -> UserError:
-        """Tells what is not finite, and since when."""
-        since = f" (finite up to step {self.finite_step})" if self.finite_step else ""
-        return UserError(
-            f"{what} step {self.progress.step}{since}; the last checkpoint is kept. "
-            "Try a smaller config.learning_rate or another config.seed, with another "
-            "--workdir"
-        )
-
     def train_epoch(self) -> float:
         """Trains to the epoch's end, or `max_steps`; returns examples per second."""
         config, progress, train = self.config, self.progress, self.splits.train
-        first = progress.step - progress.epoch * self.steps_per_epoch
-        begin = done = first * config.batch_size
-        devices = self.devices
-        cut = devices.shards, devices.max_positions, devices.tiering
+        devices, epoch = self.devices, progress.epoch
+        first = progress.step - epoch * self.steps_per_epoch
+        done = begin = logged = first * config.batch_size
         of_epoch = functools.partial(
             batches.train_batches,
-            *(train, config.batch_size, config.seed, progress.epoch, first, *cut),
+            *(train, config.batch_size, config.seed, epoch, first),
+            *(devices.shards, devices.max_positions, devices.tiering),
         )
         # Then nothing is compiled in the middle of the epoch.
         for batch in batches.one_of_each_layout(of_epoch(), devices.tiering):
             self.train_step.prepare(self.state, *self.in_one_call([batch]))
         start = logged_at = time.perf_counter()
-        logged = done
         with processes.progress_bar(
             config.progress,
             total=len(train),
             initial=done,
-            desc=f"epoch {progress.epoch + 1}/{config.epochs}",
+            desc=f"epoch {epoch + 1}/{config.epochs}",
             unit=" examples",
         ) as bar:
             for several in batches.in_calls(of_epoch(), self.steps_of_next_call):
@@ -283,14 +259,12 @@ class _Run:
                 if step % config.log_every_steps == 0:
                     loss, now = self.take_loss(), time.perf_counter()
                     rate = (done - logged) / (now - logged_at)
-                    self.writer.write(
-                        step,
-                        {
-                            "train/loss": loss,
-                            "train/learning_rate": float(self.schedule(step - 1)),
-                            "train/examples_per_second": rate,
-                        },
-                    )
+                    metrics = {
+                        "train/loss": loss,
+                        "train/learning_rate": float(self.schedule(step - 1)),
+                        "train/examples_per_second": rate,
+                    }
+                    self.writer.write(step, metrics)
                     logged, logged_at = done, now
                     bar.set_postfix(loss=f"{loss:.4f}")
                 if step == config.max_steps:
@@ -304,11 +278,10 @@ class _Run:
     def steps_of_next_call(self) -> int:
         """Returns how many steps may be taken until something else is to be done."""
         config, step = self.config, self.progress.step
-        every = [config.log_every_steps, config.checkpoint_every_steps]
+        every = config.log_every_steps, config.checkpoint_every_steps
         until = [n - step % n for n in every if n]
-        if config.max_steps:
-            until.append(config.max_steps - step)
-        return min(self.steps_per_call, *until)
+        left = [config.max_steps - step] if config.max_steps else []
+        return min(self.steps_per_call, *until, *left)
 
     def in_one_call(self, several: list[batches.Batch]) -> tuple[Any, batches.Batch]:
         """Returns the arguments of the training step for some batches of one layout."""
@@ -321,16 +294,14 @@ class _Run:
         """Moves the running sums into the epoch's; returns their mean."""
         self.check_finite()
         loss, examples = float(self.state.loss), float(self.state.examples)
-        self.state = self.state._replace(
-            loss=self.devices.put(np.zeros((), self.state.loss.dtype)),
-            examples=self.devices.put(np.zeros((), self.state.examples.dtype)),
-        )
+        # Two buffers, as the next step donates both.
+        loss_sum, number = (self.devices.put(np.zeros((), np.float32)) for _ in "12")
+        self.state = self.state._replace(loss=loss_sum, examples=number)
         self.progress.epoch_loss += loss
         self.progress.epoch_examples += examples
         return loss / examples
 
     def end_epoch(self, examples_per_second: float) -> None:
-        """Evaluates where a split chooses, records and saves."""
         config, progress, split = self.config, self.progress, self.config.select_on
         if float(self.state.examples):
             self.take_loss()
@@ -338,27 +309,22 @@ class _Run:
         found = {} if split == "last" else self.evaluate[split](self.state.params)
         metrics = {k: v for k, v in found.items() if k != "examples_per_second"}
         loss = progress.end_epoch(metrics, config.select_by)
-        self.writer.write(
-            progress.step,
-            {
-                "epoch": progress.epoch,
-                "train/loss": loss,
-                "train/examples_per_second": examples_per_second,
-                **{f"{split}/{name}": value for name, value in found.items()},
-            },
-        )
+        record = {
+            "epoch": progress.epoch,
+            "train/loss": loss,
+            "train/examples_per_second": examples_per_second,
+        }
+        record |= {f"{split}/{name}": value for name, value in found.items()}
+        self.writer.write(progress.step, record)
         said = f"epoch {progress.epoch}: loss {loss:.4f}"
         if metrics:
             shown = (f"recall@{max(config.ks)}", config.select_by)
-            said += f", {split} " + ", ".join(
-                f"{name} {100 * metrics[name]:.2f}" for name in shown
-            )
-            said += ", best" if progress.bad_epochs == 0 else ""
+            values = ", ".join(f"{name} {100 * metrics[name]:.2f}" for name in shown)
+            said += f", {split} {values}" + ", best" * (progress.bad_epochs == 0)
         processes.say(f"{said} ({examples_per_second:,.0f} ex/s)")
         self.save()
 
     def run(self) -> results_json.Results:
-        """Trains until complete, then evaluates the best epoch on test."""
         with interrupt.deferred() as self.received:
             try:
                 while not self.is_complete():
@@ -378,22 +344,16 @@ class _Run:
                 ) from None
 
     def report(self) -> results_json.Results:
-        """Evaluates the best epoch on test, prints the table, records the metrics.
-
-        Where test chose the epoch, metrics.jsonl holds its metrics already.
-        """
-        config, progress = self.config, self.progress
-        params = self.state.params
+        """Evaluates the best epoch on test, prints the table, records the metrics."""
+        config, progress, params = self.config, self.progress, self.state.params
         if progress.best_step not in (0, progress.step):
             params, _ = restore_best(
                 self.checkpoints, progress, self.model, self.devices
             )
-        test, results = evaluate_best(
-            config, progress, self.splits, self.evaluate["test"], params
-        )
+        evaluate = self.evaluate["test"]
+        test, results = evaluate_best(config, progress, self.splits, evaluate, params)
+        # Where test chose the epoch, it is recorded already.
         if config.select_on != "test" or not progress.best_step:
-            self.writer.write(
-                progress.best_step or progress.step,
-                {f"test/{name}": value for name, value in test.items()},
-            )
+            step = progress.best_step or progress.step
+            self.writer.write(step, {f"test/{k}": value for k, value in test.items()})
         return results

@@ -11,27 +11,17 @@ def step_decay(
     This is `torch.optim.lr_scheduler.StepLR`, stepped after each epoch. The learning
     rate stays constant where `lr_decay_epochs` is 0.
     """
-    if not lr_decay_epochs:
-        return optax.constant_schedule(learning_rate)
-    return optax.exponential_decay(
-        init_value=learning_rate,
-        transition_steps=lr_decay_epochs * steps_per_epoch,
-        decay_rate=lr_decay,
-        staircase=True,
-    )
+    every = lr_decay_epochs * steps_per_epoch
+    return optax.exponential_decay(learning_rate, every, lr_decay, staircase=True)
 
 
 def adam_with_l2(
     learning_rate: optax.ScalarOrSchedule, l2: float
 ) -> optax.GradientTransformation:
-    """Builds `torch.optim.Adam(lr, weight_decay=l2)`.
+    """Builds `torch.optim.Adam(lr, weight_decay=l2)`, over the optimizer's steps.
 
     The decay is coupled: l2 times the parameter joins the gradient *before* the
     moments, for every row of the item table, touched or not (this is not AdamW).
-
-    Args:
-      learning_rate: a number, or a schedule over the optimizer's steps.
-      l2: torch's `weight_decay`.
     """
     return optax.chain(
         optax.add_decayed_weights(l2),

@@ -3,6 +3,7 @@
 Axes: B batch, C clicks, K negatives.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -22,21 +23,13 @@ from srgnn_jax.model.srgnn import init_params
 
 
 class TrainState(NamedTuple):
-    """What a step changes.
+    """What a step changes."""
 
-    Attributes:
-      step: optimizer steps done.
-      params: of the model.
-      opt_state: of the optimizer.
-      loss: sum of the examples' losses since the last logged step.
-      examples: their number.
-    """
-
-    step: Int[Array, ""]
+    step: Int[Array, ""]  # optimizer steps done
     params: Params
     opt_state: optax.OptState
-    loss: Float[Array, ""]
-    examples: Float[Array, ""]
+    loss: Float[Array, ""]  # sum of the examples' losses since the last logged step
+    examples: Float[Array, ""]  # their number
 
 
 def init_state(
@@ -45,13 +38,8 @@ def init_state(
     """Draws the parameters from the seed."""
     params = init_params(model, seed)
     # Each its own buffer, as a step donates them all.
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=optimizer.init(params),
-        loss=jnp.zeros(()),
-        examples=jnp.zeros(()),
-    )
+    step, loss, examples = jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(())
+    return TrainState(step, params, optimizer.init(params), loss, examples)
 
 
 def sample_negatives(
@@ -61,10 +49,10 @@ def sample_negatives(
     num_items: int,
     count: int = 1,
 ) -> Int[Array, "B K"]:
-    """Draws for each example items that are not its target, evenly, with replacement.
+    """Draws K items but the target for each example, evenly, with replacement.
 
-    The draw depends on the key and the example's number, not on its place in the batch:
-    it is the same however a batch is split over devices.
+    The draw depends on the key and the example's number alone: it is the same however a
+    batch is split over devices.
     """
 
     def draw(example):
@@ -95,9 +83,9 @@ def train_step(
       state: before the step.
       clicks: what the batch's starts point into.
       batch: this device's parts of the batch; see `data.batches`.
-      model: the model.
-      optimizer: the optimizer.
-      seed: of the run; from it and the step negatives and what is dropped are drawn.
+      model: see `SRGNN`.
+      optimizer: see `adam_with_l2`.
+      seed: from it and the step, negatives and what is dropped are drawn.
       loss: of each example.
       score_padding: whether row 0 takes part in the softmax.
       max_scores: scores that the softmax may hold at a time.
@@ -113,11 +101,7 @@ def train_step(
             key, part.example, part.target, model.num_items, loss.negatives
         )
         encoded = encode(
-            model,
-            params,
-            part.tiers,
-            part.target,
-            negative,
+            *(model, params, part.tiers, part.target, negative),
             example=part.example,
             dropout_key=key,
             score_padding=score_padding,
@@ -126,13 +110,9 @@ def train_step(
         )
         return jnp.sum(loss.function(*encoded) * part.weight) / examples
 
-    gradient_of_part = jax.value_and_grad(loss_of_part)
-    mean_loss, gradient = over_devices(
-        batches.sum_over_parts(
-            lambda part: gradient_of_part(state.params, part), clicks, batch
-        ),
-        axis_name,
-    )
+    gradient_of_part = functools.partial(jax.value_and_grad(loss_of_part), state.params)
+    summed = batches.sum_over_parts(gradient_of_part, clicks, batch)
+    mean_loss, gradient = over_devices(summed, axis_name)
     # Else XLA moves the decay before the lookup's scatter, a pass over the table more.
     gradient = jax.lax.optimization_barrier(gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
