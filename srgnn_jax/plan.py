@@ -15,6 +15,7 @@ import math
 import pathlib
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -180,7 +181,9 @@ def abstract_step(
         made = batches.eval_batches(examples, asked.batch_size, *cut, rows, tiering)
         return functools.partial(rank_step, **options), (params, clicks, next(made))
     optimizer = adam_with_l2(0.001, 1e-5)
-    step = functools.partial(train_step, optimizer=optimizer, seed=0, **options)
+    step: Callable = functools.partial(
+        train_step, optimizer=optimizer, seed=0, **options
+    )
     state = jax.eval_shape(lambda: init_state(model, optimizer, 0))
     made = batches.train_batches(examples, asked.batch_size, 0, 0, 0, *cut, tiering)
     batch = next(made)

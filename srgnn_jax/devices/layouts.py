@@ -123,6 +123,7 @@ class Devices:
 
     def _split(self, x: np.ndarray, spec: PartitionSpec) -> jax.Array:
         """Puts an array that every process has whole on the mesh."""
+        assert self.mesh is not None
         sharding = NamedSharding(self.mesh, spec)
         return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
 
@@ -135,7 +136,8 @@ class Devices:
         """
 
         def leaf(path, x):
-            shape, sharding = x.shape, SingleDeviceSharding(jax.local_devices()[0])
+            shape = x.shape
+            sharding: Any = SingleDeviceSharding(jax.local_devices()[0])
             if self.mesh is not None:
                 sharding = NamedSharding(self.mesh, _spec(path))
             if _is_table(path):

@@ -123,8 +123,9 @@ class ItemTable:
                 targets_in(first, scored, scores), self.axis_name
             )
             ranks = count_not_below(scores, target_score, scored)
-            best = self._joined(*largest(scores, min(k, len(scores)), 1.0), k)
-            return over_devices(ranks, self.axis_name), best[1]
+            best, row = largest(scores, min(k, len(scores)), 1.0)
+            _, row = self._joined(best, row, k)
+            return over_devices(ranks, self.axis_name), row
 
         def find(i, so_far):
             first, _, scored, scores = self.block(session, i, count, 1)
@@ -172,11 +173,13 @@ class ItemTable:
             return _best(best, row, min(k, held))
 
         if count == 1:
-            return self._joined(*best_of(0), k)
+            best, row = best_of(0)
+            return self._joined(best, row, k)
         shape = batch, min(k, held)
         lowest = jnp.full(shape, -jnp.inf, session.dtype)
         start = lowest, jnp.zeros(shape, jnp.int32)
-        return self._joined(*jax.lax.fori_loop(0, count, body, start), k)
+        best, row = jax.lax.fori_loop(0, count, body, start)
+        return self._joined(best, row, k)
 
     def _joined(self, best, row, k):
         """Joins the best items of each device's rows."""
