@@ -46,7 +46,7 @@ def test_published_example():
     assert list(nodes[0, alias[0]]) == [1, 2, 3, 2, 4]
 
 
-@pytest.mark.parametrize("length", [1, 2, 7, 20])
+@pytest.mark.parametrize("length", [1, 2, 12])
 def test_random_sessions_match_plain_python(length):
     rng = np.random.default_rng(length)
     item_seq = rng.integers(1, 6, (32, length))

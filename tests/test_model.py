@@ -59,8 +59,9 @@ def assert_trees_close(a, b, atol=1e-6):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
 
 
-@pytest.mark.parametrize("readout", READOUTS)
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize(
+    ("step", "readout"), [(3, "hybrid"), *((1, name) for name in READOUTS[1:])]
+)
 def test_padding_changes_nothing(step, readout):
     model, params = make(step, readout)
     item_seq, item_seq_len, target = random_sessions()

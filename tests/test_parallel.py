@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from srgnn_jax.data import batches
+from srgnn_jax.data.sessions import Examples
 from srgnn_jax.devices import layouts, suits
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate.evaluator import Evaluator
@@ -22,7 +23,11 @@ ITEMS = 43  # No multiple of the devices: a split table is filled up.
 EXAMPLES = random_examples(ITEMS, 120)
 MODEL = SRGNN(ITEMS, 8)
 ONE = ("jit",)
-LAYOUTS = [("pmap", (0, 0)), ("mesh", (8, 1)), ("mesh", (2, 4)), ("mesh", (1, 8))]
+PMAP, MESH = ("pmap", (0, 0)), ("mesh", (2, 4))
+# Compiling for eight devices takes long: all of it in the quick tests would be minutes.
+OTHER_MESHES = [
+    pytest.param(("mesh", shape), marks=pytest.mark.slow) for shape in ((8, 1), (1, 8))
+]
 
 # Compiled steps and trained states serve several tests.
 find_devices = functools.cache(layouts.find_devices)
@@ -65,8 +70,18 @@ def assert_same_params(state, other):
     )
 
 
-@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("loss_type", "layout"),
+    [
+        ("CE", PMAP),
+        ("CE", MESH),
+        pytest.param("BPR", PMAP, marks=pytest.mark.slow),
+        pytest.param("BPR", MESH, marks=pytest.mark.slow),
+        pytest.param("CE", ("mesh", (8, 1)), marks=pytest.mark.slow),
+        pytest.param("CE", ("mesh", (1, 8)), marks=pytest.mark.slow),
+        pytest.param("BPR", ("mesh", (1, 8)), marks=pytest.mark.slow),
+    ],
+)
 def test_many_devices_train_like_one(layout, loss_type):
     one, state_one = train(ONE, loss_type)
     many, state_many = train(layout, loss_type)
@@ -90,7 +105,7 @@ def test_a_device_that_holds_little_trains_and_evaluates_alike(limits):
     assert means[1] == pytest.approx(means[0], rel=1e-6)
 
 
-@pytest.mark.parametrize("layout", [ONE, ("mesh", (2, 4))])
+@pytest.mark.parametrize("layout", [ONE, pytest.param(MESH, marks=pytest.mark.slow)])
 def test_a_table_that_lies_in_another_order_trains_evaluates_and_is_restored_alike(
     layout, tmp_path
 ):
@@ -126,7 +141,7 @@ def test_limits_that_are_0_are_chosen_for_the_device():
     assert devices.max_scores == 7
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [PMAP, MESH, *OTHER_MESHES])
 def test_many_devices_evaluate_like_one(layout):
     means = []
     for each in (ONE, layout):
@@ -164,7 +179,10 @@ def collectives(layout, num_items):
     """Returns the sizes of what a compiled step's collectives carry."""
     devices = find_devices(*layout)
     step, start = training_step(devices, num_items)
-    batch = next(batches.train_batches(EXAMPLES, 32, 0, 0, 0, devices.shards))
+    # Of one length, which makes one tier.
+    short = EXAMPLES.lengths == EXAMPLES.lengths.min()
+    examples = Examples(EXAMPLES.items, EXAMPLES.starts[short], EXAMPLES.lengths[short])
+    batch = next(batches.train_batches(examples, 16, 0, 0, 0, devices.shards))
     state = devices.layout(jax.eval_shape(start))
     arguments = state, *devices.hold_clicks(EXAMPLES.items)(batch)
     text = devices.lower(step, arguments, updates_state=True).compile().as_text()
@@ -187,9 +205,9 @@ def test_no_collective_grows_with_the_items():
 @pytest.mark.parametrize(
     ("saved", "restored"),
     [
-        (("mesh", (2, 4)), ONE),
-        (ONE, ("mesh", (2, 4))),
-        (("mesh", (1, 8)), ("mesh", (4, 2))),
+        (MESH, ONE),
+        (ONE, MESH),
+        pytest.param(("mesh", (1, 8)), ("mesh", (4, 2)), marks=pytest.mark.slow),
     ],
 )
 def test_a_checkpoint_serves_any_layout(saved, restored, tmp_path):

@@ -38,7 +38,10 @@ def test_recorded_numbers_of_both_codes(name):
     assert len(found) >= 7
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+# What is recorded was computed in float32.
+@pytest.mark.parametrize(
+    "dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("number", range(5))
 def test_live_torch_model(number, dtype):
     torch = pytest.importorskip("torch")
@@ -135,6 +138,7 @@ def alias_by_position(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("break_it", "shows_in"),
     [
