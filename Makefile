@@ -1,5 +1,6 @@
 # make train    the main job on the embedded default data
 # make test     the tests; test-slow: those that take minutes; lint: ruff and mypy
+# make test-tpu   what the TPU's compiler says of the steps; needs no TPU
 # make test-long   kills runs and breaks files at random, more often than test-slow
 # make venv     .venv, with all that these need (they make it themselves)
 # make docs     docs/configs.md and docs/api.md, from the source
@@ -12,7 +13,7 @@ BIN = .venv/bin
 # A worker a core; one that has no more tests takes some of another's.
 PYTEST = $(BIN)/python -m pytest --numprocesses=logical --dist=worksteal
 
-.PHONY: venv train test test-slow test-long lint docs notebooks parity parity-table clean
+.PHONY: venv train test test-slow test-tpu test-long lint docs notebooks parity parity-table clean
 
 venv: .venv/installed
 
@@ -29,6 +30,15 @@ test: venv
 
 test-slow: venv
 	$(PYTEST) -m slow
+
+# With libtpu in it, JAX would look for a TPU in every command.
+.venv-tpu/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-tpu
+	.venv-tpu/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,tpu]'
+	touch $@
+
+test-tpu: .venv-tpu/installed
+	.venv-tpu/bin/python -m pytest tests/test_tpu.py
 
 test-long: venv
 	$(BIN)/python -m tests.kill_and_resume --kills=25
@@ -60,4 +70,4 @@ parity-table: .venv/torch
 	$(BIN)/python -m tests.parity_table
 
 clean:
-	rm -rf .venv .venv-recbole .pytest_cache .mypy_cache .ruff_cache runs
+	rm -rf .venv .venv-recbole .venv-tpu .pytest_cache .mypy_cache .ruff_cache runs

@@ -24,7 +24,7 @@ import numpy as np
 from srgnn_jax import tables
 from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Examples
-from srgnn_jax.devices import aot, layouts
+from srgnn_jax.devices import aot, layouts, suits
 from srgnn_jax.devices.compiled_text import GROUPS, OTHER_GROUPS, read_operations
 from srgnn_jax.errors import UserError, nearest
 from srgnn_jax.evaluate.evaluator import rank_step, rows_at_a_time
@@ -154,7 +154,7 @@ def abstract_step(
         def recommend(state, clicks, item_seq):
             scored = state[1] if asked.normalize else state[0]["item_embedding"]
             arguments = (state[0], scored, None, None, item_seq, None)
-            most = devices.max_scores
+            most = suits.scores_to_rank(devices.max_scores)
             return recommend_step(
                 *arguments,
                 model=model,

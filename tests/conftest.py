@@ -9,7 +9,6 @@ import os
 import pathlib
 
 import numpy as np
-import pytest
 
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -26,8 +25,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def steps_are_compiled_once():
+def pytest_sessionstart():
     """Has equal steps of all tests share one `Compiled`: else each run traces its own.
 
     Schedules, optimizers and what draws the parameters are made once for the same
@@ -35,9 +33,32 @@ def steps_are_compiled_once():
     """
     import jax
 
+    from srgnn_jax.model import srgnn
+
+    @functools.cache
+    def init_of(model):
+        return jax.jit(model.init)
+
+    def init_params(model, seed):
+        if isinstance(model, srgnn.SRGNN):
+            # Parameters do not depend on these.
+            model = model.clone(
+                step=1,
+                normalize=False,
+                scale=16.0,
+                item_dropout=0.0,
+                softmax_attention=False,
+                compute_dtype=None,
+            )
+        session = np.zeros((1, 2), np.int32), np.ones(1, np.int32)
+        return init_of(model)(jax.random.key(seed), *session)["params"]
+
+    # Before any other module takes it from there.
+    srgnn.init_params = init_params
+
     from srgnn_jax import config
     from srgnn_jax.devices.layouts import Devices
-    from srgnn_jax.train import loop, step
+    from srgnn_jax.train import loop
 
     compile_step, known = Devices.compile, {}
 
@@ -50,17 +71,6 @@ def steps_are_compiled_once():
             known[key] = compile_step(devices, step, updates_state)
         return known[key]
 
-    @functools.cache
-    def init_of(model):
-        return jax.jit(model.init)
-
-    def init_params(model, seed):
-        session = np.zeros((1, 2), np.int32), np.ones(1, np.int32)
-        return init_of(model)(jax.random.key(seed), *session)["params"]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Devices, "compile", compile_once)
-        patch.setattr(step, "init_params", init_params)
-        patch.setattr(config, "step_decay", functools.cache(config.step_decay))
-        patch.setattr(loop, "adam_with_l2", functools.cache(loop.adam_with_l2))
-        yield
+    Devices.compile = compile_once
+    config.step_decay = functools.cache(config.step_decay)
+    loop.adam_with_l2 = functools.cache(loop.adam_with_l2)

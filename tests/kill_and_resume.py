@@ -44,6 +44,7 @@ def make_config(folder, loss_type="CE"):
     config.epochs, config.log_every_steps, config.eval_batch_size = 6, 3, 4
     config.checkpoint_every_steps, config.loss_type = 4, loss_type
     config.progress = False
+    config.steps_per_call = 1 if loss_type == "CE" else 3
     return config
 
 

@@ -104,6 +104,20 @@ def test_a_signal_in_a_step_saves_it_and_the_run_goes_on(
     assert_ends_like(workdir, whole, config)
 
 
+def test_several_steps_a_call_change_no_bit_and_a_signal_waits_for_its_end(
+    config, tmp_path, whole, monkeypatch
+):
+    # Logging after every fifth step cuts calls short: 3, 2, 3, 2, ...
+    config.steps_per_call = 3
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(tqdm, "update", at_call(tqdm.update, 3, stop()))
+        with pytest.raises(interrupt.Stopped, match="saved at step 8; the same"):
+            train_and_evaluate(config, str(workdir))
+    train_and_evaluate(config, str(workdir))
+    assert_ends_like(workdir, whole, config)
+
+
 def batch_of_evaluation(monkeypatch, number, do):
     """Has something done before a batch of an evaluation, counted over all of them."""
     batches = evaluator.batches.eval_batches

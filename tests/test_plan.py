@@ -11,10 +11,6 @@ from srgnn_jax.devices.compiled_text import GROUPS, OTHER_GROUPS, read_operation
 from srgnn_jax.errors import UserError
 
 SMALL = ["--items=200", "--embedding_size=8", "--batch_size=8", "--max_length=4"]
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="needs libtpu: pip install 'srgnn_jax[tpu]'",
-)
 
 # As the compilers write it: a loop of 3 rounds with a fusion, a prefetch and a sum over
 # devices; before it a table's copy in another order, and one in the same.
@@ -209,14 +205,6 @@ def test_other_steps_hold_no_moments(capsys, step):
     (found,) = plans(capsys, f"--step={step}", "--devices=1")
     assert found["bytes_saving"] is None
     assert found["groups"]["Adam"]["operations"] == 0
-
-
-@needs_libtpu
-def test_a_tpu_is_compiled_for(capsys):
-    (found,) = plans(capsys, "--target=v5e:1x1", "--step=recommend")
-    assert found["fits"]
-    assert found["estimated_cycles"] > 10_000
-    assert found["groups"]["softmax"]["estimated_cycles"] > 0
 
 
 @pytest.mark.parametrize(

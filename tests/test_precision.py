@@ -11,6 +11,7 @@ from srgnn_jax.data.batches import train_batches
 from srgnn_jax.evaluate.evaluator import rank_step
 from srgnn_jax.model.gnn import gnn_cell
 from srgnn_jax.model.srgnn import SRGNN, init_params
+from srgnn_jax.serve.export import export_top_k
 from srgnn_jax.serve.recommend import recommend_step
 from srgnn_jax.train.optimizer import adam_with_l2
 from srgnn_jax.train.step import init_state, train_step
@@ -22,7 +23,10 @@ HIGHEST, HIGH, DEFAULT = "HIGHEST", "HIGH", "DEFAULT"
 
 def precisions(step, *arguments):
     """Returns the precision of each factor of each product in a lowered step."""
-    text = jax.jit(step).lower(*arguments).as_text()
+    return precisions_in(jax.jit(step).lower(*arguments).as_text())
+
+
+def precisions_in(text):
     products = [line for line in text.splitlines() if "dot_general" in line]
     found = [re.search(r"precision = \[(\w+), (\w+)\]", line) for line in products]
     assert all(found), products
@@ -61,12 +65,14 @@ def lowered(step, compute_dtype):
         return precisions(
             step, params, params["item_embedding"], None, None, item_seq, None
         )
+    if step == "export":
+        return precisions_in(export_top_k(model, params, 4, 3).mlir_module())
     step = functools.partial(gnn_cell, compute_dtype=compute_dtype)
     return precisions(step, params["gnn"], jnp.ones((2, 4, 8)), jnp.ones((2, 4, 8)))
 
 
 @pytest.mark.parametrize(
-    "step", ["train", "train in blocks", "evaluate", "recommend", "cell"]
+    "step", ["train", "train in blocks", "evaluate", "recommend", "export", "cell"]
 )
 def test_every_product_is_exact(step):
     assert set(lowered(step, None)) == {HIGHEST}

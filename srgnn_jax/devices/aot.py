@@ -12,7 +12,7 @@ import os
 import pathlib
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -63,6 +63,18 @@ def find_sizes(target: str) -> tuple[str, dict[int, str]]:
             raise UserError(f"--target is {target!r}; sizes are {', '.join(sizes)}")
         sizes = [size]
     return kind, {math.prod(map(int, size.split("x"))): size for size in sizes}
+
+
+def find_target(devices: Sequence[jax.Device]) -> str:
+    """Returns the target such as v5e:1x1 that devices are; "cpu:2" where none is known.
+
+    Of several sizes of as many TPUs it is the first.
+    """
+    name, count = devices[0].device_kind.lower(), len(devices)
+    marks = {"v5 lite": "v5e", "v5e": "v5e", "v5": "v5p", "v6": "v6e"}
+    marks |= {kind: kind for kind in GPUS}
+    kind = next((kind for mark, kind in marks.items() if mark in name), "cpu")
+    return f"{kind}:{find_sizes(kind)[1].get(count, count)}"
 
 
 def device_memory(kind: str) -> int | None:

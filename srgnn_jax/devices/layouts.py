@@ -231,14 +231,7 @@ class Compiled:
         self._compiled: dict[Any, Callable] = {}
         self._on_all: Callable | None = None
         if devices.mesh is None and devices.shards > 1:
-            self._on_all = jax.pmap(
-                step,
-                axis_name=DATA_AXIS,
-                in_axes=(None, None, 0),
-                out_axes=None,
-                devices=jax.local_devices(),
-                donate_argnums=(0,) if updates_state else (),
-            )
+            self._on_all = on_all(step, updates_state, jax.local_devices())
 
     def prepare(self, state: Any, clicks: jax.Array, batch: Batch) -> Callable:
         """Compiles for these shapes, unless that is done; pmap does so when called."""
@@ -255,15 +248,32 @@ class Compiled:
     def __call__(self, state: Any, clicks: jax.Array, batch: Batch) -> Any:
         run = self.prepare(state, clicks, batch)
         if self._on_all is not None:
-            batch = jax.tree.map(self._by_device, batch)
+            batch = by_device(batch, self._devices.shards)
         return run(state, clicks, batch)
 
-    def _by_device(self, x):
-        """Gives each device of pmap its parts, along a first axis."""
+
+def on_all(step: Callable, updates_state: bool, devices: Sequence[jax.Device]) -> Any:
+    """Returns a step by pmap, of a batch as `by_device` deals it."""
+    return jax.pmap(
+        step,
+        axis_name=DATA_AXIS,
+        in_axes=(None, None, 0),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=(0,) if updates_state else (),
+    )
+
+
+def by_device(batch: Batch, count: int) -> Batch:
+    """Gives each of `count` devices its parts of a batch, along a first axis."""
+
+    def deal(x):
         if not x.ndim:
-            return np.full(self._devices.shards, x)
-        shape = *x.shape[:-2], self._devices.shards, -1, x.shape[-1]
+            return np.full(count, x)
+        shape = *x.shape[:-2], count, -1, x.shape[-1]
         return np.moveaxis(x.reshape(shape), -3, 0)
+
+    return jax.tree.map(deal, batch)
 
 
 def _part_spec(x: Any) -> PartitionSpec:

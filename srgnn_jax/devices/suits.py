@@ -6,6 +6,8 @@ Nothing here changes a number but by rounding.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+
 from srgnn_jax.data.tiering import NEVER, Tiering
 
 # Multiplications and additions of a step for each position and D^2: 11 products of D^2
@@ -71,3 +73,11 @@ def limits_for(
     )
     given = {name: limit for name, limit in limits.items() if limit}
     return chosen | {"tiering": tiering} | given
+
+
+def scores_to_rank(max_scores: int) -> int:
+    """Returns how many scores are ranked at a time, of as many as training holds.
+
+    Half: they are read again, for ranks and lists, a quarter faster so on CPU.
+    """
+    return (max_scores or SUITS[jax.default_backend()].max_scores) // 2

@@ -18,7 +18,7 @@ from jaxtyping import Array, Int
 from srgnn_jax.data import batches
 from srgnn_jax.data.batches import Batch
 from srgnn_jax.data.sessions import Examples, check_rows
-from srgnn_jax.devices import layouts, processes
+from srgnn_jax.devices import layouts, processes, suits
 from srgnn_jax.devices.tiers import encode
 from srgnn_jax.evaluate import metrics
 from srgnn_jax.model.graph import AnyArray
@@ -64,10 +64,9 @@ def rows_at_a_time(devices: layouts.Devices, num_items: int) -> int:
     """Returns how many sessions are ranked at a time.
 
     Few go over the whole table faster than many over blocks of it, unless they become
-    too few to be worth the reading of the table. Half of the scores that training holds
-    are read again, for ranks and lists, a quarter faster on CPU.
+    too few to be worth the reading of the table.
     """
-    rows = max(MIN_ROWS, devices.max_scores // 2 // num_items)
+    rows = max(MIN_ROWS, suits.scores_to_rank(devices.max_scores) // num_items)
     return min(rows, devices.max_rows)
 
 

@@ -5,8 +5,6 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-import tensorboardX
-
 from srgnn_jax.errors import UserError, reason
 
 
@@ -28,6 +26,9 @@ class MetricsWriter:
         self._enabled = enabled
         if not enabled:
             return
+        # Here, as it imports torch where there is one, which takes seconds.
+        import tensorboardX
+
         path = workdir / "metrics.jsonl"
         try:
             self._seen = _drop_after(path, last_step)

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from srgnn_jax import config as config_lib
 from srgnn_jax.data.sessions import Vocabulary
-from srgnn_jax.devices import layouts, tiers
+from srgnn_jax.devices import layouts, suits, tiers
 from srgnn_jax.errors import UserError
 from srgnn_jax.model import graph
 from srgnn_jax.model.graph import AnyArray
@@ -39,8 +39,6 @@ from srgnn_jax.serve.exported import BATCH_SIZES, RawSession, Recommendation
 
 # Clicks that the model sees of a session, unless the run was trained on fewer.
 MAX_LENGTH = 256
-# Scores that are held at a time: beyond, they fall out of the caches.
-MAX_SCORES = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,15 +83,15 @@ class Recommender:
         vocabulary: Vocabulary,
         *,
         max_length: int = MAX_LENGTH,
-        max_scores: int = MAX_SCORES,
+        max_scores: int = 0,
         score_padding: bool = False,
     ):
         """Takes a model that is not split over devices.
 
         It sees at most `max_length` clicks of a session. At most `max_scores` scores
-        (items times sessions) are held at a time. Row 0 has a share in probabilities
-        if `score_padding`. ValueError: model, item table and vocabulary differ in their
-        rows, or a parameter is not finite.
+        (items times sessions) are held at a time; 0: as suits the device. Row 0 has a
+        share in probabilities if `score_padding`. ValueError: model, item table and
+        vocabulary differ in their rows, or a parameter is not finite.
         """
         table = params["item_embedding"]
         if {model.num_items, len(table)} != {vocabulary.num_items}:
@@ -104,6 +102,7 @@ class Recommender:
         check_finite(params)
         self.model, self.params, self.vocabulary = model, params, vocabulary
         self.max_length = max_length
+        max_scores = max_scores or suits.scores_to_rank(0)
         rows = max(BATCH_SIZES[-2], max_scores // model.num_items)
         self.max_rows = max(size for size in BATCH_SIZES if size <= rows)
         self._lists = exported.Lists(
@@ -160,7 +159,7 @@ class Recommender:
             params,
             load_vocabulary(folder, progress.vocabulary),
             max_length=config.max_session_length or MAX_LENGTH,
-            max_scores=min(MAX_SCORES, config.max_scores or MAX_SCORES),
+            max_scores=suits.scores_to_rank(config.max_scores),
             score_padding=config.score_padding,
         )
         recommender.progress, recommender.step = progress, step
