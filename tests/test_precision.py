@@ -27,8 +27,9 @@ def precisions(step, *arguments):
 
 
 def precisions_in(text):
-    products = [line for line in text.splitlines() if "dot_general" in line]
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     found = [re.search(r"precision = \[(\w+), (\w+)\]", line) for line in products]
+    assert products
     assert all(found), products
     assert "convolution" not in text
     return [precision for match in found for precision in match.groups()]
