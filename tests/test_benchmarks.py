@@ -113,6 +113,7 @@ def test_original_trains_on_every_prefix_once():
     assert len({tuple(order) for order in orders}) == 3
 
 
+@pytest.mark.slow  # trains twice
 def test_a_training_as_the_original_takes_its_path(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch")
     from benchmarks import as_original, original

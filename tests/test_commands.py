@@ -31,7 +31,7 @@ PLAN = (
     "python -m srgnn_jax.plan --items=100_000_000 --embedding_size=64 "
     "--batch_size=4096 "
 )
-PLANNED = "test_plan.py::test_a_tpu_is_compiled_for"
+PLANNED = "test_tpu.py::test_an_exact_step_of_diginetica"
 NOT_RUN = {
     "make train": BY_MAKE + "what it runs stands beside it",
     "make test": BY_MAKE + "runs this",

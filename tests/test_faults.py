@@ -201,9 +201,8 @@ def command_of(config, workdir, *flags):
     ]
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # a process that trains
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_ends_in_one_line(config, tmp_path, number):
     workdir = tmp_path / "run"
     process = subprocess.Popen(

@@ -43,8 +43,10 @@ def reference(session, table, target, score_padding):
 
 
 # 23 items of 6 sessions: whole, in halves, in blocks of 5 rows, row by row.
-@pytest.mark.parametrize("max_scores", [10_000, 100, 30, 1])
-@pytest.mark.parametrize("score_padding", [False, True])
+@pytest.mark.parametrize(
+    ("score_padding", "max_scores"),
+    [(False, 10_000), (False, 100), (True, 10_000), (True, 30), (False, 1)],
+)
 def test_full_softmax_matches_reference(score_padding, max_scores):
     session, table, target = random_problem()
     weight = jnp.array([0.3, 1.0, 2.0, 0.0, 0.7, 0.1])
@@ -217,8 +219,10 @@ def sorted_top_k(scores, k):
 
 
 # 700 items of 20 sessions: whole, in 2, 9, and blocks of fewer rows than are wanted.
-@pytest.mark.parametrize("max_scores", [14_000, 7_000, 1_600, 120])
-@pytest.mark.parametrize("k", [1, 7, 100])
+@pytest.mark.parametrize(
+    ("k", "max_scores"),
+    [(1, 14_000), (7, 14_000), (100, 14_000), (7, 7_000), (100, 1_600), (7, 120)],
+)
 def test_top_k_is_that_of_sorting(k, max_scores, monkeypatch):
     monkeypatch.setattr(ranking, "FEW_ROWS", 0)
     session, table, _ = random_problem(batch=20, items=700)

@@ -321,7 +321,7 @@ def train(devices, examples, loss_type="CE", **options):
 @pytest.mark.parametrize(
     ("loss_type", "many"),
     [
-        ("CE", [("jit", (0, 0), 50, 300)]),
+        pytest.param("CE", [("jit", (0, 0), 50, 300)], marks=pytest.mark.slow),
         # Compiling for eight devices takes long.
         pytest.param("CE", [("mesh", (2, 4), 0, 20)], marks=pytest.mark.slow),
         pytest.param("CE", [("pmap", (0, 0), 0, 0)], marks=pytest.mark.slow),
@@ -358,6 +358,7 @@ def test_dropout_is_drawn_anew_in_every_step(examples):
     assert first == again != second
 
 
+@pytest.mark.slow  # As without options, which tests of training hold.
 def test_a_stopped_run_goes_on_exactly(tmp_path):
     config = tiny_config(tmp_path)
     # One click each, so that there is but one tier to compile for.

@@ -91,7 +91,13 @@ def test_many_devices_train_like_one(layout, loss_type):
 
 
 @pytest.mark.parametrize(
-    "limits", [{"max_positions": 50}, {"max_scores": 300}, {"max_clicks": 10}]
+    "limits",
+    [
+        {"max_positions": 50, "max_scores": 300, "max_clicks": 10},
+        pytest.param({"max_positions": 50}, marks=pytest.mark.slow),
+        pytest.param({"max_scores": 300}, marks=pytest.mark.slow),
+        pytest.param({"max_clicks": 10}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_device_that_holds_little_trains_and_evaluates_alike(limits):
     one, state_one = train(ONE)
