@@ -13,13 +13,12 @@ from srgnn_jax.model.graph import AnyArray
 Params = dict[str, Any]
 
 
-# The factors of products, by the name of `compute_dtype`: what they are cast to, if at
-# all, and the precision asked of the hardware, whose own default is bfloat16 on TPUs
-# and TensorFloat-32 on NVIDIA GPUs.
+# The precision asked of the hardware, whose own default is bfloat16 on TPUs and
+# TensorFloat-32 on NVIDIA GPUs, by the name of `compute_dtype`.
 COMPUTE_DTYPES = {
-    None: (None, jax.lax.Precision.HIGHEST),
-    "tensorfloat32": (None, jax.lax.Precision.HIGH),
-    "bfloat16": (jnp.bfloat16, jax.lax.Precision.DEFAULT),
+    None: jax.lax.Precision.HIGHEST,
+    "tensorfloat32": jax.lax.Precision.HIGH,
+    "bfloat16": jax.lax.DotAlgorithmPreset.BF16_BF16_F32,
 }
 
 
@@ -33,17 +32,17 @@ def product(a: AnyArray, b: AnyArray, compute_dtype: str | None = None) -> Array
         where the hardware has them (three products in bfloat16 on a TPU). "bfloat16":
         factors of 8 bits.
     """
-    dtype, precision = COMPUTE_DTYPES[compute_dtype]
-    if dtype is None:
-        return jnp.matmul(a, b, precision=precision)
-    a, b = rounded(a, compute_dtype), rounded(b, compute_dtype)
-    return jnp.matmul(a, b, precision=precision, preferred_element_type=jnp.float32)
+    precision = COMPUTE_DTYPES[compute_dtype]
+    multiply = functools.partial(jnp.matmul, precision=precision)
+    if compute_dtype != "bfloat16":
+        return multiply(a, b)
 
+    # On CPU XLA multiplies in float32, whatever is asked.
+    def rounded(a, b):
+        a, b = (jnp.asarray(x, jnp.bfloat16) for x in (a, b))
+        return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
-def rounded(x: AnyArray, compute_dtype: str | None) -> Array:
-    """Casts a factor of later products to what they multiply."""
-    dtype, _ = COMPUTE_DTYPES[compute_dtype]
-    return jnp.asarray(x, dtype)
+    return jax.lax.platform_dependent(a, b, cpu=rounded, default=multiply)
 
 
 def uniform_init(embedding_size: int) -> nn.initializers.Initializer:

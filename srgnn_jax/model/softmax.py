@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from srgnn_jax.model.layers import over_devices, product, rounded
+from srgnn_jax.model.layers import over_devices, product
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -61,7 +61,7 @@ def forward(session, rows, how):
         total, weighted = jax.lax.platform_dependent(
             exponentials, rows, tpu=in_one, default=sum_and_product
         )
-        kept = rounded(exponentials, how.compute_dtype), weighted
+        kept = exponentials, weighted
     else:
         kept = None  # Too many to keep: the backward pass makes them again.
 
