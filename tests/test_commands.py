@@ -37,6 +37,7 @@ NOT_RUN = {
     "make test": BY_MAKE + "runs this",
     "make test-slow": BY_MAKE + "runs this",
     "make test-long": BY_MAKE + "test_promises runs its commands with fewer cases",
+    "make test-tpu": "installs libtpu; " + PLANNED,
     "make notebooks": BY_MAKE + "test_notebooks.py",
     "make parity": BY_MAKE + "test_parity.py::test_recorded_numbers_of_both_codes",
     "make parity-table": BY_MAKE + "test_parity.py::test_live_torch_model",
@@ -48,7 +49,7 @@ NOT_RUN = {
     "python -m benchmarks.against_recbole --epochs=2 --rounds=1": "installs RecBole; "
     "test_benchmarks.py::test_epochs_are_timed_apart_from_the_first",
     "pip install '.[tpu]'": INSTALLS,
-    PLAN + "--target=v5e": "needs libtpu; " + PLANNED,
+    PLAN + "--target=v5e:4x4 --mesh_shape 1 16": "needs libtpu; " + PLANNED,
     PLAN + "--target=h100:8 --mesh_shape 1 8": "needs two wheels of CUDA; " + PLANNED,
     "srun python -m srgnn_jax.main --config=configs/yoochoose.py:1_4 --workdir=DIR "
     "--distributed": "needs Slurm; "
