@@ -15,7 +15,7 @@ Params = dict[str, Any]
 
 # The precision asked of the hardware, whose own default is bfloat16 on TPUs and
 # TensorFloat-32 on NVIDIA GPUs, by the name of `compute_dtype`.
-COMPUTE_DTYPES = {
+COMPUTE_DTYPES: dict[str | None, Any] = {
     None: jax.lax.Precision.HIGHEST,
     "tensorfloat32": jax.lax.Precision.HIGH,
     "bfloat16": jax.lax.DotAlgorithmPreset.BF16_BF16_F32,
