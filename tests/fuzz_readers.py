@@ -182,8 +182,9 @@ def draw(seed: int, case: int) -> tuple[str, bytes, Settings]:
 def rows_of(reader: str, data: bytes) -> int:
     """Counts the rows of a file by other means than the readers."""
     if reader == "srgnn_pickles":
-        # It has been read before: there is no payload.
-        return len(pickle.load(io.BytesIO(data)))
+        # It has been read before: there is no payload. C's unpickler refuses a frame
+        # that claims to be longer than the file, of which Python's reads what is there.
+        return len(pickle._load(io.BytesIO(data)))
     if reader == "parquet":
         return pl.read_parquet(io.BytesIO(data)).height
     if data.startswith(b"\x1f\x8b"):
