@@ -26,7 +26,7 @@ from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Examples, Vocabulary
 from srgnn_jax.devices import aot, layouts
 from srgnn_jax.evaluate.evaluator import Evaluator
-from srgnn_jax.model.srgnn import SRGNN
+from srgnn_jax.model.srgnn import SRGNN, init_params
 from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.train.optimizer import adam_with_l2
 from srgnn_jax.train.step import init_state, train_step
@@ -51,7 +51,9 @@ class Training:
         )
         self.model = SRGNN(num_items, embedding_size, compute_dtype=compute_dtype)
         optimizer = adam_with_l2(1e-3, 1e-5)
-        self.state = init_state(self.model, optimizer, seed=0)
+        self.state = self.devices.make(
+            functools.partial(init_state, self.model, optimizer, seed=0)
+        )
         self.step = self.devices.compile(
             functools.partial(
                 train_step,
@@ -174,7 +176,7 @@ def measure_evaluation(sizes) -> list[dict]:
     devices = layouts.find_devices("jit", embedding_size=100)
     for dtype in (None, "tensorfloat32", "bfloat16"):
         model = SRGNN(sizes.items, 100, compute_dtype=dtype)
-        params = init_state(model, adam_with_l2(1e-3, 1e-5), seed=0).params
+        params = devices.make(functools.partial(init_params, model, seed=0))
         evaluate = Evaluator(model, examples, (20,), 4096, devices)
         evaluate(params)
         rate = statistics.median(
@@ -198,7 +200,7 @@ def measure_lists(sizes) -> list[dict]:
     rows = []
     for num_items, d in ((sizes.items, 100), (sizes.large, 64)):
         model = SRGNN(num_items, d)
-        params = init_state(model, adam_with_l2(1e-3, 1e-5), seed=0).params
+        params = init_params(model, seed=0)
         vocabulary = Vocabulary([str(row) for row in range(1, num_items)])
         recommender = Recommender(model, params, vocabulary)
         for count in (1, 64, 1024):

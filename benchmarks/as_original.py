@@ -68,6 +68,7 @@ def main():
     weights = {name: array.numpy() for name, array in initial.state_dict().items()}
     params = jax.tree.map(jnp.array, params_from_torch(weights, "original"))
     state = init_state(model, optimizer, arguments.seed)._replace(params=params)
+    state = devices.lay_out(state)
     take_step = devices.compile(
         functools.partial(
             train_step, model=model, optimizer=optimizer, seed=arguments.seed

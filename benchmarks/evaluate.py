@@ -33,7 +33,7 @@ def main():
     processes.settle_process()
     devices = layouts.find_devices("jit")
     model = SRGNN(v, d)
-    params = init_params(model, 0)
+    params = devices.make(lambda: init_params(model, 0))
     evaluate = Evaluator(
         model,
         common.made_examples(v, examples),

@@ -251,8 +251,8 @@ def main(argv: list[str] | None = None) -> None:
     number("--mesh_shape", nargs=2, help="data and items")
     parser.add_argument("--mean_length", type=float, default=4.0, metavar="CLICKS")
     number("--max_length", default=70)
-    number("--max_scores", default=None, help="likewise")
-    number("--max_positions", default=None, help="as suits the device")
+    number("--max_scores", help="held at a time; else as suits the device")
+    number("--max_positions", help="likewise")
     number("--clicks", default=10**6, help="of the split, which each device holds")
     parser.add_argument("--normalize", action="store_true")
     parser.add_argument(

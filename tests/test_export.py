@@ -13,7 +13,8 @@ from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.serve import export, exported
 from srgnn_jax.serve.recommend import Recommender
-from tests.tiny import old_run, run_command
+from tests.command import run_command
+from tests.tiny import old_run
 
 pytest.importorskip("flatbuffers", reason="jax.export needs flatbuffers")
 

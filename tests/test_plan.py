@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+from unittest import mock
 
+import jax
 import pytest
 
 from srgnn_jax import plan
@@ -120,6 +122,26 @@ def test_copies_of_a_table_in_another_order_are_told_apart():
     }
     # A copy in the same order is work of whoever asked for it.
     assert found["groups"]["Adam"]["operations"] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "target"),
+    [
+        ("TPU v5 lite", 1, "v5e:1x1"),
+        ("TPU v5 lite", 8, "v5e:2x4"),
+        ("TPU v5", 4, "v5p:2x2x1"),
+        ("TPU v6 lite", 1, "v6e:1x1"),
+        ("NVIDIA H100 80GB HBM3", 8, "h100:8"),
+        ("NVIDIA A100-SXM4-40GB", 1, "a100_40gb:1"),
+        ("NVIDIA A100-SXM4-80GB", 1, "a100:1"),
+        ("NVIDIA L4", 1, "l4:1"),
+        ("NVIDIA L40S", 1, "cpu:1"),
+        ("cpu", 2, "cpu:2"),
+    ],
+)
+def test_devices_are_found_among_the_targets(kind, count, target):
+    devices = [mock.Mock(jax.Device, device_kind=kind)] * count
+    assert aot.find_target(devices) == target
 
 
 def test_targets_name_devices_and_their_memory():

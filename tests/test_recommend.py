@@ -24,8 +24,8 @@ from srgnn_jax.model.srgnn import SRGNN, init_params
 from srgnn_jax.serve import stream as stream_module
 from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.serve.stream import evaluate_sessions, recommend_stream
-from tests.command import ROOT
-from tests.tiny import old_run, run_command
+from tests.command import ROOT, run_command
+from tests.tiny import old_run
 
 ITEMS = 40
 IDS = [f"i{n}" for n in range(1, ITEMS)]

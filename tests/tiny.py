@@ -5,9 +5,7 @@ import pathlib
 import tarfile
 
 import numpy as np
-from absl.testing import flagsaver
 
-from srgnn_jax import main
 from srgnn_jax.configs import click_log
 from srgnn_jax.data.sessions import Sessions
 from srgnn_jax.model.losses import LOSSES
@@ -49,14 +47,6 @@ def tiny_config(folder):
     config.log_every_steps = 5
     config.parallel = "jit"
     return config
-
-
-def run_command(**given):
-    """Does in this process what the command line does with these flags."""
-    main.FLAGS.mark_as_parsed()
-    with flagsaver.as_parsed(**{name: str(value) for name, value in given.items()}):
-        main.check_flags()
-        main.run_mode()
 
 
 def old_run(folder):

@@ -71,9 +71,10 @@ def find_target(devices: Sequence[jax.Device]) -> str:
     Of several sizes of as many TPUs it is the first.
     """
     name, count = devices[0].device_kind.lower(), len(devices)
-    marks = {"v5 lite": "v5e", "v5e": "v5e", "v5": "v5p", "v6": "v6e"}
-    marks |= {kind: kind for kind in GPUS}
-    kind = next((kind for mark, kind in marks.items() if mark in name), "cpu")
+    marks = {"v5 lite": "v5e", "v5e": "v5e", "v5p?": "v5p", "v6": "v6e"}
+    marks |= {"a100.*40gb": "a100_40gb", **{kind: kind for kind in GPUS}}
+    found = (kind for mark, kind in marks.items() if re.search(rf"\b{mark}\b", name))
+    kind = next(found, "cpu")
     return f"{kind}:{find_sizes(kind)[1].get(count, count)}"
 
 
