@@ -38,7 +38,7 @@ class Trainer:
         devices = layouts.find_devices("jit", embedding_size=embedding_size)
         model = SRGNN(num_items, embedding_size)
         optimizer = adam_with_l2(1e-3, 1e-5)
-        self.state = self.devices.make(
+        self.state = devices.make(
             functools.partial(init_state, model, optimizer, seed=0)
         )
         self._step = devices.compile(
