@@ -20,15 +20,34 @@ def get_config() -> ConfigDict:
     c.prepared_dir = ""  # where prepared data is kept; empty: `~/.cache/srgnn_jax`
 
     # Reading the raw file.
-    c.log_file = ""  # name of the log in `data_dir`; empty: the only one there
+    # name of the log in `data_dir`, or a pattern such as "*.parquet"; empty: all files
+    # there that have the columns
+    c.log_file = ""
+    c.header = ""  # "none": the file has no header, and columns are named 1, 2, ...
     c.session_column = ""  # names the visit; empty: found by its usual names
     c.item_column = ""  # names what was clicked; empty: found by its usual names
-    # tells the time: epoch seconds or milliseconds, ISO, or dates; empty: found by its
-    # usual names
-    c.time_column = ""
-    c.date_column = ""  # a session's date, where `time_column` only orders its clicks
+    c.time_column = ""  # tells the time; empty: found by its usual names
+    # a session's date, where `time_column` only orders its clicks; the day, where that
+    # holds times of a day
+    c.date_column = ""
+    c.event_column = ""  # tells what a click was; empty: found by its usual names
+    c.events = ()  # the values of it that count as clicks; none: all rows do
+    # what numbers in `time_column` count: "s", "ms", "us", "ns" since 1970, "days" of a
+    # spreadsheet, "date" as 20240301, "any": each by its size; empty: told by them
+    c.time_unit = ""
+    c.time_format = ""  # of times that are not ISO, such as "%d/%m/%Y %H:%M"
     c.separator = ""  # between fields of a text file; empty: told from the header
+    c.quoting = ""  # "none": quotes in a text file are text like any other
+    c.encoding = ""  # of a text file, such as "cp1252"; empty: UTF-8, or as it says
+    # words that stand for none in the columns of session, item and time
+    c.missing_values = ("NULL", "null", "None", "NaN", "nan", "NA", "N/A", "\\N")
     c.on_bad_row = "error"  # or "skip": drop malformed rows and count them
+
+    # Visits: what a session is, in a log of one's own.
+    c.session_gap_minutes = 0.0  # a longer pause starts another session; 0: none does
+    c.session_by_day = False  # so does another day, in UTC
+    c.collapse_repeats = False  # of clicks in a row on one item only the first counts
+    c.max_session_clicks = 0  # longer sessions are dropped, as robots'; 0: none
 
     # Preparing the data.
     c.min_session_length = 2  # sessions with fewer clicks are dropped

@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from srgnn_jax.data.frames import Clicks
     from srgnn_jax.model.gnn import GNN
     from srgnn_jax.model.graph import connection_matrix
     from srgnn_jax.model.losses import Loss
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GNN",
     "SRGNN",
+    "Clicks",
     "Loss",
     "Recommender",
     "connection_matrix",
@@ -22,6 +24,7 @@ __all__ = [
 __version__ = "0.2.0"
 
 _MODULES = {
+    "Clicks": "data.frames",
     "GNN": "model.gnn",
     "SRGNN": "model.srgnn",
     "Loss": "model.losses",

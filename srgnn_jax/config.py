@@ -3,10 +3,13 @@
 This is the one place where config fields become the plain arguments of everything else.
 """
 
+import codecs
+import contextlib
 import dataclasses
 import json
 import math
 import pathlib
+import tempfile
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -15,9 +18,11 @@ import optax
 from ml_collections import ConfigDict
 
 from srgnn_jax.configs import default
-from srgnn_jax.data import store
+from srgnn_jax.data import frames, store
+from srgnn_jax.data.frames import Clicks
 from srgnn_jax.data.sessions import Dataset, Examples, Sessions
 from srgnn_jax.data.sources import Settings
+from srgnn_jax.data.times import TIME_UNITS
 from srgnn_jax.devices import layouts
 from srgnn_jax.devices.layouts import Devices
 from srgnn_jax.errors import UserError, nearest
@@ -62,11 +67,14 @@ PREPARATION_FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
 
 _CHOICES = {
     "compute_dtype": ("", "tensorfloat32", "bfloat16"),
+    "header": ("", "none"),
     "on_bad_row": ("error", "skip"),
     "parallel": ("auto", "jit", "pmap", "mesh"),
     "readout": READOUTS,
+    "quoting": ("", "none"),
     "recbole_time": ("exact", "float32", "normalized"),
     "select_on": ("valid", "test", "last"),
+    "time_unit": TIME_UNITS,
 }
 # Of all other numbers the least is 0.
 _AT_LEAST = {
@@ -79,10 +87,25 @@ _AT_LEAST = {
     "min_session_length": 2,
     "runs": 1,
 }
+
+
+def _is_encoding(name: str) -> bool:
+    with contextlib.suppress(LookupError, ValueError):
+        return not name or codecs.lookup(name)._is_text_encoding
+    return False
+
+
+def _are_words(values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
 # What holds of a field's value, and how that is said.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "test_days": (math.isfinite, "be finite"),
-    "separator": (lambda s: len(s.replace("\\t", "\t")) <= 1, "be one character"),
+    "encoding": (_is_encoding, "name an encoding that Python has, such as cp1252"),
+    "separator": (lambda s: "\n" not in s and '"' not in s, "be no quote or line end"),
+    "events": (_are_words, "hold words such as 'view', in brackets: ('view',)"),
+    "missing_values": (_are_words, "hold words such as 'NULL', in brackets: ('-',)"),
     "learning_rate": (lambda x: x > 0, "be positive"),
     "lr_decay": (lambda x: x > 0, "be positive"),
     "scale": (lambda x: x > 0, "be positive"),
@@ -195,15 +218,37 @@ def check_same_run(
         )
 
 
-def load_data(config: ConfigDict) -> Dataset:
-    """Prepares the data that the config names, or finds it prepared."""
-    prepared_dir = pathlib.Path(config.prepared_dir or store.DEFAULT_DIR)
-    return store.load_dataset(
-        config.dataset,
-        data_dir=pathlib.Path(config.data_dir).expanduser(),
-        prepared_dir=prepared_dir.expanduser(),
-        **{field: config[field] for field in PREPARATION_FIELDS},
-    )
+def settings(config: ConfigDict) -> Settings:
+    """Returns the fields that decide how a log is read and prepared."""
+    return Settings(**{field: config[field] for field in PREPARATION_FIELDS})
+
+
+def load_data(config: ConfigDict, clicks: Clicks | None = None) -> Dataset:
+    """Prepares the data that the config names, or finds it prepared.
+
+    With `clicks` they are the data, and `config.dataset` must be "click_log".
+    """
+    prepared_dir = pathlib.Path(config.prepared_dir or store.DEFAULT_DIR).expanduser()
+    how = dataclasses.asdict(settings(config))
+    if clicks is None:
+        data_dir = pathlib.Path(config.data_dir).expanduser()
+        return store.load_dataset(
+            config.dataset, data_dir=data_dir, prepared_dir=prepared_dir, **how
+        )
+    if config.dataset != "click_log":
+        raise UserError(
+            f"config.dataset is {config.dataset!r}; clicks of a frame need "
+            "'click_log', as configs/click_log.py has it"
+        )
+    how = dataclasses.asdict(frames.without_columns(settings(config)))
+    with tempfile.TemporaryDirectory() as folder:
+        clicks.frame.write_parquet(pathlib.Path(folder) / frames.FILE)
+        return store.load_dataset(
+            "click_log",
+            data_dir=pathlib.Path(folder),
+            prepared_dir=prepared_dir,
+            **how,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -189,7 +189,9 @@ def rows_of(reader: str, data: bytes) -> int:
         return pl.read_parquet(io.BytesIO(data)).height
     if data.startswith(b"\x1f\x8b"):
         data = gzip.decompress(data)
-    lines = data.decode("utf-8", "replace").split("\n")[reader != "yoochoose" :]
+    is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    encoding = "utf-16" if is_utf16 else "utf-8"
+    lines = data.decode(encoding, "replace").split("\n")[reader != "yoochoose" :]
     separator = READERS[reader].separator
     rows = [line for line in lines if line.strip() or separator in line]
     return len(rows)

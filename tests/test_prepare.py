@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from benchmarks.prepare import make_log
 from srgnn_jax.data.columns import Columns
 from srgnn_jax.data.counts import count
-from srgnn_jax.data.prepare import DAY, SECOND, group_by_session, prepare
-from srgnn_jax.data.read import read_clicks
+from srgnn_jax.data.prepare import prepare
+from srgnn_jax.data.read import Form, read_clicks
 from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.data.sources import yoochoose
+from srgnn_jax.data.visits import DAY, SECOND, group_by_session
 from srgnn_jax.errors import UserError
 
 RAW = pathlib.Path(__file__).parents[1].parent / "shared" / "data" / "raw"
@@ -371,12 +372,12 @@ def test_the_diginetica_sample_in_any_time_zone(monkeypatch):
         for zone in ("UTC", "America/Los_Angeles", "Asia/Tokyo"):
             monkeypatch.setitem(os.environ, "TZ", zone)
             time.tzset()
-            clicks, skipped = read_clicks(
+            clicks, read = read_clicks(
                 RAW / "sample_train-item-views.csv",
-                Columns(time="timeframe", date="eventdate"),
+                Form(Columns(time="timeframe", date="eventdate")),
             )
             counts = prepare(clicks, test_days=7.0).counts
-            assert skipped == 0
+            assert read["skipped_rows"] == 0
             assert (counts["train_sessions"], counts["test_sessions"]) == (469, 47)
             assert (counts["train_examples"], counts["test_examples"]) == (1_205, 99)
             assert counts["items"] == 309
@@ -390,5 +391,5 @@ def test_real_clicks_against_the_reference():
     rows = []
     for part in ("train_full", "test"):
         path = RAW / f"yoochoose-clicks-100k_{part}.txt"
-        rows += read_clicks(path)[0].rows()
+        rows += read_clicks(path)[0].cast({"item": pl.String}).rows()
     assert compare(rows, train_fraction=1 / 64, date_resolution_seconds=1)

@@ -9,9 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from srgnn_jax.data import read, times
+from srgnn_jax.data import text as text_module
+from srgnn_jax.data import times
 from srgnn_jax.data.columns import Columns
-from srgnn_jax.data.read import read_clicks
+from srgnn_jax.data.read import Form, read_clicks
 from srgnn_jax.errors import UserError
 
 SECOND = 1_000_000
@@ -27,9 +28,9 @@ def write(folder, text, name="log.csv"):
 
 
 def read_rows(path, columns=Columns(), **options):  # noqa: B008 (immutable)
-    clicks, skipped = read_clicks(path, columns, **options)
+    clicks, counts = read_clicks(path, Form(columns, **options))
     assert clicks.schema["time"] == pl.Int64
-    return clicks.rows(), skipped
+    return clicks.rows(), counts["skipped_rows"]
 
 
 def read_times(folder, *times):
@@ -97,7 +98,7 @@ def test_named_columns_and_separator(tmp_path):
 def test_columns_that_are_not_there(tmp_path, header, columns, message):
     path = write(tmp_path, f"{header}\n" + ",".join("1" * len(header.split(","))))
     with pytest.raises(UserError, match=message) as error:
-        read_clicks(path, columns)
+        read_clicks(path, Form(columns))
     assert str(path) in str(error.value)
 
 
@@ -111,8 +112,8 @@ def test_a_file_without_header(tmp_path):
             separator=",",
         )
         assert rows == [
-            ("11", "21", microseconds("2014-04-07T10:51:09.277")),
-            ("11", "22", microseconds("2014-04-07T10:54:09.868")),
+            (11, 21, microseconds("2014-04-07T10:51:09.277")),
+            (11, 22, microseconds("2014-04-07T10:54:09.868")),
         ]
 
 
@@ -218,7 +219,7 @@ def test_epoch_seconds_with_a_fraction_are_exact_microseconds(tmp_path):
 
 
 def test_milliseconds_are_told_by_magnitude_for_the_whole_column(tmp_path, monkeypatch):
-    monkeypatch.setattr(read, "CHUNK_BYTES", 30)
+    monkeypatch.setattr(text_module, "CHUNK", 30)
     times = ["1396437466940", "1396437466941", "12", "13", "14", "1396437466942"]
     assert read_times(tmp_path, *times) == [int(text) * 1000 for text in times]
     assert read_times(tmp_path, "1396437466", "12") == [1396437466 * SECOND, 12_000_000]
@@ -234,7 +235,7 @@ def test_malformed_first_rows_do_not_tell_the_form_of_times(
         expected, skipped = read_rows(path, on_bad_row="skip")
         assert (len(expected), skipped) == (len(times), 1)
         assert expected[0][2] > 1e15
-    monkeypatch.setattr(read, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(text_module, "CHUNK", 1)
     assert read_rows(path, on_bad_row="skip") == (expected, 1)
 
 
@@ -255,7 +256,7 @@ def test_dates_beside_an_order_within_the_session(tmp_path):
     text = "session_id;user_id;item_id;timeframe;eventdate\n1;NA;8;526309;2016-05-09\n"
     text += "1;NA;9;1.25;2016-05-10\n1;NA;9;1.75;2016-05-10\n"
     clicks, _ = read_clicks(
-        write(tmp_path, text), Columns(time="timeframe", date="eventdate")
+        write(tmp_path, text), Form(Columns(time="timeframe", date="eventdate"))
     )
     days = ["2016-05-09", "2016-05-10", "2016-05-10"]
     assert clicks["date"].to_list() == [microseconds(day) for day in days]
@@ -265,7 +266,7 @@ def test_dates_beside_an_order_within_the_session(tmp_path):
 def test_times_beside_dates_may_be_iso(tmp_path):
     text = "session,item,time,day\n1,8,2016-05-09 10:00,2016-05-09\n"
     text += "1,9,2016-05-09 09:00,2016-05-09\n"
-    clicks, _ = read_clicks(write(tmp_path, text), Columns(date="day"))
+    clicks, _ = read_clicks(write(tmp_path, text), Form(Columns(date="day")))
     assert np.argsort(clicks["time"].to_numpy()).tolist() == [1, 0]
 
 
@@ -291,7 +292,7 @@ MALFORMED = {
 @pytest.mark.parametrize("kind", MALFORMED)
 @pytest.mark.parametrize("chunk_bytes", [1_000_000, 20])
 def test_malformed_rows(tmp_path, monkeypatch, kind, chunk_bytes):
-    monkeypatch.setattr(read, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(text_module, "CHUNK", chunk_bytes)
     bad, message = MALFORMED[kind]
     bad = bad if isinstance(bad, bytes) else bad.encode()
     good = [f"{session},{item},{second}".encode() for session, item, second in ROWS]
@@ -346,7 +347,7 @@ def test_malformed_iso_times(tmp_path, bad):
 def test_the_column_of_a_malformed_row_has_its_own_name(tmp_path):
     text = "SessionId,ItemId,When\ns,i,soon\n"
     with pytest.raises(UserError, match=r"'soon' is not a time \(column 'When'"):
-        read_clicks(write(tmp_path, text), Columns(time="When"))
+        read_clicks(write(tmp_path, text), Form(Columns(time="When")))
 
 
 @pytest.mark.parametrize(
@@ -358,7 +359,7 @@ def test_files_without_clicks(tmp_path, text):
 
 
 def test_text_that_is_not_utf8_far_down_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(read, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(text_module, "CHUNK", 10_000)
     lines = [b"time,session,item", *(b"5,s,%d" % n for n in range(20_000))]
     lines += [b"5,s,\xff", b"5,s,last", b""]
     rows, skipped = read_rows(write(tmp_path, b"\r\n".join(lines)), on_bad_row="skip")
@@ -369,7 +370,7 @@ def test_text_that_is_not_utf8_far_down_the_file(tmp_path, monkeypatch):
 def test_only_malformed_rows(tmp_path):
     path = write(tmp_path, "session,item,time\ns,i\ns,i,soon\n")
     with pytest.raises(UserError, match="holds no clicks: all 2 rows are malformed"):
-        read_clicks(path, on_bad_row="skip")
+        read_clicks(path, Form(on_bad_row="skip"))
 
 
 def test_a_missing_file(tmp_path):
@@ -394,7 +395,7 @@ def test_chunks_change_nothing(tmp_path, monkeypatch):
     lines = [f"{rng.integers(9)},i{rng.integers(9)},{n}.25" for n in range(2000)]
     path = write(tmp_path, "session,item,time\n" + "\n".join(lines))
     whole = read_rows(path)
-    monkeypatch.setattr(read, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(text_module, "CHUNK", 1000)
     assert read_rows(path) == whole
     assert len(whole[0]) == 2000
 
@@ -425,7 +426,7 @@ def test_parquet(tmp_path, kind):
         }
     )
     frame.write_parquet(path)
-    expected = [(session.removeprefix("s"), *rest) for session, *rest in EXPECTED]
+    expected = [(int(session.removeprefix("s")), *rest) for session, *rest in EXPECTED]
     assert read_rows(path) == (expected, 0)
 
 
@@ -459,6 +460,9 @@ def test_parquet_columns_that_cannot_be_ids(tmp_path):
 
 def test_a_parquet_file_that_is_none(tmp_path):
     path = tmp_path / "log.parquet"
-    path.write_text("session,item,time\n")
+    path.write_text("PAR1session,item,time\n")
     with pytest.raises(UserError, match=r"cannot read .* as parquet"):
         read_clicks(path)
+    # The name tells nothing.
+    path.write_text("session,item,time\ns,i,5\n")
+    assert read_rows(path) == ([("s", "i", 5 * SECOND)], 0)

@@ -7,7 +7,7 @@ import pytest
 from srgnn_jax import config as config_lib
 from srgnn_jax.configs import recbole_ml100k
 from srgnn_jax.data.columns import Columns, find_columns
-from srgnn_jax.data.read import read_clicks
+from srgnn_jax.data.read import Form, read_clicks
 from srgnn_jax.data.sources.recbole import USUAL_NAMES, leave_one_out, time_key
 from srgnn_jax.data.store import load_dataset
 from srgnn_jax.errors import UserError
@@ -131,7 +131,7 @@ def test_columns_are_found_by_name_without_type(tmp_path):
     path = tmp_path / "a.inter"
     path.write_text(text + "v\ts\ta\t5\n")
     for named in (Columns("visit", "artist:token"), Columns("visit:token", "artist")):
-        clicks, _ = read_clicks(path, named)
+        clicks, _ = read_clicks(path, Form(named))
         assert clicks.rows() == [("v", "a", 5_000_000)]
 
 

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 
 import srgnn_jax.data.tfds
 from srgnn_jax.data.counts import PUBLISHED_COUNTS
+from srgnn_jax.data.prepare import prepare
 from srgnn_jax.data.read import read_clicks
 from srgnn_jax.data.sources import (
     SOURCES,
@@ -246,12 +247,9 @@ def test_one_log_is_found_whatever_lies_beside_it(tmp_path):
 @pytest.mark.parametrize(
     ("files", "settings", "message"),
     [
-        ([], {}, r"no log in config\.data_dir = .*Put one log file there"),
-        (
-            ["a.csv", "b.tsv.gz"],
-            {},
-            r"more than one file in .*\(a\.csv, b\.tsv\.gz\)\. Put one",
-        ),
+        ([], {}, r"no log in config\.data_dir = .*Put one log there"),
+        ([".hidden.csv", "_SUCCESS"], {}, r"no log in config\.data_dir"),
+        (["a.csv", "b.tsv.gz"], {}, r"all 2 files in config\.data_dir = .* are empty"),
         (["a.csv"], {"log_file": "b.csv"}, r"no file b\.csv in config\.data_dir"),
     ],
 )
@@ -260,8 +258,12 @@ def test_logs_that_are_not_there(tmp_path, files, settings, message):
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=message):
         find_files(click_log, tmp_path, Settings(**settings))
-    with pytest.raises(UserError, match=r"no (log|file)"):
+    with pytest.raises(UserError, match="nowhere' does not exist"):
         find_files(click_log, tmp_path / "nowhere", Settings(**settings))
+    a_file = tmp_path / "file"
+    a_file.touch()
+    with pytest.raises(UserError, match=r"file' is a file: .*--config\.log_file=file"):
+        find_files(click_log, a_file, Settings(**settings))
 
 
 @pytest.mark.parametrize(
@@ -273,9 +275,11 @@ def test_logs_that_are_not_there(tmp_path, files, settings, message):
     ],
 )
 def test_a_missing_file_is_told_with_where_it_comes_from(tmp_path, source, message):
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match=message):
-            find_files(source, folder, Settings())
+    with pytest.raises(UserError, match=message):
+        find_files(source, tmp_path, Settings())
+    message = r"nowhere' does not exist\. .*" + message.split(".*")[-1]
+    with pytest.raises(UserError, match=message):
+        find_files(source, tmp_path / "nowhere", Settings())
 
 
 def test_views_are_taken_before_the_sample_of_them(tmp_path):
@@ -516,11 +520,12 @@ def test_the_same_clicks_as_yoochoose_and_as_tsv(tmp_path):
     dat = load_dataset(
         "yoochoose", data_dir=tmp_path, prepared_dir=tmp_path / "p", **rules
     )
-    tsv = read(click_log, tmp_path, log_file="clicks.tsv", **rules)
+    clicks, read_counts = read_clicks(tmp_path / "clicks.tsv")
+    tsv = prepare(clicks, **rules)
     for split, sessions in (("train", dat.train), ("test", dat.test)):
         assert lists(sessions) == lists(tsv.splits[split])
     assert dat.vocabulary.ids == tsv.vocabulary.ids
-    assert dat.counts == tsv.counts
+    assert dat.counts == tsv.counts | read_counts
     assert dat.counts["raw_clicks"] == len(rows) == len(lines)
     assert dat.counts["train_examples"] > 10_000
 

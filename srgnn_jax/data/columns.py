@@ -2,16 +2,33 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from srgnn_jax.errors import UserError
 
+# A column of such a name holds lists, even where they are text: "17 4 9".
+_ITEM_LISTS = ("itemidlist", "itemlist", "items", "itemids", "itemseq", "productids")
+_TIME_LISTS = ("timestamplist", "timestamps", "times")
+LISTS = frozenset((*_ITEM_LISTS, *_TIME_LISTS))
 # Usual names of the columns, spelled as by `plain_name`, the likeliest first.
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "session": ("sessionid", "session", "sid", "usersession", "visitid"),
-    "item": ("itemid", "item", "productid", "product", "iid", "articleid"),
-    "time": ("time", "timestamp", "eventtime", "datetime", "ts", "date", "eventdate"),
+    "item": (
+        *("itemid", "item", "productid", "product", "iid", "articleid", "aid"),
+        *_ITEM_LISTS,
+    ),
+    "time": (
+        *("time", "timestamp", "eventtime", "datetime", "ts", "date", "eventdate"),
+        *("timestampfirst", "starttime", *_TIME_LISTS),
+    ),
+    # The day, where the time is a time of day.
+    "day": ("date", "day", "eventdate"),
+    "event": ("event", "eventtype", "type", "action"),
 }
+# Of those whose clicks may be many visits.
+VISITORS = ("visitorid", "userid", "customerid", "clientid", "fullvisitorid", "user")
+# They may be missing.
+_OPTIONAL = ("date", "day", "event")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +41,8 @@ class Columns:
     # A session's, where it is not the time of its last click: then `time` may be any
     # number that orders a session's clicks. Empty: there is none.
     date: str = ""
+    # What a click was: a view, a purchase. Looked for only where events are chosen.
+    event: str = ""
 
 
 def plain_name(name: str) -> str:
@@ -32,33 +51,56 @@ def plain_name(name: str) -> str:
 
 
 def find_columns(
-    path: pathlib.Path,
+    path: pathlib.Path | str,
     columns: Columns,
     usual: Mapping[str, Sequence[str]],
     names: Sequence[str],
+    optional: Collection[str] = _OPTIONAL,
 ) -> dict[str, int]:
     """Returns the position among `names` of each column that is to be read.
 
-    A column that is named is found by that name, with or without RecBole's type. Raises
-    UserError if a column is missing, or there is more than one of its name.
+    A column that is named is found by that name, with or without RecBole's type; one of
+    `events.aid`, nested as in JSON, by its last part too. Raises UserError if a column
+    is missing that is not optional, or there is more than one of its name.
     """
     stripped = [name.strip() for name in names]
     without_type = [name.rpartition(":")[0] for name in names]
     plain = [plain_name(name) for name in names]
-    found = {}
-    for column, named in vars(columns).items():
-        tries = [(plain, name) for name in usual.get(column, ())]
+    last = [plain_name(name.rpartition(".")[2]) for name in names]
+    found: dict[str, int] = {}
+    for column in ("session", "item", "time", "date", "day", "event"):
+        named = getattr(columns, column, "")
+        tries = [(these, n) for these in (plain, last) for n in usual.get(column, ())]
         if named:
-            tries = [(stripped, named), (without_type, named)]
+            tries = [(stripped, named), (without_type, named), (last, named)]
         places = ([i for i, n in enumerate(ns) if n == name] for ns, name in tries)
         matches = next(filter(None, places), [])
         if len(matches) == 1:
             found[column] = matches[0]
-        elif tries:
+        elif tries and (named or column not in optional):
             what = f"{column} column {named!r}" if named else f"{column} column"
             raise UserError(
                 f"{path}: {'more than one' if matches else 'no'} {what} among "
-                f"{', '.join(map(repr, names))[:600]}; name it with "
-                f"--config.{column}_column"
+                f"{', '.join(map(repr, names))[:600]}; "
+                + _advice(column, named, matches, names, plain)
             )
+    if found.get("day") == found.get("time"):
+        found.pop("day", None)
     return found
+
+
+def _advice(
+    column: str,
+    named: str,
+    matches: Sequence[int],
+    names: Sequence[str],
+    plain: Sequence[str],
+) -> str:
+    of_visitors = [name for name, p in zip(names, plain, strict=True) if p in VISITORS]
+    if column == "session" and of_visitors and not named and not matches:
+        return (
+            f"if {of_visitors[0]!r} tells visitors, their clicks are cut into visits "
+            f"with --config.session_column={of_visitors[0].split(':')[0]} "
+            "--config.session_gap_minutes=30"
+        )
+    return f"name it with --config.{column}_column"

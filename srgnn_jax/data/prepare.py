@@ -4,21 +4,30 @@ The rules are those of the published preprocessing, whose counts they reproduce;
 an argument. Axes: C clicks, S sessions.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import polars as pl
 from jaxtyping import Int
 
 from srgnn_jax.data.counts import count
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
+from srgnn_jax.data.visits import (
+    DAY,
+    SECOND,
+    Visits,
+    gather_visits,
+    group_by_session,
+    sort_key,
+)
 from srgnn_jax.errors import UserError
-
-SECOND = 1_000_000
-DAY = 86_400 * SECOND
 
 
 def prepare(
     clicks: pl.DataFrame,
     *,
+    as_published: bool = True,
     min_session_length: int = 2,
     min_item_count: int = 5,
     test_days: float = 1.0,
@@ -26,18 +35,22 @@ def prepare(
     test_end: int | None = None,
     train_fraction: float = 1.0,
     date_resolution_seconds: int = 0,
+    **visits: Any,
 ) -> Dataset:
     """Filters sessions and items, splits the sessions by date, and numbers the items.
 
-    1. Clicks (see `read.read_clicks`) are sorted by time (stable); a session's date is
-       that of its last in file, rounded down to `date_resolution_seconds` unless 0.
+    1. Clicks (see `read.read_clicks`) are sorted by time, ties by item id; a session's
+       date is that of its latest click, rounded down to `date_resolution_seconds`
+       unless 0. As published, ties stay as they are in the file, and the date is that
+       of the last click there. `visits`: see `visits.gather_visits`; not as published.
     2. Sessions with too few clicks are dropped, then items with too few clicks, then
        sessions that have too few left.
-    3. With T the latest date, a session trains if its date < T - `test_days` (of 24
-       hours) and tests if its date > T - `test_days`: those exactly on the edge do
-       neither. With `test_start`, sessions before it train, the others before
-       `test_end` test. Dates are in microseconds.
-    4. Sessions are ordered by date, then by first appearance in the file.
+    3. With T the latest date, a session tests if its date > T - `test_days` (of 24
+       hours), else it trains; as published, those exactly on the edge do neither. With
+       `test_start`, sessions before it train, the others before `test_end` test. Dates
+       are in microseconds.
+    4. Sessions are ordered by date, then by id, as published by first appearance in the
+       file.
     5. Items are numbered from 1 by first appearance in training. Test clicks on other
        items are dropped, and test sessions then too short.
     6. The last `train_fraction` of the training examples is kept; a session on the
@@ -47,16 +60,25 @@ def prepare(
     """
     if test_end is not None and (test_start is None or test_end <= test_start):
         raise UserError("config.test_end needs a config.test_start before it")
-    kept, date, raw_items = _filter(
-        clicks, min_session_length, min_item_count, date_resolution_seconds
+    gathered = (
+        _as_published(clicks) if as_published else gather_visits(clicks, **visits)
     )
+    if date_resolution_seconds:
+        dates = gathered.dates
+        dates = dates - dates % (date_resolution_seconds * SECOND)
+        gathered = gathered._replace(dates=dates)
+    kept, date, keys = _filter(
+        gathered, min_session_length, min_item_count, len(clicks)
+    )
+    raw_items = gathered.raw_items.cast(pl.String)
     # A span that is longer than all of time leaves nothing before it.
     edge = date.max() - round(min(test_days, 1e6) * DAY)
-    is_train, is_test = date < edge, date > edge
+    is_test = date > edge
+    is_train = date < edge if as_published else ~is_test
     if test_start is not None:
         is_train = date < test_start
         is_test = ~is_train & (date < (np.inf if test_end is None else test_end))
-    order = np.argsort(date, kind="stable")
+    order = np.lexsort((keys, date))
     train, test = (kept.take(order[part[order]]) for part in (is_train, is_test))
     if not len(train) or not len(test):
         first, last = np.array([date.min(), date.max()], "datetime64[us]").astype(str)
@@ -83,58 +105,72 @@ def prepare(
     # As published: before those without a known item are dropped.
     counts |= {"test_sessions": test_sessions, "raw_clicks": len(clicks)}
     counts["edge_sessions"] = int((~is_train & ~is_test).sum())
+    counts |= gathered.counts
     return Dataset({"train": train, "test": test}, vocabulary, counts)
 
 
+def prepare_splits(
+    clicks: Mapping[str, pl.DataFrame], min_session_length: int = 2, **visits: Any
+) -> Dataset:
+    """Numbers the items of splits that are ready-made; nothing else is filtered.
+
+    `clicks` are those of train, test and, where there is one, validation. Clicks and
+    sessions are put in order, and items numbered, as `prepare` does it.
+    """
+    splits, raw = {}, {}
+    for split, those in clicks.items():
+        gathered = gather_visits(those, **visits)
+        kept, date, keys = _filter(gathered, min_session_length, 1, len(those))
+        splits[split] = kept.take(np.lexsort((keys, date)))
+        raw[split] = gathered.raw_items.cast(pl.String).to_list()
+    numbers = pl.Series(splits["train"].items).unique(maintain_order=True)
+    vocabulary = Vocabulary([raw["train"][number] for number in numbers])
+    for split, sessions in splits.items():
+        row = vocabulary.rows(raw[split]).astype(np.int32)
+        known = Sessions(row[sessions.items], sessions.offsets)
+        splits[split], _ = known.keep(known.items > 0, min_session_length)
+        if not len(splits[split]):
+            raise UserError(
+                f"no session is left in the {split} split, without clicks on items "
+                "that train does not have"
+            )
+    counts = count(splits, vocabulary)
+    counts["raw_clicks"] = sum(map(len, clicks.values()))
+    return Dataset(splits, vocabulary, counts)
+
+
+def _as_published(clicks: pl.DataFrame) -> Visits:
+    """Joins clicks as the published code does: by time, ties as in the file."""
+    sessions, session, raw_items = group_by_session(clicks, clicks["time"].to_numpy())
+    # The last assignment to an index wins: that of the last click in the file.
+    dates = np.zeros(len(sessions), np.int64)
+    dates[session] = clicks["date" if "date" in clicks.columns else "time"].to_numpy()
+    # By first appearance.
+    return Visits(
+        sessions, raw_items, pl.Series(np.arange(len(sessions))), dates, counts={}
+    )
+
+
 def _filter(
-    clicks: pl.DataFrame, least: int, least_of_item: int, date_resolution_seconds: int
-) -> tuple[Sessions, Int[np.ndarray, " S"], pl.Series]:
-    """Applies rules 1 and 2.
+    visits: Visits, least: int, least_of_item: int, clicks: int
+) -> tuple[Sessions, Int[np.ndarray, " S"], Int[np.ndarray, " S"]]:
+    """Applies rule 2.
 
     Returns the sessions that are left, of items by number, not by row; their dates; and
-    the raw id of every number.
+    what sessions of one date are ordered by.
     """
-    everything, session, raw_items = group_by_session(clicks, clicks["time"].to_numpy())
-    # The last assignment to an index wins: that of the last click in the file.
-    date = np.zeros(len(everything), np.int64)
-    date[session] = clicks["date" if "date" in clicks.columns else "time"].to_numpy()
-    if date_resolution_seconds:
-        date -= date % (date_resolution_seconds * SECOND)
-    long, is_long = everything.keep(np.ones(len(clicks), bool), least)
-    often = np.bincount(long.items, minlength=len(raw_items)) >= least_of_item
+    everything = visits.sessions
+    long, is_long = everything.keep(np.ones(len(everything.items), bool), least)
+    often = np.bincount(long.items, minlength=len(visits.raw_items)) >= least_of_item
     kept, is_kept = long.keep(often[long.items], least)
     if not len(kept):
         raise UserError(
-            f"no clicks are left of {len(clicks)} after dropping sessions of fewer "
+            f"no clicks are left of {clicks} after dropping sessions of fewer "
             f"than {least} clicks and items of fewer than {least_of_item}; lower "
             "config.min_session_length or config.min_item_count"
         )
-    return kept, date[is_long][is_kept], raw_items
-
-
-def group_by_session(
-    clicks: pl.DataFrame, time: np.ndarray
-) -> tuple[Sessions, Int[np.ndarray, " C"], pl.Series]:
-    """Joins the clicks of each session, sorted by `time` [C] (stable).
-
-    Returns the sessions, of items by number, not by row; the number of each click's
-    session, in file order; and the raw id of every item number. All are numbered from 0
-    by first appearance.
-    """
-    session, _ = _number(clicks["session"])
-    item, raw_items = _number(clicks["item"])
-    # In many logs they are in order, which takes less time to tell than to bring about.
-    same = session[1:] == session[:-1]
-    if not ((session[1:] > session[:-1]) | (same & (time[1:] >= time[:-1]))).all():
-        item = item[np.lexsort((time, session))]
-    return Sessions.from_lengths(item, np.bincount(session)), session, raw_items
-
-
-def _number(column: pl.Series) -> tuple[Int[np.ndarray, " C"], pl.Series]:
-    """Numbers the distinct values, in int32, and returns them in that order."""
-    distinct = column.unique(maintain_order=True)
-    number = column.cast(pl.Enum(distinct)).to_physical()
-    return number.cast(pl.Int32).to_numpy(), distinct
+    left = np.flatnonzero(is_long)[is_kept]
+    return kept, visits.dates[left], sort_key(visits.ids.gather(left))
 
 
 def _last_examples(train: Sessions, fraction: float) -> Sessions:

@@ -1,241 +1,280 @@
-"""Click logs, as files, read into columns session, item and time.
+"""Click logs, as files or frames, read into columns session, item and time."""
 
-polars splits many lines of text at a time; those that are quoted or malformed are then
-looked at one by one.
-"""
-
-import contextlib
-import csv
-import gzip
-import io
+import dataclasses
+import logging
 import pathlib
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
-import pyarrow as pa
 from tqdm import tqdm
 
-from srgnn_jax.data.columns import USUAL_NAMES, Columns, find_columns
-from srgnn_jax.data.times import TimeParser
-from srgnn_jax.errors import UserError, reason
+from srgnn_jax.data import ids, records, text
+from srgnn_jax.data.columns import USUAL_NAMES, VISITORS, Columns, find_columns
+from srgnn_jax.data.files import kind_of
+from srgnn_jax.data.ids import IdColumn
+from srgnn_jax.data.times import TimeColumn
+from srgnn_jax.errors import UserError
 
-TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat", ".inter")
-SUFFIXES = (*TEXT_SUFFIXES, *(f"{s}.gz" for s in TEXT_SUFFIXES), ".parquet")
-SEPARATORS = "\t,;|"
-CHUNK_BYTES = 1 << 25
-ANY_COLUMNS = Columns()
-NOT_UTF8 = "text that is not UTF-8"
-_NO_FAULT = pl.lit(None, pl.String).alias("fault")
+# A place in the log, and what is wrong there.
+OnBadRow = Callable[[pathlib.Path | str, int, str], None]
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How a log is read; what is left empty is told by the log."""
+
+    columns: Columns = dataclasses.field(default_factory=Columns)
+    usual: Mapping[str, Sequence[str]] = dataclasses.field(
+        default_factory=lambda: USUAL_NAMES
+    )
+    header: str | Sequence[str] = ""  # names, where the file has none; "none": numbers
+    separator: str = ""
+    quoting: str = ""
+    encoding: str = ""
+    missing_values: Sequence[str] = ids.MISSING
+    time_unit: str = ""
+    time_format: str = ""
+    events: Sequence[str] = ()  # those that are clicks; none: all rows are
+    of_visitors: bool = False  # their usual names are those of sessions, too
+    on_bad_row: str = "error"
+    needs_time: bool = True  # else clicks without one are in the order of rows
+
+    def names(self, names: Sequence[str], where: pathlib.Path | str) -> dict[str, str]:
+        """Returns the name of each column that is read; raises UserError."""
+        usual, optional = dict(self.usual), ["date", "day", "event"]
+        if self.of_visitors and not self.columns.session:
+            usual["session"] = (*usual["session"], *VISITORS)
+        if self.columns.date:
+            usual.pop("day", None)
+        if self.events:
+            optional.remove("event")
+        elif not self.columns.event:
+            usual.pop("event", None)
+        if not self.needs_time:
+            optional.append("time")
+        found = find_columns(where, self.columns, usual, names, optional)
+        return {column: names[i] for column, i in found.items()}
+
+
+# Where a chunk comes from, what a number of it is, its columns' names, and its rows.
+_Chunk = tuple[pathlib.Path | str, str, Mapping[str, str], pl.DataFrame]
 
 
 def read_clicks(
-    path: pathlib.Path,
-    columns: Columns = ANY_COLUMNS,
-    *,
-    usual: Mapping[str, Sequence[str]] = USUAL_NAMES,
-    header: Sequence[str] = (),
-    separator: str = "",
-    on_bad_row: str = "error",
-) -> tuple[pl.DataFrame, int]:
-    """Reads a csv, tsv or parquet log, in file order; its text may be gzipped.
+    source: pathlib.Path | Sequence[pathlib.Path] | pl.DataFrame,
+    form: Form = Form(),
+    on_bad: OnBadRow | None = None,
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Reads a log: text, parquet or JSON lines, packed or not, or a frame.
 
-    Columns that are not named are looked for by their usual names. A text file without
-    a header line needs `header` and `separator`; otherwise the header line tells an
-    empty separator. Malformed rows raise a UserError unless `on_bad_row` is "skip".
+    Several files are one log, in the order given; each needs the columns, and of text
+    files those after the first may lack the header. Malformed rows are handed to
+    `on_bad`, if there is one; else they raise a UserError unless `form.on_bad_row` is
+    "skip".
 
-    Returns columns session and item (text), time (int64 microseconds since 1970, UTC)
-    and, where `columns` names it, date (the same; a time that is a number then stays as
-    it is, in float64); and the number of rows that were skipped.
+    Returns, in the order of the log, columns session and item (int64 where all are
+    whole numbers, else text), time (int64 microseconds since 1970, UTC) and, where the
+    form names it, date (the same; a time that is a number then stays as it is, in
+    float64); and counts: of skipped_rows, and of each event.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    is_parquet, has_header = path.suffix == ".parquet", not header
-    if is_parquet:
-        with reading(path, " as parquet"):
-            header = pl.scan_parquet(path).collect_schema().names()
-    elif has_header:
-        # The shell hands on '\t' as it is typed, in two characters.
-        header, separator = _read_header(path, separator.replace("\\t", "\t"))
-    position = find_columns(path, columns, usual, header)
-    names = {column: header[i] for column, i in position.items()}
-    chunks = (
-        _parquet_chunks(path, names)
-        if is_parquet
-        else _text_chunks(path, has_header, separator, len(header), position)
+    if isinstance(source, pathlib.Path):
+        source = [source]
+    chunks = _frame(source, form) if _is_frame(source) else _files(source, form)
+    return _Reader(form, on_bad).read(chunks)
+
+
+def columns_of(path: pathlib.Path, form: Form) -> Sequence[str]:
+    """Returns the names of a file's columns, nested ones as `outer.inner`."""
+    kind = kind_of(path, form.encoding)
+    if kind == "parquet":
+        return records.parquet_names(path)
+    if kind == "json":
+        return records.json_names(path, form.encoding)
+    return _layout(path, form).names
+
+
+def _is_frame(source: Any) -> bool:
+    return isinstance(source, pl.DataFrame)
+
+
+def _layout(path: pathlib.Path, form: Form) -> text.Layout:
+    return text.find_layout(
+        path,
+        header=form.header,
+        separator=form.separator,
+        quoting=form.quoting,
+        encoding=form.encoding,
     )
-    parsers = {"time": TimeParser("date" in names), "date": TimeParser()}
-    parsed = {f"{name} parsed": name for name in parsers if name in names}
-    is_good = pl.all_horizontal(
-        pl.col("session", "item").str.strip_chars() != "",
-        pl.col(*parsed).is_not_null(),
-    ).fill_null(False)
-    good, skipped = [], 0
-    for chunk in tqdm(
-        chunks, f"read {path.name}", unit=" chunks", disable=None, leave=False
-    ):
-        chunk = chunk.with_columns(
-            parsers[name](chunk[name]).alias(new) for new, name in parsed.items()
+
+
+def _frame(frame: Any, form: Form) -> Iterator[_Chunk]:
+    names = form.names(records.names_of(frame.schema), "the frame")
+    for chunk in records.frame_chunks(frame.lazy(), names, "the frame"):
+        yield "the frame", "row", names, chunk
+
+
+def _files(paths: Any, form: Form) -> Iterator[_Chunk]:
+    first: text.Layout | None = None
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path} does not exist")
+        kind = kind_of(path, form.encoding)
+        what, chunks = "line", None
+        if kind == "parquet":
+            names = form.names(records.parquet_names(path), path)
+            what, chunks = "row", records.parquet_chunks(path, names)
+        elif kind == "json":
+            names = form.names(records.json_names(path, form.encoding), path)
+            chunks = records.json_chunks(path, names, form.encoding)
+        else:
+            layout = _layout(path, form)
+            if first and first.header_line and text.is_click(layout.names):
+                layout = dataclasses.replace(first, header_line=0)
+            text.check_header(path, layout)
+            first = first or layout
+            names = form.names(layout.names, path)
+            position = {role: layout.names.index(n) for role, n in names.items()}
+            chunks = text.text_chunks(path, layout, position)
+        for chunk in tqdm(
+            chunks, f"read {path.name}", unit=" chunks", disable=None, leave=False
+        ):
+            yield path, what, names, chunk
+
+
+class _Reader:
+    """Parses chunks, and joins what is good of them."""
+
+    def __init__(self, form: Form, on_bad: OnBadRow | None):
+        self.form, self.on_bad = form, on_bad
+        self.ids = {n: IdColumn(n, form.missing_values) for n in ("session", "item")}
+        has_date = bool(form.columns.date)
+        self.time = TimeColumn(has_date, form.time_unit, form.time_format)
+        self.date = TimeColumn(form=form.time_format)
+        self.kept: dict[str, list[pl.Series]] = {"time": [], "date": []}
+        self.events: dict[str, int] = {}
+        self.skipped = 0
+        # Of the files before this one, and of all chunks.
+        self.where, self.before, self.last, self.seen = None, 0, 0, 0
+
+    def read(self, chunks: Iterator[_Chunk]) -> tuple[pl.DataFrame, dict[str, int]]:
+        where: pathlib.Path | str = "the log"
+        for where, what, names, chunk in chunks:
+            self._take(where, what, names, chunk)
+        clicks = sum(map(len, self.kept["time"]))
+        if not clicks:
+            why = f": all {self.skipped} rows are malformed" if self.skipped else ""
+            why = why or self._no_event()
+            raise UserError(f"{where} holds no clicks{why}")
+        columns = [column.join() for column in self.ids.values()]
+        for name, kept in self.kept.items():
+            if kept:
+                columns.append(pl.concat(kept).rename(name))
+        counts = {"skipped_rows": self.skipped}
+        counts |= {f"event_{event}": n for event, n in self.events.items()}
+        frame = pl.DataFrame(columns)
+        if frame["time"].dtype == pl.Int64 and self.form.needs_time:
+            self.time.warn(frame["time"])
+        return frame, counts
+
+    def _no_event(self) -> str:
+        there = ", ".join(f"{event} ({n:,})" for event, n in self.events.items())
+        return f": none of its events is chosen; there are {there}" if there else ""
+
+    def _take(self, where, what, names, chunk: pl.DataFrame) -> None:
+        chunk = records.one_click_a_row(chunk, names)
+        if where != self.where:
+            self.where, self.before, self.last = where, self.before + self.last, 0
+        if "session" not in names:
+            # A row is a session.
+            number = chunk["number"].cast(pl.Int64) + self.before
+            chunk = chunk.with_columns(number.alias("session"))
+        parsed = {n: read(chunk[n]) for n, read in self.ids.items()}
+        place = f"{where}, {what}"
+        parsed |= self._times(chunk, place)
+        is_good = (
+            pl.DataFrame([c.is_not_null().alias(n) for n, c in parsed.items()]).select(
+                pl.all_horizontal(pl.all())
+            )["session"]
+            & chunk["fault"].is_null()
         )
+        is_click = self._count_events(chunk, is_good)
         bad = chunk.filter(~is_good)
-        if len(bad) and on_bad_row == "error":
-            row = bad.row(0, named=True)
+        if len(bad):
+            self._tell(bad, parsed, is_good, where, what, names)
+        self.skipped += len(bad)
+        for name, column in parsed.items():
+            column = column.filter(is_good & is_click)
+            if name in self.ids:
+                self.ids[name].keep(column)
+            else:
+                self.kept[name].append(column)
+        self.last = int(chunk["number"].tail(1).sum()) or self.last
+        self.seen += len(chunk)
+
+    def _times(self, chunk: pl.DataFrame, place: str) -> dict[str, pl.Series]:
+        """Returns the parsed columns time and, where there is one, date."""
+        if "time" not in chunk.columns:
+            order = np.arange(self.seen, self.seen + len(chunk), dtype=np.int64)
+            return {"time": pl.Series(order)}
+        time = self.time(chunk["time"], chunk["number"], place)
+        if "place" in chunk.columns:
+            time = time + chunk["place"]
+        date = None
+        day = next((n for n in ("date", "day") if n in chunk.columns), "")
+        if day and (day == "date" or self.time.is_clock):
+            date = self.date(chunk[day], chunk["number"], place)
+        if not self.time.is_clock:
+            return {"time": time, "date": date} if date is not None else {"time": time}
+        if date is None:
+            value = chunk["time"].drop_nulls()[0]
             raise UserError(
-                f"{path}, {'row' if is_parquet else 'line'} {row['number']}: "
-                f"{row['fault'] or _explain(row, names)}; mend it, or drop such rows "
+                f"{place} {chunk['number'][0]}: {str(value)!r} is a time of day; name "
+                "the column of its day with --config.date_column"
+            )
+        return {"time": date + time}
+
+    def _count_events(self, chunk: pl.DataFrame, is_good: pl.Series) -> pl.Series:
+        """Counts the events of good rows, and returns which rows are clicks."""
+        if "event" not in chunk.columns:
+            return pl.Series([True]).new_from_index(0, len(chunk))
+        events = chunk["event"].cast(pl.String).str.strip_chars().fill_null("")
+        counted = events.filter(is_good).value_counts(sort=True, name="n")
+        for event, n in counted.rows():
+            self.events[event] = self.events.get(event, 0) + n
+        chosen = [str(event) for event in self.form.events]
+        return events.is_in(chosen) if chosen else events.is_not_null()
+
+    def _tell(self, bad, parsed, is_good, where, what, names) -> None:
+        """Raises an error for the first of malformed rows, or hands all on."""
+        if not self.on_bad and self.form.on_bad_row == "skip":
+            return
+        read = pl.DataFrame([c.filter(~is_good).alias(n) for n, c in parsed.items()])
+        for row, values in zip(
+            bad.iter_rows(named=True), read.iter_rows(named=True), strict=True
+        ):
+            fault = row["fault"] or self._explain(row, values, names)
+            if self.on_bad:
+                self.on_bad(where, row["number"], fault)
+                continue
+            raise UserError(
+                f"{where}, {what} {row['number']}: {fault}; mend it, or drop such rows "
                 "with --config.on_bad_row=skip"
             )
-        skipped += len(bad)
-        good.append(
-            chunk.filter(is_good).select("session", "item", *parsed).rename(parsed)
-        )
-    if not sum(map(len, good)):
-        why = f": all {skipped} rows are malformed" if skipped else ""
-        raise UserError(f"{path} holds no clicks{why}")
-    return pl.concat(good), skipped
 
-
-def _explain(row: dict, names: dict[str, str]) -> str:
-    for column, name in names.items():
-        text = "" if row[column] is None else str(row[column])
-        if not text.strip():
-            return f"the {column} is empty (column {name!r})"
-        if row.get(f"{column} parsed", text) is None:
-            break
-    return f"{text[:80]!r} is not a time (column {name!r})"
-
-
-def _read_header(path: pathlib.Path, separator: str) -> tuple[Sequence[str], str]:
-    """Returns the names of the columns, and what separates them."""
-    with reading(path), _open(path) as file:
-        line = file.readline(1 << 20)
-    first = line.decode("utf-8-sig", "replace").rstrip("\r\n")
-    if not first.strip():
-        raise UserError(f"{path} is empty, or its first line, the header, is")
-    if "\r" in first:
-        raise UserError(
-            f"{path}, line 1: its lines end in carriage returns alone; end them in "
-            "line feeds, as with: tr '\\r' '\\n'"
-        )
-    if not separator:
-        separator = max(SEPARATORS, key=first.count)
-        if separator not in first:
-            raise UserError(
-                f"{path}, line 1: no tab, comma, semicolon or '|' in the header "
-                f"{first[:80]!r}; name the separator with --config.separator"
+    def _explain(self, row: dict, values: dict, names: Mapping[str, str]) -> str:
+        for column, name in names.items():
+            value = "" if row[column] is None else str(row[column])
+            if column in ("event", "day") or values.get(column, value) is not None:
+                continue
+            if column in self.ids or not value.strip():
+                said = f", '{value}', stands for none" if value.strip() else " is empty"
+                return f"the {column}{said} (column {name!r})"
+            return (
+                f"{value[:80]!r} is not a time (column {name!r}); a form such as "
+                "29/09/2014 12:30 is read with --config.time_format='%d/%m/%Y %H:%M'"
             )
-    try:
-        return next(csv.reader([first], delimiter=separator)), separator
-    except csv.Error as error:
-        raise UserError(f"{path}, line 1: unreadable header ({error})") from error
-
-
-def _text_chunks(
-    path: pathlib.Path, has_header: bool, *how: Any
-) -> Iterator[pl.DataFrame]:
-    """Yields what `_split` makes of chunks of lines; `how` are its other arguments."""
-    number = 1
-    with reading(path), _open(path) as file:
-        while block := file.read(CHUNK_BYTES) + file.readline():
-            encoding = "utf-8-sig" if number == 1 else "utf-8"
-            # What is not UTF-8 is read as U+FFFD; polars alone would give up on it.
-            text = block.decode(encoding, "replace").encode()
-            lines = pl.scan_lines(
-                text, name="text", row_index_name="number", row_index_offset=number
-            ).collect()
-            yield _split(lines.filter(pl.col("number") > has_header), *how)
-            number += len(lines)
-
-
-def _split(
-    lines: pl.DataFrame, separator: str, expected: int, position: Mapping[str, int]
-) -> pl.DataFrame:
-    """Returns the lines' number, columns of `position` and fault; skips blank ones."""
-    text = pl.col("text")
-    separators = text.str.count_matches(separator, literal=True)
-    is_odd = text.str.contains('["\0\ufffd]') | (separators != expected - 1)
-    lines = lines.with_columns(is_odd.alias("is odd"))
-    fields = text.str.split_exact(separator, expected - 1)
-    even = lines.filter(~pl.col("is odd")).select("number", fields).unnest("text")
-    split = even.select(
-        "number",
-        *(pl.col(f"field_{i}").alias(name) for name, i in position.items()),
-        _NO_FAULT,
-    )
-    rows = []
-    for number, line in lines.filter("is odd").select("number", text).rows():
-        # A line of separators, such as tabs, is a row of empty fields.
-        if line.strip() or separator in line:
-            parts, fault = _split_again(line, separator, expected)
-            rows.append((number, *(parts[i] for i in position.values()), fault))
-    odd = pl.DataFrame(rows, schema=split.schema, orient="row")
-    return pl.concat([split, odd]).sort("number")
-
-
-def _split_again(
-    line: str, separator: str, expected: int
-) -> tuple[Sequence[str], str | None]:
-    """Returns the fields of a line that is quoted or malformed, and its fault."""
-    fault = None
-    fields = line.split(separator)
-    if "\ufffd" in line:
-        fault = NOT_UTF8
-    elif "\0" in line:
-        fault = "a NUL byte, as in files that were not written to the end"
-    elif '"' in line:
-        csv.field_size_limit(2**31 - 1)
-        try:
-            fields = next(csv.reader([line], delimiter=separator, strict=True))
-        except csv.Error as error:
-            fault = f"unreadable quotes ({error})"
-    if not fault and len(fields) != expected:
-        fault = f"{len(fields)} fields instead of {expected}"
-    return ([""] * expected if fault else fields), fault
-
-
-def _open(path: pathlib.Path) -> io.BufferedReader | gzip.GzipFile:
-    """Opens a file by what it holds, as polars does, not by what it is called."""
-    with path.open("rb") as file:
-        is_gzip = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if is_gzip else path.open("rb")
-
-
-def _parquet_chunks(
-    path: pathlib.Path, names: Mapping[str, str]
-) -> Iterator[pl.DataFrame]:
-    """Yields what `_text_chunks` does, but times have the type that they have."""
-    frame = pl.scan_parquet(path)
-    for column, name in names.items():
-        dtype = frame.collect_schema()[name]
-        is_id = column in ("session", "item")
-        fits = dtype.is_numeric() or dtype in (pl.String, pl.Categorical, pl.Enum)
-        if not fits and (is_id or dtype not in (pl.Date, pl.Datetime)):
-            raise UserError(
-                f"{path}: column {name!r} holds {dtype}; "
-                + ("ids are text or numbers" if is_id else "times are dates or numbers")
-            )
-    frame = frame.select(pl.col(name).alias(column) for column, name in names.items())
-    frame = frame.with_row_index("number", 1).with_columns(
-        pl.col("session", "item").cast(pl.String), _NO_FAULT
-    )
-    with reading(path, " as parquet"):
-        rows = frame.select(pl.len()).collect().item()
-        for chunk in frame.collect_batches(maintain_order=True):
-            rows -= len(chunk)
-            yield chunk
-    # Where a thread of polars fails, the batches just end.
-    if rows:
-        raise UserError(f"cannot read {path} as parquet: {rows} rows are damaged")
-
-
-@contextlib.contextmanager
-def reading(path: pathlib.Path, what: str = "") -> Iterator[None]:
-    """Raises one UserError for all that goes wrong with a file or its compression."""
-    try:
-        yield
-    except (
-        *(OSError, EOFError, ValueError, zlib.error, pa.ArrowException),
-        *(pl.exceptions.PolarsError, pl.exceptions.PanicException),
-    ) as error:
-        raise UserError(f"cannot read {path}{what}: {reason(error)}") from error
+        return "it cannot be read"

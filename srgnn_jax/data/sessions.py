@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
 
-from srgnn_jax.data.read import reading
+from srgnn_jax.data.files import reading
 
 # Rows, and bytes of ids, for each byte of a vocabulary's file: ids all differ, so that
 # they do not shrink as bombs do.

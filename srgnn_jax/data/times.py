@@ -1,13 +1,44 @@
 """Times of clicks, as text, numbers or dates -> microseconds since 1970, in UTC."""
 
+import logging
 import re
+import time as clock
 
 import numpy as np
 import polars as pl
 
+from srgnn_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
 # Years 1970 to 2261 are believed.
 LATEST_MICROSECONDS = 9_183_110_400_000_000
+DAY = 86_400_000_000
+# Of numbers, those that come to lie in the years 1990 to 2099 tell the unit.
+_LIKELY = (7_305 * DAY, 47_482 * DAY)
+# What a number counts: name, microseconds of one, and from which time on.
+UNITS: dict[str, tuple[float, int]] = {
+    "s": (1e6, 0),
+    "ms": (1e3, 0),
+    "us": (1, 0),
+    "ns": (1e-3, 0),
+    # As spreadsheets do.
+    "days": (DAY, -25_569 * DAY),
+}
+_SINCE_1970 = ("s", "ms", "us", "ns")
+# Dates as whole numbers, such as 20240301, by the number of their digits.
+_COMPACT = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
+TIME_UNITS = ("", *UNITS, "date", "any")
+_CALLED = {
+    "s": "seconds",
+    "ms": "milliseconds",
+    "us": "microseconds",
+    "ns": "nanoseconds",
+    "days": "days of a spreadsheet",
+    "date": "dates such as 20240301",
+}
 _NUMBER = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$"
+_CLOCK = r"^\d{1,2}:\d{2}(:\d{2}([.,]\d{1,9})?)?$"
 # Read alike by Python and by polars.
 _ISO = (
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
@@ -15,6 +46,12 @@ _ISO = (
     r"(?:(?P<second>:[0-9]{2})(?P<fraction>[.,][0-9]{1,9})?)?)?"
     r"(?P<zone>[ \t]{0,9}(?:Z|UTC|(?P<offset>[+-][0-9]{2}:?(?:[0-9]{2})?))?)"
 )
+
+
+def looks_like_time(text: str) -> bool:
+    """Whether a text may be a time, in any form that is read."""
+    text = text.strip()
+    return bool(re.match(_NUMBER, text) or re.fullmatch(_ISO, text))
 
 
 def parse_iso(column: pl.Series) -> pl.Series:
@@ -52,38 +89,158 @@ def _parse_layout(values: pl.Series, layout: re.Match) -> np.ndarray:
     return moment.to_physical().fill_null(-1).to_numpy()
 
 
-class TimeParser:
+class TimeColumn:
     """Parses a column of times chunk by chunk, in the form that its first values tell.
 
-    With `any_number`, numbers are no times and stay as they are.
+    Args:
+      any_number: numbers are no times and stay as they are.
+      unit: of `TIME_UNITS`; "": told by the values, which must then agree.
+      form: of other text, as for `datetime.strptime`.
     """
 
-    def __init__(self, any_number: bool = False):
+    def __init__(self, any_number: bool = False, unit: str = "", form: str = ""):
         self._any_number = any_number
-        self._form = ""  # "iso", "s" or "ms", once told
+        self._is_told = not unit
+        self._unit, self._form = unit, form
+        self._kind = ""  # "text", "clock" or "number", once told
+        self._first = ""  # the place of a number of that unit
 
-    def __call__(self, column: pl.Series) -> pl.Series:
-        """Returns int64 microseconds since 1970, null where a value is not a time."""
+    @property
+    def is_clock(self) -> bool:
+        """Whether the times are those of a day, which another column must name."""
+        return self._kind == "clock"
+
+    def __call__(self, column: pl.Series, lines: pl.Series, where: str) -> pl.Series:
+        """Parses a chunk; `where` and a number of `lines` name the place of a value.
+
+        Returns int64 microseconds since 1970, null where a value is not a time. Raises
+        UserError where numbers of two units are mixed.
+        """
         if column.dtype in (pl.Date, pl.Datetime):
             # What polars stores is in UTC, whatever the zone.
             return _in_range(column.cast(pl.Datetime("us")).to_physical())
+        if column.dtype == pl.Time:
+            self._kind = "clock"
+            return column.to_physical() // 1000
         if not column.dtype.is_numeric():
             column = column.cast(pl.String).str.strip_chars()
-            if not self._form:
-                given = column.filter(column.is_not_null() & (column != "")).head(1000)
-                is_number = given.str.contains(_NUMBER)
-                self._form = "iso" if 2 * is_number.sum() < len(given) else ""
-            if self._form == "iso":
+            if self._form:
+                moment = column.str.to_datetime(
+                    self._form, time_unit="us", strict=False, ambiguous="earliest"
+                )
+                return _in_range(moment.to_physical())
+            if not self._kind:
+                self._kind = _tell_kind(column)
+            if self._kind in ("", "text"):
                 return parse_iso(column)
+            if self._kind == "clock":
+                return parse_iso("1970-01-01T" + column.str.replace(r"^(\d):", "0$1:"))
         number = column.cast(pl.Float64, strict=False)
-        if self._any_number:
-            return number.set(~number.is_finite(), None)
-        believed = (number >= 0) & (number * 1e3 < LATEST_MICROSECONDS)
-        if not self._form and believed.any():
-            # Seconds reach 1e11 in the year 5138; milliseconds reached it in 1973.
-            first = number.filter(believed).head(1000).to_numpy()
-            self._form = "ms" if np.median(first) >= 1e11 else "s"
-        return _in_range((number * (1e3 if self._form == "ms" else 1e6)).round())
+        number = number.set(~number.is_finite(), None)
+        return number if self._any_number else self._scale(number, lines, where)
+
+    def _scale(self, number: pl.Series, lines: pl.Series, where: str) -> pl.Series:
+        self._unit = self._unit or tell_unit(number)
+        if self._unit == "any":
+            micro = _scaled(number, "s")
+            for unit in _SINCE_1970[1:]:
+                scaled = _scaled(number, unit)
+                micro = scaled.zip_with(_is_likely(scaled), micro)
+            return _in_range(micro)
+        if self._is_told and number.count():
+            place = int(number.is_not_null().to_numpy().argmax())
+            self._first = self._first or f"{where} {lines[place]}"
+            for unit in set(_SINCE_1970) - {self._unit}:
+                other = _is_likely(_scaled(number, unit)).fill_null(False)
+                if other.any():
+                    self._refuse(number, lines, where, unit, other.arg_max())
+        return _in_range(_scaled(number, self._unit or "s"))
+
+    def _refuse(self, number, lines, where, unit, place) -> None:
+        raise UserError(
+            f"{where} {lines[place]}: {number[place]:.15g} would be a time in "
+            f"{_CALLED[unit]}, but that of {self._first} one in {_CALLED[self._unit]}; "
+            "--config.time_unit=any takes each by its size"
+        )
+
+    def warn(self, micro: pl.Series) -> None:
+        """Warns of times that nobody can have clicked at, and tells a likelier unit."""
+        latest = clock.time() * 1e6 + DAY
+        values = micro.to_numpy()
+        first, last = int(values.min()), int(values.max())
+        if first >= _LIKELY[0] and last <= latest:
+            return
+        said = f"times are from {_day(first)} to {_day(last)}"
+        if self._kind == "text" or self._unit not in UNITS:
+            log.warning("%s; is that right?", said)
+            return
+        number = pl.Series([float(np.median(micro))])
+        scale, offset = UNITS[self._unit]
+        number = (number - offset) / scale
+        for unit in (*UNITS, "date"):
+            meant = _scaled(number, unit)[0]
+            if unit != self._unit and meant and _LIKELY[0] <= meant <= latest:
+                log.warning(
+                    "%s, as numbers of %s; as %s they would be of %s: if that is "
+                    "meant, set --config.time_unit=%s",
+                    *(said, _CALLED[self._unit], _CALLED[unit], _day(meant), unit),
+                )
+                return
+        log.warning("%s, as numbers of %s; is that right?", said, _CALLED[self._unit])
+
+
+def _tell_kind(column: pl.Series) -> str:
+    """Tells what most of the first values are; "" where none is a time."""
+    given = column.drop_nulls().head(1000)
+    kinds = {"text": f"^{_ISO}$", "number": _NUMBER, "clock": _CLOCK}
+    found = {kind: given.str.contains(form).sum() for kind, form in kinds.items()}
+    most = max(found, key=lambda kind: found[kind])
+    return most if found[most] else ""
+
+
+def tell_unit(number: pl.Series) -> str:
+    """Tells what numbers count: a unit, or "date"; "" where there is none."""
+    number = number.drop_nulls()
+    if not len(number):
+        return ""
+    likely = {u: _is_likely(_scaled(number, u)).sum() for u in _SINCE_1970}
+    most = max(likely, key=lambda unit: likely[unit])
+    if likely[most]:
+        return most
+    if not _scaled(number, "date").null_count():
+        return "date"
+    are_days = number.is_between(_LIKELY[0] / DAY + 25_569, _LIKELY[1] / DAY + 25_569)
+    if are_days.all() and (number != number.floor()).any():
+        return "days"
+    # Seconds reach 1e11 in the year 5138; milliseconds reached it in 1973.
+    thousands = int(np.log10(max(np.median(number), 1)) - 8) // 3
+    return _SINCE_1970[min(max(thousands, 0), 3)]
+
+
+def _scaled(number: pl.Series, unit: str) -> pl.Series:
+    """Returns microseconds since 1970, float64 or int64."""
+    if unit != "date":
+        scale, offset = UNITS[unit]
+        return (number * scale).round() + offset
+    text = number.set(number != number.floor(), None).cast(pl.Int64, strict=False)
+    text = text.cast(pl.String)
+    moment = pl.Series([None], dtype=pl.Datetime("us")).new_from_index(0, len(text))
+    for digits, form in _COMPACT.items():
+        of_length = text.set(text.str.len_bytes() != digits, None)
+        moment = moment.zip_with(
+            moment.is_not_null(),
+            of_length.str.to_datetime(form, time_unit="us", strict=False),
+        )
+    micro = moment.to_physical()
+    return micro.set(~_is_likely(micro), None)
+
+
+def _is_likely(micro: pl.Series) -> pl.Series:
+    return (micro >= _LIKELY[0]) & (micro < _LIKELY[1])
+
+
+def _day(micro: float | int) -> str:
+    return str(np.datetime64(int(micro), "us"))[:10]
 
 
 def _in_range(micro: pl.Series) -> pl.Series:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from srgnn_jax import config as config_lib
 from srgnn_jax.data import batches
 from srgnn_jax.data.counts import counts_table
+from srgnn_jax.data.frames import Clicks
 from srgnn_jax.devices import layouts, processes
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
@@ -37,6 +38,7 @@ def train_and_evaluate(
     command: str = "",
     model: config_lib.MakeModel | None = None,
     losses: Mapping[str, Loss] | None = None,
+    clicks: Clicks | None = None,
 ) -> TrainState | None:
     """Prepares the data, trains, and evaluates; resumes what the workdir holds.
 
@@ -46,6 +48,7 @@ def train_and_evaluate(
       command: the command line, for results.json.
       model: makes another model than `SRGNN` alone; see `config.make_model`.
       losses: more losses that `config.loss_type` may name.
+      clicks: those of a frame, in the place of files.
 
     Returns:
       The state after the last step, of several runs the last one's; None where
@@ -58,14 +61,15 @@ def train_and_evaluate(
     config_lib.validate(config)
     loss = config_lib.find_loss(config, losses)
     if config.runs == 1 or not config.epochs:
-        return _train_one(config, workdir, command, model, loss)
+        return _train_one(config, workdir, command, model, loss, clicks)
     folder = make_workdir(workdir)
     check_kind(folder, several=True)
     seeds = range(config.seed, config.seed + config.runs)
     for seed in seeds:
         processes.say(f"\nseed {seed}, of {seeds[0]} to {seeds[-1]}")
         one = config_lib.with_seed(config, seed)
-        state = _train_one(one, str(folder / f"seed_{seed}"), command, model, loss)
+        own = str(folder / f"seed_{seed}")
+        state = _train_one(one, own, command, model, loss, clicks)
     report_seeds(folder, seeds)
     return state
 
@@ -76,10 +80,11 @@ def _train_one(
     command: str,
     make: config_lib.MakeModel | None,
     loss: Loss,
+    clicks: Clicks | None,
 ) -> TrainState | None:
     devices = config_lib.find_devices(config)
     with processes.main_process_first():
-        data = config_lib.load_data(config)
+        data = config_lib.load_data(config, clicks)
     splits = config_lib.make_splits(config, data)
     counts = {**data.counts, **splits.counts}
     processes.say(counts_table(counts, data.published))
@@ -101,8 +106,8 @@ def _train_one(
             return None
         checkpoints.continue_from(progress.step if resumes else None)
         if is_main:
-            clicks = splits.train_sessions.items
-            save_vocabulary(folder, data.vocabulary.with_clicks(clicks))
+            counted = data.vocabulary.with_clicks(splits.train_sessions.items)
+            save_vocabulary(folder, counted)
         writer = MetricsWriter(folder, progress.step, is_main)
         with contextlib.closing(writer), processes.together():
             run = _Run(

@@ -1,22 +1,177 @@
-"""Any log of (session, item, time) as csv, tsv or parquet."""
+"""Any log of (session, item, time): csv, parquet or JSON lines, whole or in parts.
 
+Files named train, test and valid are ready-made splits, as those of GRU4Rec and
+session-rec.
+"""
+
+import functools
+import logging
 import pathlib
+import re
 
+from srgnn_jax.data.prepare import prepare, prepare_splits
+from srgnn_jax.data.read import columns_of, read_clicks
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import source
 from srgnn_jax.data.sources.source import Settings
+from srgnn_jax.data.text import is_click
+from srgnn_jax.errors import UserError
 
 INSTRUCTIONS = (
-    "Put one log file there (csv, tsv or parquet, with columns for session, item "
-    "and time), or name it with config.log_file."
+    "Put one log there (csv, tsv, parquet or JSON lines, packed or not, as one file or "
+    "in parts, with columns for session, item and time), or name it with "
+    "config.log_file."
 )
 FILES = ("*",)
-SETTINGS = source.LOG_SETTINGS | source.RULE_SETTINGS | {"date_column"}
+SETTINGS = (
+    source.LOG_SETTINGS | source.RULE_SETTINGS | source.VISIT_SETTINGS | {"date_column"}
+)
 PRESETS = {"default": Settings()}
+# Those of ready-made splits.
+_OF_SPLITS = source.RULE_SETTINGS - {"min_session_length"}
+
+log = logging.getLogger(__name__)
 
 
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
-    """Reads the log."""
-    return source.read_log(
-        files[0], settings, columns=settings.columns, separator=settings.separator
+    """Reads the log, or the splits."""
+    if splits := _ready_made(files):
+        return _read_splits(splits, settings)
+    rules = settings.rules | settings.visits
+    split = functools.partial(prepare, as_published=False, **rules)
+    return source.read_log(files, settings.form, split)
+
+
+def _read_splits(splits: dict[str, list[pathlib.Path]], settings: Settings) -> Dataset:
+    usual = Settings()
+    for name in sorted(_OF_SPLITS):
+        if getattr(settings, name) != getattr(usual, name):
+            told = ", ".join(files[0].name for files in splits.values())
+            raise UserError(
+                f"config.{name} is {getattr(settings, name)!r}, which would change "
+                f"nothing: the splits are ready-made ({told}); leave it at "
+                f"{getattr(usual, name)!r}, or name one log with config.log_file"
+            )
+    read = {split: read_clicks(files, settings.form) for split, files in splits.items()}
+    clicks = {split: frame for split, (frame, _) in read.items()}
+    data = prepare_splits(clicks, settings.min_session_length, **settings.visits)
+    for _, counts in read.values():
+        for name, n in counts.items():
+            data.counts[name] = data.counts.get(name, 0) + n
+    return data
+
+
+def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
+    """Finds the files of the log: those of one form, wherever they lie in the folder.
+
+    Hidden files are passed over, and those that hold no clicks. Raises UserError where
+    there is none, or where there are several logs.
+    """
+    where = source.check_folder(folder, INSTRUCTIONS)
+    pattern = settings.log_file or "**/*"
+    named = folder / pattern
+    if named.is_file():
+        return [named]
+    found = sorted(folder.glob(pattern))
+    if named.is_dir():
+        found = sorted(named.rglob("*"))
+    elif any(path.is_dir() for path in found) and settings.log_file:
+        found = sorted({f for path in found for f in (path, *path.rglob("*"))})
+    files = [p for p in found if p.is_file() and not _is_hidden(p.relative_to(folder))]
+    if not files:
+        if settings.log_file:
+            raise UserError(f"no file {settings.log_file} in {where}")
+        raise UserError(f"no log in {where}. {INSTRUCTIONS}")
+    return files if len(files) == 1 else _of_one_form(files, folder, settings, where)
+
+
+def _is_hidden(path: pathlib.PurePath) -> bool:
+    """Whether a tool has written it for itself: .DS_Store, ._log.csv, _SUCCESS."""
+    return any(part.startswith((".", "_")) for part in path.parts) or (
+        path.suffix.lower() in (".crc", ".md", ".py")
     )
+
+
+def _of_one_form(
+    files: list[pathlib.Path], folder: pathlib.Path, settings: Settings, where: str
+) -> list[pathlib.Path]:
+    """Returns the files that hold clicks, which must have the same columns."""
+    form, others = settings.form, []
+    forms: dict[frozenset[str], list[pathlib.Path]] = {}
+    headless: dict[int, list[pathlib.Path]] = {}
+    for path in files:
+        try:
+            if not path.stat().st_size:
+                continue
+            names = columns_of(path, form)
+            if is_click(names) and form.header != "none":
+                headless.setdefault(len(names), []).append(path)
+                continue
+            form.names(names, path)
+            forms.setdefault(frozenset(name.strip() for name in names), []).append(path)
+        except UserError as error:
+            others.append((path, error))
+    if len(forms) == 1:
+        ((columns, with_header),) = forms.items()
+        # One with a header tells what those without hold.
+        log_files = [*with_header, *headless.pop(len(columns), [])]
+    elif not forms and len(headless) == 1:
+        log_files = next(iter(headless.values()))
+        headless = {}
+    else:
+        log_files = []
+    passed = [
+        *(path for path, _ in others),
+        *(p for ps in headless.values() for p in ps),
+    ]
+
+    def names_of(paths):
+        told = [str(path.relative_to(folder)) for path in paths]
+        return ", ".join(told[:5]) + f" and {len(told) - 5} others" * (len(told) > 5)
+
+    if not log_files and len(others) == 1 and not headless:
+        raise others[0][1]
+    if not (forms or others or headless):
+        raise UserError(f"all {len(files)} files in {where} are empty. {INSTRUCTIONS}")
+    if not log_files:
+        if not forms and others:
+            raise UserError(
+                f"none of the {len(files)} files in {where} is a log. {others[0][1]}"
+            )
+        firsts = [paths[0] for paths in (*forms.values(), *headless.values())]
+        raise UserError(
+            f"several logs in {where}, with columns that differ ({names_of(firsts)}); "
+            "name one with --config.log_file, or a pattern such as "
+            f"--config.log_file='*{firsts[0].suffix}'"
+        )
+    if passed:
+        log.warning("%s: no clicks in %s: passed over", where, names_of(passed))
+    if len(log_files) > 1 and not _ready_made(log_files):
+        log.warning(
+            "%s: %s files are read as one log: %s",
+            *(where, len(log_files), names_of(log_files)),
+        )
+    return log_files
+
+
+def _ready_made(files: list[pathlib.Path]) -> dict[str, list[pathlib.Path]]:
+    """Returns the files of each split, where their names tell of train and test."""
+    splits: dict[str, list[pathlib.Path]] = {}
+    for path in files:
+        words = set(re.split(r"[^a-z]+", path.name.lower()))
+        if words & {"valid", "validation", "val", "dev"}:
+            splits.setdefault("validation", []).append(path)
+        else:
+            split = next((word for word in ("train", "test") if word in words), "")
+            splits.setdefault(split or "other", []).append(path)
+    if not {"train", "test"} <= splits.keys() or "other" in splits:
+        return {}
+    # Those of session-rec: the whole of training beside its two parts.
+    full = [path for path in splits["train"] if "full" in path.name.lower()]
+    if full:
+        return {"train": full, "test": splits["test"]}
+    return {
+        split: splits[split]
+        for split in ("train", "validation", "test")
+        if split in splits
+    }

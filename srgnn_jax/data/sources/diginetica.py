@@ -1,14 +1,19 @@
 """Diginetica, CIKM Cup 2016 track 2: item views of a web shop."""
 
+import functools
 import pathlib
 
 from srgnn_jax.data.columns import Columns
+from srgnn_jax.data.prepare import prepare
+from srgnn_jax.data.read import Form
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import source
 from srgnn_jax.data.sources.source import Settings
 
 # `timeframe` orders the views of a session, not those of the file.
-COLUMNS = Columns("session_id", "item_id", time="timeframe", date="eventdate")
+COLUMNS = Columns(time="timeframe", date="eventdate")
+# The challenge's file has sessionId, most copies of it session_id.
+USUAL_NAMES = {"session": ("sessionid",), "item": ("itemid",)}
 INSTRUCTIONS = (
     "Get train-item-views.csv from the CIKM Cup 2016 track 2 data "
     "(competitions.codalab.org/competitions/11161) and put it there."
@@ -21,4 +26,6 @@ PRESETS = {"default": Settings(test_days=7.0)}
 
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     """Reads the views."""
-    return source.read_log(files[0], settings, columns=COLUMNS, separator=";")
+    form = Form(COLUMNS, USUAL_NAMES, separator=";", on_bad_row=settings.on_bad_row)
+    split = functools.partial(prepare, **settings.rules)
+    return source.read_log(files, form, split)

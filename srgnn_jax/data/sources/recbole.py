@@ -4,6 +4,7 @@ Numbers can be compared with RecBole's only if the same clicks are trained and t
 on: what it does is followed to the letter, its rounding of times included.
 """
 
+import dataclasses
 import functools
 import pathlib
 
@@ -12,10 +13,10 @@ import polars as pl
 from jaxtyping import Int
 
 from srgnn_jax.data.counts import count
-from srgnn_jax.data.prepare import group_by_session
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
 from srgnn_jax.data.sources import source
 from srgnn_jax.data.sources.source import Settings
+from srgnn_jax.data.visits import group_by_session
 from srgnn_jax.errors import UserError
 
 INSTRUCTIONS = (
@@ -35,14 +36,11 @@ USUAL_NAMES = {
 
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     """Reads the file and holds out each user's last two clicks."""
-    return source.read_log(
-        files[0],
-        settings,
-        split=functools.partial(leave_one_out, kind=settings.recbole_time),
-        columns=settings.columns,
-        usual=USUAL_NAMES,
-        separator=settings.separator or "\t",
+    form = dataclasses.replace(
+        settings.form, usual=USUAL_NAMES, separator=settings.separator or "\t"
     )
+    split = functools.partial(leave_one_out, kind=settings.recbole_time)
+    return source.read_log(files, form, split)
 
 
 def time_key(time: Int[np.ndarray, " C"], kind: str) -> np.ndarray:
@@ -88,7 +86,7 @@ def leave_one_out(clicks: pl.DataFrame, kind: str) -> Dataset:
     for split, clicks_of in kept.items():
         part, _ = users.keep(clicks_of)
         splits[split] = Sessions(part.items + 1, part.offsets, split != "train")
-    vocabulary = Vocabulary(item_ids.to_list())
+    vocabulary = Vocabulary(item_ids.cast(pl.String).to_list())
     counts = count(splits, vocabulary)
     counts["clicks"] = counts["raw_clicks"] = len(clicks)
     return Dataset(splits, vocabulary, counts)

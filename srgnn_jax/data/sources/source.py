@@ -4,22 +4,35 @@ import dataclasses
 import inspect
 import pathlib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import polars as pl
 
 from srgnn_jax.data.columns import Columns
+from srgnn_jax.data.ids import MISSING
 from srgnn_jax.data.prepare import prepare
-from srgnn_jax.data.read import SUFFIXES, read_clicks
+from srgnn_jax.data.read import Form, read_clicks
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.times import parse_iso
+from srgnn_jax.data.visits import gather_visits
 from srgnn_jax.errors import UserError
 
-# The settings of how a log is read, and those that `prepare` takes.
+
+def _keywords(function: Callable) -> frozenset[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+# The settings of how a log is read, those that `prepare` takes, and those of what a
+# visit is.
 COLUMN_SETTINGS = frozenset({"session_column", "item_column", "time_column"})
-LOG_SETTINGS = COLUMN_SETTINGS | {"log_file", "separator", "on_bad_row"}
-RULE_SETTINGS = frozenset(inspect.signature(prepare).parameters) - {"clicks"}
+LOG_SETTINGS = COLUMN_SETTINGS | {
+    *("log_file", "header", "separator", "quoting", "encoding", "missing_values"),
+    *("time_unit", "time_format", "event_column", "events", "on_bad_row"),
+}
+RULE_SETTINGS = _keywords(prepare) - {"as_published"}
+VISIT_SETTINGS = _keywords(gather_visits)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -27,12 +40,24 @@ class Settings:
     """The fields of configs/default.py that decide what is prepared."""
 
     log_file: str = ""
+    header: str = ""
     session_column: str = ""
     item_column: str = ""
     time_column: str = ""
     date_column: str = ""
+    event_column: str = ""
     separator: str = ""
+    quoting: str = ""
+    encoding: str = ""
+    missing_values: Sequence[str] = MISSING
+    time_unit: str = ""
+    time_format: str = ""
     on_bad_row: str = "error"
+    events: Sequence[str] = ()
+    session_gap_minutes: float | int = 0.0
+    session_by_day: bool = False
+    collapse_repeats: bool = False
+    max_session_clicks: int = 0
     min_session_length: int = 2
     min_item_count: int = 5
     test_days: float = 1.0
@@ -43,15 +68,34 @@ class Settings:
     recbole_time: str = "exact"
 
     @property
-    def columns(self) -> Columns:
-        """The columns that are named."""
-        return Columns(
-            self.session_column, self.item_column, self.time_column, self.date_column
+    def form(self) -> Form:
+        """How a log of one's own is read."""
+        columns = (
+            *(self.session_column, self.item_column, self.time_column),
+            *(self.date_column, self.event_column),
+        )
+        return Form(
+            columns=Columns(*columns),
+            header=self.header,
+            separator=self.separator,
+            quoting=self.quoting,
+            encoding=self.encoding,
+            missing_values=self.missing_values,
+            time_unit=self.time_unit,
+            time_format=self.time_format,
+            events=self.events,
+            of_visitors=bool(self.session_gap_minutes or self.session_by_day),
+            on_bad_row=self.on_bad_row,
         )
 
     @property
+    def visits(self) -> dict[str, Any]:
+        """The arguments of `visits.gather_visits`."""
+        return {name: getattr(self, name) for name in VISIT_SETTINGS}
+
+    @property
     def rules(self) -> dict[str, Any]:
-        """The arguments of `prepare.prepare`."""
+        """The arguments of `prepare.prepare`, those of visits left out."""
         rules = {name: getattr(self, name) for name in RULE_SETTINGS}
         for name in ("test_start", "test_end"):
             text = rules[name]
@@ -72,7 +116,9 @@ def find_files(
     A file called like the pattern without its "*" goes before all others. Raises
     UserError if there is none, or more than one.
     """
-    where = f"config.data_dir = {str(folder)!r}"
+    if hasattr(source, "find_files"):
+        return source.find_files(folder, settings)
+    where = check_folder(folder, source.INSTRUCTIONS)
     if settings.log_file and "log_file" in source.SETTINGS:
         if not (folder / settings.log_file).is_file():
             raise UserError(f"no file {settings.log_file} in {where}")
@@ -80,10 +126,9 @@ def find_files(
     files = []
     for pattern in source.FILES:
         paths = [folder / pattern.strip("*"), *sorted(folder.glob(pattern))]
-        found = [p for p in paths if p.is_file() and p.name.endswith(SUFFIXES)]
+        found = [path for path in paths if path.is_file()]
         if not found:
-            what = "log" if pattern == "*" else f"file {pattern}"
-            raise UserError(f"no {what} in {where}. {source.INSTRUCTIONS}")
+            raise UserError(f"no file {pattern} in {where}. {source.INSTRUCTIONS}")
         if len(found) > 1 and found[0] != paths[0]:
             names = ", ".join(path.name for path in found)
             raise UserError(
@@ -93,21 +138,32 @@ def find_files(
     return files
 
 
-def read_log(
-    path: pathlib.Path,
-    settings: Settings,
-    split: Callable[[pl.DataFrame], Dataset] | None = None,
-    **how: Any,
-) -> Dataset:
-    """Reads a click log, and prepares it unless `split` turns it into a data set.
+def check_folder(folder: pathlib.Path, instructions: str) -> str:
+    """Names a folder as the config does; raises UserError if there is none."""
+    where = f"config.data_dir = {str(folder)!r}"
+    if folder.is_file():
+        raise UserError(
+            f"{where} is a file: name its folder, {str(folder.parent)!r}, and "
+            f"--config.log_file={folder.name}"
+        )
+    if not folder.is_dir():
+        raise UserError(f"{where} does not exist. {instructions}")
+    return where
 
-    Rows that `read.read_clicks`, which takes `how`, has skipped join the counts.
+
+def read_log(
+    files: list[pathlib.Path],
+    form: Form,
+    split: Callable[[pl.DataFrame], Dataset],
+) -> Dataset:
+    """Reads a click log, and has `split` turn it into a data set.
+
+    What `read.read_clicks` has counted joins the counts.
     """
-    rules = settings.rules
-    clicks, skipped = read_clicks(path, on_bad_row=settings.on_bad_row, **how)
+    clicks, counts = read_clicks(files, form)
     try:
-        dataset = split(clicks) if split else prepare(clicks, **rules)
+        dataset = split(clicks)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    dataset.counts["skipped_rows"] = skipped
+        raise UserError(f"{files[0]}: {error}") from error
+    dataset.counts.update(counts)
     return dataset

@@ -1,0 +1,111 @@
+"""Files by what they hold: how they are packed, and whether it is text."""
+
+import bz2
+import contextlib
+import csv
+import gzip
+import io
+import lzma
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import orjson
+import polars as pl
+import pyarrow as pa
+
+from srgnn_jax.errors import UserError, reason
+
+# Text is read and split so many characters at a time.
+CHUNK = 1 << 25
+
+
+def _open_zstd(path: pathlib.Path) -> Any:
+    stream: Any = pa.input_stream(str(path), compression="zstd")
+    return io.BufferedReader(stream)
+
+
+_PACKED: dict[bytes, Callable[[pathlib.Path], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+    b"\x28\xb5\x2f\xfd": _open_zstd,
+}
+_REFUSED = {
+    b"PK\3\4": "is a zip archive or a spreadsheet; unpack it, or save it as csv",
+    b"\xd0\xcf\x11\xe0": "is a spreadsheet; save it as csv",
+    b"SQLite format 3": "is a database; export its table as csv or parquet",
+    b"\x89HDF": "is an HDF5 file; export its table as csv or parquet",
+}
+
+
+def open_bytes(path: pathlib.Path) -> Any:
+    """Opens a file, unpacked; raises UserError where it is no log of any kind."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    for magic, what in _REFUSED.items():
+        if start.startswith(magic):
+            raise UserError(f"{path} {what}")
+    for magic, open_packed in _PACKED.items():
+        if start.startswith(magic):
+            return open_packed(path)
+    return path.open("rb")
+
+
+def is_packed(start: bytes) -> bool:
+    """Whether the first bytes of a file are not those of text in UTF-8."""
+    marks = (*_PACKED, *_REFUSED, b"PAR1", b"\xff\xfe", b"\xfe\xff")
+    return start.startswith(tuple(marks)) or b"\0" in start[:4]
+
+
+def open_text(path: pathlib.Path, encoding: str = "") -> io.TextIOWrapper:
+    """Opens a text file, unpacked; what is not of its encoding is read as U+FFFD.
+
+    Without a name of the encoding it is UTF-8, or UTF-16 where a mark or every other
+    byte tells so. Lines end in line feeds.
+    """
+    if not encoding:
+        with open_bytes(path) as file:
+            start = file.read(64)
+        if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+            encoding = "utf-16"
+        elif len(start) > 3 and not any(start[1::2]):
+            encoding = "utf-16-le"
+        elif len(start) > 3 and not any(start[::2]):
+            encoding = "utf-16-be"
+        else:
+            encoding = "utf-8-sig"
+    return io.TextIOWrapper(open_bytes(path), encoding, "replace", newline="\n")
+
+
+def kind_of(path: pathlib.Path, encoding: str = "") -> str:
+    """Tells "parquet", "json" (objects, one a line) or "text" by what a file holds."""
+    with reading(path), path.open("rb") as file:
+        if file.read(4) == b"PAR1":
+            return "parquet"
+    with reading(path), open_text(path, encoding) as text:
+        line = text.readline(1 << 20)
+        while line and not line.strip():
+            line = text.readline(1 << 20)
+    return "json" if is_json(line) else "text"
+
+
+def is_json(line: str) -> bool:
+    """Whether a line is meant as JSON: an object, or a list on its own."""
+    with contextlib.suppress(orjson.JSONDecodeError):
+        return isinstance(orjson.loads(line), dict | list)
+    return line.lstrip().startswith("{")
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path, what: str = "") -> Iterator[None]:
+    """Raises one UserError for all that goes wrong with a file or its compression."""
+    try:
+        yield
+    except (
+        *(OSError, EOFError, ValueError, LookupError, zlib.error, lzma.LZMAError),
+        *(pa.ArrowException, csv.Error),
+        *(pl.exceptions.PolarsError, pl.exceptions.PanicException),
+    ) as error:
+        raise UserError(f"cannot read {path}{what}: {reason(error)}") from error

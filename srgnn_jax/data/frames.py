@@ -1,0 +1,78 @@
+"""Clicks in a notebook's frame, in the place of files."""
+
+import dataclasses
+from typing import Any
+
+import polars as pl
+
+from srgnn_jax.data.columns import Columns
+from srgnn_jax.data.read import Form, read_clicks
+from srgnn_jax.data.records import names_of
+from srgnn_jax.data.sources import Settings
+from srgnn_jax.data.visits import gather_visits
+from srgnn_jax.errors import UserError
+
+FILE = "clicks.parquet"
+
+
+@dataclasses.dataclass(frozen=True)
+class Clicks:
+    """A click log in memory: `frame` has columns session, item, time, maybe event."""
+
+    frame: pl.DataFrame
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: Any,
+        session: str = "",
+        item: str = "",
+        time: str = "",
+        event: str = "",
+    ) -> "Clicks":
+        """Takes the columns of a pandas or polars frame.
+
+        Args:
+          frame: one click a row, or one session with its items in a list; rows may be
+            in any order.
+          session: name of a column of ids; as the next two looked for by usual names if
+            empty.
+          item: the same for what was clicked.
+          time: dates, or numbers since 1970.
+          event: what a click was; read if it is named.
+
+        Raises:
+          UserError: a column is missing, or `frame` is no frame.
+        """
+        try:
+            frame = frame if isinstance(frame, pl.DataFrame) else pl.DataFrame(frame)
+        except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+            kind = type(frame).__name__
+            raise UserError(f"a {kind} is no pandas or polars frame") from error
+        form = Form(Columns(session, item, time, event=event))
+        names = form.names(names_of(frame.schema), "the frame")
+        return cls(frame.select(pl.col(name).alias(n) for n, name in names.items()))
+
+    def read(self, settings: Settings) -> tuple[pl.DataFrame, dict[str, int]]:
+        """Returns the clicks and counts; see `read.read_clicks`."""
+        return read_clicks(self.frame, without_columns(settings).form)
+
+    def sessions(self, **visits: Any) -> dict[str, list[str]]:
+        """Returns the items of each session, oldest first, by the session's id.
+
+        They are what `Recommender.recommend` takes. `visits`: see
+        `visits.gather_visits`; the last visit of each id is returned.
+        """
+        clicks, _ = self.read(Settings())
+        gathered = gather_visits(clicks, **visits)
+        raw = gathered.raw_items.cast(pl.String).to_list()
+        ids = gathered.ids.cast(pl.String).to_list()
+        sessions = gathered.sessions
+        return {ids[s]: [raw[i] for i in sessions[s]] for s in range(len(sessions))}
+
+
+def without_columns(settings: Settings) -> Settings:
+    """Returns the settings for a frame, whose columns have the usual names."""
+    names = ("session_column", "item_column", "time_column", "date_column", "log_file")
+    emptied: Any = dict.fromkeys((*names, "event_column", "header"), "")
+    return dataclasses.replace(settings, **emptied)

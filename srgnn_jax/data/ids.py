@@ -1,0 +1,110 @@
+"""Ids of sessions and items: what is missing, and which are one id in other words."""
+
+import logging
+from collections.abc import Sequence
+
+import polars as pl
+
+from srgnn_jax.errors import UserError
+
+# Words for "nothing" that tools write; `config.missing_values` has them.
+MISSING = ("NULL", "null", "None", "NaN", "nan", "NA", "N/A", r"\N")
+# They look like one, where they are not among the missing.
+SUSPICIOUS = frozenset(
+    ("null", "none", "nan", "na", "n/a", r"\n", "undefined", "<na>", "nil", "(not set)")
+)
+_WHOLE = r"^-?\d+(\.0+)?$"
+# Digits that a spreadsheet has dropped: 1.23457E+16.
+_SCIENTIFIC = r"^-?\d(\.\d+)?[eE]\+?\d{2,}$"
+
+log = logging.getLogger(__name__)
+
+
+class IdColumn:
+    """Reads a column of ids chunk by chunk, whatever its type.
+
+    Where all ids of a column are whole numbers, they are int64: 7, 7.0 and "7.0" are
+    one. A leading zero is kept: then all are text.
+    """
+
+    def __init__(self, name: str, missing: Sequence[str] = MISSING):
+        self.name = name
+        self._missing = list(missing)
+        self._chunks: list[pl.Series] = []
+
+    def __call__(self, column: pl.Series) -> pl.Series:
+        """Returns the ids of a chunk in some type, null where one is missing."""
+        dtype = column.dtype
+        if dtype.is_integer():
+            return _integers(column) if dtype != pl.Int64 else column
+        if dtype.is_float():
+            return self._of_floats(column)
+        text = column.cast(pl.String, strict=False)
+        whole = text.cast(pl.Int64, strict=False)
+        if not whole.null_count() and (whole.cast(pl.String) == text).all():
+            return whole
+        text = text.str.strip_chars()
+        text = text.set(text.is_in(["", *self._missing]), None)
+        whole = text.cast(pl.Int64, strict=False)
+        # Nulls are those of the text, and no number is written in another way.
+        alike = (whole.cast(pl.String) == text).fill_null(True).all()
+        return whole if alike and whole.null_count() == text.null_count() else text
+
+    def _of_floats(self, column: pl.Series) -> pl.Series:
+        number = column.cast(pl.Float64)
+        number = number.set(~number.is_finite(), None)
+        most = 2**24 if column.dtype == pl.Float32 else 2**53
+        if (number.abs() >= most).any():
+            raise UserError(
+                f"the {self.name} column holds {column.dtype}, which has no room for "
+                f"whole numbers from {most:,} on: different ids have become one; write "
+                "them as integers or text"
+            )
+        return number
+
+    def keep(self, ids: pl.Series) -> None:
+        """Keeps a chunk's ids, as they were returned and without nulls."""
+        if ids.dtype == pl.Int64:
+            # Half of the memory, where that is enough.
+            ids = ids.shrink_dtype()
+            ids = ids.cast(pl.Int64) if ids.dtype.is_unsigned_integer() else ids
+        self._chunks.append(ids)
+
+    def join(self) -> pl.Series:
+        """Returns all ids, int64 or text, and forgets the chunks; warns of odd ones."""
+        chunks, self._chunks = self._chunks, []
+        floats = [c for c in chunks if c.dtype.is_float()]
+        if all((c == c.floor()).all() for c in floats):
+            chunks = [c.cast(pl.Int64) if c.dtype.is_float() else c for c in chunks]
+        are_text = not all(c.dtype.is_integer() for c in chunks)
+        ids = pl.concat([c.cast(pl.String if are_text else pl.Int64) for c in chunks])
+        with_point = are_text and ids.str.contains(".0", literal=True).any()
+        if with_point and ids.str.contains(_WHOLE).all():
+            ids = ids.str.replace(r"\.0+$", "")
+            whole = ids.cast(pl.Int64, strict=False)
+            is_number = not whole.null_count() and (whole.cast(pl.String) == ids).all()
+            ids = whole if is_number else ids
+        if ids.dtype == pl.String:
+            self._warn(ids)
+        return ids.rename(self.name)
+
+    def _warn(self, ids: pl.Series) -> None:
+        shortened = ids.filter(ids.str.contains(_SCIENTIFIC))
+        if len(shortened):
+            log.warning(
+                "%s clicks have a %s such as %s, of which a spreadsheet has dropped "
+                "digits: different ids may have become one; export them as text",
+                *(f"{len(shortened):,}", self.name, shortened[0]),
+            )
+        odd = ids.filter(ids.str.to_lowercase().is_in(list(SUSPICIOUS)))
+        for word, clicks in odd.value_counts(sort=True).head(3).rows():
+            log.warning(
+                "%s clicks have the %s %r: if that means none, add it to "
+                "config.missing_values",
+                *(f"{clicks:,}", self.name, word),
+            )
+
+
+def _integers(column: pl.Series) -> pl.Series:
+    fits = column.cast(pl.Int64, strict=False)
+    return column.cast(pl.String) if fits.null_count() > column.null_count() else fits

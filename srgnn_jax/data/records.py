@@ -1,0 +1,229 @@
+"""Parquet files, frames and JSON lines, as rows of the columns that are read.
+
+Chunks are as those of `text.text_chunks`, in the types that the values have. The clicks
+of a session may lie in one row, as a list of structures or as a list a column; see
+`one_click_a_row`.
+"""
+
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+import polars as pl
+
+from srgnn_jax.data.columns import LISTS, plain_name
+from srgnn_jax.data.files import CHUNK, open_text, reading
+from srgnn_jax.errors import UserError
+
+# Given the names of all columns, returns the name of each that is to be read.
+Find = Callable[[Sequence[str]], Mapping[str, str]]
+_IDS = ("session", "item", "event")
+# Records whose fields are the columns of a file of JSON lines.
+_TELLING = 100
+
+
+def names_of(schema: Mapping[str, Any]) -> list[str]:
+    """Returns the names of columns; those in structures are `outer.inner`."""
+    names = []
+    for name, dtype in schema.items():
+        inner = dtype.inner if isinstance(dtype, pl.List) else dtype
+        if isinstance(inner, pl.Struct):
+            nested = names_of({field.name: field.dtype for field in inner.fields})
+            names += [f"{name}.{n}" for n in nested]
+        else:
+            names.append(name)
+    return names
+
+
+def parquet_names(path: pathlib.Path) -> list[str]:
+    """Returns the names of a parquet file's columns."""
+    with reading(path, " as parquet"):
+        return names_of(pl.scan_parquet(path).collect_schema())
+
+
+def parquet_chunks(
+    path: pathlib.Path, names: Mapping[str, str]
+) -> Iterator[pl.DataFrame]:
+    """Yields chunks of a parquet file: number (of the row), the columns, fault."""
+    with reading(path, " as parquet"):
+        frame = pl.scan_parquet(path, hive_partitioning=False)
+        rows = frame.select(pl.len()).collect().item()
+        for chunk in frame_chunks(frame, names, path):
+            rows -= len(chunk)
+            yield chunk
+    # Where a thread of polars fails, the batches just end.
+    if rows:
+        raise UserError(f"cannot read {path} as parquet: {rows} rows are damaged")
+
+
+def frame_chunks(
+    frame: pl.LazyFrame, names: Mapping[str, str], where: pathlib.Path | str
+) -> Iterator[pl.DataFrame]:
+    """Yields chunks of a frame; `names` are those of the columns that are read."""
+    there = frame.collect_schema()
+    outer = {n if n in there else n.split(".")[0] for n in names.values()}
+    frame = frame.select(c for c in there if c in outer)
+    for chunk in frame.with_row_index("number", 1).collect_batches(maintain_order=True):
+        columns = [
+            _nested(chunk[n] if n in there else chunk[n.split(".")[0]], n).alias(role)
+            for role, n in names.items()
+        ]
+        for column in columns:
+            _check_type(column, names[column.name], where)
+        fault = pl.lit(None, pl.String).alias("fault")
+        yield chunk.select("number", *columns, fault)
+
+
+def _nested(column: pl.Series, name: str) -> pl.Series:
+    """Returns a field of structures, or the list of it of lists of structures."""
+    while name != column.name:
+        outer = column.name
+        name = name.removeprefix(f"{outer}.")
+        dtype: Any = column.dtype
+        is_list = isinstance(dtype, pl.List)
+        fields = (dtype.inner if is_list else dtype).fields
+        field = next(
+            f.name for f in fields if name == f.name or name.startswith(f"{f.name}.")
+        )
+        column = (
+            column.list.eval(pl.element().struct.field(field))
+            if is_list
+            else column.struct.field(field)
+        ).alias(field)
+    return column
+
+
+def _check_type(column: pl.Series, name: str, where: pathlib.Path | str) -> None:
+    dtype: Any = column.dtype
+    if isinstance(dtype, pl.List) and column.name != "session":
+        dtype = dtype.inner
+    is_id = column.name in _IDS
+    text = (pl.String, pl.Categorical, pl.Enum, pl.Binary, pl.Null)
+    known = text if is_id else (*text, pl.Date, pl.Datetime, pl.Time)
+    if not dtype.is_numeric() and dtype not in known:
+        what = "ids are text or numbers" if is_id else "times are dates or numbers"
+        raise UserError(f"{where}: column {name!r} holds {dtype}; {what}")
+
+
+def json_names(path: pathlib.Path, encoding: str = "") -> list[str]:
+    """Returns the names of the fields of a file's first records."""
+    names: dict[str, None] = {}
+    with reading(path), open_text(path, encoding) as file:
+        for number, line in enumerate(file):
+            if number > _TELLING:
+                break
+            record, _ = _record(line)
+            names |= dict.fromkeys(fields_of(record or {}))
+    return list(names)
+
+
+def json_chunks(
+    path: pathlib.Path, names: Mapping[str, str], encoding: str = ""
+) -> Iterator[pl.DataFrame]:
+    """Yields chunks of JSON lines: number (of the line), the columns, fault."""
+    number = 1
+    with reading(path), open_text(path, encoding) as file:
+        while lines := file.readlines(CHUNK):
+            yield _split_json(lines, number, names)
+            number += len(lines)
+
+
+def _split_json(
+    lines: Sequence[str], number: int, names: Mapping[str, str]
+) -> pl.DataFrame:
+    paths = {role: name.split(".") for role, name in names.items()}
+    found: dict[str, list] = {"number": [], "fault": [], **{role: [] for role in names}}
+    for n, line in enumerate(lines, number):
+        if not line.strip():
+            continue
+        record, fault = _record(line)
+        found["number"].append(n)
+        found["fault"].append(fault)
+        for role, path in paths.items():
+            found[role].append(None if record is None else _value(record, path))
+    columns = {}
+    for role in names:
+        values = found[role]
+        if any(isinstance(value, list) for value in values):
+            values = [v if isinstance(v, list) else [v] for v in values]
+            dtype: Any = pl.List(pl.String)
+        else:
+            dtype = pl.String
+        columns[role] = pl.Series(role, values, dtype)
+    number_column = pl.Series("number", found["number"], pl.UInt32)
+    fault_column = pl.Series("fault", found["fault"], pl.String)
+    return pl.DataFrame([number_column, *columns.values(), fault_column])
+
+
+def _record(line: str) -> tuple[dict | None, str | None]:
+    """Returns the object of a line, or what is wrong with it."""
+    if "\ufffd" in line:
+        return None, "text that is not UTF-8"
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return None, f"no JSON: {error}"
+    if not isinstance(record, dict):
+        return None, "no JSON object"
+    return record, None
+
+
+def fields_of(record: Mapping[str, Any]) -> list[str]:
+    """Returns the names of a record's fields; nested ones are `outer.inner`."""
+    names = []
+    for key, value in record.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = value[0]
+        if isinstance(value, dict):
+            names += [f"{key}.{inner}" for inner in fields_of(value)]
+        else:
+            names.append(key)
+    return names
+
+
+def _value(value: Any, path: Sequence[str]) -> Any:
+    """Returns a field as text, or of lists the list of it."""
+    if isinstance(value, list):
+        return [_value(one, path) for one in value]
+    if path:
+        key, *rest = path
+        return _value(value.get(key), rest) if isinstance(value, dict) else None
+    return None if value is None or isinstance(value, dict) else str(value)
+
+
+def one_click_a_row(chunk: pl.DataFrame, names: Mapping[str, str]) -> pl.DataFrame:
+    """Gives every click of a list a row of its own.
+
+    Lists are columns of lists, and those of text whose names say so: "17 4 9", "17,4,9"
+    or "[17, 4, 9]". Where times are no list, a column `place` tells the order.
+    """
+    columns = [
+        pl.col(role)
+        .str.strip_chars("[](){} \t")
+        .str.replace_all(r"[\"'\s,;|]+", " ")
+        .str.strip_chars()
+        .str.split(" ")
+        for role, name in names.items()
+        if plain_name(name.rpartition(".")[2]) in LISTS
+        and chunk.schema[role] == pl.String
+        and role in ("item", "time")
+    ]
+    chunk = chunk.with_columns(columns)
+    lists = [n for n, dtype in chunk.schema.items() if isinstance(dtype, pl.List)]
+    if "item" not in lists:
+        return chunk
+    lengths = [pl.col(name).list.len() for name in lists]
+    differ = pl.any_horizontal(length != lengths[0] for length in lengths)
+    if chunk.select(differ.any()).item():
+        what = pl.lit(f"lists of different lengths ({', '.join(lists)})")
+        fault = pl.when(differ).then(what).otherwise("fault").alias("fault")
+        emptied = [
+            pl.when(~differ).then(name).otherwise([None]).alias(name) for name in lists
+        ]
+        chunk = chunk.with_columns(fault, *emptied)
+    if "time" not in lists:
+        place = pl.int_ranges(pl.col("item").list.len(), dtype=pl.Int64)
+        chunk = chunk.with_columns(place.alias("place"))
+        lists.append("place")
+    return chunk.explode(lists)

@@ -1,0 +1,251 @@
+"""Text logs, csv and its kin, split into the fields that are read.
+
+polars splits many lines at a time; those that are quoted or malformed are then looked
+at one by one. A row is malformed only by what is read of it.
+"""
+
+import csv
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import polars as pl
+
+from srgnn_jax.data.files import CHUNK, open_text, reading
+from srgnn_jax.data.times import looks_like_time
+from srgnn_jax.errors import UserError
+
+# The likeliest first, where a header holds several as often.
+SEPARATORS = ("\t", ",", ";", "|", "::")
+NOT_UTF8 = "text that is not UTF-8"
+# Lines that a line break within quotes may join.
+MOST_JOINED = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the lines of a file are split."""
+
+    names: Sequence[str]
+    separator: str
+    header_line: int = 1  # 0: there is none
+    quoting: str = ""  # "none": quotes are text like any other
+    encoding: str = ""
+
+
+def find_layout(
+    path: pathlib.Path,
+    *,
+    header: str | Sequence[str] = "",
+    separator: str = "",
+    quoting: str = "",
+    encoding: str = "",
+) -> Layout:
+    """Tells the layout of a file from its first line.
+
+    `header` gives the names where the file has none, "none" has its columns numbered
+    from 1. Raises UserError where the first line is empty or no header.
+    """
+    # The shell hands on '\t' as it is typed, in two characters.
+    separator = separator.replace("\\t", "\t")
+    number, first = 0, ""
+    with reading(path), open_text(path, encoding) as file:
+        while not first.strip() and (line := file.readline(1 << 20)):
+            number, first = number + 1, line.rstrip("\r\n")
+    if not first.strip():
+        raise UserError(f"{path} is empty: it has no header")
+    if "\r" in first:
+        raise UserError(
+            f"{path}, line {number}: its lines end in carriage returns alone; end them "
+            "in line feeds, as with: tr '\\r' '\\n'"
+        )
+    if not separator:
+        separator = separator_of(first)
+        if separator not in first:
+            raise UserError(
+                f"{path}, line {number}: no tab, comma, semicolon or '|' in the header "
+                f"{first[:80]!r}; name the separator with --config.separator"
+            )
+    try:
+        fields = fields_of(first, separator, quoting)
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {number}: unreadable header ({error})"
+        ) from error
+    if header == "none":
+        header = [str(n) for n in range(1, len(fields) + 1)]
+    names = header or fields
+    return Layout(names, separator, 0 if header else number, quoting, encoding)
+
+
+def separator_of(line: str) -> str:
+    """Returns the separator of which a line holds most."""
+    return max(SEPARATORS, key=line.count)
+
+
+def is_click(fields: Sequence[str]) -> bool:
+    """Whether the fields of a first line are those of a click, and no names."""
+    return any(looks_like_time(field) for field in fields)
+
+
+def check_header(path: pathlib.Path, layout: Layout) -> None:
+    """Raises UserError where the header of a file is a click."""
+    if not layout.header_line or not is_click(layout.names):
+        return
+    numbers = range(1, len(layout.names) + 1)
+    # The longest number or date is likely the time, the first others the rest.
+    times = [n for n in numbers if looks_like_time(layout.names[n - 1])]
+    time = max(times, key=lambda n: len(layout.names[n - 1].strip()))
+    others = [*(n for n in numbers if n != time), *numbers][:2]
+    told = zip(("session", "item", "time"), (*others, time), strict=True)
+    raise UserError(
+        f"{path}, line {layout.header_line}: "
+        f"{layout.separator.join(layout.names)[:120]!r} holds no names of columns but "
+        "looks like a click; write a header above it, or name the "
+        "columns by their numbers, as with --config.header=none "
+        + " ".join(f"--config.{name}_column={n}" for name, n in told)
+    )
+
+
+def fields_of(line: str, separator: str, quoting: str = "") -> list[str]:
+    """Splits a line, or several that quotes join; raises csv.Error."""
+    if quoting == "none" or '"' not in line:
+        return line.split(separator)
+    if len(separator) > 1:
+        raise csv.Error("quotes, which a separator of one character needs")
+    csv.field_size_limit(2**31 - 1)
+    return next(csv.reader([line], delimiter=separator, strict=True))
+
+
+def text_chunks(
+    path: pathlib.Path, layout: Layout, position: Mapping[str, int]
+) -> Iterator[pl.DataFrame]:
+    """Yields chunks of rows: number (of the line), the columns of `position`, fault."""
+    number, held = 1, ""
+    with reading(path), open_text(path, layout.encoding) as file:
+        while True:
+            block = file.read(CHUNK)
+            block += file.readline() if block else ""
+            if not block and not held:
+                return
+            lines = _lines(held + block, number)
+            held, end = "", number + len(lines)
+            if number <= layout.header_line:
+                lines = lines.filter(pl.col("number") > layout.header_line)
+            if '"' in block and layout.quoting != "none":
+                lines, open_from = _join_lines(lines, layout)
+                if block and open_from is not None and end - open_from < MOST_JOINED:
+                    rest = lines.filter(pl.col("number") >= open_from)["text"]
+                    held, end = "\n".join([*rest, ""]), open_from
+                    lines = lines.filter(pl.col("number") < open_from)
+            number = end
+            yield _split(lines, layout, position)
+
+
+def _lines(text: str, number: int) -> pl.DataFrame:
+    return pl.scan_lines(
+        text.encode("utf-8", "replace"),
+        name="text",
+        row_index_name="number",
+        row_index_offset=number,
+    ).collect()
+
+
+def _join_lines(lines: pl.DataFrame, layout: Layout) -> tuple[pl.DataFrame, int | None]:
+    """Joins the lines that a line break within quotes has parted.
+
+    Returns the lines, and the number of the last one if its quotes stay open.
+    """
+    odd = lines["text"].str.count_matches('"', literal=True) % 2 == 1
+    openers = odd.arg_true().to_list()
+    if not openers:
+        return lines, None
+    texts, joined, dropped = lines["text"].to_list(), {}, set()
+    while len(openers) > 1:
+        start, end = openers[:2]
+        parts = texts[start : end + 1]
+        if end - start < MOST_JOINED and _are_one(parts, layout):
+            joined[start] = "\n".join(parts)
+            dropped |= set(range(start + 1, end + 1))
+            openers = openers[2:]
+        else:
+            openers = openers[1:]
+    last = lines["number"][openers[0]] if openers else None
+    for start, text in joined.items():
+        texts[start] = text
+    lines = lines.with_columns(pl.Series("text", texts))
+    kept = [n for n in range(len(lines)) if n not in dropped]
+    return lines[kept] if dropped else lines, last
+
+
+def _are_one(parts: Sequence[str], layout: Layout) -> bool:
+    """Whether some lines are one row; of tabs few are quoted, so that it must show."""
+    expected, separator = len(layout.names), layout.separator
+    try:
+        fields = fields_of("\n".join(parts), separator)
+    except csv.Error:
+        return False
+    alone = all(part.count(separator) == expected - 1 for part in parts)
+    return len(fields) == expected and not (alone and separator == "\t")
+
+
+def _split(
+    lines: pl.DataFrame, layout: Layout, position: Mapping[str, int]
+) -> pl.DataFrame:
+    """Returns the lines' number, columns of `position` and fault; skips blank ones."""
+    text, separator, expected = pl.col("text"), layout.separator, len(layout.names)
+    is_odd = text.str.count_matches(separator, literal=True) != expected - 1
+    if layout.quoting != "none":
+        is_odd |= text.str.contains('"', literal=True)
+    lines = lines.with_columns(is_odd.alias("is odd"))
+    even = lines.filter(~pl.col("is odd")).select(
+        "number", text.str.split_exact(separator, expected - 1)
+    )
+    columns = [pl.col(f"field_{i}").alias(name) for name, i in position.items()]
+    split = even.unnest("text").select(
+        "number", *columns, pl.lit(None, pl.String).alias("fault")
+    )
+    rows = []
+    for number, line in lines.filter("is odd").select("number", "text").rows():
+        # A line of separators, such as tabs, is a row of empty fields.
+        if line.strip() or separator in line:
+            parts, fault = _split_again(line, layout, position)
+            rows.append((number, *parts, fault))
+    odd = pl.DataFrame(rows, schema=split.schema, orient="row")
+    split = pl.concat([split, odd]).sort("number") if rows else split
+    return _find_damage(split, list(position))
+
+
+def _find_damage(rows: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
+    for character, what in (
+        ("\ufffd", NOT_UTF8 + "; name the encoding of the file with --config.encoding"),
+        ("\0", "a NUL byte, as in files that were not written to the end"),
+    ):
+        is_damaged = pl.any_horizontal(pl.col(columns).str.contains(character))
+        if rows.select(is_damaged.any()).item():
+            fault = pl.when(is_damaged & pl.col("fault").is_null()).then(pl.lit(what))
+            rows = rows.with_columns(fault.otherwise("fault").alias("fault"))
+    return rows
+
+
+def _split_again(
+    line: str, layout: Layout, position: Mapping[str, int]
+) -> tuple[Sequence[str], str | None]:
+    """Returns what is read of a line that is quoted or malformed, and its fault."""
+    separator, expected, fault = layout.separator, len(layout.names), None
+    plain = line.split(separator)
+    try:
+        fields = fields_of(line, separator, layout.quoting)
+    except csv.Error as error:
+        fields, fault = plain, f"unreadable quotes ({error})"
+    if not fault and len(fields) == expected:
+        return [fields[i] for i in position.values()], None
+    # Quotes that do not close, in a column that is not read, are text like any other.
+    if len(plain) == expected:
+        parts = [plain[i] for i in position.values()]
+        if not any('"' in part for part in parts):
+            return parts, None
+    if fault and len(plain) == expected:
+        fault += "; --config.quoting=none takes quotes as text"
+    fault = fault or f"{len(fields)} fields instead of {expected}"
+    return [""] * len(position), fault

@@ -1,0 +1,146 @@
+"""Clicks put together: by session, in order of time, cut where a visit ends.
+
+Axes: C clicks, S sessions.
+"""
+
+import logging
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int
+
+from srgnn_jax.data.sessions import Sessions
+
+SECOND = 1_000_000
+DAY = 86_400 * SECOND
+# Days from a session's first click to its last, of which more are no single visit.
+LONGEST_VISIT = 7
+
+log = logging.getLogger(__name__)
+
+
+class Visits(NamedTuple):
+    """Sessions whose items are numbered from 0, in no order that matters."""
+
+    sessions: Sessions
+    raw_items: pl.Series  # the raw id of every item number
+    ids: pl.Series  # [S], raw; visits that a gap has parted share theirs
+    dates: Int[np.ndarray, " S"]  # of the latest click, in microseconds
+    counts: dict[str, int]  # of what was dropped
+
+
+def gather_visits(
+    clicks: pl.DataFrame,
+    *,
+    session_gap_minutes: float | int = 0.0,
+    session_by_day: bool = False,
+    collapse_repeats: bool = False,
+    max_session_clicks: int = 0,
+) -> Visits:
+    """Joins the clicks of each session by time, whatever the order of the rows.
+
+    Args:
+      clicks: see `read.read_clicks`. Of equal times the lower item id is first.
+      session_gap_minutes: a longer pause starts another session; 0: none does.
+      session_by_day: so does another day, in UTC.
+      collapse_repeats: of clicks in a row on one item only the first counts.
+      max_session_clicks: sessions with more are dropped, as those of robots; 0: none.
+    """
+    time = clicks["time"].to_numpy()
+    session, ids = number(clicks["session"])
+    item, raw_items = number(clicks["item"])
+    arrays = [session, item, time]
+    if "date" in clicks.columns:
+        arrays.append(clicks["date"].to_numpy())
+    order = _order(session, time, sort_key(raw_items)[item])
+    if order is not None:
+        arrays = [array[order] for array in arrays]
+    session, item, time, date = *arrays[:3], arrays[-1]
+    is_start = np.append(True, session[1:] != session[:-1])
+    if session_gap_minutes:
+        is_start[1:] |= np.diff(time) > session_gap_minutes * 60 * SECOND
+    if session_by_day:
+        is_start[1:] |= time[1:] // DAY != time[:-1] // DAY
+    counts = {}
+    if collapse_repeats:
+        is_kept = is_start.copy()
+        is_kept[1:] |= item[1:] != item[:-1]
+        counts["repeated_clicks"] = int((~is_kept).sum())
+        session, item, is_start = session[is_kept], item[is_kept], is_start[is_kept]
+        time, date = time[is_kept], date[is_kept]
+    starts = np.flatnonzero(is_start)
+    sessions = Sessions(item, np.append(starts, len(item)))
+    dates = np.maximum.reduceat(date, starts)
+    spans = dates - np.minimum.reduceat(date, starts)
+    _warn_of_spans(spans, ids, session[starts])
+    owners = session[starts]
+    if max_session_clicks:
+        few = sessions.lengths <= max_session_clicks
+        counts["long_sessions"] = int((~few).sum())
+        kept = np.flatnonzero(few)
+        sessions, owners, dates = sessions.take(kept), owners[kept], dates[kept]
+    return Visits(sessions, raw_items, ids.gather(owners), dates, counts)
+
+
+def _warn_of_spans(spans: np.ndarray, ids: pl.Series, owners: np.ndarray) -> None:
+    long = spans > LONGEST_VISIT * DAY
+    if long.any():
+        longest = int(spans.argmax())
+        log.warning(
+            "%s of %s sessions span more than %s days (%r: %s days): if these are "
+            "visitors, --config.session_gap_minutes=30 cuts their clicks into visits",
+            *(f"{long.sum():,}", f"{len(spans):,}", LONGEST_VISIT),
+            *(str(ids[int(owners[longest])]), f"{spans[longest] / DAY:,.0f}"),
+        )
+
+
+def _order(session: np.ndarray, time: np.ndarray, tie: np.ndarray) -> np.ndarray | None:
+    """Returns the order by session, time and tie, unless it is that already."""
+    same, equal = session[1:] == session[:-1], time[1:] == time[:-1]
+    later = (time[1:] > time[:-1]) | (equal & (tie[1:] >= tie[:-1]))
+    # In many logs they are in order, which takes less time to tell than to bring about.
+    if ((session[1:] > session[:-1]) | (same & later)).all():
+        return None
+    return np.lexsort((tie, time, session))
+
+
+def group_by_session(
+    clicks: pl.DataFrame, time: np.ndarray
+) -> tuple[Sessions, Int[np.ndarray, " C"], pl.Series]:
+    """Joins the clicks of each session, sorted by `time` [C], ties in file order.
+
+    Returns the sessions, of items by number, not by row; the number of each click's
+    session, in file order; and the raw id of every item number. All are numbered from 0
+    by first appearance.
+    """
+    session, _ = number(clicks["session"])
+    item, raw_items = number(clicks["item"])
+    order = _order(session, time, np.zeros(len(time), np.int8))
+    grouped = item if order is None else item[order]
+    return Sessions.from_lengths(grouped, np.bincount(session)), session, raw_items
+
+
+def sort_key(ids: pl.Series) -> np.ndarray:
+    """Returns what distinct ids are sorted by: whole numbers, or their rank as text."""
+    if ids.dtype.is_integer():
+        return ids.cast(pl.Int64).to_numpy()
+    return ids.rank("ordinal").cast(pl.Int64).to_numpy()
+
+
+def number(column: pl.Series) -> tuple[Int[np.ndarray, " C"], pl.Series]:
+    """Numbers the distinct values, in int32, and returns them in that order."""
+    distinct = column.unique(maintain_order=True)
+    if column.dtype == pl.String:
+        numbers = column.cast(pl.Enum(distinct)).to_physical()
+        return numbers.cast(pl.Int32).to_numpy(), distinct
+    values = column.to_numpy()
+    least, most = int(values.min()), int(values.max())
+    places = np.arange(len(distinct), dtype=np.int32)
+    if most - least < 4 * len(values) + 1024:
+        number_of = np.zeros(most - least + 1, np.int32)
+        number_of[distinct.to_numpy() - least] = places
+        return number_of[values - least], distinct
+    order = distinct.arg_sort().to_numpy()
+    found = np.searchsorted(distinct.to_numpy()[order], values)
+    return places[order][found], distinct
