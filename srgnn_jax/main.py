@@ -77,8 +77,8 @@ flags.DEFINE_enum(
 )
 for _name, _help in {
     "workdir": "Folder of the run [runs/<name of the config>].",
-    "torch_checkpoint": "For import: a .pth or safetensors file of RecBole's SRGNN or "
-    "of the original code's SessionGraph.",
+    "torch_checkpoint": "For import: a .pth or safetensors file of the SRGNN of "
+    "RecBole or RecBole-GNN, or of the original code's SessionGraph.",
     "vocabulary": "For import: a file with the raw id of each item row, one a line, "
     "where the rows are not numbered as in the config's data set.",
     "coordinator_address": "Elsewhere than --distributed: host:port of process 0, told "
