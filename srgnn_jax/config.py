@@ -5,8 +5,11 @@ This is the one place where config fields become the plain arguments of everythi
 
 import dataclasses
 import json
+import logging
 import math
+import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -18,15 +21,17 @@ from srgnn_jax.configs import default
 from srgnn_jax.data import store
 from srgnn_jax.data.sessions import Dataset, Examples, Sessions
 from srgnn_jax.data.sources import Settings
-from srgnn_jax.devices import layouts
+from srgnn_jax.devices import layouts, processes
 from srgnn_jax.devices.layouts import Devices
-from srgnn_jax.errors import UserError, nearest
+from srgnn_jax.errors import UserError, nearest, reason
 from srgnn_jax.evaluate import metrics
 from srgnn_jax.model.losses import LOSSES, Loss
 from srgnn_jax.model.readout import ATTENTION_READOUTS, READOUTS
 from srgnn_jax.model.srgnn import SRGNN
 from srgnn_jax.runs.progress import Progress, check_same_model, model_name
 from srgnn_jax.train.optimizer import step_decay
+
+log = logging.getLogger(__name__)
 
 # What makes a model of a config and V, the rows of its item table.
 MakeModel = Callable[[ConfigDict, int], nn.Module]
@@ -197,13 +202,43 @@ def check_same_run(
 
 def load_data(config: ConfigDict) -> Dataset:
     """Prepares the data that the config names, or finds it prepared."""
-    prepared_dir = pathlib.Path(config.prepared_dir or store.DEFAULT_DIR)
     return store.load_dataset(
         config.dataset,
         data_dir=pathlib.Path(config.data_dir).expanduser(),
-        prepared_dir=prepared_dir.expanduser(),
+        prepared_dir=_prepared_dir(config),
         **{field: config[field] for field in PREPARATION_FIELDS},
     )
+
+
+def _prepared_dir(config: ConfigDict) -> pathlib.Path:
+    """Returns the folder for prepared data, that of the config or one of this user's.
+
+    Where the usual one cannot be written, that is one among the temporary files.
+    """
+    if config.prepared_dir:
+        return pathlib.Path(config.prepared_dir).expanduser()
+    usual = os.path.expanduser(store.DEFAULT_DIR)
+    if processes.can_be_written(usual):
+        return pathlib.Path(usual)
+    try:
+        folder = pathlib.Path(tempfile.gettempdir(), f"srgnn_jax-{os.getuid()}")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        # Others may write into the folder of temporary files too.
+        if found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise PermissionError(f"{folder} is not this user's alone")
+    except OSError as error:
+        raise UserError(
+            f"no folder for prepared data: {usual} cannot be written, nor one among "
+            f"temporary files ({reason(error)}); name one with --config.prepared_dir"
+        ) from error
+    log.warning(
+        "prepared data is kept in %s, as %s cannot be written; name a folder that "
+        "lasts with --config.prepared_dir",
+        folder,
+        usual,
+    )
+    return folder
 
 
 @dataclasses.dataclass(frozen=True)

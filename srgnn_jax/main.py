@@ -186,6 +186,7 @@ def run() -> None:
         if FLAGS.distributed or FLAGS.coordinator_address:
             address, number = FLAGS.coordinator_address, FLAGS.num_processes
             stack.enter_context(processes.joined(address, number, FLAGS.process_id))
+        processes.start_backend()
         run_mode()
 
 
@@ -245,6 +246,13 @@ def main() -> None:
             return do(*arguments)
         except UserError as error:
             sys.exit(f"error: {error}")
+        except RuntimeError as error:
+            if "home directory" not in str(error):
+                raise
+            sys.exit(
+                "error: a path begins with ~, and this user has no home folder; write "
+                "the path in full, or set HOME"
+            )
         except BrokenPipeError:
             # Whoever reads stdout has enough; Python would complain as it flushes.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
