@@ -87,7 +87,7 @@ for _name, _help in {
     "...]} per session, or a csv with the ids of a session a line, or a click log in "
     "csv. For evaluate: a click log, instead of the test split.",
     "candidates": "For recommend: a file with the ids that may be recommended, one a "
-    "line.",
+    "line, or in the first column, or in the one that a header names item_id.",
     "output": "For export: a new folder.",
 }.items():
     flags.DEFINE_string(_name, None, _help)

@@ -7,7 +7,7 @@ import io
 import itertools
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TextIO
 
@@ -20,7 +20,7 @@ from srgnn_jax import config as config_lib
 from srgnn_jax.data.columns import USUAL_NAMES, Columns, plain_name
 from srgnn_jax.data.prepare import group_by_session
 from srgnn_jax.data.read import NOT_UTF8, SEPARATORS, TEXT_SUFFIXES, read_clicks
-from srgnn_jax.data.sessions import Sessions
+from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.devices import layouts, processes
 from srgnn_jax.errors import UserError, reason
 from srgnn_jax.evaluate import baselines, metrics
@@ -32,7 +32,7 @@ from srgnn_jax.serve.recommend import Recommender
 # Read, answered and written at a time: some thousands of sessions.
 READ_BYTES = 2**17
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
-_Ids = list[str | int]
+_Ids = list[str | int | float]
 # The raw ids of sessions, None in the place of a line that cannot be read, and what is
 # to be printed besides: a log's session, or the error.
 _Entries = list[tuple[_Ids | None, dict[str, Any]]]
@@ -101,14 +101,16 @@ def recommend_file(
 ) -> None:
     """Recommends to the sessions of a file, one JSON object a line on stdout.
 
-    `sessions` is the file, or "-" for stdin, `candidates` a text file of raw ids, one a
-    line; for the rest see `Recommender.load` and `recommend`.
+    `sessions` is the file, or "-" for stdin, `candidates` a text file of raw ids, see
+    `candidates_of`; for the rest see `Recommender.load` and `recommend`.
     """
     stdin: Any = contextlib.nullcontext(sys.stdin.buffer)
     with stdin if sessions == "-" else _open(sessions, "--sessions") as source:
-        if candidates is not None:
-            options["candidates"] = filter(None, read_ids(candidates, "--candidates"))
+        lines = [] if candidates is None else read_ids(candidates, "--candidates")
         recommender = Recommender.load(workdir, model)
+        if candidates is not None:
+            vocabulary = recommender.vocabulary
+            options["candidates"] = candidates_of(lines, vocabulary, candidates)
         recommend_stream(recommender, source, sys.stdout, name=sessions, **options)
 
 
@@ -118,7 +120,7 @@ def recommend_stream(
     output: TextIO | io.TextIOBase,
     *,
     name: str = "-",
-    candidates: Iterable[str | int] | None = None,
+    candidates: Iterable[str | int | float] | None = None,
     **options: Any,
 ) -> None:
     """Recommends to sessions as they are read, in their order, in bounded memory.
@@ -196,6 +198,50 @@ def read_ids(path: str, flag: str) -> list[str]:
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {error}") from error
     return ids
+
+
+def candidates_of(lines: Sequence[str], vocabulary: Vocabulary, path: str) -> list[str]:
+    """Finds the raw ids of items in the lines of a file: one a line, or one of a row.
+
+    Spaces around them, quotes, blank lines and a header do not count. In a row the id
+    stands in the column that the header names as the items', or else first.
+
+    Raises:
+      UserError: the file is empty, or ids stand in other columns too.
+    """
+    texts = {n: line.strip() for n, line in enumerate(lines, 1) if line.strip()}
+    if not texts:
+        raise UserError(f"--candidates={path} is empty; write the id of an item a line")
+    separator = max(SEPARATORS, key=next(iter(texts.values())).count)
+    rows = [_row(text, separator) for text in texts.values()]
+    is_known = vocabulary.rows(texts.values()) > 0
+    if is_known.any() or len({*map(len, rows)}) > 1:
+        # No table: what looks like a separator is part of an id.
+        whole = [len(row) > 1 for row in rows] | is_known
+        rows = [
+            [text] if is_whole else row
+            for text, row, is_whole in zip(texts.values(), rows, whole, strict=True)
+        ]
+    names = [plain_name(field) for field in rows[0]]
+    column = next((names.index(n) for n in USUAL_NAMES["item"] if n in names), None)
+    if column is not None and not vocabulary.rows(rows[0]).any():
+        return [row[column] for row in rows[1:]]
+    for (n, text), row in zip(texts.items(), rows, strict=True):
+        if vocabulary.rows(row[1:]).any():
+            raise UserError(
+                f"--candidates={path}, line {n}: {text!r} has an item's id in another "
+                "column than the first; write one id a line, or name the column of ids "
+                "item_id in a header"
+            )
+    return [row[0] for row in rows]
+
+
+def _row(line: str, separator: str) -> list[str]:
+    """Returns the fields of a line, or the whole of one that is no csv."""
+    try:
+        return _fields(line, separator)
+    except ValueError:
+        return [line]
 
 
 def read_sessions(source: io.BufferedIOBase, name: str) -> Iterator[_Entries]:
