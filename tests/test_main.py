@@ -316,6 +316,15 @@ def test_what_jax_fails_to_say_of_a_platform_is_told(monkeypatch):
     with pytest.raises(UserError, match=r"JAX_PLATFORMS=cuda, but JAX finds only cpu"):
         processes.start_backend()
 
+    def lost():
+        raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
+
+    # That is no fault of the platform.
+    settings["jax_platforms"] = "cpu"
+    monkeypatch.setattr(jax, "devices", lost)
+    with pytest.raises(RuntimeError, match="Barrier timed out"):
+        processes.start_backend()
+
 
 def test_a_path_of_a_home_folder_that_there_is_not_ends_in_one_line(tmp_path):
     before = "import os, pwd\ndel os.environ['HOME']\npwd.getpwuid = {}.__getitem__"

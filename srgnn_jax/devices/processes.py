@@ -83,7 +83,7 @@ def start_backend() -> None:
     except (AssertionError, RuntimeError) as error:
         # An assertion of JAX's own is all that it says of a missing plugin.
         asked = jax.config.values["jax_platforms"]
-        if not asked:
+        if not asked or _tells_of_a_lost_peer(error):
             raise
         jax.config.update("jax_platforms", None)
         there = ", ".join(sorted({device.platform for device in jax.devices()}))
