@@ -7,7 +7,9 @@ import codecs
 import contextlib
 import dataclasses
 import json
+import logging
 import math
+import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Collection, Mapping
@@ -18,20 +20,22 @@ import optax
 from ml_collections import ConfigDict
 
 from srgnn_jax.configs import default
-from srgnn_jax.data import frames, store
+from srgnn_jax.data import store
 from srgnn_jax.data.frames import Clicks
 from srgnn_jax.data.sessions import Dataset, Examples, Sessions
 from srgnn_jax.data.sources import Settings
 from srgnn_jax.data.times import TIME_UNITS
-from srgnn_jax.devices import layouts
+from srgnn_jax.devices import layouts, processes
 from srgnn_jax.devices.layouts import Devices
-from srgnn_jax.errors import UserError, nearest
+from srgnn_jax.errors import UserError, nearest, reason
 from srgnn_jax.evaluate import metrics
 from srgnn_jax.model.losses import LOSSES, Loss
 from srgnn_jax.model.readout import ATTENTION_READOUTS, READOUTS
 from srgnn_jax.model.srgnn import SRGNN
 from srgnn_jax.runs.progress import Progress, check_same_model, model_name
 from srgnn_jax.train.optimizer import step_decay
+
+log = logging.getLogger(__name__)
 
 # What makes a model of a config and V, the rows of its item table.
 MakeModel = Callable[[ConfigDict, int], nn.Module]
@@ -228,27 +232,49 @@ def load_data(config: ConfigDict, clicks: Clicks | None = None) -> Dataset:
 
     With `clicks` they are the data, and `config.dataset` must be "click_log".
     """
-    prepared_dir = pathlib.Path(config.prepared_dir or store.DEFAULT_DIR).expanduser()
-    how = dataclasses.asdict(settings(config))
+    prepared_dir = _prepared_dir(config)
     if clicks is None:
-        data_dir = pathlib.Path(config.data_dir).expanduser()
         return store.load_dataset(
-            config.dataset, data_dir=data_dir, prepared_dir=prepared_dir, **how
+            config.dataset,
+            data_dir=pathlib.Path(config.data_dir).expanduser(),
+            prepared_dir=prepared_dir,
+            **dataclasses.asdict(settings(config)),
         )
     if config.dataset != "click_log":
+        what = f"config.dataset is {config.dataset!r}; clicks of a frame"
+        raise UserError(f"{what} need 'click_log', as configs/click_log.py has it")
+    return clicks.prepare(settings(config), prepared_dir)
+
+
+def _prepared_dir(config: ConfigDict) -> pathlib.Path:
+    """Returns the folder for prepared data, that of the config or one of this user's.
+
+    Where the usual one cannot be written, that is one among the temporary files.
+    """
+    if config.prepared_dir:
+        return pathlib.Path(config.prepared_dir).expanduser()
+    usual = os.path.expanduser(store.DEFAULT_DIR)
+    if processes.can_be_written(usual):
+        return pathlib.Path(usual)
+    try:
+        folder = pathlib.Path(tempfile.gettempdir(), f"srgnn_jax-{os.getuid()}")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        # Others may write into the folder of temporary files too.
+        if found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise PermissionError(f"{folder} is not this user's alone")
+    except OSError as error:
         raise UserError(
-            f"config.dataset is {config.dataset!r}; clicks of a frame need "
-            "'click_log', as configs/click_log.py has it"
-        )
-    how = dataclasses.asdict(frames.without_columns(settings(config)))
-    with tempfile.TemporaryDirectory() as folder:
-        clicks.frame.write_parquet(pathlib.Path(folder) / frames.FILE)
-        return store.load_dataset(
-            "click_log",
-            data_dir=pathlib.Path(folder),
-            prepared_dir=prepared_dir,
-            **how,
-        )
+            f"no folder for prepared data: {usual} cannot be written, nor one among "
+            f"temporary files ({reason(error)}); name one with --config.prepared_dir"
+        ) from error
+    log.warning(
+        "prepared data is kept in %s, as %s cannot be written; name a folder that "
+        "lasts with --config.prepared_dir",
+        folder,
+        usual,
+    )
+    return folder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,8 +77,8 @@ flags.DEFINE_enum(
 )
 for _name, _help in {
     "workdir": "Folder of the run [runs/<name of the config>].",
-    "torch_checkpoint": "For import: a .pth or safetensors file of RecBole's SRGNN or "
-    "of the original code's SessionGraph.",
+    "torch_checkpoint": "For import: a .pth or safetensors file of the SRGNN of "
+    "RecBole or RecBole-GNN, or of the original code's SessionGraph.",
     "vocabulary": "For import: a file with the raw id of each item row, one a line, "
     "where the rows are not numbered as in the config's data set.",
     "coordinator_address": "Elsewhere than --distributed: host:port of process 0, told "
@@ -87,7 +87,7 @@ for _name, _help in {
     "...]} per session, or a csv with the ids of a session a line, or a click log in "
     "csv. For evaluate: a click log, instead of the test split.",
     "candidates": "For recommend: a file with the ids that may be recommended, one a "
-    "line.",
+    "line, or in the first column, or in the one that a header names item_id.",
     "output": "For export: a new folder.",
 }.items():
     flags.DEFINE_string(_name, None, _help)
@@ -186,6 +186,7 @@ def run() -> None:
         if FLAGS.distributed or FLAGS.coordinator_address:
             address, number = FLAGS.coordinator_address, FLAGS.num_processes
             stack.enter_context(processes.joined(address, number, FLAGS.process_id))
+        processes.start_backend()
         run_mode()
 
 
@@ -245,6 +246,13 @@ def main() -> None:
             return do(*arguments)
         except UserError as error:
             sys.exit(f"error: {error}")
+        except RuntimeError as error:
+            if "home directory" not in str(error):
+                raise
+            sys.exit(
+                "error: a path begins with ~, and this user has no home folder; write "
+                "the path in full, or set HOME"
+            )
         except BrokenPipeError:
             # Whoever reads stdout has enough; Python would complain as it flushes.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

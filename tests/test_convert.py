@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import pickle
 import re
 import struct
@@ -168,8 +169,111 @@ def test_faulty_parameters_are_listed():
 
 @pytest.mark.parametrize("function", [params_from_torch, params_to_torch])
 def test_unknown_source(function):
-    with pytest.raises(UserError, match="'torch', not 'recbole' or 'original'"):
+    known = "'torch', not one of 'recbole', 'recbole_gnn', 'original'"
+    with pytest.raises(UserError, match=known):
         function({}, "torch")
+
+
+def recbole_gnn_sessions(weights, sessions, step):
+    """Embeds sessions as RecBole-GNN's `SRGNN` does, along lists of edges; float64."""
+    of = {name: np.float64(array) for name, array in weights.items()}
+
+    def linear(name, x):
+        return x @ of[f"{name}.weight"].T + of.get(f"{name}.bias", 0)
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    def mean_of_messages(name, hidden, edges):
+        messages, mean = linear(f"gnncell.{name}.lin", hidden), np.zeros_like(hidden)
+        for v in {v for _, v in edges}:
+            mean[v] = messages[[u for u, w in edges if w == v]].mean(axis=0)
+        return mean
+
+    embedded = []
+    for session in sessions:
+        nodes, alias = np.unique(session, return_inverse=True)
+        edges = set(itertools.pairwise(alias.tolist()))
+        hidden = of["item_embedding.weight"][nodes]
+        for _ in range(step):
+            before = mean_of_messages("incomming_conv", hidden, edges)
+            back = {(v, u) for u, v in edges}
+            after = mean_of_messages("outcomming_conv", hidden, back)
+            both = np.concatenate([before, after], axis=-1)
+            i_r, i_z, i_n = np.split(linear("gnncell.lin_ih", both), 3, axis=-1)
+            h_r, h_z, h_n = np.split(linear("gnncell.lin_hh", hidden), 3, axis=-1)
+            new = np.tanh(i_n + sigmoid(i_r + h_r) * h_n)
+            z = sigmoid(i_z + h_z)
+            hidden = (1 - z) * hidden + z * new
+        clicks = hidden[alias]
+        gate = sigmoid(linear("linear_one", clicks[-1:]) + linear("linear_two", clicks))
+        whole = (linear("linear_three", gate) * clicks).sum(axis=0)
+        both = np.concatenate([whole, clicks[-1]])
+        embedded.append(linear("linear_transform", both))
+    return np.stack(embedded)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_recbole_gnn_gives_the_same_numbers_both_ways(step):
+    """Its cell has no b_iah and b_oah, and passes messages along edges."""
+    rng = np.random.default_rng(5)
+    made = {
+        name: rng.uniform(-1, 1, array.shape).astype(np.float32)
+        for name, array in params_to_torch(make_params(), "recbole_gnn").items()
+    }
+    sessions = [[1, 2, 3, 2, 4], [7], [5, 5], [9, 8, 9, 8, 10, 9], [3, 1, 3, 1]]
+    item_seq = np.array([[*s, *[0] * (6 - len(s))] for s in sessions])
+    lengths = np.array([*map(len, sessions)])
+    ours = params_from_torch(made, "recbole_gnn")
+    assert not ours["gnn"]["b_iah"].any()
+    assert not ours["gnn"]["b_oah"].any()
+    model = SRGNN(NUM_ITEMS, D, step=step)
+    # Theirs of `made`, ours of `made`; and with biases of messages, ours and theirs.
+    params = make_params()
+    for weights, flax in [
+        (made, ours),
+        (params_to_torch(params, "recbole_gnn"), params),
+    ]:
+        expected = recbole_gnn_sessions(weights, sessions, step)
+        flax = jax.device_put(flax)
+        session = model.apply({"params": flax}, item_seq, lengths)
+        np.testing.assert_allclose(session, expected, rtol=0, atol=2e-6)
+        scores = model.apply(
+            {"params": flax}, item_seq, lengths, method="full_sort_predict"
+        )
+        expected = expected @ weights["item_embedding.weight"].T
+        np.testing.assert_allclose(scores[:, 1:], expected[:, 1:], rtol=0, atol=2e-6)
+
+
+def test_other_models_of_recbole_gnn_are_refused_by_what_they_add():
+    weights = params_to_torch(make_params(), "recbole_gnn")
+    # Those of its NISER.
+    weights["pos_embedding.weight"] = np.zeros((9, D), np.float32)
+    with pytest.raises(UserError, match=r"RecBole-GNN's SR-GNN .*: pos_embedding.weig"):
+        params_from_torch(weights, "recbole_gnn")
+
+
+@pytest.mark.parametrize("source", ["recbole", "recbole_gnn", "original"])
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.module."])
+def test_names_of_a_wrapped_module(tmp_path, source, prefix):
+    weights = params_to_torch(make_params(), source)
+    wrapped = {prefix + name: array for name, array in weights.items()}
+    expected = params_from_torch(weights, source)
+    assert_equal_trees(params_from_torch(wrapped, source), expected)
+    path = write_pth(tmp_path / "a.pth", {"state_dict": tensors(wrapped)})
+    checkpoint = load_torch_checkpoint(path)
+    assert checkpoint.source == source
+    assert list(checkpoint) == list(weights)
+    # Some of the names alone are another model's.
+    wrapped["ema.decay"] = np.zeros(1, np.float32)
+    with pytest.raises(UserError, match=rf"unknown: {prefix}.*ema.decay"):
+        params_from_torch(wrapped, source)
+
+
+def test_a_prefix_without_end_is_dropped_at_once(tmp_path):
+    path = write_pth(tmp_path / "a.pth", {"module." * 200_000 + "x": Tensor(TABLE)})
+    with pytest.raises(UserError, match=r"no SR-GNN.* its 1 entries 'x'"):
+        load_torch_checkpoint(path)
 
 
 def test_torch_tensors_are_taken_as_they_are():
@@ -202,8 +306,13 @@ def test_plain_state_dict(tmp_path, dtype, order, protocol):
     assert_equal_trees(params_from_torch(checkpoint, checkpoint.source), params)
 
 
-def test_recbole_checkpoint_with_its_config(tmp_path):
+@pytest.mark.parametrize(
+    ("source", "module"),
+    [("recbole", "recbole.config.configurator"), ("recbole_gnn", "recbole_gnn.config")],
+)
+def test_recbole_checkpoint_with_its_config(tmp_path, source, module):
     """The shape of what RecBole's trainer saves: config and optimizer beside."""
+    weights = params_to_torch(make_params(), source)
     enum = Call(Global("recbole.utils.enum_type", "ModelType"), 2)
     config = {
         "model": "SRGNN",
@@ -216,7 +325,7 @@ def test_recbole_checkpoint_with_its_config(tmp_path):
     }
     root = {
         "config": Call(
-            Global("recbole.config.configurator", "Config"),
+            Global(module, "Config"),
             state={
                 "yaml_loader": Global("yaml.loader", "FullLoader"),
                 "final_config_dict": config,
@@ -241,7 +350,7 @@ def test_recbole_checkpoint_with_its_config(tmp_path):
         def save(self, obj, save_persistent_id=True):
             super().save(obj, save_persistent_id)
             if obj is root["state_dict"]:
-                self._batch_setitems(tensors(WEIGHTS).items())
+                self._batch_setitems(tensors(weights).items())
 
     file = io.BytesIO()
     writer = Ordered(file)
@@ -252,9 +361,10 @@ def test_recbole_checkpoint_with_its_config(tmp_path):
         for key, raw in writer.storages.items():
             archive.writestr(f"SRGNN/data/{key}", raw)
     checkpoint = load_torch_checkpoint(path)
-    assert checkpoint.source == "recbole"
+    assert checkpoint.source == source
     assert checkpoint.config == {"model": "SRGNN", "step": 1, "alpha": float("inf")}
-    assert_equal_trees(params_from_torch(checkpoint, "recbole"), make_params())
+    expected = params_from_torch(weights, source)
+    assert_equal_trees(params_from_torch(checkpoint, source), expected)
 
 
 def test_half_precision_and_views_into_one_storage(tmp_path):
@@ -346,7 +456,8 @@ builtins.getattr builtins.print __builtin__.open io.open sys.exit shutil.rmtree
 importlib.import_module socket.create_connection runpy.run_path webbrowser.open
 torch.load torch.hub.load numpy.load collections.namedtuple pathlib:Path.unlink
 recbole.utils:os.system recbole.utils:Config.__init__.__globals__
-recbole.quick_start.run_recbole recbole_evil.Config __main__.SessionGraph
+recbole.quick_start.run_recbole recbole_evil.Config recbole_gnn_evil.Config
+__main__.SessionGraph
 """
 
 

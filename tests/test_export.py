@@ -62,6 +62,18 @@ def test_the_loader_alone_gives_the_same_lists(folder):
     assert [one[3] for one in found[:3]] == [False, True, True]
 
 
+def test_what_is_no_session_is_refused(folder):
+    recommender = exported.Recommender.load(folder / "out")
+    assert recommender.recommend([[" item3 "]]) == recommender.recommend([["item3"]])
+    for wrong, message in [
+        ("item3", "'item3' is no list of sessions"),
+        (["item3"], "session 0: 'item3' is no list of item ids"),
+        ([[1.5]], "session 0: an item id is 1.5; they are text or integers"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            recommender.recommend(wrong)
+
+
 def test_a_k_beyond_the_exported_one_is_refused(folder):
     with pytest.raises(ValueError, match="k is 21; this export gives 1 to 20 items"):
         exported.Recommender.load(folder / "out").recommend([[]], k=21)

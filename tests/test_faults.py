@@ -444,7 +444,7 @@ def test_prepared_data_that_vanishes(config, tmp_path, whole, monkeypatch):
     assert int(state.step) == whole["last"][0]["step"]
     shutil.rmtree(config.prepared_dir)
     shutil.rmtree(config.data_dir)
-    with pytest.raises(UserError, match=r"no log in config\.data_dir"):
+    with pytest.raises(UserError, match=r"config\.data_dir = .* does not exist"):
         train_and_evaluate(config, str(tmp_path / "run"))
 
 

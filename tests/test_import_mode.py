@@ -72,12 +72,13 @@ def test_workdir_is_evaluated_and_trained_on(tmp_path, config, capsys):
     )
 
 
-def test_the_checkpoint_decides_the_model(tmp_path, config, capsys):
+@pytest.mark.parametrize("source", ["recbole", "recbole_gnn"])
+def test_the_checkpoint_decides_the_model(tmp_path, config, source, capsys):
     params, _ = make_checkpoint(tmp_path, config)
     recbole = Global("recbole.config.configurator", "Config")
     root = {
         "config": Call(recbole, state={"final_config_dict": {"step": 3}}),
-        "state_dict": tensors(params_to_torch(params, "recbole")),
+        "state_dict": tensors(params_to_torch(params, source)),
     }
     path = write_pth(tmp_path / "SRGNN.pth", root)
     config.embedding_size = 5

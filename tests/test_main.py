@@ -2,16 +2,23 @@
 
 import json
 import os
+import pwd
 import re
 import subprocess
 import sys
 import tarfile
+import tempfile
+import types
 
+import jax
 import pytest
 
+from srgnn_jax import config as config_lib
+from srgnn_jax.devices import processes
+from srgnn_jax.errors import UserError
 from srgnn_jax.main import MODES
 from tests.command import ROOT, srgnn
-from tests.tiny import write_log
+from tests.tiny import tiny_config, write_log
 
 CLICK_LOG = "--config=configs/click_log.py"
 
@@ -203,3 +210,127 @@ def test_a_command_settles_its_process_and_loading_a_model_does_not(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(params=["no home folder", "one that cannot be written"])
+def no_cache_folder(request, monkeypatch):
+    """A process whose usual cache folder cannot be made; returns that as it is told."""
+    if request.param == "one that cannot be written":
+        monkeypatch.setenv("HOME", "/proc")
+        return "/proc/.cache/srgnn_jax"
+
+    def no_entry(uid):
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    return "~/.cache/srgnn_jax"
+
+
+def test_where_the_cache_folder_cannot_be_written_a_line_says_so(
+    no_cache_folder, monkeypatch, caplog
+):
+    monkeypatch.setattr(processes, "glibc", lambda *_: None)
+    settings = {"jax_compilation_cache_dir": None}
+    config = types.SimpleNamespace(values=settings, update=settings.__setitem__)
+    monkeypatch.setattr(jax, "config", config)
+    processes.settle_process()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"compiled functions are not kept, as {no_cache_folder}/compiled cannot be "
+        "written; name another folder with JAX_COMPILATION_CACHE_DIR"
+    ]
+    if no_cache_folder.startswith("~"):
+        assert settings["jax_compilation_cache_dir"] is None
+
+
+def test_a_named_cache_folder_is_told_too_if_it_cannot_be_written(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(processes, "glibc", lambda *_: None)
+    for folder, told in [
+        ("/proc/none", 1),
+        (tmp_path / "new", 0),
+        ("gs://bucket/x", 0),
+    ]:
+        caplog.clear()
+        settings = {"jax_compilation_cache_dir": str(folder)}
+        monkeypatch.setattr(jax, "config", types.SimpleNamespace(values=settings))
+        processes.settle_process()
+        assert len(caplog.records) == told, folder
+
+
+def test_prepared_data_without_a_home_folder_lies_among_this_users_temporary_files(
+    no_cache_folder, tmp_path, monkeypatch, caplog
+):
+    config = tiny_config(tmp_path)
+    config.prepared_dir = ""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config_lib.load_data(config)
+    (told,) = [record.getMessage() for record in caplog.records]
+    folder = tmp_path / f"srgnn_jax-{os.getuid()}"
+    assert f"kept in {folder}, as {no_cache_folder} cannot be written" in told
+    assert "--config.prepared_dir" in told
+    assert list(folder.glob("click_log-*/vocabulary.parquet"))
+    # Whoever else may write there could have laid it out.
+    folder.chmod(0o770)
+    with pytest.raises(
+        UserError, match=r"not this user's alone\); name one with --con"
+    ):
+        config_lib.load_data(config)
+    monkeypatch.setattr(tempfile, "tempdir", "/proc")
+    with pytest.raises(UserError, match=r"no folder for prepared data: .*prepared_dir"):
+        config_lib.load_data(config)
+
+
+def run_in_an_environment(environment, *arguments, before=""):
+    """Runs the command in a Python of its own, some code before it."""
+    code = f"import sys\nsys.argv[0] = 'srgnn'\n{before}\n"
+    code += "from srgnn_jax.main import main\nmain()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_a_platform_that_is_not_there_is_told_in_one_line():
+    arguments = "--mode=recommend", "--workdir=none", "--sessions=-"
+    done = run_in_an_environment({"JAX_PLATFORMS": "nonsense"}, *arguments)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"error: JAX_PLATFORMS=nonsense, but JAX finds only \w+ here \(.*nonsense.*\); "
+        r"set JAX_PLATFORMS=\w+, or leave it out\n",
+        done.stderr,
+    )
+
+
+def test_what_jax_fails_to_say_of_a_platform_is_told(monkeypatch):
+    """Where a plugin is missing, it ends in an assertion without a word."""
+    settings, (device, *_) = {"jax_platforms": "cuda"}, jax.devices()
+
+    def devices():
+        assert settings["jax_platforms"] is None
+        return [device]
+
+    config = types.SimpleNamespace(values=settings, update=settings.__setitem__)
+    monkeypatch.setattr(jax, "config", config)
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(UserError, match=r"JAX_PLATFORMS=cuda, but JAX finds only cpu"):
+        processes.start_backend()
+
+    def lost():
+        raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
+
+    # That is no fault of the platform.
+    settings["jax_platforms"] = "cpu"
+    monkeypatch.setattr(jax, "devices", lost)
+    with pytest.raises(RuntimeError, match="Barrier timed out"):
+        processes.start_backend()
+
+
+def test_a_path_of_a_home_folder_that_there_is_not_ends_in_one_line(tmp_path):
+    before = "import os, pwd\ndel os.environ['HOME']\npwd.getpwuid = {}.__getitem__"
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    arguments = "--mode=recommend", "--workdir=~/run", "--sessions=/dev/null"
+    done = run_in_an_environment(cache, *arguments, before=before)
+    assert done.returncode == 1
+    expected = "error: a path begins with ~, and this user has no home folder; write "
+    assert done.stderr == f"{expected}the path in full, or set HOME\n"

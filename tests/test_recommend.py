@@ -21,6 +21,7 @@ from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.model import graph
 from srgnn_jax.model.srgnn import SRGNN, init_params
+from srgnn_jax.serve import exported, inputs
 from srgnn_jax.serve import stream as stream_module
 from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.serve.stream import evaluate_sessions, recommend_stream
@@ -135,6 +136,50 @@ def test_whole_numbers_stand_for_their_text():
     assert not as_int.fallback
 
 
+@pytest.mark.parametrize(
+    ("raw", "of_whole", "of_others"),
+    [
+        ("12", 1, 1),
+        (12, 1, 1),
+        (12.0, 1, 0),
+        (np.float64(12), 1, 0),
+        ("12.0", 1, 0),
+        ("-300.00", 3, 0),
+        (-300.0, 3, 0),
+        ("7.0", 2, 4),
+        ("12.5", 0, 0),
+        (" 12\u00a0", 1, 1),
+        ("\t12.0 ", 1, 0),
+        ("x\u3000", 0, 3),
+        ("1 2", 0, 0),
+        ("12.", 0, 0),
+        (".0", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_requests_of_whole_numbers_and_with_spaces(raw, of_whole, of_others):
+    """By the one rule, of which the loader of exports has a copy."""
+    for ids, row in [
+        (["12", "7", "-300"], of_whole),
+        (["12", "7", "x", "7.0"], of_others),
+    ]:
+        assert Vocabulary(ids).rows(iter(["7", raw])).tolist() == [2, row]
+        assert exported.rows_by_id(ids)(["7", raw]).tolist() == [2, row]
+
+
+def test_a_json_number_with_a_point_is_its_whole_number():
+    numbers = Recommender(
+        SRGNN(4, 8), init_params(SRGNN(4, 8), 0), Vocabulary(["12", "7", "300"])
+    )
+    found = stream(numbers, '{"session": [12.0, "7 "]}\n{"session": ["12", "7"]}')
+    assert found[0] == found[1]
+    assert not found[0]["fallback"]
+    for wrong in (12.5, float("nan"), float("inf"), 2.0**60):
+        message = f"session 0: an item id is {wrong}; they".replace("+", r"\+")
+        with pytest.raises(UserError, match=message):
+            numbers.recommend([[12.0, wrong]])
+
+
 @pytest.mark.parametrize("wrong", ["[1.5]", "[null]", "[true]", '[["i1"]]', "{}", "1"])
 def test_what_is_no_id_is_refused(recommender, wrong):
     (found,) = stream(recommender, f'{{"session": {wrong}}}')
@@ -144,6 +189,10 @@ def test_what_is_no_id_is_refused(recommender, wrong):
 def test_what_is_no_session_is_refused_by_its_place(recommender):
     with pytest.raises(UserError, match="session 1: 'i1' is no list of item ids"):
         recommender.recommend([["i1"], "i1"])
+    with pytest.raises(
+        UserError, match=r"'i1' is no list of sessions, such as \[\['17"
+    ):
+        recommender.recommend("i1")
 
 
 def test_long_sessions_keep_their_last_clicks():
@@ -230,10 +279,85 @@ def test_what_candidates_need_is_made_once(monkeypatch):
     assert made == [["i1", "i2"], ["i3", "i4"]]
 
 
-@pytest.mark.parametrize("candidates", [[], ["unknown"]])
-def test_without_a_known_candidate_lists_are_empty(recommender, candidates):
-    for found in recommender.recommend([["i1"], []], candidates=candidates):
-        assert (found.items, found.scores) == ([], [])
+@pytest.mark.parametrize(
+    ("candidates", "message"),
+    [
+        ([], "there are no candidates"),
+        (["x"], "none of 1 candidates is known: 'x'; name items as the training log"),
+        ([*"uvwxyz"], "none of 6 candidates is known: 'u', 'v', 'w', 'x', 'y', ...;"),
+        ("i1", "candidates: 'i1' is no list of item ids"),
+    ],
+)
+def test_candidates_that_leave_nothing_are_refused(recommender, candidates, message):
+    with pytest.raises(UserError, match=message):
+        recommender.recommend([["i1"]], candidates=candidates)
+    with pytest.raises(UserError, match=message):
+        recommender.restrict(candidates)
+    with pytest.raises(UserError, match="none of the candidates is left: others"):
+        recommender.restrict(["i1"]).restrict(["i2"])
+
+
+def test_unknown_candidates_are_counted_and_named(recommender, caplog):
+    recommender.restrict(["i1", "i2", "i2"])
+    assert not caplog.records
+    recommender.restrict(["i1", "x", "i2", "y", "x"])
+    recommender.restrict(["i1", "x"])
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 of 4 candidates are unknown: 'x', 'y'",
+        "1 of 2 candidates is unknown: 'x'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("\ufeffi1\r\n\r\n i2 \r\n", ["i1", "i2"]),
+        ("i1\u00a0\n\u3000i2\n", ["i1", "i2"]),
+        ('"i1"\n\n"i2"', ["i1", "i2"]),
+        ("item_id\ni1\ni2", ["i1", "i2"]),
+        ("item_id,stock\ni1,3\ni2,5\n", ["i1", "i2"]),
+        ("i1\t3\ni2\t5", ["i1", "i2"]),
+        ('"i1";"3"\n"x";"4"', ["i1", "x"]),
+        # The header tells, whatever else stands in the rows.
+        ("count;Item-ID;like\n3;i1;i5\n4;i2;i6", ["i1", "i2"]),
+        # No table: lines differ in their number of fields.
+        ("i1 \ni2;x", ["i1", "i2;x"]),
+        ('i1;x\n"i2"', ["i1;x", "i2"]),
+        # No csv.
+        ('i1,"x\ni2', ['i1,"x', "i2"]),
+        # What looks like columns is part of an id, or a quote is.
+        ("a,b\nx,y", ["a,b", "x,y"]),
+        ('"q"\n"i1"', ['"q"', "i1"]),
+    ],
+)
+def test_candidates_of_a_file(tmp_path, text, ids):
+    (tmp_path / "ids").write_bytes(text.encode())
+    lines = inputs.read_ids(str(tmp_path / "ids"), "--candidates")
+    vocabulary = Vocabulary(["i1", "i2", "i5", "i6", "a,b", '"q"'])
+    assert inputs.candidates_of(lines, vocabulary, "ids") == ids
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("i1,i2\ni3,7", "ids, line 1: 'i1,i2' has an item's id in another column than"),
+        ("sku,n\n\ni3,7\n8,i1", "line 4: '8,i1' has .* name the column of ids item_id"),
+        (" \n\n", "ids is empty; write the id of an item a line"),
+    ],
+)
+def test_candidates_of_a_file_that_may_be_several(recommender, text, message):
+    with pytest.raises(UserError, match=message):
+        inputs.candidates_of(text.split("\n"), recommender.vocabulary, "ids")
+
+
+def test_the_command_line_reads_candidates(workdir, tmp_path, capsys):
+    (tmp_path / "sessions.csv").write_text("item3,item4\n")
+    (tmp_path / "stock.csv").write_text("item,stock\nitem5,1\nitem6 ,2\n")
+    files = {"sessions": "sessions.csv", "candidates": "stock.csv"}
+    given = {flag: tmp_path / name for flag, name in files.items()}
+    run_command(mode="recommend", workdir=workdir, **given)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert {*json.loads(line)["items"]} == {"item5", "item6"}
 
 
 @pytest.mark.parametrize("score_padding", [False, True])
@@ -347,7 +471,7 @@ def test_a_csv_holds_a_session_a_line(recommender):
 
 def test_a_click_log_is_read_session_by_session(recommender, monkeypatch):
     # Sessions that go on in the next block of what is read.
-    monkeypatch.setattr(stream_module, "READ_BYTES", 10)
+    monkeypatch.setattr(inputs, "READ_BYTES", 10)
     text = "item_id;SessionId\ni1;a\ni2;a\ni3;b\nbroken\n;b\ni4;b\n\ni5;a\n"
     found = stream(recommender, text, k=3)
     # Without times the clicks of a session are in the order of the rows.
@@ -363,7 +487,7 @@ def test_the_first_line_that_is_not_blank_tells_the_form(
     recommender, monkeypatch, read_bytes
 ):
     # One byte at a time, blank lines come alone.
-    monkeypatch.setattr(stream_module, "READ_BYTES", read_bytes)
+    monkeypatch.setattr(inputs, "READ_BYTES", read_bytes)
     (expected,) = recommender.recommend([["i1", "i2"]], k=3)
     popular, right = ["i5", "i7", "i1"], '{"session": ["i1", "i2"]}\n'
     # What follows two blank lines, the lists for it, and the lines with an error.
@@ -447,7 +571,7 @@ def test_ctrl_c_ends_a_wait_for_input(workdir):
 
 
 def test_a_stream_is_read_as_it_is_answered(recommender, monkeypatch):
-    monkeypatch.setattr(stream_module, "READ_BYTES", 500)
+    monkeypatch.setattr(inputs, "READ_BYTES", 500)
     line = b'{"session": ["i1", "i2"]}\n'
     left = []
 
@@ -564,7 +688,7 @@ def test_errors_without_a_reason_of_the_system(monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(stream_module, "open", fail, raising=False)
+    monkeypatch.setattr(inputs, "open", fail, raising=False)
     with pytest.raises(UserError) as told:
         stream_module.recommend_file("nowhere", "x.jsonl")
     said = str(error) or "OSError"

@@ -31,8 +31,8 @@ def import_checkpoint(
     """Makes a workdir of a PyTorch checkpoint, to evaluate and train from.
 
     What the checkpoint (see `load_torch_checkpoint`) tells of the model overrides the
-    config: `embedding_size`, that it has none of `SRGNN`'s options, and RecBole's
-    `readout` and `step`. The optimizer starts afresh, at step 0.
+    config: `embedding_size`, that it has none of `SRGNN`'s options, and the `readout`
+    and `step` of RecBole and RecBole-GNN. The optimizer starts afresh, at step 0.
 
     It holds no raw ids of items. Without a vocabulary file its rows are taken to be
     numbered as in the data set that the config names. With one, rows are matched by raw
@@ -95,7 +95,7 @@ def _config_of_weights(config: ConfigDict, checkpoint: TorchCheckpoint) -> Confi
     table = checkpoint[EMBEDDING[checkpoint.source]]
     if table.ndim == 2:
         told["embedding_size"] = table.shape[1]
-    if checkpoint.source == "recbole":
+    if checkpoint.source != "original":
         told["readout"] = "hybrid"
         step = checkpoint.config.get("step")
         if isinstance(step, int):

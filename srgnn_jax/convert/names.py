@@ -1,13 +1,16 @@
-"""Weights from and to the two PyTorch SR-GNNs, by name.
+"""Weights from and to the PyTorch SR-GNNs, by name.
 
-RecBole's `SRGNN` and the original repository's `SessionGraph` compute the same model as
-`srgnn_jax.SRGNN`. They name its parameters otherwise, torch's kernels lie [out, in],
-and the original's update gate is turned round: its H' = (1 - z) n + z H becomes the
-paper's H' = (1 - z) H + z n when the rows that make z are negated.
+The `SRGNN` of RecBole, that of RecBole-GNN and the original repository's `SessionGraph`
+compute the same model as `srgnn_jax.SRGNN`. They name its parameters otherwise, and
+torch's kernels lie [out, in]. The original's update gate is turned round: its
+H' = (1 - z) n + z H becomes the paper's H' = (1 - z) H + z n when the rows that make z
+are negated. RecBole-GNN has no b_iah and b_oah: they are zero, and on the way back part
+of b_ih.
 
 Axes: V item rows (row 0 is the padding item), D embedding.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,14 +26,34 @@ TABLE = "item_embedding"
 # The names in torch that do not follow from the path in Flax, as all others do.
 _OWN_NAMES = {
     "recbole": {TABLE: "item_embedding.weight", "gnn/b_oah": "gnn.b_ioh"},
+    "recbole_gnn": {
+        TABLE: "item_embedding.weight",
+        "gnn/linear_edge_in/kernel": "gnncell.incomming_conv.lin.weight",
+        "gnn/linear_edge_in/bias": "gnncell.incomming_conv.lin.bias",
+        "gnn/linear_edge_out/kernel": "gnncell.outcomming_conv.lin.weight",
+        "gnn/linear_edge_out/bias": "gnncell.outcomming_conv.lin.bias",
+        "gnn/w_ih": "gnncell.lin_ih.weight",
+        "gnn/w_hh": "gnncell.lin_hh.weight",
+        "gnn/b_ih": "gnncell.lin_ih.bias",
+        "gnn/b_hh": "gnncell.lin_hh.bias",
+    },
     "original": {TABLE: "embedding.weight"},
+}
+_WHOSE = {
+    "recbole": "RecBole",
+    "recbole_gnn": "RecBole-GNN",
+    "original": "the original",
 }
 EMBEDDING = {source: names[TABLE] for source, names in _OWN_NAMES.items()}
 # In Flax their last axis, in torch their first, holds the gates r, z, n.
 _GATES = ("gnn/w_ih", "gnn/w_hh", "gnn/b_ih", "gnn/b_hh")
 _TRANSFORM = ("linear_transform.weight", "linear_transform.bias")
+# The biases of messages, which RecBole-GNN does not have.
+_MESSAGE_BIASES = ("gnn/b_iah", "gnn/b_oah")
 # What the original's state_dict holds besides, and its forward pass never reads.
 _UNREAD = ("gnn.linear_edge_f.weight", "gnn.linear_edge_f.bias")
+# What torch's DataParallel, torch.compile and Lightning put before all names.
+_WRAPPERS = re.compile(r"((module|_orig_mod|model)\.)*")
 
 
 def params_from_torch(
@@ -40,10 +63,12 @@ def params_from_torch(
 
     What the original's forward pass never reads is dropped: `linear_edge_f`, and its
     `linear_transform` where `readout` is "attention". Half precision becomes float32.
+    What DataParallel, torch.compile and Lightning put before all names ("module.",
+    "_orig_mod.", "model.") is dropped.
 
     Args:
       state_dict: names to arrays, NumPy's or torch's.
-      source: whose names they are, "recbole" or "original".
+      source: whose names they are, "recbole", "recbole_gnn" or "original".
       readout: "hybrid" or, of the original alone, "attention".
 
     Returns:
@@ -59,16 +84,19 @@ def params_from_torch(
     unread: tuple[str, ...] = ()
     if source == "original":
         unread = _UNREAD if readout == "hybrid" else _UNREAD + _TRANSFORM
+    state_dict = unwrapped(state_dict)
     arrays = {n: as_numpy(a) for n, a in state_dict.items() if n not in unread}
     shapes = _shapes(arrays.get(EMBEDDING[source]), readout)
-    names = {path: _name(path, source) for path in shapes}
-    whose = {"recbole": "RecBole", "original": "the original"}[source]
+    absent = _MESSAGE_BIASES if source == "recbole_gnn" else ()
+    names = {path: _name(path, source) for path in shapes if path not in absent}
     _check(
-        {names[path]: s if path == TABLE else s[::-1] for path, s in shapes.items()},
+        {n: shapes[p] if p == TABLE else shapes[p][::-1] for p, n in names.items()},
         arrays,
-        f"these are not the weights of {whose}'s SR-GNN with readout={readout!r}",
+        f"these are not the weights of {_WHOSE[source]}'s SR-GNN with "
+        f"readout={readout!r}",
     )
     flat = {p: arrays[n] if p == TABLE else arrays[n].T for p, n in names.items()}
+    flat |= {path: np.zeros(shapes[path], flat[TABLE].dtype) for path in absent}
     return traverse_util.unflatten_dict(_in_gates_of(source, flat), sep="/")
 
 
@@ -82,7 +110,12 @@ def params_to_torch(params: Mapping[str, Any], source: str) -> dict[str, np.ndar
 
     PyTorch's models know the readouts "hybrid" and "attention"; for the latter, a
     `linear_transform` passes the global part on alone. The original's `linear_edge_f`,
-    which it never reads, is zero. The arrays are copies, in the types of `params`.
+    which it never reads, is zero. RecBole-GNN has no `b_iah` and `b_oah`, so that what
+    they add to the gates joins `b_ih`. The arrays are copies, in the types of `params`.
+
+    Args:
+      params: the tree under "params" of `SRGNN`.
+      source: whose model it is for, "recbole", "recbole_gnn" or "original".
 
     Raises:
       UserError: lists all that is missing, unknown or of the wrong shape or type.
@@ -93,6 +126,9 @@ def params_to_torch(params: Mapping[str, Any], source: str) -> dict[str, np.ndar
     hybrid = "readout/linear_transform/kernel" in leaves
     shapes = _shapes(leaves.get(TABLE), "hybrid" if hybrid else "attention")
     _check(shapes, leaves, "these are not the parameters of SRGNN")
+    if source == "recbole_gnn":
+        biases = np.concatenate([leaves.pop(path) for path in _MESSAGE_BIASES])
+        leaves["gnn/b_ih"] = leaves["gnn/b_ih"] + biases @ leaves["gnn/w_ih"]
     state_dict = {
         _name(path, source): np.ascontiguousarray(a if path == TABLE else a.T)
         for path, a in _in_gates_of(source, leaves).items()
@@ -109,7 +145,24 @@ def params_to_torch(params: Mapping[str, Any], source: str) -> dict[str, np.ndar
 
 def _check_source(source: str) -> None:
     if source not in _OWN_NAMES:
-        raise UserError(f"the source is {source!r}, not 'recbole' or 'original'")
+        known = ", ".join(map(repr, _OWN_NAMES))
+        raise UserError(f"the source is {source!r}, not one of {known}")
+
+
+def unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Drops what wrappers of a torch module put before all of its names."""
+    prefixes = [found[0] for found in map(_WRAPPERS.match, state_dict) if found]
+    prefix = min(prefixes, key=len, default="")
+    if not all(own.startswith(prefix) for own in prefixes):
+        prefix = ""
+    return {name.removeprefix(prefix): array for name, array in state_dict.items()}
+
+
+def source_of(state_dict: Mapping[str, Any]) -> str:
+    """Returns whose names these are; "" if they are not those of an SR-GNN."""
+    if any(name.startswith("gnncell.") for name in state_dict):
+        return "recbole_gnn"
+    return next((s for s, name in EMBEDDING.items() if name in state_dict), "")
 
 
 def _name(path: str, source: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from srgnn_jax.convert.names import EMBEDDING, as_numpy
+from srgnn_jax.convert.names import EMBEDDING, as_numpy, source_of, unwrapped
 from srgnn_jax.convert.torch_pickle import unpickle
 from srgnn_jax.data.plain_pickle import short
 from srgnn_jax.errors import UserError, reason
@@ -22,7 +22,7 @@ class TorchCheckpoint(dict[str, np.ndarray]):
     """The weights of a PyTorch checkpoint: its state_dict, names to arrays.
 
     Attributes:
-      source: whose names they are, "recbole" or "original".
+      source: whose names they are, "recbole", "recbole_gnn" or "original".
       config: the text and numbers of RecBole's config, {} where the file holds none.
     """
 
@@ -33,7 +33,8 @@ class TorchCheckpoint(dict[str, np.ndarray]):
 def load_torch_checkpoint(path: str | os.PathLike) -> TorchCheckpoint:
     """Reads a PyTorch SR-GNN's checkpoint; neither torch nor RecBole need be installed.
 
-    Nothing that the file holds is executed. Half precision is widened to float32.
+    Nothing that the file holds is executed. Half precision is widened to float32. What
+    DataParallel, torch.compile and Lightning put before all names is dropped.
 
     Args:
       path: a `.pth` as RecBole saves it or as `torch.save(model.state_dict(), path)`
@@ -56,15 +57,14 @@ def load_torch_checkpoint(path: str | os.PathLike) -> TorchCheckpoint:
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
         said = reason(error)[:80]
         raise UserError(f"{path}: the zip archive is damaged ({said})") from None
-    checkpoint = TorchCheckpoint(state_dict)
-    for source, name in EMBEDDING.items():
-        if name in checkpoint:
-            checkpoint.source, checkpoint.config = source, config
-            return checkpoint
+    checkpoint = TorchCheckpoint(unwrapped(state_dict))
+    checkpoint.source, checkpoint.config = source_of(checkpoint), config
+    if checkpoint.source and EMBEDDING[checkpoint.source] in checkpoint:
+        return checkpoint
     raise UserError(
-        f"{path}: holds no SR-GNN: neither {EMBEDDING['recbole']!r} (RecBole) nor "
-        f"{EMBEDDING['original']!r} (the original) is among its {len(checkpoint)} "
-        f"entries {', '.join(map(short, list(checkpoint)[:20]))}"
+        f"{path}: holds no SR-GNN: neither {EMBEDDING['recbole']!r} (RecBole and "
+        f"RecBole-GNN) nor {EMBEDDING['original']!r} (the original) is among its "
+        f"{len(checkpoint)} entries {', '.join(map(short, list(checkpoint)[:20]))}"
     )
 
 

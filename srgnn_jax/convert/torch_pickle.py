@@ -33,7 +33,7 @@ _DTYPES = {
 # What an honest checkpoint may name. Protocol 2 spells bytes and plain objects with
 # `_codecs` and `copy_reg`; FullLoader is a class whose name RecBole's config holds.
 _INERT = re.compile(
-    r"""recbole(\.\w+)*\.[A-Z]\w*
+    r"""recbole(_gnn)?(\.\w+)*\.[A-Z]\w*
     | (builtins|__builtin__)\.(bool|bytearray|bytes|complex|dict|float|frozenset|int
         |list|object|range|set|slice|str|tuple)
     | argparse\.Namespace | collections\.(OrderedDict|defaultdict)

@@ -1,18 +1,20 @@
 """Clicks in a notebook's frame, in the place of files."""
 
 import dataclasses
+import pathlib
+import tempfile
 from typing import Any
 
 import polars as pl
 
+from srgnn_jax.data import store
 from srgnn_jax.data.columns import Columns
 from srgnn_jax.data.read import Form, read_clicks
 from srgnn_jax.data.records import names_of
+from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import Settings
 from srgnn_jax.data.visits import gather_visits
 from srgnn_jax.errors import UserError
-
-FILE = "clicks.parquet"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,16 @@ class Clicks:
     def read(self, settings: Settings) -> tuple[pl.DataFrame, dict[str, int]]:
         """Returns the clicks and counts; see `read.read_clicks`."""
         return read_clicks(self.frame, without_columns(settings).form)
+
+    def prepare(self, settings: Settings, prepared_dir: pathlib.Path) -> Dataset:
+        """Returns the data set that the same clicks in a file would be."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            self.frame.write_parquet(folder / "clicks.parquet")
+            how = dataclasses.asdict(without_columns(settings))
+            return store.load_dataset(
+                "click_log", data_dir=folder, prepared_dir=prepared_dir, **how
+            )
 
     def sessions(self, **visits: Any) -> dict[str, list[str]]:
         """Returns the items of each session, oldest first, by the session's id.

@@ -4,9 +4,11 @@ Axes: S sessions, C clicks of all of them, E examples.
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -195,9 +197,26 @@ class Vocabulary:
         """V: the number of rows, the padding included."""
         return len(self.ids) + 1
 
-    def rows(self, raw_ids: Iterable[str | int | np.integer]) -> Int[np.ndarray, " n"]:
-        """Returns the row of each raw id, 0 where it is unknown."""
-        return np.array([self._rows.get(str(raw), 0) for raw in raw_ids], np.int32)
+    def rows(
+        self, raw_ids: Iterable[str | int | float | np.integer]
+    ) -> Int[np.ndarray, " n"]:
+        """Returns the row of each raw id, 0 where it is unknown.
+
+        Ids are compared as text, if need be without the spaces around them. Where all
+        of the vocabulary are whole numbers, 1001.0 means 1001.
+        """
+        raw_ids = list(raw_ids)
+        rows = np.array([self._rows.get(str(raw), 0) for raw in raw_ids], np.int32)
+        for n in np.flatnonzero(rows == 0):
+            text = str(raw_ids[n]).strip()
+            if self._all_whole:
+                text = re.sub(r"\.0+$", "", text)
+            rows[n] = self._rows.get(text, 0)
+        return rows
+
+    @functools.cached_property
+    def _all_whole(self) -> bool:
+        return all(re.fullmatch("-?[0-9]+", raw) for raw in self.ids)
 
     def raw(self, rows: Iterable[int] | Int[np.ndarray, " n"]) -> list[str]:
         """Returns the raw id of each row; IndexError: a row has none."""

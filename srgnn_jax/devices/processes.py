@@ -2,11 +2,13 @@
 
 import contextlib
 import ctypes
+import logging
 import os
 import pathlib
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from srgnn_jax.data.store import DEFAULT_DIR
 from srgnn_jax.errors import UserError, reason
 
 # What Gloo, NCCL and the coordination service say of a peer that does not answer.
@@ -23,6 +26,8 @@ _LOST_PEER = re.compile(
     re.IGNORECASE,
 )
 
+log = logging.getLogger(__name__)
+
 
 def settle_process() -> None:
     """Settles what a command, unlike a library, may: memory, and compiled functions.
@@ -30,7 +35,8 @@ def settle_process() -> None:
     glibc keeps what a step frees for the next one. Else the kernel maps and clears tens
     of megabytes anew in every step: a fifth of its time at 43,000 items on CPU. All
     threads share one heap: another one holds no more than 64 MB, which scores exceed.
-    Compiled functions are kept on disk, where JAX was told of no other folder.
+    Compiled functions are kept on disk, in this user's cache folder where JAX was told
+    of no other. A folder that cannot be written is told, in one line, and read at most.
     """
     # Names of malloc.h.
     mmap_max, trim_threshold, top_pad, arena_max = -4, -1, -2, -8
@@ -38,10 +44,55 @@ def settle_process() -> None:
     glibc("mallopt", mmap_max, 0)
     glibc("mallopt", trim_threshold, 2**31 - 1)
     glibc("mallopt", top_pad, 2**28)
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        folder = pathlib.Path("~/.cache/srgnn_jax/compiled").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    named = jax.config.values["jax_compilation_cache_dir"]
+    folder = named or os.path.expanduser(f"{DEFAULT_DIR}/compiled")
+    if "://" not in folder and not can_be_written(folder):
+        log.warning(
+            "compiled functions are not kept, as %s cannot be written; name another "
+            "folder with JAX_COMPILATION_CACHE_DIR",
+            folder,
+        )
+        about = "Error (reading|writing) persistent compilation cache"
+        warnings.filterwarnings("ignore", about)
+    if not named and not folder.startswith("~"):
+        jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def can_be_written(folder: str | os.PathLike) -> bool:
+    """Whether a folder is there, or can be made, for files of this user.
+
+    A `~` that is left in its name stands for no folder: this user has no home.
+    """
+    if str(folder).startswith("~"):
+        return False
+    try:
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def start_backend() -> None:
+    """Has JAX find its devices; UserError: there are none of the platform it is told.
+
+    Not before the processes of a run have joined.
+    """
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        # An assertion of JAX's own is all that it says of a missing plugin.
+        asked = jax.config.values["jax_platforms"]
+        if not asked or _tells_of_a_lost_peer(error):
+            raise
+        jax.config.update("jax_platforms", None)
+        there = ", ".join(sorted({device.platform for device in jax.devices()}))
+        said = str(error).partition(" (set JAX_PLATFORMS")[0]
+        why = f" ({said.splitlines()[0][:300]})" if said else ""
+        raise UserError(
+            f"JAX_PLATFORMS={asked}, but JAX finds only {there} here{why}; set "
+            f"JAX_PLATFORMS={there}, or leave it out"
+        ) from error
 
 
 def glibc(name: str, *arguments: int) -> None:

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ BATCH_SIZES = (1, 8, 64, 256)
 MAX_NUMBERS = 2**22
 
 # Raw ids, oldest click first.
-RawSession = Sequence[str | int] | np.ndarray
+RawSession = Sequence[str | int | float] | np.ndarray
 
 
 class Recommendation(NamedTuple):
@@ -78,10 +79,9 @@ class Recommender:
         self._params = jax.device_put(params)
         vocabulary = json.loads(content["vocabulary.json"])
         items = vocabulary["items"]
-        row = {raw: row for row, raw in enumerate(items, 1)}
         self._lists = Lists(
             np.array(["", *items], object),
-            lambda raw: np.array([row.get(str(one), 0) for one in raw], np.int32),
+            rows_by_id(items),
             self.manifest["lengths"],
             self.manifest["max_length"],
             max(MAX_NUMBERS // (len(items) + 1), BATCH_SIZES[1]),
@@ -99,6 +99,8 @@ class Recommender:
         """Finds the items that each session is likely to click next.
 
         A session is raw ids, oldest click first; of long ones the last clicks count.
+        Ids are compared as text, if need be without the spaces around them; where all
+        items' ids are whole numbers, 1001.0 means 1001.
         `k` is the export's, or less. ValueError: it is not, or a session is wrong.
         """
         most = self.manifest["k"]
@@ -115,6 +117,25 @@ class Recommender:
         return self._lists.make(sessions, step, k)
 
 
+def rows_by_id(ids: Sequence[str]) -> Callable[[Any], np.ndarray]:
+    """Returns what finds the rows of raw ids, by the rule of the package's vocabulary.
+
+    The first id is that of row 1; those that are unknown get row 0.
+    """
+    row = {raw: n for n, raw in enumerate(ids, 1)}
+    all_whole = all(re.fullmatch("-?[0-9]+", raw) for raw in ids)
+
+    def rows_of(raw_ids: Any) -> np.ndarray:
+        raw_ids = list(raw_ids)
+        rows = np.array([row.get(str(raw), 0) for raw in raw_ids], np.int32)
+        for n in np.flatnonzero(rows == 0):
+            text = str(raw_ids[n]).strip()
+            rows[n] = row.get(re.sub(r"\.0+$", "", text) if all_whole else text, 0)
+        return rows
+
+    return rows_of
+
+
 def by_popularity(clicks: Any, num_ids: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns all item rows, most clicked first, and their clicks; None: 0 each."""
     clicks = np.zeros(num_ids) if clicks is None else np.asarray(clicks, np.float64)
@@ -127,7 +148,12 @@ def wrong_session(session: Any) -> str:
     if isinstance(session, str | bytes | dict) or not hasattr(session, "__len__"):
         return f"{str(session)[:80]!r} is no list of item ids"
     for kind in set(map(type, session)) - {str, int}:
-        if not issubclass(kind, str | int | np.integer) or kind is bool:
+        if issubclass(kind, float):
+            for raw in session:
+                # Beyond that, floats are whole because they leave numbers out.
+                if type(raw) is kind and not (raw.is_integer() and abs(raw) < 2**53):
+                    return f"an item id is {raw}; they are text or integers"
+        elif not issubclass(kind, str | int | np.integer) or kind is bool:
             return f"an item id is of type {kind.__name__}; they are text or integers"
     return ""
 
@@ -173,6 +199,10 @@ class Lists:
         their part of `total_clicks` as score.
         """
         known, unknown = [], []
+        if isinstance(sessions, str | bytes | dict):
+            raise self.error(
+                f"{str(sessions)[:80]!r} is no list of sessions, such as [['17', '4']]"
+            )
         for n, session in enumerate(sessions):
             rows, ids = self.look_up(session, n)
             known.append(rows)

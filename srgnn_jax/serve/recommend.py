@@ -11,6 +11,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 from collections.abc import Iterable
@@ -36,6 +37,8 @@ from srgnn_jax.runs.progress import Progress
 from srgnn_jax.runs.workdir import load_vocabulary
 from srgnn_jax.serve import exported
 from srgnn_jax.serve.exported import BATCH_SIZES, RawSession, Recommendation
+
+log = logging.getLogger(__name__)
 
 # Clicks that the model sees of a session, unless the run was trained on fewer.
 MAX_LENGTH = 256
@@ -63,9 +66,10 @@ class Recommender:
     """A trained model and its items' raw ids.
 
     A session is a sequence of raw ids, oldest click first: text, or whole numbers that
-    stand for their text. Ids that the vocabulary lacks are dropped and reported; of
-    more than `max_length` known clicks the last ones count; a session without any gets
-    the most popular items of training, marked as a fallback.
+    stand for their text; spaces around them do not count. Where all items' ids are
+    whole numbers, 1001.0 means 1001. Ids that the vocabulary lacks are dropped and
+    reported; of more than `max_length` known clicks the last ones count; a session
+    without any gets the most popular items of training, marked as a fallback.
 
     Attributes:
       model, params, vocabulary, max_length: as they were given.
@@ -136,7 +140,7 @@ class Recommender:
         self._table = normalise(table) if model.normalize else table
         self._scored: tuple[Any, Any, Any] = self._table, None, None
         # What `candidates` named last, and the recommender for it.
-        self._last: tuple[list[str | int], Recommender] | None = None
+        self._last: tuple[list[str | int | float], Recommender] | None = None
 
     @classmethod
     def load(
@@ -165,16 +169,31 @@ class Recommender:
         recommender.progress, recommender.step = progress, step
         return recommender
 
-    def restrict(self, ids: Iterable[str | int]) -> "Recommender":
+    def restrict(self, ids: Iterable[str | int | float]) -> "Recommender":
         """Returns a recommender of some of the items, such as those in stock.
 
         It shares parameters and compiled code, and holds a table of its items besides.
-        Ids that this one does not recommend are left out.
+        Ids that the vocabulary lacks are named in a warning; those that this one does
+        not recommend are left out. UserError: that leaves none.
         """
-        ids = list(ids)
-        if wrong := exported.wrong_session(ids):
-            raise UserError(f"candidates: {wrong}")
-        allowed = np.isin(self._lists.popular, self.vocabulary.rows(ids))
+        ids = list(dict.fromkeys(_candidates(ids)))
+        known = self.vocabulary.rows(ids)
+        unknown = [repr(raw) for raw, row in zip(ids, known, strict=True) if not row]
+        named = ", ".join(unknown[:5]) + ", ..." * (len(unknown) > 5)
+        if len(unknown) == len(ids):
+            raise UserError(
+                f"none of {len(ids):,} candidates is known: {named}; name items as the "
+                "training log does"
+                if ids
+                else "there are no candidates: name one item at least"
+            )
+        if unknown:
+            are = "are" if len(unknown) > 1 else "is"
+            total = f"{len(unknown):,} of {len(ids):,} candidates"
+            log.warning("%s %s unknown: %s", total, are, named)
+        allowed = np.isin(self._lists.popular, known)
+        if not allowed.any():
+            raise UserError("none of the candidates is left: others were chosen before")
         popular, clicks = self._lists.popular[allowed], self._lists.clicks[allowed]
         # Row 0 is the padding's, and fills up: few sizes are compiled.
         count = 1 + len(popular)
@@ -194,7 +213,7 @@ class Recommender:
         k: int = 20,
         *,
         exclude_seen: bool = False,
-        candidates: Iterable[str | int] | None = None,
+        candidates: Iterable[str | int | float] | None = None,
         as_probabilities: bool = False,
         recall: float = 1.0,
     ) -> list[Recommendation]:
@@ -214,7 +233,7 @@ class Recommender:
             `jax.lax.approx_max_k`, which is faster on a TPU and large catalogs.
 
         Raises:
-          UserError: `k`, `recall` or a session cannot be used.
+          UserError: `k`, `recall`, a session or the candidates cannot be used.
         """
         if k < 1:
             raise UserError(f"k is {k}; lists have at least one item")
@@ -222,7 +241,7 @@ class Recommender:
             raise UserError(f"recall is {recall}; it must lie in (0, 1]")
         chosen = self
         if candidates is not None:
-            ids = list(candidates)
+            ids = _candidates(candidates)
             if self._last is None or self._last[0] != ids:
                 self._last = ids, self.restrict(ids)
             chosen = self._last[1]
@@ -266,6 +285,14 @@ class Recommender:
             ],
             unknown=unknown,
         )
+
+
+def _candidates(ids: Iterable[str | int | float]) -> list[str | int | float]:
+    """Lists raw ids; UserError: they are none, such as one text."""
+    listed: Any = ids if isinstance(ids, str | bytes | dict) else list(ids)
+    if wrong := exported.wrong_session(listed):
+        raise UserError(f"candidates: {wrong}")
+    return listed
 
 
 def recommend_step(

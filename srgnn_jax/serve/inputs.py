@@ -1,0 +1,308 @@
+"""What the command line hands to a recommender: sessions, click logs, candidates."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import itertools
+import pathlib
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+import polars as pl
+
+from srgnn_jax.data import records
+from srgnn_jax.data.columns import USUAL_NAMES, Columns, plain_name
+from srgnn_jax.data.files import is_json, is_packed, kind_of, open_text
+from srgnn_jax.data.read import Form, columns_of, read_clicks
+from srgnn_jax.data.sessions import Vocabulary
+from srgnn_jax.data.sources import Settings, click_log
+from srgnn_jax.data.text import NOT_UTF8, fields_of, separator_of
+from srgnn_jax.data.times import looks_like_time
+from srgnn_jax.data.visits import gather_visits
+from srgnn_jax.errors import UserError, reason
+from srgnn_jax.serve.exported import wrong_session
+
+# Read, answered and written at a time: some thousands of sessions.
+READ_BYTES = 2**17
+SESSIONS = 4096
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+Ids = list[str | int | float]
+# The raw ids of sessions, None in the place of a line that cannot be read, and what is
+# to be printed besides: a log's session, or the error.
+Entries = list[tuple[Ids | None, dict[str, Any]]]
+
+
+def open_file(path: str, flag: str) -> io.BufferedIOBase:
+    try:
+        return open(pathlib.Path(path).expanduser(), "rb")
+    except OSError as error:
+        raise UserError(f"cannot read {flag}={path}: {reason(error)}") from error
+
+
+def read_ids(path: str, flag: str) -> list[str]:
+    """Reads raw ids, one a line; the flag is for the error where it cannot be read."""
+    with open_file(path, flag) as file:
+        lines = file.read().removesuffix(b"\n").split(b"\n")
+    ids = []
+    for number, line in enumerate(lines, 1):
+        try:
+            ids.append(_text(line))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}") from error
+    return ids
+
+
+def candidates_of(lines: Sequence[str], vocabulary: Vocabulary, path: str) -> list[str]:
+    """Finds the raw ids of items in the lines of a file: one a line, or one of a row.
+
+    Spaces around them, quotes, blank lines and a header do not count. In a row the id
+    stands in the column that the header names as the items', or else first.
+
+    Raises:
+      UserError: the file is empty, or ids stand in other columns too.
+    """
+    texts = {n: line.strip() for n, line in enumerate(lines, 1) if line.strip()}
+    if not texts:
+        raise UserError(f"--candidates={path} is empty; write the id of an item a line")
+    separator = separator_of(next(iter(texts.values())))
+    rows = [_row(text, separator) for text in texts.values()]
+    is_known = vocabulary.rows(texts.values()) > 0
+    if is_known.any() or len({*map(len, rows)}) > 1:
+        # No table: what looks like a separator is part of an id.
+        whole = [len(row) > 1 for row in rows] | is_known
+        rows = [
+            [text] if is_whole else row
+            for text, row, is_whole in zip(texts.values(), rows, whole, strict=True)
+        ]
+    names = [plain_name(field) for field in rows[0]]
+    column = next((names.index(n) for n in USUAL_NAMES["item"] if n in names), None)
+    if column is not None and not vocabulary.rows(rows[0]).any():
+        return [row[column] for row in rows[1:]]
+    for (n, text), row in zip(texts.items(), rows, strict=True):
+        if vocabulary.rows(row[1:]).any():
+            raise UserError(
+                f"--candidates={path}, line {n}: {text!r} has an item's id in another "
+                "column than the first; write one id a line, or name the column of ids "
+                "item_id in a header"
+            )
+    return [row[0] for row in rows]
+
+
+def _row(line: str, separator: str) -> list[str]:
+    """Returns the fields of a line, or the whole of one that is no csv."""
+    try:
+        return _fields(line, separator)
+    except ValueError:
+        return [line]
+
+
+def read_sessions(
+    source: io.BufferedIOBase | pathlib.Path, name: str, settings: Settings
+) -> Iterator[Entries]:
+    """Reads sessions as they come; of a click log, once all of it is there.
+
+    Three forms are read, told by what the first line that is not blank holds:
+      JSON lines      {"session": ["id", ...]} a line.
+      a click log     as one to train on, in any form that `read.read_clicks` takes, by
+                      the run's own settings; a column of times may be missing. Its
+                      clicks are gathered by session and put in order of time; of the
+                      visits that `settings` makes of a session's clicks, the last.
+      a csv           the ids of one session a line; an empty line is an empty session.
+
+    Yields:
+      The sessions that can be had without waiting for more, in order; of a line that
+      cannot be read, the error.
+    """
+    blocks, start, first = _begin(source)
+    is_log = False
+    with contextlib.ExitStack() as stack:
+        path = source if isinstance(source, pathlib.Path) else None
+        if path is None and (is_packed(start) or _is_log(first, name, settings)):
+            path = stack.enter_context(_spooled(blocks))
+        if path is not None:
+            is_log = path.is_dir() or kind_of(path) == "parquet"
+        if path is not None and not is_log:
+            text = stack.enter_context(open_text(path))
+            blocks, start, first = _begin(text)
+            is_log = _is_log(first, name, settings)
+        if is_log and path:
+            yield from _log_entries(path, name, settings)
+        else:
+            yield from _session_lines(blocks, first, name)
+
+
+def _begin(source: Any) -> tuple[Iterator[bytes], bytes, str]:
+    """Returns blocks of bytes, the first of them, and the first line with something."""
+    if isinstance(source, pathlib.Path):
+        return iter(()), b"", ""
+    blocks: Iterator[bytes]
+    if isinstance(source, io.TextIOBase):
+        blocks = iter(lambda: source.read(READ_BYTES).encode("utf-8", "replace"), b"")
+    else:
+        # read1 returns what a pipe holds: its writer may wait for an answer.
+        blocks = iter(lambda: source.read1(READ_BYTES), b"")
+    start, first = b"", b""
+    while not first and (block := next(blocks, b"")):
+        start += block
+        # The last line may go on.
+        lines = start.split(b"\n")[:-1]
+        first = next((line for line in lines if line.strip()), b"")
+    first = first or start
+    told = first.decode("utf-8-sig", "replace").removesuffix("\r")
+    return itertools.chain([start] if start else [], blocks), start, told
+
+
+@contextlib.contextmanager
+def _spooled(blocks: Iterable[bytes]) -> Iterator[pathlib.Path]:
+    """Writes what is piped to a file; a log is sorted only once it is there."""
+    with tempfile.NamedTemporaryFile("wb") as file:
+        for block in blocks:
+            file.write(block)
+        file.flush()
+        yield pathlib.Path(file.name)
+
+
+def _is_log(first: str, name: str, settings: Settings) -> bool:
+    """Whether the first line is that of a click log.
+
+    Raises UserError where it is a header that lacks a column.
+    """
+    form, fields = settings.form, []
+    if is_json(first):
+        with contextlib.suppress(orjson.JSONDecodeError):
+            record = orjson.loads(first)
+            is_session = not isinstance(record, dict) or set(record) == {"session"}
+            fields = [] if is_session else records.fields_of(record)
+        return bool(fields) and _log_form(fields, name, settings) is not None
+    separator = settings.separator.replace("\\t", "\t") or separator_of(first)
+    with contextlib.suppress(csv.Error):
+        fields = fields_of(first, separator, settings.quoting)
+    if settings.header == "none":
+        numbered = {str(n): field for n, field in enumerate(fields, 1)}
+        return looks_like_time(numbered.get(form.columns.time, ""))
+    if _log_form(fields, name, settings):
+        return True
+    usual = {plain_name(field) for field in fields}
+    if len(fields) > 1 and usual & {*USUAL_NAMES["session"], *USUAL_NAMES["time"]}:
+        _form_without_time(settings).names(fields, name)
+    return False
+
+
+def _form_without_time(settings: Settings) -> Form:
+    needs_time = bool(settings.session_gap_minutes or settings.session_by_day)
+    return dataclasses.replace(settings.form, needs_time=needs_time)
+
+
+def _log_form(fields: Sequence[str], name: str, settings: Settings) -> Form | None:
+    """Returns the form whose columns are there: the run's, or that of usual names."""
+    own = _form_without_time(settings)
+    for form in (own, dataclasses.replace(own, columns=Columns())):
+        with contextlib.suppress(UserError):
+            form.names(fields, name)
+            return form
+    return None
+
+
+def log_files(path: str, settings: Settings) -> list[pathlib.Path]:
+    """Returns the files of a log, which may be a folder of parts."""
+    log_path = pathlib.Path(path).expanduser()
+    if not log_path.is_dir():
+        return [log_path]
+    return click_log.find_files(log_path, dataclasses.replace(settings, log_file=""))
+
+
+def _log_entries(
+    path: pathlib.Path, name: str, settings: Settings
+) -> Iterator[Entries]:
+    """Yields the sessions of a log by first appearance, after its malformed lines."""
+    bad: Entries = []
+
+    def on_bad(where, line, what):
+        file = name if where == path else str(where)
+        bad.append((None, {"error": what, "file": file, "line": line}))
+
+    try:
+        files = log_files(str(path), settings)
+        own = _form_without_time(settings)
+        form = _log_form(columns_of(files[0], own), name, settings) or own
+        clicks, _ = read_clicks(files, form, on_bad)
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), name)) from error
+    cuts = settings.visits | {"max_session_clicks": 0}
+    visits = gather_visits(clicks, **cuts)
+    yield bad
+    raw, owners = visits.raw_items.cast(pl.String), visits.ids.cast(pl.String)
+    # Of the visits of one id, which follow one another, the last.
+    is_last = (owners != owners.shift(-1)).fill_null(True)
+    last = np.flatnonzero(is_last)
+    for start in range(0, len(last), SESSIONS):
+        chosen = last[start : start + SESSIONS]
+        sessions = visits.sessions.take(chosen)
+        ids = np.split(raw.gather(sessions.items).to_numpy(), sessions.offsets[1:-1])
+        names = owners.gather(chosen).to_list()
+        yield [
+            (items.tolist(), {"session": owner})
+            for items, owner in zip(ids, names, strict=True)
+        ]
+
+
+def _session_lines(blocks: Iterable[bytes], first: str, name: str) -> Iterator[Entries]:
+    """Yields the sessions of lines, as JSON or as ids in csv."""
+    suffix = pathlib.PurePath(name).suffix.lower()
+    separator = separator_of(first)
+
+    def of_ids(line: str) -> Ids:
+        return [field for field in _fields(line, separator) if field]
+
+    parse = _json_session if suffix in JSON_SUFFIXES or is_json(first) else of_ids
+    for chunk in _line_chunks(blocks):
+        entries: Entries = []
+        for n, line in chunk:
+            try:
+                entries.append((parse(_text(line)), {}))
+            except ValueError as error:
+                entries.append((None, {"error": str(error), "file": name, "line": n}))
+        yield entries
+
+
+def _line_chunks(blocks: Iterable[bytes]) -> Iterator[list[tuple[int, bytes]]]:
+    """Yields the lines that can be had at once, numbered."""
+    number = itertools.count(1)
+    rest = b""
+    for block in blocks:
+        *lines, rest = (rest + block).split(b"\n")
+        if lines:
+            yield [(next(number), line) for line in lines]
+    if rest:
+        yield [(next(number), rest)]
+
+
+def _text(line: bytes) -> str:
+    try:
+        return line.decode("utf-8-sig").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise ValueError(NOT_UTF8) from None
+
+
+def _json_session(line: str) -> Ids:
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"no JSON: {error}") from error
+    if not isinstance(record, dict) or "session" not in record:
+        raise ValueError('no object with a field "session"')
+    if wrong := wrong_session(record["session"]):
+        raise ValueError(wrong)
+    return record["session"]
+
+
+def _fields(line: str, separator: str) -> list[str]:
+    try:
+        fields = next(csv.reader([line], delimiter=separator, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"unreadable csv ({error})") from error
+    return [field.strip() for field in fields]
