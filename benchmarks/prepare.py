@@ -1,12 +1,15 @@
 """Time and memory of preparing a raw Yoochoose file, and of finding it prepared.
 
     python -m benchmarks.prepare --clicks=33_000_000 --fractions=1_64,1_4
+    python -m benchmarks.prepare --clicks=200_000_000 --fractions=1 --parquet
 
-The file is made here, in the challenge's own form and with its proportions: 3.6 clicks
-a session, 52,739 items, six months. Each fraction is prepared by a process of its own,
-so that its peak memory is known (as Linux tells it, in units of 1e9 bytes), and then
-found prepared by another one. The seconds are those of `load_dataset`, from the raw
-file to mapped arrays; those of a process hold all imports too.
+With --parquet the clicks are a log of one's own: a folder of parquet files, read as
+configs/click_log.py does it. They are made here, in the challenge's own form and with
+its proportions: 3.6 clicks a session, 52,739 items, six months. Each fraction is
+prepared by a process of its own, so that its peak memory is known (as Linux tells it,
+in units of 1e9 bytes), and then found prepared by another one. The seconds are those of
+`load_dataset`, from the raw file to mapped arrays; those of a process hold all imports
+too.
 """
 
 import argparse
@@ -33,10 +36,10 @@ FRACTIONS = {"1_64": 1 / 64, "1_4": 1 / 4, "1": 1.0}
 START = """
 import json, pathlib, sys, time
 from srgnn_jax.data.store import load_dataset
-folder, prepared_dir, fraction = sys.argv[1:]
+dataset, folder, prepared_dir, fraction = sys.argv[1:]
 start = time.perf_counter()
 data = load_dataset(
-    "yoochoose",
+    dataset,
     data_dir=pathlib.Path(folder),
     prepared_dir=pathlib.Path(prepared_dir),
     train_fraction=float(fraction),
@@ -54,8 +57,9 @@ def make_log(
 ) -> int:
     """Writes lines `session,2014-04-07T10:51:09.277Z,item,category`.
 
-    A session's clicks stand together; sessions come up over the months, in an order
-    that is that of time but for some days. Few items get most clicks.
+    Where the path is a folder it gets parquet files instead. A session's clicks stand
+    together; sessions come up over the months, in an order that is that of time but for
+    some days. Few items get most clicks.
 
     Returns:
       The number of sessions.
@@ -71,7 +75,8 @@ def make_log(
     days = np.linspace(3, DAYS - 3, sessions) + rng.uniform(-3, 3, sessions)
     starts = FIRST_DAY + (days * DAY).astype(np.int64)
     item_ids = 214_500_000 + rng.permutation(num_items) * 7
-    with path.open("wb") as file:
+    is_folder = path.is_dir()
+    with contextlib.nullcontext() if is_folder else path.open("wb") as file:
         for part in range(0, sessions, SESSIONS_A_PART):
             chosen = slice(part, part + SESSIONS_A_PART)
             many = lengths[chosen]
@@ -83,24 +88,32 @@ def make_log(
             category = np.where(
                 rng.random(clicks) < 0.5, 0, rng.integers(1, 13, clicks)
             )
-            pl.DataFrame(
+            clicks_of_part = pl.DataFrame(
                 {
                     "session": np.repeat(numbers[chosen], many),
                     "time": np.repeat(starts[chosen], many) + waits,
                     "item": item_ids[popular],
                     "category": category,
                 }
-            ).with_columns(pl.col("time").cast(pl.Datetime("ms"))).write_csv(
+            ).with_columns(pl.col("time").cast(pl.Datetime("ms")))
+            if is_folder:
+                name = f"part-{part // SESSIONS_A_PART:05}.parquet"
+                clicks_of_part.write_parquet(path / name)
+                continue
+            clicks_of_part.write_csv(
                 file, include_header=False, datetime_format="%Y-%m-%dT%H:%M:%S%.3fZ"
             )
     return sessions
 
 
-def load(folder: pathlib.Path, prepared_dir: pathlib.Path, fraction: float) -> dict:
+def load(
+    dataset: str, folder: pathlib.Path, prepared_dir: pathlib.Path, fraction: float
+) -> dict:
     """Prepares the file, or finds it prepared, in a process of its own."""
     begin = time.perf_counter()
+    arguments = (dataset, str(folder), str(prepared_dir), str(fraction))
     run = subprocess.run(
-        [sys.executable, "-c", START, str(folder), str(prepared_dir), str(fraction)],
+        [sys.executable, "-c", START, *arguments],
         stdout=subprocess.PIPE,
         check=True,
     )
@@ -116,22 +129,24 @@ def main():
     parser.add_argument(
         "--folder", type=pathlib.Path, help="for the files; none: one that is removed"
     )
+    parser.add_argument("--parquet", action="store_true", help="a folder of parts")
     arguments = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = arguments.folder or pathlib.Path(
             stack.enter_context(tempfile.TemporaryDirectory())
         )
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "yoochoose-clicks.dat"
+        path, dataset = folder / "yoochoose-clicks.dat", "yoochoose"
+        if arguments.parquet:
+            path, dataset, folder = folder / "log", "click_log", folder / "log"
+            path.mkdir()
         sessions = make_log(path, arguments.clicks)
-        prepared_dir = pathlib.Path(
-            stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
-        )
+        prepared_dir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         time.sleep(4)  # A file that has just been written is not taken as settled.
         rows = []
         for name in arguments.fractions.split(","):
-            first = load(folder, prepared_dir, FRACTIONS[name])
-            again = load(folder, prepared_dir, FRACTIONS[name])
+            first = load(dataset, folder, prepared_dir, FRACTIONS[name])
+            again = load(dataset, folder, prepared_dir, FRACTIONS[name])
             rows.append(
                 {
                     "fraction": name,
@@ -151,7 +166,8 @@ def main():
                     },
                 }
             )
-        size = path.stat().st_size
+        files = path.glob("*") if arguments.parquet else [path]
+        size = sum(file.stat().st_size for file in files)
     common.show(
         "prepare",
         {

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 class IdColumn:
     """Reads a column of ids chunk by chunk, whatever its type.
 
-    Where all ids of a column are whole numbers, they are int64: 7, 7.0 and "7.0" are
+    Where all ids of a column are whole numbers, they are integers: 7, 7.0 and "7.0" are
     one. A leading zero is kept: then all are text.
     """
 
@@ -66,18 +66,20 @@ class IdColumn:
         """Keeps a chunk's ids, as they were returned and without nulls."""
         if ids.dtype == pl.Int64:
             # Half of the memory, where that is enough.
-            ids = ids.shrink_dtype()
-            ids = ids.cast(pl.Int64) if ids.dtype.is_unsigned_integer() else ids
+            short = ids.cast(pl.Int32, strict=False)
+            ids = ids if short.null_count() else short
         self._chunks.append(ids)
 
     def join(self) -> pl.Series:
-        """Returns all ids, int64 or text, and forgets the chunks; warns of odd ones."""
+        """Returns all ids, integers or text; forgets the chunks, warns of odd ones."""
         chunks, self._chunks = self._chunks, []
         floats = [c for c in chunks if c.dtype.is_float()]
         if all((c == c.floor()).all() for c in floats):
             chunks = [c.cast(pl.Int64) if c.dtype.is_float() else c for c in chunks]
         are_text = not all(c.dtype.is_integer() for c in chunks)
-        ids = pl.concat([c.cast(pl.String if are_text else pl.Int64) for c in chunks])
+        wide = any(c.dtype == pl.Int64 for c in chunks)
+        kind = pl.String if are_text else pl.Int64 if wide else pl.Int32
+        ids = pl.concat([c.cast(kind) for c in chunks])
         with_point = are_text and ids.str.contains(".0", literal=True).any()
         if with_point and ids.str.contains(_WHOLE).all():
             ids = ids.str.replace(r"\.0+$", "")

@@ -76,7 +76,7 @@ def read_clicks(
     `on_bad`, if there is one; else they raise a UserError unless `form.on_bad_row` is
     "skip".
 
-    Returns, in the order of the log, columns session and item (int64 where all are
+    Returns, in the order of the log, columns session and item (integers where all are
     whole numbers, else text), time (int64 microseconds since 1970, UTC) and, where the
     form names it, date (the same; a time that is a number then stays as it is, in
     float64); and counts: of skipped_rows, and of each event.

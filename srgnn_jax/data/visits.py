@@ -53,7 +53,8 @@ def gather_visits(
     arrays = [session, item, time]
     if "date" in clicks.columns:
         arrays.append(clicks["date"].to_numpy())
-    order = _order(session, time, sort_key(raw_items)[item])
+    rank = raw_items.rank("ordinal").cast(pl.Int32).to_numpy()
+    order = _order(session, time, rank[item])
     if order is not None:
         arrays = [array[order] for array in arrays]
     session, item, time, date = *arrays[:3], arrays[-1]
