@@ -72,6 +72,8 @@ def find_files(
     A file called like the pattern without its "*" goes before all others. Raises
     UserError if there is none, or more than one.
     """
+    if hasattr(source, "find_files") and (own := source.find_files(folder, settings)):
+        return own
     where = f"config.data_dir = {str(folder)!r}"
     if settings.log_file and "log_file" in source.SETTINGS:
         if not (folder / settings.log_file).is_file():
