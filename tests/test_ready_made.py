@@ -5,10 +5,14 @@ import pickle
 import numpy as np
 import pytest
 
+from srgnn_jax import config as config_lib
+from srgnn_jax.configs import recbole_ml100k
 from srgnn_jax.data.numpy_pickle import NumpyUnpickler
-from srgnn_jax.data.sources import Settings, find_files, pickles
+from srgnn_jax.data.sources import Settings, find_files, pickles, recbole
+from srgnn_jax.data.store import load_dataset
 from srgnn_jax.errors import UserError
 from tests.raw_files import write_pickles
+from tests.tiny import spelled_out
 
 
 def read(source, folder, **settings):
@@ -196,3 +200,157 @@ def test_lessrs_files_of_something_else(tmp_path):
     (tmp_path / "num_items.txt").unlink()
     with pytest.raises(UserError, match=r"train\.txt, line 1: .* to 19,999,999"):
         read(pickles, tmp_path)
+
+
+# --- RecBole's splits
+
+HEADER = "session_id:token\titem_id_list:token_seq\titem_id:token\n"
+ROWS = {
+    "train": [("30 10", "20"), ("30", "10")],
+    "valid": [("10 50 10", "30")],
+    "test": [("40", "60"), ("20 30", "70")],
+}
+
+
+def write_splits(folder, rows=ROWS, name="shop", header=HEADER):
+    for split, examples in rows.items():
+        lines = [
+            f"{n}\t{prefix}\t{item}\n" for n, (prefix, item) in enumerate(examples)
+        ]
+        (folder / f"{name}.{split}.inter").write_text(header + "".join(lines))
+
+
+def recboles_numbers(rows):
+    """RecBole's: pandas.factorize of all targets, then of all prefixes."""
+    targets = [item for examples in rows.values() for _, item in examples]
+    prefixes = [p for examples in rows.values() for p, _ in examples]
+    tokens = [*targets, *" ".join(prefixes).split()]
+    return {token: row for row, token in enumerate(dict.fromkeys(tokens), 1)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_recboles_splits_are_read_as_recbole_reads_them(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+
+    def example():
+        prefix = rng.integers(0, 30, rng.integers(1, 6)).astype(str)
+        return " ".join(prefix), str(rng.integers(0, 30))
+
+    rows = {split: [example() for _ in range(9)] for split in ROWS}
+    write_splits(tmp_path, rows)
+    data = read(recbole, tmp_path)
+    number = recboles_numbers(rows)
+    assert data.vocabulary.ids == list(number)
+    names = {"train": "train", "validation": "valid", "test": "test"}
+    for split, examples in ((split, rows[name]) for split, name in names.items()):
+        sessions = data.splits[split]
+        assert sessions.last_only
+        assert spelled_out(sessions.examples()) == [
+            ([number[item] for item in prefix.split()], number[target])
+            for prefix, target in examples
+        ]
+        assert data.counts[f"{split}_examples"] == 9
+    assert data.counts["skipped_rows"] == 0
+
+
+@pytest.mark.parametrize("log_file", ["", "shop.train.inter", "shop.test.inter"])
+@pytest.mark.parametrize("ending", ["valid", "validation"])
+def test_the_config_of_recbole_trains_on_splits(tmp_path, log_file, ending):
+    rows = {ending if s == "valid" else s: found for s, found in ROWS.items()}
+    write_splits(tmp_path, rows)
+    config = recbole_ml100k.get_config()
+    config.data_dir, config.prepared_dir = str(tmp_path), str(tmp_path / "prepared")
+    config.log_file = log_file
+    splits = config_lib.make_splits(config, config_lib.load_data(config))
+    # By RecBole: 20, 10, 30, 60, 70, 50, 40.
+    assert spelled_out(splits.train) == [([3, 2], 1), ([3], 2)]
+    assert spelled_out(splits.evaluated["valid"]) == [([2, 6, 2], 3)]
+    assert spelled_out(splits.evaluated["test"]) == [([7], 4), ([1, 3], 5)]
+
+
+def test_splits_that_are_missing(tmp_path, caplog):
+    def load(**settings):
+        return load_dataset(
+            "recbole_inter", data_dir=tmp_path, prepared_dir=tmp_path / "p", **settings
+        )
+
+    write_splits(tmp_path)
+    (tmp_path / "shop.valid.inter").unlink()
+    assert load().validation is None
+    assert "held out instead" in caplog.text
+    (tmp_path / "shop.test.inter").unlink()
+    for named in ("", "shop.train.inter"):
+        with pytest.raises(UserError, match=r"no file shop\.test\.inter in config\."):
+            load(log_file=named)
+    write_splits(tmp_path, {"test": ROWS["test"]}, name="other")
+    with pytest.raises(UserError, match=r"more than one data set .*\(other, shop\)"):
+        load()
+    with pytest.raises(UserError, match=r"no file other\.train\.inter in config\."):
+        load(log_file="other.test.inter")
+    with pytest.raises(UserError, match=r"no file a\.b\.inter in config\.data_dir"):
+        load(log_file="a.b.inter")
+
+
+def test_a_log_beside_splits_is_read_if_it_is_named(tmp_path):
+    write_splits(tmp_path)
+    clicks = [f"u\ti{n}\t{n}\n" for n in range(4)]
+    header = "user_id:token\titem_id:token\ttimestamp:float\n"
+    (tmp_path / "shop.inter").write_text(header + "".join(clicks))
+    with pytest.raises(UserError, match=r"more than one data set .*shop\.inter"):
+        read(recbole, tmp_path)
+    assert len(read(recbole, tmp_path, log_file="shop.train.inter").train) == 2
+    assert not read(recbole, tmp_path, log_file="shop.inter").train.last_only
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("9\t10", "2 fields instead of 3"),
+        ("9\t10\t20\t30", "4 fields instead of 3"),
+        ("9\t\t20", "there is no item before the target"),
+        ("9\t \t20", "there is no item before the target"),
+        ("9\t10\t", "the target is empty"),
+        ("9\t10\t2\0", "a NUL byte"),
+        ("9\t10\t\udcff", "a NUL byte, or text that is not UTF-8"),
+    ],
+)
+def test_rows_that_are_no_example(tmp_path, row, message):
+    write_splits(tmp_path)
+    path = tmp_path / "shop.valid.inter"
+    text = path.read_text() + f"\n{row}\n"
+    path.write_text(text, errors="surrogateescape")
+    with pytest.raises(UserError, match=rf"shop\.valid\.inter, line 4: {message}"):
+        read(recbole, tmp_path)
+    data = read(recbole, tmp_path, on_bad_row="skip")
+    assert len(data.validation) == data.counts["skipped_rows"] == 1
+    path.write_text(f"{HEADER}{row}\n", errors="surrogateescape")
+    with pytest.raises(UserError, match="no examples, and 1 malformed rows"):
+        read(recbole, tmp_path, on_bad_row="skip")
+
+
+def test_spaces_and_line_ends_are_as_nothing(tmp_path):
+    rows = {split: list(examples) for split, examples in ROWS.items()}
+    write_splits(tmp_path, rows)
+    expected = read(recbole, tmp_path)
+    rows["train"][0] = (" 30   10 ", "20")
+    write_splits(tmp_path, rows, header="\ufeff" + HEADER)
+    for path in tmp_path.glob("*.inter"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    data = read(recbole, tmp_path)
+    assert data.vocabulary.ids == expected.vocabulary.ids
+    assert lists(data.train) == lists(expected.train)
+
+
+def test_columns_of_splits(tmp_path):
+    write_splits(tmp_path, header="s:token\tsong_list:token_seq\tsong:token\n")
+    with pytest.raises(UserError, match=r"line 1: no column 'item_id' among 's:token'"):
+        read(recbole, tmp_path)
+    for name in ("song", "song:token"):
+        assert len(read(recbole, tmp_path, item_column=name).train) == 2
+    write_splits(tmp_path)
+    for name in ("session_column", "time_column"):
+        with pytest.raises(UserError, match=rf"config\.{name} is 's', which would cha"):
+            read(recbole, tmp_path, **{name: "s"})
+    (tmp_path / "shop.test.inter").write_text("")
+    with pytest.raises(UserError, match=r"shop\.test\.inter, line 1: no column"):
+        read(recbole, tmp_path)
