@@ -18,6 +18,7 @@ from srgnn_jax.data.sources import (
     pickles,
     recbole,
     synthetic,
+    tfds,
     yoochoose,
 )
 from srgnn_jax.data.sources.source import Settings, find_files
@@ -28,6 +29,7 @@ SOURCES: dict[str, types.ModuleType] = {
     "recbole_inter": recbole,
     "srgnn_pickles": pickles,
     "synthetic": synthetic,
+    "tfds": tfds,
     "yoochoose": yoochoose,
 }
 

@@ -27,6 +27,7 @@ class Settings:
     """The fields of configs/default.py that decide what is prepared."""
 
     log_file: str = ""
+    tfds_name: str = ""
     session_column: str = ""
     item_column: str = ""
     time_column: str = ""
