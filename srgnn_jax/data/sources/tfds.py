@@ -9,6 +9,7 @@ and test, and validation where there is one, are taken as they are.
 import contextlib
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import polars as pl
 
@@ -77,36 +78,51 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     with _reading(folder):
         builder = tfds_records.open_folder(folder)
         features = tfds_records.find_features(builder)
-        splits, metadata = [*builder.info.splits], dict(builder.info.metadata or {})
         axes = {name: count for name, (count, _) in features.items() if count <= 1}
-        item = _find("item", settings.item_column, axes)
-        found = {"item": item}
-        is_session = axes[item] == 1
-        is_split = is_session and {"train", "test"} <= {*splits}
-        if not is_session:
+        found = {"item": _find("item", settings.item_column, axes)}
+        is_session = axes[found["item"]] == 1
+        if is_session and {"train", "test"} <= {*builder.info.splits}:
+            unused = source.RULE_SETTINGS | {"session_column", "time_column"}
+            ready_made.refuse(settings, unused, "one of sessions that are split")
+            return _read_sessions(builder, found, settings.on_bad_row)
+        if is_session:
+            ready_made.refuse(settings, ["session_column"], "one of a session a record")
+        else:
             axes = {name: count for name, count in axes.items() if not count}
             found["session"] = _find("session", settings.session_column, axes)
-        if not is_split:
-            found["time"] = _find("time", settings.time_column, axes)
-        unused = {"session_column"} if is_session else set()
-        if is_split:
-            splits = [split for split in _SPLITS if split in splits]
-            unused |= source.RULE_SETTINGS | {"time_column"}
-        what = (
-            f"read as {'sessions that are split' if is_split else 'a session a record'}"
-        )
-        ready_made.refuse(settings, unused, what)
-        records = pl.concat(
-            [tfds_records.read_split(builder, split, found) for split in splits]
-        )
+        found["time"] = _find("time", settings.time_column, axes)
         sequences = [column for column, name in found.items() if axes[name]]
-        clicks, skipped = _clicks(records, found, sequences, settings.on_bad_row)
-        if is_split:
-            data = _as_split(clicks, splits, metadata)
-        else:
-            # TFDS shuffles records, as a rule.
-            clicks = clicks.sort("time", maintain_order=True)
-            data = prepare(clicks, **settings.rules)
+        clicks, skipped = _read_clicks(
+            builder, [*builder.info.splits], found, sequences, settings.on_bad_row
+        )
+        # TFDS shuffles records, as a rule.
+        clicks = clicks.sort("time", maintain_order=True)
+        data = prepare(clicks, **settings.rules)
+    data.counts["skipped_rows"] = skipped
+    return data
+
+
+def _read_sessions(builder: Any, found: Mapping[str, str], on_bad_row: str) -> Dataset:
+    """Takes sessions as they are split; of what `data.tfds` wrote, its item rows."""
+    splits = [split for split in _SPLITS if split in builder.info.splits]
+    clicks, skipped = _read_clicks(builder, splits, found, ["item"], on_bad_row)
+    sessions = clicks.group_by("split", "session", maintain_order=True).agg("item")
+    of = {split: sessions.filter(split=split)["item"] for split in splits}
+    for split, lists in of.items():
+        if not len(lists):
+            raise UserError(f"its split {split!r} holds no session")
+    metadata = dict(builder.info.metadata or {})
+    if {"item_ids", "counts", "last_only"} <= metadata.keys():
+        vocabulary, parts = Vocabulary(metadata["item_ids"]), {}
+        for split, lists in of.items():
+            rows = lists.explode().cast(pl.Int32).to_numpy()
+            check_rows(rows, vocabulary.num_items)
+            lengths = lists.list.len().cast(pl.Int64).to_numpy()
+            last_only = split in metadata["last_only"]
+            parts[split] = Sessions.from_lengths(rows, lengths, last_only)
+        data = Dataset(parts, vocabulary, dict(metadata["counts"]))
+    else:
+        data = ready_made.number_items(of, [], last_only=False)
     data.counts["skipped_rows"] = skipped
     return data
 
@@ -144,17 +160,22 @@ def _find(column: str, named: str, axes: Mapping[str, int]) -> str:
     )
 
 
-def _clicks(
-    records: pl.DataFrame,
+def _read_clicks(
+    builder: Any,
+    splits: list[str],
     found: Mapping[str, str],
     sequences: list[str],
     on_bad_row: str,
 ) -> tuple[pl.DataFrame, int]:
-    """Turns records into clicks: columns split, session, item and time.
+    """Reads records as clicks: columns split, session, item and, where found, time.
 
-    A record with a value that cannot be read is skipped as a whole, or raises a
-    UserError. Returns the number of those, too.
+    The columns among `sequences` have a value for each click of a record, the others
+    one for all. A record with a value that cannot be read is skipped as a whole, or
+    raises a UserError. Returns the number of those, too.
     """
+    records = pl.concat(
+        [tfds_records.read_split(builder, split, found) for split in splits]
+    )
     key = ["split", "number"]
     scalars = [column for column in found if column not in sequences]
     clicks = records.with_columns(pl.col(column).list.first() for column in scalars)
@@ -192,20 +213,3 @@ def _clicks(
     if sequences:
         clicks = clicks.with_columns(session=pl.format("{} {}", *key))
     return clicks, len(faults)
-
-
-def _as_split(clicks: pl.DataFrame, splits: list[str], metadata: dict) -> Dataset:
-    """Takes sessions as they are; of what `data.tfds` wrote, its item rows."""
-    sessions = clicks.group_by("split", "session", maintain_order=True).agg("item")
-    of = {split: sessions.filter(split=split)["item"] for split in splits}
-    if not {"item_ids", "counts", "last_only"} <= metadata.keys():
-        return ready_made.number_items(of, [], last_only=False)
-    vocabulary = Vocabulary(metadata["item_ids"])
-    parts = {}
-    for split, lists in of.items():
-        rows = lists.explode().cast(pl.Int32).to_numpy()
-        check_rows(rows, vocabulary.num_items)
-        lengths = lists.list.len().cast(pl.Int64).to_numpy()
-        last_only = split in metadata["last_only"]
-        parts[split] = Sessions.from_lengths(rows, lengths, last_only)
-    return Dataset(parts, vocabulary, dict(metadata["counts"]))
