@@ -298,7 +298,9 @@ def test_a_log_beside_splits_is_read_if_it_is_named(tmp_path):
     (tmp_path / "shop.inter").write_text(header + "".join(clicks))
     with pytest.raises(UserError, match=r"more than one data set .*shop\.inter"):
         read(recbole, tmp_path)
-    assert len(read(recbole, tmp_path, log_file="shop.train.inter").train) == 2
+    (tmp_path / "shop.validation.inter").touch()
+    data = read(recbole, tmp_path, log_file="shop.train.inter")
+    assert (len(data.train), len(data.validation)) == (2, 1)
     assert not read(recbole, tmp_path, log_file="shop.inter").train.last_only
 
 
@@ -333,12 +335,15 @@ def test_spaces_and_line_ends_are_as_nothing(tmp_path):
     write_splits(tmp_path, rows)
     expected = read(recbole, tmp_path)
     rows["train"][0] = (" 30   10 ", "20")
-    write_splits(tmp_path, rows, header="\ufeff" + HEADER)
+    write_splits(tmp_path, rows)
+    header = "\ufeffitem_id:token\titem_id_list:token_seq\n"
+    (tmp_path / "shop.valid.inter").write_text(f"{header}30\t10 50 10\n")
     for path in tmp_path.glob("*.inter"):
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     data = read(recbole, tmp_path)
     assert data.vocabulary.ids == expected.vocabulary.ids
     assert lists(data.train) == lists(expected.train)
+    assert lists(data.validation) == lists(expected.validation)
 
 
 def test_columns_of_splits(tmp_path):

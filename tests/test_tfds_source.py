@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 import srgnn_jax.data.tfds  # noqa: F401  Registers the builders.
-from srgnn_jax.data import store
+from srgnn_jax.data import store, tfds_records
 from srgnn_jax.data.prepare import prepare
 from srgnn_jax.data.sources import SOURCES, Settings, find_files
 from srgnn_jax.data.sources import tfds as source
@@ -96,7 +96,8 @@ def as_tfrecord(folder):
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
 
 
-def test_clicks_of_all_splits_are_one_log(tmp_path):
+def test_clicks_of_all_splits_are_one_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds_records, "CHUNK_RECORDS", 7)
     records = click_records()
     # TFDS shuffles.
     order = np.random.default_rng(0).permutation(len(records))
@@ -213,6 +214,14 @@ def test_what_our_builders_write_comes_back(tmp_path, name):
     assert_same(again, original.__class__(original.splits, original.vocabulary, counts))
     # The data is the same, so a run of the one goes on with the other.
     assert again.fingerprint == original.fingerprint
+    files = find_files(source, data_dir, Settings(tfds_name=name))
+    (path,) = (path for path in files if path.name == "metadata.json")
+    metadata = json.loads(path.read_text())
+    path.write_text(json.dumps({**metadata, "item_ids": metadata["item_ids"][:-1]}))
+    with pytest.raises(
+        UserError, match=r"cannot read .* is no item row: they are 1 to"
+    ):
+        read(data_dir, name)
 
 
 def test_a_changed_data_set_is_prepared_anew(tmp_path):
@@ -231,8 +240,13 @@ def test_a_changed_data_set_is_prepared_anew(tmp_path):
     for path in (tmp_path / "shop" / "1.0.0").iterdir():
         path.unlink()
     (tmp_path / "shop" / "1.0.0").rmdir()
-    write(tmp_path, CLICK, {"train": click_records(CLICKS[3:])})
-    assert load().counts["raw_clicks"] == first.counts["raw_clicks"] - 3
+    # In as many bytes: only the records differ.
+    write(
+        tmp_path,
+        CLICK,
+        {"train": click_records([(u, 20 + i, t) for u, i, t in CLICKS])},
+    )
+    assert load().vocabulary.ids == [str(int(i) + 20) for i in first.vocabulary.ids]
 
 
 def test_versions_and_configs(tmp_path):
