@@ -13,8 +13,8 @@ def get_config() -> ConfigDict:
 
     # Names and places.
     c.name = ""  # of the run: the default workdir is `runs/<name>`
-    # `yoochoose`, `diginetica`, `click_log`, `srgnn_pickles`, `recbole_inter` or
-    # `synthetic`
+    # `yoochoose`, `diginetica`, `click_log`, `srgnn_pickles`, `recbole_inter`, `tfds`
+    # or `synthetic`
     c.dataset = ""
     c.data_dir = ""  # folder of the raw files, only ever read
     c.prepared_dir = ""  # where prepared data is kept; empty: `~/.cache/srgnn_jax`
@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     # there that have the columns
     c.log_file = ""
     c.header = ""  # "none": the file has no header, and columns are named 1, 2, ...
+    c.tfds_name = ""  # of `tfds`: "movielens/100k-ratings", or with ":0.1.1" behind
     c.session_column = ""  # names the visit; empty: found by its usual names
     c.item_column = ""  # names what was clicked; empty: found by its usual names
     c.time_column = ""  # tells the time; empty: found by its usual names

@@ -207,6 +207,10 @@ built.download_and_prepare(
     download_config=tfds.download.DownloadConfig(manual_dir=folder)
 )
 assert len(built.as_data_source("train")[0]["items"]) > 1
+again = load_dataset(
+    "tfds", data_dir=folder / "tfds", prepared_dir=folder / "p", tfds_name="click_log"
+)
+assert len(again.train) == len(data.train)
 assert not Refuse.tried, Refuse.tried
 """
 

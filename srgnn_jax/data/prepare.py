@@ -67,10 +67,7 @@ def prepare(
         dates = gathered.dates
         dates = dates - dates % (date_resolution_seconds * SECOND)
         gathered = gathered._replace(dates=dates)
-    kept, date, keys = _filter(
-        gathered, min_session_length, min_item_count, len(clicks)
-    )
-    raw_items = gathered.raw_items.cast(pl.String)
+    kept, date = _filter(gathered, min_session_length, min_item_count, len(clicks))
     # A span that is longer than all of time leaves nothing before it.
     edge = date.max() - round(min(test_days, 1e6) * DAY)
     is_test = date > edge
@@ -78,35 +75,34 @@ def prepare(
     if test_start is not None:
         is_train = date < test_start
         is_test = ~is_train & (date < (np.inf if test_end is None else test_end))
-    order = np.lexsort((keys, date))
-    train, test = (kept.take(order[part[order]]) for part in (is_train, is_test))
+    train, test = (kept.take(np.flatnonzero(part)) for part in (is_train, is_test))
+    _check_split(train, test, date)
+    raw = dict.fromkeys(("train", "test"), gathered.raw_items)
+    splits, vocabulary = _number(
+        {"train": train, "test": test}, raw, min_session_length
+    )
+    splits["train"] = _last_examples(splits["train"], train_fraction)
+    if not len(splits["train"]) or not len(splits["test"]):
+        raise UserError(
+            f"{len(splits['train'])} sessions are left to train on and "
+            f"{len(splits['test'])} to test on, after config.train_fraction and "
+            "without test clicks on unknown items"
+        )
+    counts = count(splits, vocabulary) | gathered.counts
+    # As published: before those without a known item are dropped.
+    counts |= {"test_sessions": len(test), "raw_clicks": len(clicks)}
+    counts["edge_sessions"] = int((~is_train & ~is_test).sum())
+    return Dataset(splits, vocabulary, counts)
+
+
+def _check_split(train: Sessions, test: Sessions, date: Int[np.ndarray, " S"]) -> None:
     if not len(train) or not len(test):
         first, last = np.array([date.min(), date.max()], "datetime64[us]").astype(str)
         raise UserError(
             f"the split by time leaves {len(train)} sessions to train on and "
-            f"{len(test)} to test on, of {len(kept)} from {first[:19]} to {last[:19]}; "
+            f"{len(test)} to test on, of {len(date)} from {first[:19]} to {last[:19]}; "
             "set config.test_days, or config.test_start and config.test_end"
         )
-    test_sessions = len(test)
-    # Items in order of appearance, and the row of each; 0: none.
-    numbers = pl.Series(train.items).unique(maintain_order=True).to_numpy()
-    row = np.zeros(len(raw_items), np.int32)
-    row[numbers] = np.arange(1, len(numbers) + 1)
-    train, test = (Sessions(row[part.items], part.offsets) for part in (train, test))
-    test, _ = test.keep(test.items > 0, min_session_length)
-    train = _last_examples(train, train_fraction)
-    if not len(train) or not len(test):
-        raise UserError(
-            f"{len(train)} sessions are left to train on and {len(test)} to test on, "
-            "after config.train_fraction and without test clicks on unknown items"
-        )
-    vocabulary = Vocabulary(raw_items.gather(numbers).to_list())
-    counts = count({"train": train, "test": test}, vocabulary)
-    # As published: before those without a known item are dropped.
-    counts |= {"test_sessions": test_sessions, "raw_clicks": len(clicks)}
-    counts["edge_sessions"] = int((~is_train & ~is_test).sum())
-    counts |= gathered.counts
-    return Dataset({"train": train, "test": test}, vocabulary, counts)
 
 
 def prepare_splits(
@@ -117,19 +113,15 @@ def prepare_splits(
     `clicks` are those of train, test and, where there is one, validation. Clicks and
     sessions are put in order, and items numbered, as `prepare` does it.
     """
-    splits, raw = {}, {}
-    for split, those in clicks.items():
-        gathered = gather_visits(those, **visits)
-        kept, date, keys = _filter(gathered, min_session_length, 1, len(those))
-        splits[split] = kept.take(np.lexsort((keys, date)))
-        raw[split] = gathered.raw_items.cast(pl.String).to_list()
-    numbers = pl.Series(splits["train"].items).unique(maintain_order=True)
-    vocabulary = Vocabulary([raw["train"][number] for number in numbers])
+    gathered = {split: gather_visits(of, **visits) for split, of in clicks.items()}
+    kept = {
+        split: _filter(of, min_session_length, 1, len(clicks[split]))[0]
+        for split, of in gathered.items()
+    }
+    raw = {split: of.raw_items for split, of in gathered.items()}
+    splits, vocabulary = _number(kept, raw, min_session_length)
     for split, sessions in splits.items():
-        row = vocabulary.rows(raw[split]).astype(np.int32)
-        known = Sessions(row[sessions.items], sessions.offsets)
-        splits[split], _ = known.keep(known.items > 0, min_session_length)
-        if not len(splits[split]):
+        if not len(sessions):
             raise UserError(
                 f"no session is left in the {split} split, without clicks on items "
                 "that train does not have"
@@ -137,6 +129,21 @@ def prepare_splits(
     counts = count(splits, vocabulary)
     counts["raw_clicks"] = sum(map(len, clicks.values()))
     return Dataset(splits, vocabulary, counts)
+
+
+def _number(
+    splits: Mapping[str, Sessions], raw_items: Mapping[str, pl.Series], least: int
+) -> tuple[dict[str, Sessions], Vocabulary]:
+    """Applies rule 5 to sessions of items by number, whose raw ids are given."""
+    numbers = pl.Series(splits["train"].items).unique(maintain_order=True)
+    ids = {split: raw.cast(pl.String) for split, raw in raw_items.items()}
+    vocabulary = Vocabulary(ids["train"].gather(numbers).to_list())
+    numbered = {}
+    for split, sessions in splits.items():
+        rows = vocabulary.rows(ids[split].to_list()).astype(np.int32)
+        known = Sessions(rows[sessions.items], sessions.offsets)
+        numbered[split], _ = known.keep(known.items > 0, least)
+    return numbered, vocabulary
 
 
 def _as_published(clicks: pl.DataFrame) -> Visits:
@@ -153,12 +160,8 @@ def _as_published(clicks: pl.DataFrame) -> Visits:
 
 def _filter(
     visits: Visits, least: int, least_of_item: int, clicks: int
-) -> tuple[Sessions, Int[np.ndarray, " S"], Int[np.ndarray, " S"]]:
-    """Applies rule 2.
-
-    Returns the sessions that are left, of items by number, not by row; their dates; and
-    what sessions of one date are ordered by.
-    """
+) -> tuple[Sessions, Int[np.ndarray, " S"]]:
+    """Applies rules 2 and 4: sessions of items by number, in order; and their dates."""
     everything = visits.sessions
     long, is_long = everything.keep(np.ones(len(everything.items), bool), least)
     often = np.bincount(long.items, minlength=len(visits.raw_items)) >= least_of_item
@@ -170,7 +173,9 @@ def _filter(
             "config.min_session_length or config.min_item_count"
         )
     left = np.flatnonzero(is_long)[is_kept]
-    return kept, visits.dates[left], sort_key(visits.ids.gather(left))
+    dates = visits.dates[left]
+    order = np.lexsort((sort_key(visits.ids.gather(left)), dates))
+    return kept.take(order), dates[order]
 
 
 def _last_examples(train: Sessions, fraction: float) -> Sessions:

@@ -84,8 +84,8 @@ def load_dataset(
     _check_fraction(data.counts["train_examples"], name, data_dir)
     if dataset == "recbole_inter" and data.validation is None:
         log.warning(
-            "no user in %s has the four clicks that leave one to validate on: the last "
-            "training sessions are held out instead",
+            "%s has no validation split, nor a user of the four clicks that leave one "
+            "to validate on: the last training sessions are held out instead",
             data_dir,
         )
     return dataclasses.replace(data, published=PUBLISHED_COUNTS.get(name, {}))

@@ -5,6 +5,8 @@ A new one is a line below, and a module here with:
   FILES: a pattern for each of them; see `source.find_files`.
   SETTINGS: the names of the settings that it heeds.
   PRESETS: the usual settings, by name, the first of them the default.
+  find_files(folder, settings) -> list[Path], where patterns do not tell the files; an
+    empty list leaves it to them.
   read(files, settings) -> Dataset.
 """
 
@@ -16,6 +18,7 @@ from srgnn_jax.data.sources import (
     pickles,
     recbole,
     synthetic,
+    tfds,
     yoochoose,
 )
 from srgnn_jax.data.sources.source import Settings, find_files
@@ -26,6 +29,7 @@ SOURCES: dict[str, types.ModuleType] = {
     "recbole_inter": recbole,
     "srgnn_pickles": pickles,
     "synthetic": synthetic,
+    "tfds": tfds,
     "yoochoose": yoochoose,
 }
 

@@ -1,12 +1,16 @@
-"""The prepared sessions that users of the published code have, as Python pickles."""
+"""The prepared sessions that users of the published code have, as Python pickles.
+
+LESSR's, which are text under the same names, are told by what the files hold.
+"""
 
 import pathlib
 import reprlib
 from typing import Any
 
 from srgnn_jax.data.counts import count
-from srgnn_jax.data.plain_pickle import PlainUnpickler
+from srgnn_jax.data.numpy_pickle import NumpyUnpickler
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
+from srgnn_jax.data.sources import lessr
 from srgnn_jax.data.sources.source import Settings
 from srgnn_jax.errors import UserError, reason
 
@@ -16,33 +20,60 @@ MOST_ITEMS = 20_000_000
 INSTRUCTIONS = (
     "Put the two files there that preprocess.py of the published code writes: "
     "all_train_seq.txt (a list of training sessions) and test.txt (prefixes and "
-    "targets)."
+    "targets). Without the first, train.txt (prefixes and targets) is read in its "
+    "place. Or put LESSR's train.txt and test.txt there, of a session a line."
 )
 SETTINGS = frozenset({"on_bad_row"})
 PRESETS = {"default": Settings()}
 
 
+def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
+    """Finds the files where all_train_seq.txt is missing; see `source.find_files`."""
+    names = ("train.txt", "test.txt", lessr.NUM_ITEMS)
+    train, test, num_items = (folder / name for name in names)
+    if (folder / FILES[0]).is_file() or not (train.is_file() and test.is_file()):
+        return []
+    # Beside pickles, it would say nothing of them.
+    is_known = num_items.is_file() and lessr.is_text(train)
+    return [train, test, num_items] if is_known else [train, test]
+
+
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
-    """Reads the pickles; an item's number is its row, and as text its raw id."""
-    train_path, test_path = files
-    train = _sessions(train_path, _load(train_path))
-    match _load(test_path):
+    """Reads the files; an item's number in a pickle is its row, as text its raw id."""
+    train_path, test_path = files[:2]
+    has_pairs = train_path.name == "train.txt"
+    if has_pairs and (lessr.is_text(train_path) or lessr.is_text(test_path)):
+        return lessr.read(files, settings)
+    if has_pairs:
+        train, train_heads = _pairs(train_path)
+    else:
+        train = _sessions(train_path, _load(train_path))
+        train_heads = [*range(len(train))]
+    test, test_heads = _pairs(test_path)
+    splits = {"train": train, "test": test}
+    largest = max(int(split.items.max()) for split in splits.values())
+    vocabulary = Vocabulary([str(row) for row in range(1, largest + 1)])
+    counts = count(splits, vocabulary)
+    counts |= {"train_sessions": len(train_heads), "test_sessions": len(test_heads)}
+    counts["clicks"] = int(
+        train.lengths[train_heads].sum() + test.lengths[test_heads].sum()
+    )
+    return Dataset(splits, vocabulary, counts)
+
+
+def _pairs(path: pathlib.Path) -> tuple[Sessions, list[int]]:
+    """Returns the pairs of (prefix, target), and which of them are whole sessions."""
+    match _load(path):
         case (list(prefixes), list(targets)) if len(prefixes) == len(targets):
-            _sessions(test_path, prefixes)
+            _sessions(path, prefixes)
         case _:
             raise UserError(
-                f"{test_path} does not hold (prefixes, targets), two equally long lists"
+                f"{path} does not hold (prefixes, targets), two equally long lists"
             )
     pairs = [[*p, t] for p, t in zip(prefixes, targets, strict=True)]
-    test = _sessions(test_path, pairs, last_only=True)
-    largest = max(int(train.items.max()), int(test.items.max()))
-    vocabulary = Vocabulary([str(row) for row in range(1, largest + 1)])
-    counts = count({"train": train, "test": test}, vocabulary)
-    # These start a session: the others only shorten the pair before.
+    # The others only shorten the pair before.
     heads = [n for n, pair in enumerate(pairs) if not n or prefixes[n - 1] != pair]
-    counts["test_sessions"] = len(heads)
-    counts["clicks"] = len(train.items) + int(test.lengths[heads].sum())
-    return Dataset({"train": train, "test": test}, vocabulary, counts)
+    return _sessions(path, pairs, last_only=True), heads
 
 
 def _sessions(path: pathlib.Path, sessions: Any, last_only: bool = False) -> Sessions:
@@ -81,6 +112,6 @@ def _shown(value: Any) -> str:
 
 def _load(path: pathlib.Path) -> Any:
     try:
-        return PlainUnpickler(path.read_bytes()).load()
+        return NumpyUnpickler(path.read_bytes()).load()
     except (OSError, UserError) as error:
         raise UserError(f"refused to read {path}: {reason(error)}") from None

@@ -1,4 +1,4 @@
-"""RecBole's atomic .inter files, under its leave-one-out protocol.
+"""RecBole's atomic .inter files: a log under its leave-one-out protocol, or splits.
 
 Numbers can be compared with RecBole's only if the same clicks are trained and tested
 on: what it does is followed to the letter, its rounding of times included.
@@ -14,14 +14,15 @@ from jaxtyping import Int
 
 from srgnn_jax.data.counts import count
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
-from srgnn_jax.data.sources import source
+from srgnn_jax.data.sources import recbole_splits, source
 from srgnn_jax.data.sources.source import Settings
 from srgnn_jax.data.visits import group_by_session
 from srgnn_jax.errors import UserError
 
 INSTRUCTIONS = (
     "Put one file there of RecBole's atomic form, such as ml-100k.inter, which the "
-    "recbole package holds in recbole/dataset_example/ml-100k."
+    "recbole package holds in recbole/dataset_example/ml-100k; or ready-made splits, "
+    "such as tmall.train.inter, tmall.valid.inter and tmall.test.inter."
 )
 FILES = ("*.inter",)
 SETTINGS = source.LOG_SETTINGS | {"recbole_time"}
@@ -34,8 +35,13 @@ USUAL_NAMES = {
 }
 
 
+find_files = recbole_splits.find_files
+
+
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
-    """Reads the file and holds out each user's last two clicks."""
+    """Reads the file and holds out each user's last two clicks, or reads the splits."""
+    if recbole_splits.split_of(files[0]):
+        return recbole_splits.read(files, settings)
     form = dataclasses.replace(
         settings.form, usual=USUAL_NAMES, separator=settings.separator or "\t"
     )

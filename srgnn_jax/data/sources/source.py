@@ -41,6 +41,7 @@ class Settings:
 
     log_file: str = ""
     header: str = ""
+    tfds_name: str = ""
     session_column: str = ""
     item_column: str = ""
     time_column: str = ""
@@ -116,8 +117,8 @@ def find_files(
     A file called like the pattern without its "*" goes before all others. Raises
     UserError if there is none, or more than one.
     """
-    if hasattr(source, "find_files"):
-        return source.find_files(folder, settings)
+    if hasattr(source, "find_files") and (own := source.find_files(folder, settings)):
+        return own
     where = check_folder(folder, source.INSTRUCTIONS)
     if settings.log_file and "log_file" in source.SETTINGS:
         if not (folder / settings.log_file).is_file():

@@ -1,0 +1,54 @@
+"""What sources of ready-made splits share."""
+
+from collections.abc import Iterable, Mapping
+
+import polars as pl
+
+from srgnn_jax.data.counts import count
+from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
+from srgnn_jax.data.sources.source import Settings
+from srgnn_jax.errors import UserError
+
+
+def refuse(settings: Settings, names: Iterable[str], what: str) -> None:
+    """Raises UserError for one of these settings that is not at its default.
+
+    The store refuses those that a source never heeds: these are heeded, but not where
+    its data is what `what` says.
+    """
+    for name in sorted(names):
+        value, usual = getattr(settings, name), getattr(Settings(), name)
+        if value != usual:
+            raise UserError(
+                f"config.{name} is {value!r}, which would change nothing: the data set "
+                f"is {what}; leave it at {usual!r}"
+            )
+
+
+def number_items(
+    clicks: Mapping[str, pl.Series], first: Iterable[pl.Series], last_only: bool
+) -> Dataset:
+    """Numbers the items of splits from 1, by first appearance, and counts.
+
+    Args:
+      clicks: of each split the sessions, lists of item ids as text.
+      first: ids that are numbered before all others.
+      last_only: whether only the last click of a session is a target.
+    """
+    lengths = {split: sessions.list.len() for split, sessions in clicks.items()}
+    ids = {
+        split: sessions.filter(lengths[split] > 0).explode()
+        for split, sessions in clicks.items()
+    }
+    known = pl.concat([*first, *ids.values()]).unique(maintain_order=True)
+    rows = {split: of.cast(pl.Enum(known)).to_physical() for split, of in ids.items()}
+    splits = {
+        split: Sessions.from_lengths(
+            rows[split].cast(pl.Int32).to_numpy() + 1,
+            lengths[split].cast(pl.Int64).to_numpy(),
+            last_only,
+        )
+        for split in clicks
+    }
+    vocabulary = Vocabulary(known.to_list())
+    return Dataset(splits, vocabulary, count(splits, vocabulary))

@@ -1,0 +1,140 @@
+"""RecBole's ready-made splits: NAME.train.inter, NAME.valid.inter, NAME.test.inter.
+
+Each row is an example: item_id_list, the prefix, its ids separated by spaces, and
+item_id, the target. RecBole reads such files by `benchmark_filename: [train, valid,
+test]` and `alias_of_item_id: [item_id_list]`; it keeps all clicks of a prefix, so that
+numbers to be compared need config.max_session_length = 0. `recbole` reads them as a
+source.
+"""
+
+import pathlib
+
+import polars as pl
+
+from srgnn_jax.data.files import reading
+from srgnn_jax.data.sessions import Dataset
+from srgnn_jax.data.sources import ready_made
+from srgnn_jax.data.sources.source import Settings
+from srgnn_jax.errors import UserError
+
+# The split of a file by its name, as in shop.train.inter.
+SPLITS = {
+    ".train": "train",
+    ".valid": "validation",
+    ".validation": "validation",
+    ".test": "test",
+}
+
+
+def split_of(path: pathlib.Path) -> str:
+    """Returns the split that a file's name tells, or nothing."""
+    is_inter = path.suffix == ".inter"
+    return SPLITS.get(path.with_suffix("").suffix, "") if is_inter else ""
+
+
+def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
+    """Finds the splits of the set in the folder, or of that which the log is part of.
+
+    Returns the files of training, of validation where there is one, and of the test;
+    nothing where there are no splits. Raises UserError if one is missing, or there are
+    several sets.
+    """
+    where = f"config.data_dir = {str(folder)!r}"
+    paths = sorted(folder.glob("*.inter"))
+    if settings.log_file:
+        paths = [folder / settings.log_file]
+    if not any(map(split_of, paths)):
+        return []
+    names = {p.with_suffix("").stem if split_of(p) else p.name: p for p in paths}
+    if len(names) > 1:
+        raise UserError(
+            f"more than one data set in {where} ({', '.join(names)}); name a file of "
+            "one with config.log_file"
+        )
+    ((name, beside),) = names.items()
+    found: dict[str, pathlib.Path] = {}
+    for ending, split in SPLITS.items():
+        path = beside.with_name(f"{name}{ending}.inter")
+        if path.is_file():
+            found.setdefault(split, path)
+    for split in ("train", "test"):
+        if split not in found:
+            raise UserError(
+                f"no file {name}.{split}.inter in {where}: RecBole's ready-made splits "
+                f"are {name}.train.inter, {name}.test.inter and, where there is one, "
+                f"{name}.valid.inter"
+            )
+    return [*found.values()]
+
+
+def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
+    """Reads the examples, and numbers the items as RecBole does.
+
+    It numbers them by first appearance: the targets of all splits go first, then the
+    prefixes of all, so that items have a row that are in no training example.
+    """
+    ready_made.refuse(
+        settings, ("session_column", "time_column"), "RecBole's ready-made splits"
+    )
+    rows, skipped = {}, 0
+    for path in files:
+        rows[split_of(path)], bad = _read_rows(path, settings)
+        skipped += bad
+    data = ready_made.number_items(
+        {split: part["clicks"] for split, part in rows.items()},
+        [part["target"] for part in rows.values()],
+        last_only=True,
+    )
+    data.counts["skipped_rows"] = skipped
+    return data
+
+
+def _read_rows(path: pathlib.Path, settings: Settings) -> tuple[pl.DataFrame, int]:
+    """Returns columns target and clicks (prefix and target), and how many are bad."""
+    with reading(path):
+        # What is not UTF-8 is read as U+FFFD; polars alone would give up on it.
+        text = path.read_bytes().decode("utf-8-sig", "replace").encode()
+        lines = pl.scan_lines(
+            text, name="text", row_index_name="number", row_index_offset=1
+        ).collect()
+    separator = settings.separator.replace("\\t", "\t") or "\t"
+    names = lines["text"][0].split(separator) if len(lines) else []
+    columns = [name.split(":")[0].strip() for name in names]
+    target = settings.item_column.split(":")[0] or "item_id"
+    for column in (target, f"{target}_list"):
+        if columns.count(column) != 1:
+            raise UserError(
+                f"{path}, line 1: {'more than one' if column in columns else 'no'} "
+                f"column {column!r} among {', '.join(map(repr, names))[:600]}; "
+                "RecBole's ready-made splits have a column of targets, which "
+                "config.item_column may name, and one of prefixes, with _list behind "
+                "its name"
+            )
+    rows = lines[1:].filter(pl.col("text").str.strip_chars(" ") != "")
+    fields = pl.col("text").str.split_exact(separator, len(columns) - 1)
+    rows = rows.with_columns(
+        fields.struct[columns.index(target)].alias("target"),
+        fields.struct[columns.index(f"{target}_list")].alias("prefix"),
+        fields=pl.col("text").str.count_matches(separator, literal=True) + 1,
+    ).with_columns(
+        pl.col("prefix").str.strip_chars(" ").str.replace_all(" +", " "),
+        fault=pl.when(pl.col("fields") != len(columns))
+        .then(pl.format("{} fields instead of {}", "fields", len(columns)))
+        .when(pl.col("text").str.contains("[\0\ufffd]"))
+        .then(pl.lit("a NUL byte, or text that is not UTF-8"))
+        .when(pl.col("prefix").str.strip_chars() == "")
+        .then(pl.lit("there is no item before the target"))
+        .when(pl.col("target").str.strip_chars() == "")
+        .then(pl.lit("the target is empty")),
+    )
+    bad = rows.filter(pl.col("fault").is_not_null())
+    if len(bad) and settings.on_bad_row == "error":
+        raise UserError(
+            f"{path}, line {bad['number'][0]}: {bad['fault'][0]}; mend it, or drop "
+            "such rows with --config.on_bad_row=skip"
+        )
+    if len(bad) == len(rows):
+        raise UserError(f"{path} holds no examples, and {len(bad)} malformed rows")
+    clicks = pl.concat_list(pl.col("prefix").str.split(" "), "target")
+    good = rows.filter(pl.col("fault").is_null())
+    return good.select("target", clicks=clicks), len(bad)
