@@ -40,18 +40,26 @@ def count(
     `items` leaves out the padding; `items_in_prefixes` are those in some example's
     prefix; `average_length` is that of all examples, the target included.
     """
-    examples = {name: sessions.examples() for name, sessions in splits.items()}
-    lengths = np.concatenate([e.lengths for e in examples.values()])
-    in_prefixes = np.concatenate(
-        [np.delete(s.items, s.offsets[1:] - 1) for s in splits.values()]
-    )
+    examples, clicks_of_prefixes = {}, 0
+    in_prefixes = np.zeros(vocabulary.num_items, np.int64)
+    for name, sessions in splits.items():
+        prefixes = np.maximum(sessions.lengths - 1, 0)
+        # A session of n clicks has prefixes of 1, 2, ..., n - 1, or the longest alone.
+        last_only = sessions.last_only
+        examples[name] = len(prefixes) if last_only else int(prefixes.sum())
+        clicks_of_prefixes += int(
+            (prefixes if last_only else prefixes * (prefixes + 1) // 2).sum()
+        )
+        in_prefixes += np.bincount(sessions.items, minlength=len(in_prefixes))
+        ends = sessions.offsets[1:][sessions.lengths > 0] - 1
+        in_prefixes -= np.bincount(sessions.items[ends], minlength=len(in_prefixes))
     return {
         "clicks": sum(len(sessions.items) for sessions in splits.values()),
         **{f"{name}_sessions": len(sessions) for name, sessions in splits.items()},
-        **{f"{name}_examples": len(e) for name, e in examples.items()},
+        **{f"{name}_examples": number for name, number in examples.items()},
         "items": vocabulary.num_items - 1,
-        "items_in_prefixes": int(np.count_nonzero(np.bincount(in_prefixes))),
-        "average_length": round(float(lengths.mean()) + 1, 4),
+        "items_in_prefixes": int(np.count_nonzero(in_prefixes)),
+        "average_length": round(clicks_of_prefixes / sum(examples.values()) + 1, 4),
     }
 
 

@@ -24,6 +24,8 @@ from srgnn_jax.data.files import reading
 MOST_UNPACKED = 200
 # Bytes that are always read: long ids that start alike do shrink.
 ALWAYS_UNPACKED = 1 << 28
+# Sessions that are copied at a time.
+_TAKEN = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +111,14 @@ class Sessions:
         """Returns the chosen sessions, in the order given."""
         lengths = self.lengths[chosen]
         ends = np.cumsum(lengths)
-        shift = np.repeat(self.offsets[chosen] - (ends - lengths), lengths)
-        items = self.items[np.arange(len(shift)) + shift]
+        shift = self.offsets[chosen] - (ends - lengths)
+        items = np.empty(ends[-1] if len(ends) else 0, self.items.dtype)
+        # Indices are larger than what they choose.
+        for part in range(0, len(chosen), _TAKEN):
+            some = slice(part, part + _TAKEN)
+            start, end = ends[part] - lengths[part], ends[some][-1]
+            index = np.arange(start, end) + np.repeat(shift[some], lengths[some])
+            items[start:end] = self.items[index]
         return Sessions.from_lengths(items, lengths, self.last_only)
 
     def keep(
@@ -120,10 +128,11 @@ class Sessions:
 
         Returns the sessions that are left, and which they were.
         """
-        session = np.repeat(np.arange(len(self), dtype=np.int32), self.lengths)
-        lengths = np.bincount(session[clicks], minlength=len(self))
+        narrow = np.int32 if len(clicks) < 2**31 else np.int64
+        before = np.append(narrow(0), np.cumsum(clicks, dtype=narrow))
+        lengths = before[self.offsets[1:]] - before[self.offsets[:-1]]
         left = lengths >= least
-        items = self.items[clicks & left[session]]
+        items = self.items[clicks & np.repeat(left, self.lengths)]
         return Sessions.from_lengths(items, lengths[left], self.last_only), left
 
     def examples(self, max_length: int = 0) -> Examples:
