@@ -274,6 +274,8 @@ def main() -> None:
     def after_parsing(_):
         if not FLAGS["verbosity"].present:
             absl_logging.set_verbosity(absl_logging.WARNING)
+            form = logging.Formatter("%(levelname)s: %(message)s")
+            absl_logging.get_absl_handler().setFormatter(form)
             # Orbax and asyncio log the tracebacks of errors in threads and tasks; those
             # that matter are raised later.
             for name in ("absl", "asyncio"):

@@ -16,6 +16,8 @@ SECOND = 1_000_000
 DAY = 86_400 * SECOND
 # Days from a session's first click to its last, of which more are no single visit.
 LONGEST_VISIT = 7
+# Share of clicks that may repeat the one before at once.
+MOST_DOUBLED = 0.05
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,13 @@ def gather_visits(
         arrays = [array[order] for array in arrays]
     session, item, time, date = *arrays[:3], arrays[-1]
     is_start = np.append(True, session[1:] != session[:-1])
+    doubled = ~is_start[1:] & (item[1:] == item[:-1]) & (time[1:] == time[:-1])
+    if doubled.sum() > MOST_DOUBLED * len(item):
+        log.warning(
+            "%s of %s clicks are on the item and at the time of the one before: if "
+            "rows stand twice, --config.collapse_repeats=True takes them once",
+            *(f"{doubled.sum():,}", f"{len(item):,}"),
+        )
     if session_gap_minutes:
         is_start[1:] |= np.diff(time) > session_gap_minutes * 60 * SECOND
     if session_by_day:
