@@ -341,7 +341,10 @@ def test_candidates_of_a_file(tmp_path, text, ids):
     ("text", "message"),
     [
         ("i1,i2\ni3,7", "ids, line 1: 'i1,i2' has an item's id in another column than"),
-        ("sku,n\n\ni3,7\n8,i1", "line 4: '8,i1' has .* name the column of ids item_id"),
+        (
+            "code,n\n\ni3,7\n8,i1",
+            "line 4: '8,i1' has .* name the column of ids item_id",
+        ),
         (" \n\n", "ids is empty; write the id of an item a line"),
     ],
 )

@@ -15,6 +15,7 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "session": ("sessionid", "session", "sid", "usersession", "visitid"),
     "item": (
         *("itemid", "item", "productid", "product", "iid", "articleid", "aid"),
+        *("movieid", "trackid", "songid", "sku", "asin"),
         *_ITEM_LISTS,
     ),
     "time": (
@@ -48,6 +49,11 @@ class Columns:
 def plain_name(name: str) -> str:
     """Returns a column's name without case, spaces, '_', '-' and RecBole's `:type`."""
     return name.split(":")[0].strip().lower().translate({ord(c): None for c in " _-"})
+
+
+def is_named_list(name: str) -> bool:
+    """Whether a column's name says that it holds lists."""
+    return plain_name(name.rpartition(".")[2]) in LISTS
 
 
 def find_columns(

@@ -57,7 +57,7 @@ class Clicks:
 
     def read(self, settings: Settings) -> tuple[pl.DataFrame, dict[str, int]]:
         """Returns the clicks and counts; see `read.read_clicks`."""
-        return read_clicks(self.frame, without_columns(settings).form)
+        return read_clicks({"the frame": self.frame}, without_columns(settings).form)
 
     def prepare(self, settings: Settings, prepared_dir: pathlib.Path) -> Dataset:
         """Returns the data set that the same clicks in a file would be."""

@@ -3,15 +3,20 @@
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import polars as pl
 from tqdm import tqdm
 
 from srgnn_jax.data import ids, records, text
-from srgnn_jax.data.columns import USUAL_NAMES, VISITORS, Columns, find_columns
+from srgnn_jax.data.columns import (
+    USUAL_NAMES,
+    VISITORS,
+    Columns,
+    find_columns,
+    is_named_list,
+)
 from srgnn_jax.data.files import kind_of
 from srgnn_jax.data.ids import IdColumn
 from srgnn_jax.data.times import TimeColumn
@@ -43,8 +48,12 @@ class Form:
     on_bad_row: str = "error"
     needs_time: bool = True  # else clicks without one are in the order of rows
 
-    def names(self, names: Sequence[str], where: pathlib.Path | str) -> dict[str, str]:
-        """Returns the name of each column that is read; raises UserError."""
+    def names(self, names: Iterable[str], where: pathlib.Path | str) -> dict[str, str]:
+        """Returns the name of each column that is read; raises UserError.
+
+        `names` may be a dict that tells which columns hold lists: where items are in
+        lists, a row is a session.
+        """
         usual, optional = dict(self.usual), ["date", "day", "event"]
         if self.of_visitors and not self.columns.session:
             usual["session"] = (*usual["session"], *VISITORS)
@@ -56,7 +65,15 @@ class Form:
             usual.pop("event", None)
         if not self.needs_time:
             optional.append("time")
-        found = find_columns(where, self.columns, usual, names, optional)
+        names, lists = list(names), names if isinstance(names, Mapping) else {}
+        try:
+            found = find_columns(where, self.columns, usual, names, optional)
+        except UserError:
+            optional += ["session", "item"]
+            found = find_columns(where, self.columns, usual, names, optional)
+            item = names[found["item"]] if "item" in found else ""
+            if "session" in found or not (lists.get(item) or is_named_list(item)):
+                raise
         return {column: names[i] for column, i in found.items()}
 
 
@@ -65,11 +82,11 @@ _Chunk = tuple[pathlib.Path | str, str, Mapping[str, str], pl.DataFrame]
 
 
 def read_clicks(
-    source: pathlib.Path | Sequence[pathlib.Path] | pl.DataFrame,
+    source: pathlib.Path | Sequence[pathlib.Path] | Mapping[str, pl.DataFrame],
     form: Form = Form(),
     on_bad: OnBadRow | None = None,
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Reads a log: text, parquet or JSON lines, packed or not, or a frame.
+    """Reads a log: text, parquet or JSON lines, packed or not, or frames by name.
 
     Several files are one log, in the order given; each needs the columns, and of text
     files those after the first may lack the header. Malformed rows are handed to
@@ -81,24 +98,22 @@ def read_clicks(
     form names it, date (the same; a time that is a number then stays as it is, in
     float64); and counts: of skipped_rows, and of each event.
     """
-    if isinstance(source, pathlib.Path):
-        source = [source]
-    chunks = _frame(source, form) if _is_frame(source) else _files(source, form)
+    if isinstance(source, Mapping):
+        chunks = _frames(source, form)
+    else:
+        paths = [source] if isinstance(source, pathlib.Path) else source
+        chunks = _files(paths, form)
     return _Reader(form, on_bad).read(chunks)
 
 
-def columns_of(path: pathlib.Path, form: Form) -> Sequence[str]:
-    """Returns the names of a file's columns, nested ones as `outer.inner`."""
+def columns_of(path: pathlib.Path, form: Form) -> Mapping[str, bool]:
+    """Returns of each column of a file whether it holds lists."""
     kind = kind_of(path, form.encoding)
     if kind == "parquet":
         return records.parquet_names(path)
     if kind == "json":
         return records.json_names(path, form.encoding)
-    return _layout(path, form).names
-
-
-def _is_frame(source: Any) -> bool:
-    return isinstance(source, pl.DataFrame)
+    return dict.fromkeys(_layout(path, form).names, False)
 
 
 def _layout(path: pathlib.Path, form: Form) -> text.Layout:
@@ -111,13 +126,14 @@ def _layout(path: pathlib.Path, form: Form) -> text.Layout:
     )
 
 
-def _frame(frame: Any, form: Form) -> Iterator[_Chunk]:
-    names = form.names(records.names_of(frame.schema), "the frame")
-    for chunk in records.frame_chunks(frame.lazy(), names, "the frame"):
-        yield "the frame", "row", names, chunk
+def _frames(frames: Mapping[str, pl.DataFrame], form: Form) -> Iterator[_Chunk]:
+    for where, frame in frames.items():
+        names = form.names(records.names_of(frame.schema), where)
+        for chunk in records.frame_chunks(frame.lazy(), names, where):
+            yield where, "row", names, chunk
 
 
-def _files(paths: Any, form: Form) -> Iterator[_Chunk]:
+def _files(paths: Sequence[pathlib.Path], form: Form) -> Iterator[_Chunk]:
     first: text.Layout | None = None
     for path in paths:
         if not path.is_file():

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import polars as pl
 
-from srgnn_jax.data.columns import LISTS, plain_name
+from srgnn_jax.data.columns import is_named_list
 from srgnn_jax.data.files import CHUNK, open_text, reading
 from srgnn_jax.errors import UserError
 
@@ -23,21 +23,22 @@ _IDS = ("session", "item", "event")
 _TELLING = 100
 
 
-def names_of(schema: Mapping[str, Any]) -> list[str]:
-    """Returns the names of columns; those in structures are `outer.inner`."""
-    names = []
+def names_of(schema: Mapping[str, Any]) -> dict[str, bool]:
+    """Returns of each column whether it holds lists; nested ones are `outer.inner`."""
+    names: dict[str, bool] = {}
     for name, dtype in schema.items():
-        inner = dtype.inner if isinstance(dtype, pl.List) else dtype
+        is_list = isinstance(dtype, pl.List)
+        inner = dtype.inner if is_list else dtype
         if isinstance(inner, pl.Struct):
             nested = names_of({field.name: field.dtype for field in inner.fields})
-            names += [f"{name}.{n}" for n in nested]
+            names |= {f"{name}.{n}": is_list or lists for n, lists in nested.items()}
         else:
-            names.append(name)
+            names[name] = is_list
     return names
 
 
-def parquet_names(path: pathlib.Path) -> list[str]:
-    """Returns the names of a parquet file's columns."""
+def parquet_names(path: pathlib.Path) -> dict[str, bool]:
+    """Returns the columns of a parquet file, as `names_of` does."""
     with reading(path, " as parquet"):
         return names_of(pl.scan_parquet(path).collect_schema())
 
@@ -106,16 +107,16 @@ def _check_type(column: pl.Series, name: str, where: pathlib.Path | str) -> None
         raise UserError(f"{where}: column {name!r} holds {dtype}; {what}")
 
 
-def json_names(path: pathlib.Path, encoding: str = "") -> list[str]:
-    """Returns the names of the fields of a file's first records."""
-    names: dict[str, None] = {}
+def json_names(path: pathlib.Path, encoding: str = "") -> dict[str, bool]:
+    """Returns the fields of a file's first records, as `names_of` does columns."""
+    names: dict[str, bool] = {}
     with reading(path), open_text(path, encoding) as file:
         for number, line in enumerate(file):
             if number > _TELLING:
                 break
             record, _ = _record(line)
-            names |= dict.fromkeys(fields_of(record or {}))
-    return list(names)
+            names |= fields_of(record or {})
+    return names
 
 
 def json_chunks(
@@ -169,16 +170,18 @@ def _record(line: str) -> tuple[dict | None, str | None]:
     return record, None
 
 
-def fields_of(record: Mapping[str, Any]) -> list[str]:
-    """Returns the names of a record's fields; nested ones are `outer.inner`."""
-    names = []
+def fields_of(record: Mapping[str, Any]) -> dict[str, bool]:
+    """Returns of each field whether it holds a list; nested ones are `outer.inner`."""
+    names: dict[str, bool] = {}
     for key, value in record.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
+        is_list = isinstance(value, list)
+        if is_list and value and isinstance(value[0], dict):
             value = value[0]
         if isinstance(value, dict):
-            names += [f"{key}.{inner}" for inner in fields_of(value)]
+            nested = fields_of(value)
+            names |= {f"{key}.{n}": is_list or lists for n, lists in nested.items()}
         else:
-            names.append(key)
+            names[key] = is_list
     return names
 
 
@@ -205,7 +208,7 @@ def one_click_a_row(chunk: pl.DataFrame, names: Mapping[str, str]) -> pl.DataFra
         .str.strip_chars()
         .str.split(" ")
         for role, name in names.items()
-        if plain_name(name.rpartition(".")[2]) in LISTS
+        if is_named_list(name)
         and chunk.schema[role] == pl.String
         and role in ("item", "time")
     ]

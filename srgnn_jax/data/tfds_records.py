@@ -88,10 +88,14 @@ def read_split(builder: Any, split: str, wanted: Mapping[str, str]) -> pl.DataFr
 
 
 def _values(kept: Any) -> list:
-    """Returns a list's values; what is not UTF-8 is read as U+FFFD."""
+    """Returns a list's values; text that is not UTF-8 is missing."""
     values = list(kept.value)
-    if values and isinstance(values[0], bytes):
-        return [value.decode(errors="replace") for value in values]
+    for n, value in enumerate(values):
+        if isinstance(value, bytes):
+            try:
+                values[n] = value.decode()
+            except UnicodeDecodeError:
+                values[n] = None
     return values
 
 

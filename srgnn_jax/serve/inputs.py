@@ -7,7 +7,7 @@ import io
 import itertools
 import pathlib
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -171,16 +171,17 @@ def _is_log(first: str, name: str, settings: Settings) -> bool:
 
     Raises UserError where it is a header that lacks a column.
     """
-    form, fields = settings.form, []
+    form = settings.form
+    fields: dict[str, bool] = {}
     if is_json(first):
         with contextlib.suppress(orjson.JSONDecodeError):
             record = orjson.loads(first)
             is_session = not isinstance(record, dict) or set(record) == {"session"}
-            fields = [] if is_session else records.fields_of(record)
+            fields = {} if is_session else records.fields_of(record)
         return bool(fields) and _log_form(fields, name, settings) is not None
     separator = settings.separator.replace("\\t", "\t") or separator_of(first)
     with contextlib.suppress(csv.Error):
-        fields = fields_of(first, separator, settings.quoting)
+        fields = dict.fromkeys(fields_of(first, separator, settings.quoting), False)
     if settings.header == "none":
         numbered = {str(n): field for n, field in enumerate(fields, 1)}
         return looks_like_time(numbered.get(form.columns.time, ""))
@@ -197,7 +198,7 @@ def _form_without_time(settings: Settings) -> Form:
     return dataclasses.replace(settings.form, needs_time=needs_time)
 
 
-def _log_form(fields: Sequence[str], name: str, settings: Settings) -> Form | None:
+def _log_form(fields: Mapping[str, bool], name: str, settings: Settings) -> Form | None:
     """Returns the form whose columns are there: the run's, or that of usual names."""
     own = _form_without_time(settings)
     for form in (own, dataclasses.replace(own, columns=Columns())):

@@ -104,7 +104,7 @@ def _of_one_form(
             if not path.stat().st_size:
                 continue
             names = columns_of(path, form)
-            if is_click(names) and form.header != "none":
+            if is_click([*names]) and form.header != "none":
                 headless.setdefault(len(names), []).append(path)
                 continue
             form.names(names, path)
