@@ -24,7 +24,7 @@ import numpy as np
 from srgnn_jax import tables
 from srgnn_jax.data import batches
 from srgnn_jax.data.sessions import Examples
-from srgnn_jax.devices import aot, layouts, processes, suits
+from srgnn_jax.devices import aot, layouts, suits
 from srgnn_jax.devices.compiled_text import GROUPS, OTHER_GROUPS, read_operations
 from srgnn_jax.errors import UserError, nearest
 from srgnn_jax.evaluate.evaluator import rank_step, rows_at_a_time
@@ -267,7 +267,6 @@ def main(argv: list[str] | None = None) -> None:
             numbers = [x for x in numbers if type(x) in (int, float)]
             if not all(1 <= x < math.inf for x in numbers):
                 raise UserError(f"--{name} is {value}; it must be at least 1")
-        processes.start_backend()
         plans = plan_all(asked)
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -45,8 +45,8 @@ SUITS = {
     # a second layout. What a step holds at a time then stays in the caches. Steps of
     # several in one call are slower, as operations in a loop do not overlap.
     "cpu": Suits(5e6, 1e-2, 8192, 2**23, 512, 1),
-    # A tier is some 50 operations of 2 microseconds, at 30 TFLOP/s in float32.
-    "gpu": Suits(3e9, NEVER, 2**20, 2**29, 4096, 32),
+    # A tier is some 66 operations of 2 microseconds, at 30 TFLOP/s in float32.
+    "gpu": Suits(4e9, NEVER, 2**20, 2**29, 4096, 32),
     # By the compiler's estimate for a v5e: 50,000 cycles a tier, at 30 TFLOP/s. Its own
     # order of a table saves memory, but a step then copies table and moments to rows
     # and back: 0.4 of 1.63 million cycles at 43,098 items. A million items over eight
