@@ -88,11 +88,17 @@ def test_help_says_what_every_flag_and_every_mode_does():
     [
         (["--config.select_on=tset"], "config.select_on is 'tset'; choose one of"),
         (["--config.test_days=inf"], "config.test_days is inf; it must be finite"),
-        (["--config.separator=;;"], "config.separator is ';;'; it must be one"),
+        (["--config.separator=;;"], "no session column among 'session_id,item_id,"),
+        (
+            ['--config.separator="'],
+            "separator is '\"'; it must be no quote or line end",
+        ),
+        (["--config.encoding=klingon"], "encoding is 'klingon'; it must name an enc"),
+        (["--config.time_unit=hours"], "config.time_unit is 'hours'; choose one of"),
         (["--config.batch_size=0"], "config.batch_size is 0; it must be at least 1"),
         (["--config.select_by=map@20"], "config.select_by is 'map@20'"),
         (["--config.dataset=yoochose"], "did you mean yoochoose?"),
-        (["--config.data_dir=nowhere"], "no log in config.data_dir = 'nowhere'"),
+        (["--config.data_dir=nowhere"], "config.data_dir = 'nowhere' does not exist"),
         (["--config.on_bad_row=error"], "log.csv, line 4: 2 fields instead of 3"),
     ],
 )
@@ -266,7 +272,7 @@ def test_prepared_data_without_a_home_folder_lies_among_this_users_temporary_fil
     config.prepared_dir = ""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     config_lib.load_data(config)
-    (told,) = [record.getMessage() for record in caplog.records]
+    told = caplog.records[0].getMessage()
     folder = tmp_path / f"srgnn_jax-{os.getuid()}"
     assert f"kept in {folder}, as {no_cache_folder} cannot be written" in told
     assert "--config.prepared_dir" in told

@@ -62,33 +62,43 @@ def find_columns(
     usual: Mapping[str, Sequence[str]],
     names: Sequence[str],
     optional: Collection[str] = _OPTIONAL,
+    lists: Collection[str] = (),
 ) -> dict[str, int]:
     """Returns the position among `names` of each column that is to be read.
 
     A column that is named is found by that name, with or without RecBole's type; one of
-    `events.aid`, nested as in JSON, by its last part too. Raises UserError if a column
-    is missing that is not optional, or there is more than one of its name.
+    `events.aid`, nested as in JSON, by its last part too. Where items lie in lists, of
+    which `lists` are the names, a row is a session, and needs no column of them. Raises
+    UserError if a column is missing that is not optional, or there is more than one of
+    its name.
     """
     stripped = [name.strip() for name in names]
     without_type = [name.rpartition(":")[0] for name in names]
     plain = [plain_name(name) for name in names]
     last = [plain_name(name.rpartition(".")[2]) for name in names]
-    found: dict[str, int] = {}
-    for column in ("session", "item", "time", "date", "day", "event"):
+
+    def places_of(column: str) -> list[int]:
         named = getattr(columns, column, "")
         tries = [(these, n) for these in (plain, last) for n in usual.get(column, ())]
         if named:
             tries = [(stripped, named), (without_type, named), (last, named)]
         places = ([i for i, n in enumerate(ns) if n == name] for ns, name in tries)
-        matches = next(filter(None, places), [])
-        if len(matches) == 1:
-            found[column] = matches[0]
-        elif tries and (named or column not in optional):
+        return next(filter(None, places), [])
+
+    of_items = [names[place] for place in places_of("item")]
+    if any(name in lists or is_named_list(name) for name in of_items):
+        optional = (*optional, "session")
+    found: dict[str, int] = {}
+    for column in ("session", "item", "time", "date", "day", "event"):
+        named, places = getattr(columns, column, ""), places_of(column)
+        if len(places) == 1:
+            found[column] = places[0]
+        elif named or (column in usual and column not in optional):
             what = f"{column} column {named!r}" if named else f"{column} column"
             raise UserError(
-                f"{path}: {'more than one' if matches else 'no'} {what} among "
+                f"{path}: {'more than one' if places else 'no'} {what} among "
                 f"{', '.join(map(repr, names))[:600]}; "
-                + _advice(column, named, matches, names, plain)
+                + _advice(column, named, places, names, plain)
             )
     if found.get("day") == found.get("time"):
         found.pop("day", None)

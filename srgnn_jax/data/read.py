@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -15,7 +15,6 @@ from srgnn_jax.data.columns import (
     VISITORS,
     Columns,
     find_columns,
-    is_named_list,
 )
 from srgnn_jax.data.files import kind_of
 from srgnn_jax.data.ids import IdColumn
@@ -51,8 +50,7 @@ class Form:
     def names(self, names: Iterable[str], where: pathlib.Path | str) -> dict[str, str]:
         """Returns the name of each column that is read; raises UserError.
 
-        `names` may be a dict that tells which columns hold lists: where items are in
-        lists, a row is a session.
+        `columns` are those of a log, and whether they hold lists.
         """
         usual, optional = dict(self.usual), ["date", "day", "event"]
         if self.of_visitors and not self.columns.session:
@@ -65,15 +63,9 @@ class Form:
             usual.pop("event", None)
         if not self.needs_time:
             optional.append("time")
-        names, lists = list(names), names if isinstance(names, Mapping) else {}
-        try:
-            found = find_columns(where, self.columns, usual, names, optional)
-        except UserError:
-            optional += ["session", "item"]
-            found = find_columns(where, self.columns, usual, names, optional)
-            item = names[found["item"]] if "item" in found else ""
-            if "session" in found or not (lists.get(item) or is_named_list(item)):
-                raise
+        names = list(columns)
+        lists = [name for name, is_list in columns.items() if is_list]
+        found = find_columns(where, self.columns, usual, names, optional, lists)
         return {column: names[i] for column, i in found.items()}
 
 
@@ -152,7 +144,7 @@ def _files(paths: Sequence[pathlib.Path], form: Form) -> Iterator[_Chunk]:
                 layout = dataclasses.replace(first, header_line=0)
             text.check_header(path, layout)
             first = first or layout
-            names = form.names(layout.names, path)
+            names = form.names(dict.fromkeys(layout.names, False), path)
             position = {role: layout.names.index(n) for role, n in names.items()}
             chunks = text.text_chunks(path, layout, position)
         for chunk in tqdm(
