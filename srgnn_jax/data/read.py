@@ -47,7 +47,9 @@ class Form:
     on_bad_row: str = "error"
     needs_time: bool = True  # else clicks without one are in the order of rows
 
-    def names(self, names: Iterable[str], where: pathlib.Path | str) -> dict[str, str]:
+    def names(
+        self, columns: Mapping[str, bool], where: pathlib.Path | str
+    ) -> dict[str, str]:
         """Returns the name of each column that is read; raises UserError.
 
         `columns` are those of a log, and whether they hold lists.
