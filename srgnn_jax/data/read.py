@@ -48,11 +48,11 @@ class Form:
     needs_time: bool = True  # else clicks without one are in the order of rows
 
     def names(
-        self, columns: Mapping[str, bool], where: pathlib.Path | str
+        self, columns: Mapping[str, bool] | Sequence[str], where: pathlib.Path | str
     ) -> dict[str, str]:
         """Returns the name of each column that is read; raises UserError.
 
-        `columns` are those of a log, and whether they hold lists.
+        `columns` are those of a log; a dict tells of each whether it holds lists.
         """
         usual, optional = dict(self.usual), ["date", "day", "event"]
         if self.of_visitors and not self.columns.session:
@@ -66,7 +66,7 @@ class Form:
         if not self.needs_time:
             optional.append("time")
         names = list(columns)
-        lists = [name for name, is_list in columns.items() if is_list]
+        lists = [n for n in names if isinstance(columns, Mapping) and columns[n]]
         found = find_columns(where, self.columns, usual, names, optional, lists)
         return {column: names[i] for column, i in found.items()}
 
@@ -146,7 +146,7 @@ def _files(paths: Sequence[pathlib.Path], form: Form) -> Iterator[_Chunk]:
                 layout = dataclasses.replace(first, header_line=0)
             text.check_header(path, layout)
             first = first or layout
-            names = form.names(dict.fromkeys(layout.names, False), path)
+            names = form.names(layout.names, path)
             position = {role: layout.names.index(n) for role, n in names.items()}
             chunks = text.text_chunks(path, layout, position)
         for chunk in tqdm(
