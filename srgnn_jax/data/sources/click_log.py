@@ -9,6 +9,7 @@ import logging
 import pathlib
 import re
 
+from srgnn_jax.data.files import kind_of
 from srgnn_jax.data.prepare import prepare, prepare_splits
 from srgnn_jax.data.read import columns_of, read_clicks
 from srgnn_jax.data.sessions import Dataset
@@ -107,9 +108,14 @@ def _of_one_form(
             if is_click(names) and form.header != "none":
                 headless.setdefault(len(names), []).append(path)
                 continue
-            form.names(names, path)
-            forms.setdefault(frozenset(name.strip() for name in names), []).append(path)
+            read = form.names(names, path)
+            # A record may lack any field that is not read.
+            columns = read.values() if kind_of(path, form.encoding) == "json" else names
+            forms.setdefault(frozenset(map(str.strip, columns)), []).append(path)
         except UserError as error:
+            # One that is damaged may be a part of the log.
+            if error.__cause__:
+                raise
             others.append((path, error))
     if len(forms) == 1:
         ((columns, with_header),) = forms.items()
