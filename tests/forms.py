@@ -54,6 +54,7 @@ class Log:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
     frame: pl.DataFrame | None = None  # in the place of files
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)  # of the frame
     nothing: int = 0  # rows that lack an id or a time
     chunk: int = 1 << 25  # read at a time
 
@@ -114,7 +115,9 @@ def _draw_ids(rng: np.random.Generator, kind: str, count: int) -> list:
         return [ids[n] for n in rng.permutation(len(ids))[:count]]
     if kind == "zeros":
         return ["007", "7", *(f"{n:04}" for n in range(count - 2))]
-    pool = [f"{w}{n}" for n in range(count) for w in ("a", "v-", "é ", "日", "x.0", "1e")]
+    pool = [
+        f"{w}{n}" for n in range(count) for w in ("a", "v-", "é ", "日", "x.0", "1e")
+    ]
     return [pool[n] for n in rng.permutation(len(pool))[:count]]
 
 
@@ -229,7 +232,9 @@ TIMES = [
     Time("+05", SECOND, _iso(BLANK, 0, "+05", 5)),
     Time("%d/%m/%Y %H:%M", MINUTE, _iso("%d/%m/%Y %H:%M"), {"time_format": 1}),
     Time("%d.%m.%Y", DAY, _iso("%d.%m.%Y"), {"time_format": 1}),
-    Time("%b %d %Y %I:%M:%S %p", SECOND, _iso("%b %d %Y %I:%M:%S %p"), {"time_format": 1}),
+    Time(
+        "%b %d %Y %I:%M:%S %p", SECOND, _iso("%b %d %Y %I:%M:%S %p"), {"time_format": 1}
+    ),
     Time(
         "%d/%b/%Y:%H:%M:%S %z",
         SECOND,
@@ -258,7 +263,9 @@ def _date_column(rng: np.random.Generator, times: Sequence, said: list[str]):
 
 def draw_clicks(rng: np.random.Generator, step: int, said: list[str]) -> list[Click]:
     """Draws clicks whose times are multiples of `step`; often several at one time."""
-    kinds = [("whole", "words", "zeros")[n] for n in rng.choice(3, 2, p=(0.6, 0.3, 0.1))]
+    kinds = [
+        ("whole", "words", "zeros")[n] for n in rng.choice(3, 2, p=(0.6, 0.3, 0.1))
+    ]
     said += kinds
     sessions = _draw_ids(rng, kinds[0], int(rng.integers(4, 16)))
     items = _draw_ids(rng, kinds[1], int(rng.integers(3, 9)))
@@ -324,14 +331,20 @@ def draw(rng: np.random.Generator) -> Log:
 
 
 NAMES = {
-    "session": ("session_id", "SessionId", "sessionId", "Session ID", "session_id:token"),
+    "session": (
+        "session_id",
+        "SessionId",
+        "sessionId",
+        "Session ID",
+        "session_id:token",
+    ),
     "item": ("item_id", "ItemId", "product_id", "item_id:token", "aid"),
     "time": ("timestamp", "Time", "ts", "event_time", "timestamp:float"),
     "event": ("event", "type", "event_type"),
 }
 
 
-def _names(rng: np.random.Generator, log: Log, nested: bool = False) -> dict[str, str]:
+def _names(rng: np.random.Generator, log: Log) -> dict[str, str]:
     """Draws a name for each column; those that are not usual are set."""
     names = {}
     for role, usual in NAMES.items():
@@ -385,7 +398,8 @@ def _text(rng, log: Log, time: Time, said: list[str]) -> None:
     }
     for n, role in enumerate(lacks):
         if role:
-            columns[role][n] = NOTHING[rng.integers(len(NOTHING))]
+            # By the first row it is told what a headless file is.
+            columns[role][n] = NOTHING[rng.integers(2 * (not n), len(NOTHING))]
     names = {**_names(rng, log), "title": "title"}
     has_clock = time.name in ("T", "blank", "minutes") and rng.random() < 0.4
     if has_clock and "time_column" not in log.settings:
@@ -403,14 +417,12 @@ def _text(rng, log: Log, time: Time, said: list[str]) -> None:
             log.settings["separator"] = ","
         elif title == "breaks":
             log.settings["separator"] = separator.replace("\t", "\\t")
-    if log.settings.get("events") is None and not rng.integers(2):
-        log.settings.pop("event_column", None)
     log.settings.update(time.settings)
     rows = list(zip(*(columns[role] for role in roles), strict=True))
     all_quoted = not unquoted and rng.random() < 0.2
     end = ("\n", "\r\n")[int(rng.random() < 0.2)]
     spaces = not all_quoted and title != "breaks" and rng.random() < 0.1
-    spaces = spaces and not unquoted
+    spaces = spaces and not unquoted and (separator, time.name) != (",", "mmm,")
 
     def line(fields: Sequence[str]) -> str:
         if spaces:
@@ -439,7 +451,9 @@ def _text(rng, log: Log, time: Time, said: list[str]) -> None:
 
 def _part_times(rng, log: Log, columns: dict[str, list[str]], names: dict) -> None:
     """Puts the day and the time of day in two columns."""
-    moments = [re.split("[T ]", m) if m[:4] == "2024" else [m, m] for m in columns["time"]]
+    moments = [
+        re.split("[T ]", m) if m[:4] == "2024" else [m, m] for m in columns["time"]
+    ]
     columns["date"], columns["time"] = map(list, zip(*moments, strict=True))
     names["time"], names["date"] = "time", ("date", "Day")[rng.integers(2)]
     if rng.random() < 0.2:
@@ -469,7 +483,9 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 def _pack(rng, log: Log, texts: Sequence[str], title: str, said: list[str]) -> None:
     """Encodes and packs the text of each part."""
     ways = ["utf-8", "utf-8", "utf-8-sig", "utf-16"]
-    is_latin = all(text.encode("cp1252", "replace").decode("cp1252") == text for text in texts)
+    is_latin = all(
+        text.encode("cp1252", "replace").decode("cp1252") == text for text in texts
+    )
     if is_latin and title == "accents":
         ways += ["cp1252"] * 4
     encoding = ways[rng.integers(len(ways))]
@@ -477,9 +493,7 @@ def _pack(rng, log: Log, texts: Sequence[str], title: str, said: list[str]) -> N
         log.settings["encoding"] = "cp1252"
     packed = list(PACK)[rng.integers(len(PACK))] if rng.random() < 0.3 else ""
     said += [encoding, packed]
-    _name_files(
-        rng, log, [PACK[packed](text.encode(encoding)) for text in texts], said
-    )
+    _name_files(rng, log, [PACK[packed](text.encode(encoding)) for text in texts], said)
 
 
 def _ids_of(log: Log) -> str:
@@ -489,7 +503,9 @@ def _ids_of(log: Log) -> str:
 def _name_files(rng, log: Log, parts: Sequence[bytes], said: list[str]) -> None:
     """Names the parts of a log, and puts what tools write beside them."""
     if len(parts) == 1:
-        names = [("log.csv", "EXPORT.CSV", "clicks.parquet", "x", "l.txt")[rng.integers(5)]]
+        names = [
+            ("log.csv", "EXPORT.CSV", "clicks.parquet", "x", "l.txt")[rng.integers(5)]
+        ]
     else:
         form = ("p-{:05}", "day={0}/part-0.parquet", "log.csv/part-{}", "{}.csv.gz")
         said.append(f"{len(parts)} parts")
@@ -505,12 +521,16 @@ def _columns(rng, log: Log, time: Time | None, said: list[str]) -> pl.DataFrame:
     """Returns the clicks as typed columns."""
     lacks = _gaps(rng, log)
     values: dict[str, list] = {
-        role: [None if gap == role else value for value, gap in zip(of, lacks, strict=True)]
+        role: [
+            None if gap == role else value for value, gap in zip(of, lacks, strict=True)
+        ]
         for role, of in zip(
-            ("session", "item", "time"), list(zip(*log.clicks, strict=True))[:3], strict=True
+            ("session", "item", "time"),
+            list(zip(*log.clicks, strict=True))[:3],
+            strict=True,
         )
     }
-    names = _names(rng, log)
+    log.columns = names = _names(rng, log)
     columns = [
         _id_column(rng, values[role], said).alias(names[role])
         for role in ("session", "item")
@@ -635,10 +655,13 @@ def _write_lists(rng, log, sessions, way, time, one_time, said) -> None:
     else:
         number = str
     times = {
-        s: [number(time.write(c.time)) for c in clicks] for s, clicks in sessions.items()
+        s: [number(time.write(c.time)) for c in clicks]
+        for s, clicks in sessions.items()
     }
     if one_time:
-        first = {s: number(time.write(clicks[0].time)) for s, clicks in sessions.items()}
+        first = {
+            s: number(time.write(clicks[0].time)) for s, clicks in sessions.items()
+        }
     ids = list(sessions)
     if way == "json of objects":
         log_records = [
@@ -655,9 +678,7 @@ def _write_lists(rng, log, sessions, way, time, one_time, said) -> None:
     when = "timestamp" if one_time else "timestamp_list"
     values = first if one_time else times
     if way == "json":
-        records = [
-            {"session_id": s, "items": items[s], when: values[s]} for s in ids
-        ]
+        records = [{"session_id": s, "items": items[s], when: values[s]} for s in ids]
         return _write_json(rng, log, records, said)
     if way == "joined":
         mark = (" ", "|", " ")[rng.integers(3)]

@@ -99,7 +99,7 @@ def _first_row(
         except csv.Error as error:
             faults.append(error)
         else:
-            if end == 1 or not _are_alone(lines[:end], separator, lines[0].count("\t")):
+            if end == 1 or not _are_alone(lines, separator, lines[0].count("\t")):
                 return fields, end
     if separator == "\t":
         return lines[0].split(separator), 1
