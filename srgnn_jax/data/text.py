@@ -118,7 +118,7 @@ def is_click(fields: Sequence[str]) -> bool:
 
 def check_header(path: pathlib.Path, layout: Layout) -> None:
     """Raises UserError where the header of a file is a click."""
-    if not layout.header_line or not is_click(layout.names):
+    if not layout.header_line or not is_click(layout.names) or len(layout.names) < 2:
         return
     numbers = range(1, len(layout.names) + 1)
     # The longest number or date is likely the time, the first others the rest.
@@ -161,7 +161,7 @@ def text_chunks(
             if number <= layout.header_line:
                 lines = lines.filter(pl.col("number") > layout.header_line)
             if '"' in block and layout.quoting != "none":
-                lines, open_from = _join_lines(lines, layout)
+                lines, open_from = _join_lines(lines, layout, position)
                 if block and open_from is not None and end - open_from < MOST_JOINED:
                     rest = lines.filter(pl.col("number") >= open_from)["text"]
                     held, end = "\n".join([*rest, ""]), open_from
@@ -179,7 +179,9 @@ def _lines(text: str, number: int) -> pl.DataFrame:
     ).collect()
 
 
-def _join_lines(lines: pl.DataFrame, layout: Layout) -> tuple[pl.DataFrame, int | None]:
+def _join_lines(
+    lines: pl.DataFrame, layout: Layout, position: Mapping[str, int]
+) -> tuple[pl.DataFrame, int | None]:
     """Joins the lines that a line break within quotes has parted.
 
     Returns the lines, and the number of the last one if its quotes stay open.
@@ -192,7 +194,7 @@ def _join_lines(lines: pl.DataFrame, layout: Layout) -> tuple[pl.DataFrame, int 
     while len(openers) > 1:
         start, end = openers[:2]
         parts = texts[start : end + 1]
-        if end - start < MOST_JOINED and _are_one(parts, layout):
+        if end - start < MOST_JOINED and _are_one(parts, layout, position):
             joined[start] = "\n".join(parts)
             dropped |= set(range(start + 1, end + 1))
             openers = openers[2:]
@@ -206,15 +208,18 @@ def _join_lines(lines: pl.DataFrame, layout: Layout) -> tuple[pl.DataFrame, int 
     return lines[kept] if dropped else lines, last
 
 
-def _are_one(parts: Sequence[str], layout: Layout) -> bool:
-    """Whether some lines are one row."""
+def _are_one(parts: Sequence[str], layout: Layout, position: Mapping[str, int]) -> bool:
+    """Whether some lines are one row; no id and no time holds a line break."""
     expected = len(layout.names)
     try:
         fields = fields_of("\n".join(parts), layout.separator)
     except csv.Error:
         return False
-    alone = _are_alone(parts, layout.separator, expected - 1)
-    return len(fields) == expected and not alone
+    if len(fields) != expected or any(
+        "\n" in fields[i].strip() for i in position.values()
+    ):
+        return False
+    return not _are_alone(parts, layout.separator, expected - 1)
 
 
 def _are_alone(parts: Sequence[str], separator: str, most: int) -> bool:
