@@ -108,10 +108,11 @@ def _of_one_form(
             if is_click(names) and form.header != "none":
                 headless.setdefault(len(names), []).append(path)
                 continue
-            read = form.names(names, path)
+            read = form.names(names, path).values()
             # A record may lack any field that is not read.
-            columns = read.values() if kind_of(path, form.encoding) == "json" else names
-            forms.setdefault(frozenset(map(str.strip, columns)), []).append(path)
+            is_json = kind_of(path, form.encoding) == "json"
+            told = frozenset(map(str.strip, read if is_json else names))
+            forms.setdefault(told, []).append(path)
         except UserError as error:
             # One that is damaged may be a part of the log.
             if error.__cause__:
