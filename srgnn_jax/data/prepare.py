@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from srgnn_jax.data.counts import count
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
@@ -60,24 +60,12 @@ def prepare(
     """
     if test_end is not None and (test_start is None or test_end <= test_start):
         raise UserError("config.test_end needs a config.test_start before it")
-    gathered = (
-        _as_published(clicks) if as_published else gather_visits(clicks, **visits)
-    )
-    if date_resolution_seconds:
-        dates = gathered.dates
-        dates = dates - dates % (date_resolution_seconds * SECOND)
-        gathered = gathered._replace(dates=dates)
+    gathered = _gather(clicks, as_published, date_resolution_seconds, visits)
     kept, date, keys = _filter(
         gathered, min_session_length, min_item_count, len(clicks)
     )
     raw_items = gathered.raw_items.cast(pl.String)
-    # A span that is longer than all of time leaves nothing before it.
-    edge = date.max() - round(min(test_days, 1e6) * DAY)
-    is_test = date > edge
-    is_train = date < edge if as_published else ~is_test
-    if test_start is not None:
-        is_train = date < test_start
-        is_test = ~is_train & (date < (np.inf if test_end is None else test_end))
+    is_train, is_test = _split(date, as_published, test_days, test_start, test_end)
     order = np.lexsort((keys, date))
     train, test = (kept.take(order[part[order]]) for part in (is_train, is_test))
     if not len(train) or not len(test):
@@ -88,11 +76,7 @@ def prepare(
             "set config.test_days, or config.test_start and config.test_end"
         )
     test_sessions = len(test)
-    # Items in order of appearance, and the row of each; 0: none.
-    numbers = pl.Series(train.items).unique(maintain_order=True).to_numpy()
-    row = np.zeros(len(raw_items), np.int32)
-    row[numbers] = np.arange(1, len(numbers) + 1)
-    train, test = (Sessions(row[part.items], part.offsets) for part in (train, test))
+    numbers, train, test = _number_items(train, test)
     test, _ = test.keep(test.items > 0, min_session_length)
     train = _last_examples(train, train_fraction)
     if not len(train) or not len(test):
@@ -107,6 +91,54 @@ def prepare(
     counts["edge_sessions"] = int((~is_train & ~is_test).sum())
     counts |= gathered.counts
     return Dataset({"train": train, "test": test}, vocabulary, counts)
+
+
+def _gather(
+    clicks: pl.DataFrame,
+    as_published: bool,
+    date_resolution_seconds: int,
+    visits: Mapping[str, Any],
+) -> Visits:
+    """Applies rule 1."""
+    gathered = (
+        _as_published(clicks) if as_published else gather_visits(clicks, **visits)
+    )
+    if not date_resolution_seconds:
+        return gathered
+    dates = gathered.dates
+    return gathered._replace(dates=dates - dates % (date_resolution_seconds * SECOND))
+
+
+def _split(
+    date: Int[np.ndarray, " S"],
+    as_published: bool,
+    test_days: float,
+    test_start: int | None,
+    test_end: int | None,
+) -> tuple[Bool[np.ndarray, " S"], Bool[np.ndarray, " S"]]:
+    """Applies rule 3: returns which sessions train, and which test."""
+    if test_start is not None:
+        is_train = date < test_start
+        return is_train, ~is_train & (date < (np.inf if test_end is None else test_end))
+    # A span that is longer than all of time leaves nothing before it.
+    edge = date.max() - round(min(test_days, 1e6) * DAY)
+    is_test = date > edge
+    return date < edge if as_published else ~is_test, is_test
+
+
+def _number_items(
+    train: Sessions, test: Sessions
+) -> tuple[np.ndarray, Sessions, Sessions]:
+    """Applies rule 5: returns the items in order of appearance, and their rows.
+
+    Items that train does not have get row 0.
+    """
+    items = pl.Series(train.items).unique(maintain_order=True).to_numpy()
+    most = max(train.items.max(), test.items.max())
+    row = np.zeros(most + 1, np.int32)
+    row[items] = np.arange(1, len(items) + 1)
+    train, test = (Sessions(row[part.items], part.offsets) for part in (train, test))
+    return items, train, test
 
 
 def prepare_splits(
