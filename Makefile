@@ -42,7 +42,7 @@ test-tpu: .venv-tpu/installed
 
 test-long: venv
 	$(BIN)/python -m tests.kill_and_resume --kills=25
-	$(BIN)/python -m tests.fuzz_readers --cases=3000 --seed=0
+	$(BIN)/python -m tests.fuzz_readers --cases=5000 --seed=0
 
 lint: venv
 	$(BIN)/ruff check

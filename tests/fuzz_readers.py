@@ -1,26 +1,36 @@
-"""Breaks good inputs at random and reads them with every reader.
+"""Breaks files at random, and writes clicks in random forms, and reads them.
 
-    python -m tests.fuzz_readers --cases=3000 --seed=0
+    python -m tests.fuzz_readers --cases=5000 --seed=0
 
-Each must give one clear line that names the file, or a data set in which every row of
-the file is accounted for. A case is drawn from its number alone: --only reads it again.
+A broken file must give one clear line that names it, or a data set in which every row
+is accounted for. Clicks must give the very data set that they are, in whatever form
+(tests/forms.py), and be recommended to as they are. A case is drawn from its number
+alone: --only reads it again.
 """
 
 import argparse
 import collections
+import contextlib
 import gzip
 import io
+import logging
 import pathlib
 import pickle
+import re
+import shutil
 import tempfile
 import traceback
 import types
 import warnings
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import polars as pl
 
+from srgnn_jax.data import records, text
+from srgnn_jax.data.frames import Clicks
+from srgnn_jax.data.prepare import prepare
 from srgnn_jax.data.sessions import Dataset, check_rows
 from srgnn_jax.data.sources import (
     Settings,
@@ -32,6 +42,8 @@ from srgnn_jax.data.sources import (
     yoochoose,
 )
 from srgnn_jax.errors import UserError
+from srgnn_jax.serve.inputs import read_sessions
+from tests import forms
 
 DAY = 86_400
 START = 1_400_000_000
@@ -206,12 +218,8 @@ def check(reader: str, data: bytes, prepared: Dataset) -> None:
     assert kept == rows_of(reader, data), f"{kept} of {rows_of(reader, data)} rows"
 
 
-def read(folder: pathlib.Path, reader: str, data: bytes, config: Settings):
-    """Reads the file of a case.
-
-    Returns:
-      What happened: "refused" or "read".
-    """
+def read(folder: pathlib.Path, reader: str, data: bytes, config: Settings) -> str:
+    """Reads a broken file; returns "refused" or "read"."""
     source, name = READERS[reader].source, READERS[reader].name
     folder = folder / reader
     folder.mkdir(exist_ok=True)
@@ -231,50 +239,142 @@ def read(folder: pathlib.Path, reader: str, data: bytes, config: Settings):
     return "read"
 
 
-def fuzz(cases: range, seed: int) -> tuple[collections.Counter, list[str]]:
-    """Reads the cases.
+def read_broken(folder: pathlib.Path, seed: int, case: int) -> tuple[str, str]:
+    """Reads a file that is broken; returns its reader, and "refused" or "read"."""
+    reader, data, config = draw(seed, case)
+    return reader, read(folder, reader, data, config)
+
+
+def prepare_form(folder: pathlib.Path, log: forms.Log, config: Settings) -> Dataset:
+    """Returns the data set that is read of a log in some form."""
+    if log.frame is None:
+        return click_log.read(find_files(click_log, folder, config), config)
+    columns = dict(log.columns) if config.events else log.columns | {"event": ""}
+    clicks, counts = Clicks.from_frame(log.frame, **columns).read(config)
+    data = prepare(clicks, as_published=False, **config.rules | config.visits)
+    data.counts.update(counts)
+    return data
+
+
+def check_data(log: forms.Log, data: Dataset, right: dict) -> None:
+    """Asserts that a data set is the right one, to the order of its sessions."""
+    ids = ["", *data.vocabulary.ids]
+    found = {
+        split: [[ids[row] for row in session] for session in sessions]
+        for split, sessions in data.splits.items()
+    }
+    found["vocabulary"] = ids[1:]
+    for name, expected in right.items():
+        assert found[name] == expected, f"{name}: {found[name]} for {expected}"
+    assert data.counts["skipped_rows"] == log.nothing, "another number of skipped rows"
+
+
+def check_sessions(folder: pathlib.Path, log: forms.Log, config: Settings) -> None:
+    """Asserts that recommending reads the last visit of every id."""
+    visits = forms.visits_of(log.clicks, log.settings)
+    right = {str(v[-1].session): [str(click.item) for click in v] for v in visits}
+    (name, data), *others = log.files.items()
+    source = folder if others else io.BytesIO(data)
+    entries = [e for some in read_sessions(source, name, config) for e in some]
+    found = {told.get("session"): ids for ids, told in entries if ids is not None}
+    assert found == right, f"sessions: {found} for {right}"
+    assert len(entries) == len(right) + log.nothing, "another number of errors"
+
+
+def read_form(folder: pathlib.Path, seed: int, case: int) -> tuple[str, str]:
+    """Reads clicks in a form; returns it, and "refused" or "read"."""
+    log = forms.draw(np.random.default_rng([seed, case]))
+    folder = folder / str(case)
+    for name, data in log.files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    config = Settings(**log.settings)
+    right = forms.data_set(log.clicks, log.settings)
+    refusal = "the split by time leaves|are left"
+    if log.nothing and config.on_bad_row == "error":
+        right, refusal = None, "on_bad_row=skip"
+    kind, data, refused = log.said.split(",")[0], None, ""
+    with contextlib.ExitStack() as stack:
+        for module in (text, records):
+            stack.enter_context(mock.patch.object(module, "CHUNK", log.chunk))
+        try:
+            if log.files and log.clicks:
+                check_sessions(folder, log, config)
+            data = prepare_form(folder, log, config)
+        except UserError as error:
+            refused = str(error)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    if right is None:
+        assert re.search(refusal, refused), f"{log.said}: {refused!r}"
+        return kind, "refused"
+    assert data, f"{log.said}: {refused}"
+    check_data(log, data, right)
+    return kind, "read"
+
+
+KINDS = {"broken": read_broken, "forms": read_form}
+
+
+def fuzz(cases: range, seed: int, kind: str) -> tuple[collections.Counter, list[str]]:
+    """Reads the cases of a kind.
 
     Returns:
-      How often each reader did what, and what went wrong.
+      How often each reader or form did what, and what went wrong.
     """
     done: collections.Counter = collections.Counter()
     wrong = []
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("error")
         for case in cases:
-            reader, data, config = draw(seed, case)
             try:
-                done[reader, read(pathlib.Path(name), reader, data, config)] += 1
+                done[KINDS[kind](pathlib.Path(name), seed, case)] += 1
             # What polars panics with is no Exception.
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
                     raise
                 trace = traceback.extract_tb(error.__traceback__)[-1]
                 wrong.append(
-                    f"case {case} ({reader}, {config.on_bad_row}): "
-                    f"{type(error).__name__}: {str(error)[:300]} "
-                    f"({pathlib.Path(trace.filename).name}:{trace.lineno})"
+                    f"case {case} ({kind}): {type(error).__name__}: "
+                    f"{str(error)[:600]} ({pathlib.Path(trace.filename).name}:"
+                    f"{trace.lineno})"
                 )
     return done, wrong
+
+
+def show(kind: str, seed: int, case: int) -> None:
+    """Prints the files of a case."""
+    if kind == "broken":
+        print(draw(seed, case)[1][:5000])
+        return
+    log = forms.draw(np.random.default_rng([seed, case]))
+    print(log.said, log.settings, log.frame, sep="\n")
+    for name, data in log.files.items():
+        print(name, data[:2000], sep="\n")
 
 
 def main() -> None:
     """Reads the cases that the flags ask for, and prints what came of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=3000)
+    parser.add_argument("--cases", type=int, default=3000, help="of each kind")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="read this case, and print its file")
+    parser.add_argument("--kind", choices=KINDS, help="instead of all kinds")
+    parser.add_argument("--only", type=int, help="read this case, and print its files")
     flags = parser.parse_args()
-    cases = range(flags.cases)
-    if flags.only is not None:
-        cases = range(flags.only, flags.only + 1)
-        print(draw(flags.seed, flags.only)[1][:5000])
-    done, wrong = fuzz(cases, flags.seed)
-    for reader in READERS:
-        read_in_full, refused = done[reader, "read"], done[reader, "refused"]
-        print(f"{reader:<14}{read_in_full:>6} read{refused:>6} refused")
-    print(*wrong, f"{len(wrong)} of {len(cases)} cases went wrong", sep="\n")
-    raise SystemExit(bool(wrong))
+    logging.disable(logging.WARNING)
+    cases, failed = range(flags.cases), 0
+    for kind in [flags.kind] if flags.kind else KINDS:
+        if flags.only is not None:
+            cases = range(flags.only, flags.only + 1)
+            show(kind, flags.seed, flags.only)
+        done, wrong = fuzz(cases, flags.seed, kind)
+        for reader in sorted({reader for reader, _ in done}):
+            read_in_full, refused = done[reader, "read"], done[reader, "refused"]
+            print(f"{reader:<14}{read_in_full:>6} read{refused:>6} refused")
+        print(*wrong, f"{kind}: {len(wrong)} of {len(cases)} went wrong", sep="\n")
+        failed += len(wrong)
+    raise SystemExit(bool(failed))
 
 
 if __name__ == "__main__":

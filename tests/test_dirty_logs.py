@@ -373,9 +373,10 @@ def test_any_text_between_good_rows(tmp_path_factory, texts, separator):
     assert len(read) >= 6
 
 
+@pytest.mark.parametrize("kind", fuzz_readers.KINDS)
 @pytest.mark.parametrize("part", range(2))
-def test_files_broken_at_random(part):
-    done, wrong = fuzz_readers.fuzz(range(part * 60, part * 60 + 60), seed=0)
+def test_files_broken_at_random(part, kind):
+    done, wrong = fuzz_readers.fuzz(range(part * 60, part * 60 + 60), 0, kind)
     assert not wrong
     assert sum(done.values()) == 60
     assert {what for _, what in done} == {"read", "refused"}

@@ -605,11 +605,20 @@ def test_table_of_counts():
     )
 
 
+def test_edge_sessions_are_explained_where_there_are_some():
+    assert "neither" not in counts_table({"edge_sessions": 0}, {})
+    *_, why = counts_table({"edge_sessions": 3}, {}).split("\n", 2)
+    assert "in neither split" in why
+    assert "config.test_days" in why
+    assert "config.test_end" in why
+
+
 def test_the_table_of_counts_fits_a_terminal(tmp_path, log):
     counts = dict.fromkeys(load(tmp_path).counts, 10**10 - 1)
     lines = counts_table(counts, counts).splitlines()
-    assert len(lines) == len(counts) + 1
     assert max(map(len, lines)) <= 80
+    *lines, _, _ = lines  # What edge sessions are.
+    assert len(lines) == len(counts) + 1
     # Names and numbers do not run into each other.
     assert all(len(line.rsplit("  ", 2)) == 3 for line in lines)
 

@@ -75,11 +75,14 @@ def find_columns(
     stripped = [name.strip() for name in names]
     without_type = [name.rpartition(":")[0] for name in names]
     plain = [plain_name(name) for name in names]
-    last = [plain_name(name.rpartition(".")[2]) for name in names]
+    last = [name.rpartition(".")[2] for name in stripped]
 
     def places_of(column: str) -> list[int]:
         named = getattr(columns, column, "")
-        tries = [(these, n) for these in (plain, last) for n in usual.get(column, ())]
+        known = usual.get(column, ())
+        tries = [
+            (these, n) for these in (plain, [*map(plain_name, last)]) for n in known
+        ]
         if named:
             tries = [(stripped, named), (without_type, named), (last, named)]
         places = ([i for i, n in enumerate(ns) if n == name] for ns, name in tries)

@@ -66,10 +66,19 @@ def count(
 def counts_table(
     counts: Mapping[str, int | float], published: Mapping[str, int | float]
 ) -> str:
-    """Renders the counts, one a line, the published ones beside where there are any."""
+    """Renders the counts, one a line, the published ones beside where there are any.
+
+    Below them stands what edge sessions are, where there are some.
+    """
     columns = [counts, published] if published else [counts]
     rows = [["counts", "here", "published"][: 1 + len(columns)]]
     for name in counts:
         cells = [f"{round(c[name], 3):,}" if name in c else "" for c in columns]
         rows.append([name.replace("_", " "), *cells])
-    return "\n".join(tables.plain(rows, left=20, width=14))
+    lines = tables.plain(rows, left=20, width=14)
+    if counts.get("edge_sessions"):
+        lines += [
+            "edge sessions are in neither split: those exactly config.test_days before",
+            "the latest, as published, or those from config.test_end on",
+        ]
+    return "\n".join(lines)

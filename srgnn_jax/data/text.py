@@ -6,6 +6,7 @@ at one by one. A row is malformed only by what is read of it.
 
 import csv
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -48,10 +49,13 @@ def find_layout(
     """
     # The shell hands on '\t' as it is typed, in two characters.
     separator = separator.replace("\\t", "\t")
-    number, first = 0, ""
+    number, first, more = 0, "", []
     with reading(path), open_text(path, encoding) as file:
         while not first.strip() and (line := file.readline(1 << 20)):
             number, first = number + 1, line.rstrip("\r\n")
+        if '"' in first and quoting != "none":
+            rest = iter(lambda: file.readline(1 << 20), "")
+            more = [s.rstrip("\r\n") for s in itertools.islice(rest, MOST_JOINED)]
     if not first.strip():
         raise UserError(f"{path} is empty: it has no header")
     if "\r" in first:
@@ -60,14 +64,16 @@ def find_layout(
             "in line feeds, as with: tr '\\r' '\\n'"
         )
     if not separator:
-        separator = separator_of(first)
-        if separator not in first:
+        # It may stand after a quoted line break.
+        told = first if separator_of(first) in first else "\n".join([first, *more])
+        separator = separator_of(told)
+        if separator not in told:
             raise UserError(
                 f"{path}, line {number}: no tab, comma, semicolon or '|' in the header "
                 f"{first[:80]!r}; name the separator with --config.separator"
             )
     try:
-        fields = fields_of(first, separator, quoting)
+        fields, rows = _first_row([first, *more], separator, quoting)
     except csv.Error as error:
         raise UserError(
             f"{path}, line {number}: unreadable header ({error})"
@@ -75,7 +81,29 @@ def find_layout(
     if header == "none":
         header = [str(n) for n in range(1, len(fields) + 1)]
     names = header or fields
-    return Layout(names, separator, 0 if header else number, quoting, encoding)
+    return Layout(
+        names, separator, 0 if header else number + rows - 1, quoting, encoding
+    )
+
+
+def _first_row(
+    lines: Sequence[str], separator: str, quoting: str
+) -> tuple[list[str], int]:
+    """Splits the first row, and tells how many lines it takes; raises csv.Error."""
+    faults = []
+    for end in range(1, len(lines) + 1):
+        if end > 1 and lines[end - 1].count('"') % 2 == 0:
+            continue
+        try:
+            fields = fields_of("\n".join(lines[:end]), separator, quoting)
+        except csv.Error as error:
+            faults.append(error)
+        else:
+            if end == 1 or not _are_alone(lines, separator, lines[0].count("\t")):
+                return fields, end
+    if separator == "\t":
+        return lines[0].split(separator), 1
+    raise faults[0]
 
 
 def separator_of(line: str) -> str:
@@ -90,7 +118,7 @@ def is_click(fields: Sequence[str]) -> bool:
 
 def check_header(path: pathlib.Path, layout: Layout) -> None:
     """Raises UserError where the header of a file is a click."""
-    if not layout.header_line or not is_click(layout.names):
+    if not layout.header_line or not is_click(layout.names) or len(layout.names) < 2:
         return
     numbers = range(1, len(layout.names) + 1)
     # The longest number or date is likely the time, the first others the rest.
@@ -133,7 +161,7 @@ def text_chunks(
             if number <= layout.header_line:
                 lines = lines.filter(pl.col("number") > layout.header_line)
             if '"' in block and layout.quoting != "none":
-                lines, open_from = _join_lines(lines, layout)
+                lines, open_from = _join_lines(lines, layout, position)
                 if block and open_from is not None and end - open_from < MOST_JOINED:
                     rest = lines.filter(pl.col("number") >= open_from)["text"]
                     held, end = "\n".join([*rest, ""]), open_from
@@ -151,7 +179,9 @@ def _lines(text: str, number: int) -> pl.DataFrame:
     ).collect()
 
 
-def _join_lines(lines: pl.DataFrame, layout: Layout) -> tuple[pl.DataFrame, int | None]:
+def _join_lines(
+    lines: pl.DataFrame, layout: Layout, position: Mapping[str, int]
+) -> tuple[pl.DataFrame, int | None]:
     """Joins the lines that a line break within quotes has parted.
 
     Returns the lines, and the number of the last one if its quotes stay open.
@@ -164,7 +194,7 @@ def _join_lines(lines: pl.DataFrame, layout: Layout) -> tuple[pl.DataFrame, int 
     while len(openers) > 1:
         start, end = openers[:2]
         parts = texts[start : end + 1]
-        if end - start < MOST_JOINED and _are_one(parts, layout):
+        if end - start < MOST_JOINED and _are_one(parts, layout, position):
             joined[start] = "\n".join(parts)
             dropped |= set(range(start + 1, end + 1))
             openers = openers[2:]
@@ -178,15 +208,24 @@ def _join_lines(lines: pl.DataFrame, layout: Layout) -> tuple[pl.DataFrame, int 
     return lines[kept] if dropped else lines, last
 
 
-def _are_one(parts: Sequence[str], layout: Layout) -> bool:
-    """Whether some lines are one row; of tabs few are quoted, so that it must show."""
-    expected, separator = len(layout.names), layout.separator
+def _are_one(parts: Sequence[str], layout: Layout, position: Mapping[str, int]) -> bool:
+    """Whether some lines are one row; no id and no time holds a line break."""
+    expected = len(layout.names)
     try:
-        fields = fields_of("\n".join(parts), separator)
+        fields = fields_of("\n".join(parts), layout.separator)
     except csv.Error:
         return False
-    alone = all(part.count(separator) == expected - 1 for part in parts)
-    return len(fields) == expected and not (alone and separator == "\t")
+    if len(fields) != expected or any(
+        "\n" in fields[i].strip() for i in position.values()
+    ):
+        return False
+    return not _are_alone(parts, layout.separator, expected - 1)
+
+
+def _are_alone(parts: Sequence[str], separator: str, most: int) -> bool:
+    """Whether each line is a row although quotes join them: of tabs, few are quoted."""
+    full = (part.count("\t") == most for part in parts if part.strip())
+    return separator == "\t" and all(full)
 
 
 def _split(

@@ -21,7 +21,7 @@ from srgnn_jax.data.read import Form, columns_of, read_clicks
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.data.sources import Settings, click_log
 from srgnn_jax.data.text import NOT_UTF8, fields_of, separator_of
-from srgnn_jax.data.times import looks_like_time
+from srgnn_jax.data.times import TimeColumn
 from srgnn_jax.data.visits import gather_visits
 from srgnn_jax.errors import UserError, reason
 from srgnn_jax.serve.exported import wrong_session
@@ -180,17 +180,27 @@ def _is_log(first: str, name: str, settings: Settings) -> bool:
             fields = {} if is_session else records.fields_of(record)
         return bool(fields) and _log_form(fields, name, settings) is not None
     separator = settings.separator.replace("\\t", "\t") or separator_of(first)
+    is_open = True
     with contextlib.suppress(csv.Error):
         fields = dict.fromkeys(fields_of(first, separator, settings.quoting), False)
+        is_open = False
     if settings.header == "none":
+        # Quotes are open where a line break within them parts a row: of ids none is.
         numbered = {str(n): field for n, field in enumerate(fields, 1)}
-        return looks_like_time(numbered.get(form.columns.time, ""))
+        return is_open or _is_time(numbered.get(form.columns.time, ""), settings)
     if _log_form(fields, name, settings):
         return True
     usual = {plain_name(field) for field in fields}
     if len(fields) > 1 and usual & {*USUAL_NAMES["session"], *USUAL_NAMES["time"]}:
         _form_without_time(settings).names(fields, name)
     return False
+
+
+def _is_time(field: str, settings: Settings) -> bool:
+    """Whether a field is a time, or a word for none."""
+    read = TimeColumn(unit=settings.time_unit, form=settings.time_format)
+    is_time = read(pl.Series([field]), pl.Series([1]), "line").count() > 0
+    return is_time or field.strip() in settings.missing_values
 
 
 def _form_without_time(settings: Settings) -> Form:

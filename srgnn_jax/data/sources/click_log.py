@@ -9,8 +9,9 @@ import logging
 import pathlib
 import re
 
+from srgnn_jax.data.files import kind_of
 from srgnn_jax.data.prepare import prepare, prepare_splits
-from srgnn_jax.data.read import columns_of, read_clicks
+from srgnn_jax.data.read import Form, columns_of, read_clicks
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import source
 from srgnn_jax.data.sources.source import Settings
@@ -92,13 +93,21 @@ def _is_hidden(path: pathlib.PurePath) -> bool:
     )
 
 
-def _of_one_form(
-    files: list[pathlib.Path], folder: pathlib.Path, settings: Settings, where: str
-) -> list[pathlib.Path]:
-    """Returns the files that hold clicks, which must have the same columns."""
-    form, others = settings.form, []
+def _by_form(
+    files: list[pathlib.Path], form: Form
+) -> tuple[
+    dict[frozenset[str], list[pathlib.Path]],
+    dict[int, list[pathlib.Path]],
+    list[tuple[pathlib.Path, UserError]],
+]:
+    """Groups files by their columns; those without a header, by how many they have.
+
+    Returns both, and the files that are no logs, with why. Raises the UserError of a
+    file that is damaged: it may be a part of the log.
+    """
     forms: dict[frozenset[str], list[pathlib.Path]] = {}
     headless: dict[int, list[pathlib.Path]] = {}
+    others = []
     for path in files:
         try:
             if not path.stat().st_size:
@@ -107,10 +116,23 @@ def _of_one_form(
             if is_click([*names]) and form.header != "none":
                 headless.setdefault(len(names), []).append(path)
                 continue
-            form.names(names, path)
-            forms.setdefault(frozenset(name.strip() for name in names), []).append(path)
+            read = form.names(names, path).values()
+            # A record may lack any field that is not read.
+            is_json = kind_of(path, form.encoding) == "json"
+            told = frozenset(map(str.strip, read if is_json else names))
+            forms.setdefault(told, []).append(path)
         except UserError as error:
+            if error.__cause__:
+                raise
             others.append((path, error))
+    return forms, headless, others
+
+
+def _of_one_form(
+    files: list[pathlib.Path], folder: pathlib.Path, settings: Settings, where: str
+) -> list[pathlib.Path]:
+    """Returns the files that hold clicks, which must have the same columns."""
+    forms, headless, others = _by_form(files, settings.form)
     if len(forms) == 1:
         ((columns, with_header),) = forms.items()
         # One with a header tells what those without hold.

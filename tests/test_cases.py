@@ -1,0 +1,452 @@
+"""Logs that people have come with, and what is right of each."""
+
+import gzip
+import io
+import pathlib
+import re
+from collections import Counter
+
+import polars as pl
+import pytest
+
+from srgnn_jax.data.sources import Settings, click_log, diginetica, find_files
+from srgnn_jax.errors import UserError
+from srgnn_jax.serve.inputs import read_sessions
+from tests.forms import EPOCH, datetime
+from tests.test_dirty_logs import same
+
+START = 1_709_268_811  # 2024-03-01T04:53:31
+CLICKS = [
+    (session, 1001 + (session + place) % 6, START + session * 14_400 + place * 137)
+    for session in range(1, 61)
+    for place in range(2 + session % 3)
+]
+SHARED = pathlib.Path(__file__).parents[2] / "shared" / "cases"
+
+
+def iso(second, form="%Y-%m-%dT%H:%M:%SZ"):
+    return (EPOCH + datetime.timedelta(seconds=second)).strftime(form)
+
+
+def write(
+    folder, name="log.csv", header="session_id,item_id,timestamp", row=None, of=CLICKS
+):
+    """Writes clicks as text, one a line; `row` says how."""
+    row = row or (lambda s, i, t: f"{s},{i},{t}")
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [header] * bool(header) + [row(*click) for click in of]
+    path.write_bytes("\n".join([*lines, ""]).encode("cp1252"))
+    return path
+
+
+def read(folder, source=click_log, **settings):
+    config = Settings(**settings)
+    return source.read(find_files(source, folder, config), config)
+
+
+def told(folder, **settings):
+    with pytest.raises(UserError) as error:
+        read(folder, **settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def sessions_of(source, **settings):
+    """Returns what recommending reads of a file, or of what is piped."""
+    entries = read_sessions(source, "x", Settings(**settings))
+    return [ids for chunk in entries for ids, _ in chunk]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """What the clicks are, as csv."""
+    folder = tmp_path_factory.mktemp("plain")
+    write(folder)
+    data = read(folder)
+    assert data.counts["raw_clicks"] == len(CLICKS)
+    return data
+
+
+def test_the_header_of_the_diginetica_challenge(tmp_path):
+    def row(s, i, t):
+        return f"{s};NA;{i};{t % 10**6};{iso(t)[:10]}"
+
+    headers = ("sessionId;userId;itemId", "session_id;user_id;item_id")
+    of = [
+        read(
+            write(
+                tmp_path / str(n),
+                "train-item-views.csv",
+                f"{h};timeframe;eventdate",
+                row,
+            ).parent,
+            diginetica,
+        )
+        for n, h in enumerate(headers)
+    ]
+    assert same(*of)
+
+
+ORDERS = {
+    "as visited": lambda: CLICKS,
+    "newest first": lambda: CLICKS[::-1],
+    "mixed": lambda: [CLICKS[n * 37 % len(CLICKS)] for n in range(len(CLICKS))],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_order_of_rows_is_no_information(tmp_path, plain, order):
+    of = ORDERS[order]()
+    assert Counter(of) == Counter(CLICKS)
+    write(tmp_path, of=of)
+    assert same(read(tmp_path), plain)
+
+
+def test_recommending_reads_the_columns_that_training_read(tmp_path):
+    header = "timestamp,visitorid,event,itemid,transactionid"
+    path = write(
+        tmp_path, "events.csv", header, lambda s, i, t: f"{t}000,{s},view,{i},"
+    )
+    assert "--config.session_column=visitorid" in told(tmp_path)
+    found = sessions_of(path, session_column="visitorid")
+    assert len(found) == 60
+    assert found[0] == [str(i) for s, i, _ in CLICKS if s == 1]
+    # As piped, and where columns have other names than at training.
+    assert (
+        sessions_of(io.BytesIO(path.read_bytes()), session_column="visitorid") == found
+    )
+    other = write(tmp_path, "other.csv")
+    assert sessions_of(other, session_column="visitorid") == found
+
+
+def test_spaces_after_commas(tmp_path, plain):
+    path = write(
+        tmp_path,
+        header="session_id, item_id, timestamp",
+        row=lambda *click: ", ".join(map(str, click)),
+    )
+    assert same(read(tmp_path), plain)
+    assert sessions_of(path)[0] == [str(i) for s, i, _ in CLICKS if s == 1]
+
+
+@pytest.mark.parametrize("word", ["NULL", "\\N", "nan", "", "None"])
+def test_words_for_no_session(tmp_path, word):
+    write(tmp_path, row=lambda s, i, t: f"{s if s % 3 else word},{i},{t}")
+    missing = sum(s % 3 == 0 for s, *_ in CLICKS)
+    assert "stands for none" in told(tmp_path) or not word
+    counts = read(tmp_path, on_bad_row="skip").counts
+    assert counts["skipped_rows"] == missing
+    assert counts["raw_clicks"] == len(CLICKS) - missing
+    kept = read(tmp_path, missing_values=("-",), on_bad_row="skip")
+    # It is an id where the config says so.
+    assert kept.counts["skipped_rows"] == (0 if word else missing)
+
+
+@pytest.mark.parametrize("column", ["session_id", "item_id"])
+def test_nan_among_ids(tmp_path, column):
+    frame = pl.DataFrame(CLICKS, ["session_id", "item_id", "timestamp"], orient="row")
+    chosen = pl.col(column) % 3 == 0
+    missing = frame.filter(chosen).height
+    frame = frame.with_columns(
+        pl.when(chosen).then(float("nan")).otherwise(pl.col(column)).alias(column)
+    )
+    frame.write_parquet(tmp_path / "log.parquet")
+    assert "'nan', stands for none" in told(tmp_path)
+    data = read(tmp_path, on_bad_row="skip")
+    assert data.counts["skipped_rows"] == missing
+    assert all(re.fullmatch(r"\d{4}", raw) for raw in data.vocabulary.ids)
+
+
+@pytest.mark.parametrize("first", ["s", "ms"])
+def test_a_tracker_that_changed_its_unit(tmp_path, plain, first):
+    def row(s, i, t):
+        return f"{s},{i},{t * (1 if (s < 40) == (first == 's') else 1000)}"
+
+    write(tmp_path, row=row)
+    line = 2 + sum(s < 40 for s, *_ in CLICKS)
+    assert re.search(rf"line {line}: .*--config\.time_unit=any", told(tmp_path))
+    assert same(read(tmp_path, time_unit="any"), plain)
+
+
+def test_json_lines_whatever_the_file_is_called(tmp_path):
+    path = tmp_path / "sessions.txt"
+    path.write_text('{"session": ["1001", "1002"]}\n{"session": ["1003"]}\n')
+    assert sessions_of(path) == [["1001", "1002"], ["1003"]]
+
+
+def test_daily_dates_lose_no_day(tmp_path):
+    write(
+        tmp_path,
+        header="session_id,item_id,date",
+        row=lambda s, i, t: f"{s},{i},{iso(t)[:10]}",
+    )
+    counts = read(tmp_path).counts
+    last = max(iso(t)[:10] for *_, t in CLICKS)
+    tested = {s for s, _, t in CLICKS if iso(t)[:10] == last}
+    assert counts["test_sessions"] == len(tested)
+    assert counts["train_sessions"] == 60 - len(tested)
+    assert counts["edge_sessions"] == 0
+
+
+def test_quotes_in_a_table_of_tabs_are_text(tmp_path, plain):
+    titles = ['12" Mix', '"Heroes', "Plain", '"', 'end"', '"Heroes"']
+    write(
+        tmp_path,
+        "plays.tsv",
+        "session_id\ttimestamp\tartist_id\titem_id\ttrack_name",
+        lambda s, i, t: f"{s}\t{iso(t)}\t\t{i}\t{titles[t % 6]}",
+    )
+    assert same(read(tmp_path), plain)
+
+
+def test_another_encoding_in_a_column_that_is_not_read(tmp_path, plain):
+    header = "session_id,item_id,timestamp,title"
+    path = write(tmp_path, header=header, row=lambda s, i, t: f"{s},{i},{t},Café")
+    assert b"Caf\xe9" in path.read_bytes()
+    assert same(read(tmp_path), plain)
+
+
+def test_no_header(tmp_path, plain):
+    write(tmp_path, "u.data", "", lambda s, i, t: f"{s}\t{i}\t3\t{t}")
+    message = told(tmp_path)
+    advice = "--config.header=none --config.session_column=1 --config.item_column=2"
+    assert "line 1: " in message
+    assert f"{advice} --config.time_column=4" in message
+    numbers = {"session_column": "1", "item_column": "2", "time_column": "4"}
+    assert same(read(tmp_path, header="none", **numbers), plain)
+
+
+@pytest.mark.parametrize("separator", ["", "::"])
+def test_two_colons(tmp_path, plain, separator):
+    write(
+        tmp_path,
+        "ratings.dat",
+        "session_id::item_id::rating::timestamp",
+        lambda s, i, t: f"{s}::{i}::3::{t}",
+    )
+    assert same(read(tmp_path, separator=separator), plain)
+
+
+# Times of each form, and the seconds that they are rounded to.
+TIMES = {
+    "20240301": (lambda t: iso(t, "%Y%m%d"), 86_400),
+    "202403011230": (lambda t: iso(t, "%Y%m%d%H%M"), 60),
+    "a spreadsheet's": (lambda t: f"{t / 86_400 + 25_569:.9f}", 1),
+}
+
+
+@pytest.mark.parametrize("form", TIMES)
+def test_dates_as_numbers(tmp_path, form):
+    form, step = TIMES[form]
+    write(tmp_path / "numbers", row=lambda s, i, t: f"{s},{i},{form(t)}")
+    write(tmp_path / "seconds", row=lambda s, i, t: f"{s},{i},{t - t % step}")
+    assert same(read(tmp_path / "numbers"), read(tmp_path / "seconds"))
+
+
+@pytest.mark.parametrize("column", ["", "date"])
+def test_the_day_and_the_time_of_day_in_two_columns(tmp_path, plain, column):
+    header = "session_id,item_id,date,time"
+    write(
+        tmp_path,
+        header=header,
+        row=lambda s, i, t: f"{s},{i},{iso(t, '%Y-%m-%d,%H:%M:%S')}",
+    )
+    assert same(read(tmp_path, date_column=column), plain)
+
+
+def test_a_suffix_in_upper_case(tmp_path, plain):
+    write(tmp_path, "EXPORT.CSV")
+    assert same(read(tmp_path), plain)
+
+
+def test_a_folder_that_is_none(tmp_path, plain):
+    path = write(tmp_path)
+    assert "does not exist" in told(tmp_path / "nowhere")
+    message = told(path)
+    assert f"name its folder, '{tmp_path}', and --config.log_file=log.csv" in message
+
+
+PARTS = {
+    "BigQuery": "clicks-{:012}.csv.gz",
+    "Spark": "part-{:05}-c1a2.csv",
+    "hive": "event_date=2024-03-{:02}/part-0.csv",
+    "a folder with a file's name": "log.csv/part-{:05}-aa.csv",
+}
+
+
+@pytest.mark.parametrize("header_once", [False, True])
+@pytest.mark.parametrize("tool", PARTS)
+def test_parts_of_one_log(tmp_path, plain, tool, header_once):
+    for n in range(3):
+        header = "" if n and header_once else "session_id,item_id,timestamp"
+        path = write(tmp_path, PARTS[tool].format(n), header, of=CLICKS[n::3])
+        if path.suffix == ".gz":
+            path.write_bytes(gzip.compress(path.read_bytes()))
+        path.with_name(f".{path.name}.crc").write_bytes(b"crc")
+    (tmp_path / "_SUCCESS").touch()
+    assert same(read(tmp_path), plain)
+
+
+@pytest.mark.parametrize("left", [15, -20])
+def test_a_damaged_part_is_not_passed_over(tmp_path, left):
+    for n in range(3):
+        path = write(tmp_path, f"part-{n}.csv.gz", of=CLICKS[n::3])
+        path.write_bytes(gzip.compress(path.read_bytes())[: left if n == 1 else None])
+    assert re.search(r"cannot read .*part-1", told(tmp_path))
+
+
+def test_parts_of_json_lines_may_lack_what_is_not_read(tmp_path, plain):
+    for n, more in enumerate(("", ', "title": null', ', "title": {"de": "Tee"}')):
+        write(
+            tmp_path,
+            f"part-{n}.json",
+            "",
+            lambda s, i, t, more=more: (
+                f'{{"session": {s}, "item": {i}, "ts": {t}{more}}}'
+            ),
+            CLICKS[n::3],
+        )
+    assert same(read(tmp_path), plain)
+
+
+def test_ready_made_splits(tmp_path):
+    def row(s, i, t):
+        return f"{s}\t{i}\t{t}.277"
+
+    header = "SessionId\tItemId\tTime"
+    for name, of in (("train_full", CLICKS[:100]), ("test", CLICKS[98:])):
+        write(tmp_path, f"rsc15_{name}.txt", header, row, of)
+    data = read(tmp_path)
+    assert data.counts["raw_clicks"] == len(CLICKS) + 2
+    assert set(data.splits) == {"train", "test"}
+    lengths = Counter(session for session, *_ in CLICKS[:100]).values()
+    assert data.counts["train_sessions"] == sum(n > 1 for n in lengths)
+    message = told(tmp_path, test_days=2.0)
+    assert re.search(r"config\.test_days is 2\.0, .*ready-made.*log_file", message)
+
+
+def by_session():
+    found: dict[int, list] = {}
+    for s, i, t in CLICKS:
+        found.setdefault(s, []).append((i, t))
+    return found
+
+
+@pytest.mark.parametrize("times", ["list", "one"])
+def test_a_session_a_row(tmp_path, plain, times):
+    rows = [
+        (
+            s,
+            [i for i, _ in clicks],
+            [t for _, t in clicks] if times == "list" else clicks[-1][1],
+        )
+        for s, clicks in by_session().items()
+    ]
+    names = ["session_id", "item_id-list", "timestamp"]
+    pl.DataFrame(rows, names, orient="row").write_parquet(tmp_path / "log.parquet")
+    assert same(read(tmp_path), plain)
+
+
+def test_the_log_of_otto(tmp_path, plain):
+    lines = [
+        pl.Series(
+            [
+                {
+                    "session": s,
+                    "events": [
+                        {"aid": i, "ts": t * 1000, "type": "clicks"} for i, t in clicks
+                    ],
+                }
+            ]
+        )
+        for s, clicks in by_session().items()
+    ]
+    pl.concat(lines).struct.unnest().write_ndjson(tmp_path / "train.jsonl")
+    assert same(read(tmp_path), plain)
+    assert same(read(tmp_path, log_file="train.jsonl"), plain)
+
+
+def test_visitors_events_and_doubled_rows(tmp_path, plain):
+    def row(s, i, t):
+        event = "view" if t % 2 else "addtocart"
+        return f"{t}000,{s % 6},{event},{i}"
+
+    write(tmp_path / "visitors", header="timestamp,visitorid,event,itemid", row=row)
+    of = {"session_column": "visitorid"}
+    # Six visitors, whose sixty visits are hours apart.
+    whole = read(tmp_path / "visitors", test_days=0.4, **of)
+    assert whole.counts["train_sessions"] + whole.counts["test_sessions"] <= 6
+    visits = read(tmp_path / "visitors", session_gap_minutes=30, **of)
+    assert same(visits, plain)
+    views = read(tmp_path / "visitors", session_gap_minutes=30, events=("view",), **of)
+    assert views.counts["event_view"] == views.counts["raw_clicks"]
+    assert views.counts["raw_clicks"] + views.counts["event_addtocart"] == len(CLICKS)
+    write(tmp_path / "dup", of=[click for click in CLICKS for _ in range(2)])
+    doubled = read(tmp_path / "dup", collapse_repeats=True)
+    assert doubled.counts["repeated_clicks"] == len(CLICKS)
+    assert doubled.vocabulary.ids == plain.vocabulary.ids
+
+
+# The folders of cases, how each is read, and how many clicks it then has.
+_NUMBERS = {"session_column": "1", "item_column": "2", "time_column": "4"}
+_VISITORS = {"session_column": "visitorid"}
+_SKIP = {"on_bad_row": "skip"}
+_ANY = {"time_unit": "any"}
+FOLDERS = [
+    *(
+        (f"02-row-order-changes-split/{o}", {"test_days": 5.0}, 309)
+        for o in ("sorted", "desc", "shuffled")
+    ),
+    ("03-recommend-ignores-named-columns/data", _VISITORS, 200),
+    ("05-space-after-comma/data", {}, 200),
+    *(
+        (f"06-null-words-as-session/{word}", _SKIP, 133)
+        for word in ("N", "NULL", "nan")
+    ),
+    ("07-nan-ids-parquet/item", _SKIP, 166),
+    ("07-nan-ids-parquet/session", _SKIP, 133),
+    *((f"08-ms-then-seconds/{first}", _ANY, 2148) for first in ("data", "s_first")),
+    ("09-json-lines-in-txt/data", {}, 200),
+    ("11-candidates-unknown/data", {}, 200),
+    ("13-daily-dates-lose-a-day/data", {}, 200),
+    ("15-tsv-bare-quotes/data", {"session_column": "userid"}, 200),
+    ("16-latin1-unused-column/data", {}, 200),
+    ("17-no-header/udata", {"header": "none", **_NUMBERS}, 200),
+    ("17-no-header/tsv", {"header": "none", **_NUMBERS}, 200),
+    ("17-no-header/ml1m", {"session_column": "user_id"}, 200),
+    ("18-no-home-directory/data", {}, 200),
+    ("19-jax-platform-missing/data", {}, 200),
+    *((f"21-date-numbers/{form}", {}, 200) for form in ("yyyymmdd", "excel")),
+    ("23-date-and-time-columns/data", {}, 200),
+    ("24-upper-case-suffix/data", {}, 200),
+    ("26-data-dir-wrong/data", {}, 200),
+    *(
+        (f"27-part-files/{tool}", {}, 200)
+        for tool in ("bigquery", "spark", "hive", "spark_csv")
+    ),
+    ("28-presplit/gru4rec", {}, 200),
+    *((f"29-list-column/{way}", {}, 200) for way in "ab"),
+    ("30-json-log-otto/data", {}, 200),
+    ("32-torch-names/data", {}, 200),
+    ("34-visitors-not-sessions/data", _VISITORS, 200),
+    ("34-visitors-not-sessions/dup", {"collapse_repeats": True}, 400),
+]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}")
+@pytest.mark.parametrize(("folder", "settings", "clicks"), FOLDERS)
+def test_the_files_that_people_came_with(folder, settings, clicks):
+    data = read(SHARED / folder, **settings)
+    assert data.counts["raw_clicks"] == clicks
+    assert all(raw.isdigit() for raw in data.vocabulary.ids)
+    if folder.startswith("02"):
+        counts = data.counts
+        assert (counts["train_sessions"], counts["test_sessions"]) == (68, 12)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}")
+def test_no_case_is_left_out():
+    tested = {folder[:2] for folder, *_ in FOLDERS} | {"01"}
+    folders = {path.name[:2] for path in SHARED.iterdir() if path.is_dir()}
+    assert folders <= tested
