@@ -97,9 +97,9 @@ ADVICE = {
     ),
     "another form of times": (
         lambda folder: write(
-            folder, row=lambda s, i, t: f"{s},{i},{iso(t, '%d/%m/%Y %H:%M')}"
+            folder, row=lambda s, i, t: f"{s},{i},{iso(t, '%d.%m.%Y %H:%M')}"
         ),
-        {"time_format": "%d/%m/%Y %H:%M"},
+        {"time_format": "%d.%m.%Y %H:%M"},
         len(CLICKS),
     ),
     "times of a day": (

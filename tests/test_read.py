@@ -2,6 +2,7 @@
 
 import datetime
 import gzip
+import json
 import os
 import time
 
@@ -466,3 +467,35 @@ def test_a_parquet_file_that_is_none(tmp_path):
     # The name tells nothing.
     path.write_text("session,item,time\ns,i,5\n")
     assert read_rows(path) == ([("s", "i", 5 * SECOND)], 0)
+
+
+def test_json_lines_and_one_array_are_the_same(tmp_path):
+    objects = [{"session": s, "item": i, "time": t} for s, i, t in ROWS]
+    lines = "\n".join(map(json.dumps, objects))
+    assert read_rows(write(tmp_path, lines, "log.txt")) == (EXPECTED, 0)
+    for indent in (None, 2):
+        array = json.dumps(objects, indent=indent)
+        assert read_rows(write(tmp_path, f"\n{array}\n", "log.json")) == (EXPECTED, 0)
+    with pytest.raises(UserError, match=r"cannot read .*log\.json"):
+        read_clicks(write(tmp_path, array[:-9], "log.json"))
+
+
+@pytest.mark.parametrize(
+    ("text", "forms"),
+    [
+        ("2024/03/01 04:53:31", ["%Y/%m/%d %H:%M:%S"]),
+        ("13/12/2024", ["%d/%m/%Y"]),
+        ("01/12/2024 04:53", ["%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M"]),
+        ("20240301T045331Z", ["%Y%m%dT%H%M%SZ"]),
+        ("Mar 1, 2024 4:53:31 PM", ["%b %d, %Y %I:%M:%S %p"]),
+        ("soon", []),
+    ],
+)
+def test_a_form_of_times_is_told(tmp_path, text, forms):
+    assert times.forms_of(text) == forms
+    path = write(tmp_path, f"session\titem\ttime\ns\ti\t{text}\n")
+    with pytest.raises(UserError, match="is not a time") as error:
+        read_clicks(path)
+    for form in forms:
+        assert f"--config.time_format='{form}'" in str(error.value)
+        read_clicks(path, Form(time_format=form))

@@ -80,7 +80,7 @@ def open_text(path: pathlib.Path, encoding: str = "") -> io.TextIOWrapper:
 
 
 def kind_of(path: pathlib.Path, encoding: str = "") -> str:
-    """Tells "parquet", "json" (objects, one a line) or "text" by what a file holds."""
+    """Tells "parquet", "json" (objects) or "text" by what a file holds."""
     with reading(path), path.open("rb") as file:
         if file.read(4) == b"PAR1":
             return "parquet"
@@ -88,7 +88,7 @@ def kind_of(path: pathlib.Path, encoding: str = "") -> str:
         line = text.readline(1 << 20)
         while line and not line.strip():
             line = text.readline(1 << 20)
-    return "json" if is_json(line) else "text"
+    return "json" if is_json(line) or line.lstrip().startswith("[") else "text"
 
 
 def is_json(line: str) -> bool:

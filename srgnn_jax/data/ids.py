@@ -94,7 +94,7 @@ class IdColumn:
         shortened = ids.filter(ids.str.contains(_SCIENTIFIC))
         if len(shortened):
             log.warning(
-                "%s clicks have a %s such as %s, of which a spreadsheet has dropped "
+                "%s ids of %ss are such as %s, of which a spreadsheet has dropped "
                 "digits: different ids may have become one; export them as text",
                 *(f"{len(shortened):,}", self.name, shortened[0]),
             )

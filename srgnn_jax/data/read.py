@@ -18,7 +18,7 @@ from srgnn_jax.data.columns import (
 )
 from srgnn_jax.data.files import kind_of
 from srgnn_jax.data.ids import IdColumn
-from srgnn_jax.data.times import TimeColumn
+from srgnn_jax.data.times import TimeColumn, forms_of
 from srgnn_jax.errors import UserError
 
 # A place in the log, and what is wrong there.
@@ -283,8 +283,7 @@ class _Reader:
             if column in self.ids or not value.strip():
                 said = f", '{value}', stands for none" if value.strip() else " is empty"
                 return f"the {column}{said} (column {name!r})"
-            return (
-                f"{value[:80]!r} is not a time (column {name!r}); a form such as "
-                "29/09/2014 12:30 is read with --config.time_format='%d/%m/%Y %H:%M'"
-            )
+            said = f"{value[:80]!r} is not a time (column {name!r})"
+            forms = [f"--config.time_format={form!r}" for form in forms_of(value)]
+            return f"{said}; set {' or '.join(forms)}" if forms else said
         return "it cannot be read"

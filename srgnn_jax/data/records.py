@@ -110,12 +110,9 @@ def _check_type(column: pl.Series, name: str, where: pathlib.Path | str) -> None
 def json_names(path: pathlib.Path, encoding: str = "") -> dict[str, bool]:
     """Returns the fields of a file's first records, as `names_of` does columns."""
     names: dict[str, bool] = {}
-    with reading(path), open_text(path, encoding) as file:
-        for number, line in enumerate(file):
-            if number > _TELLING:
-                break
-            record, _ = _record(line)
-            names |= fields_of(record or {})
+    for line in next(_lines(path, encoding), [])[:_TELLING]:
+        record, _ = _record(line)
+        names |= fields_of(record or {})
     return names
 
 
@@ -124,10 +121,22 @@ def json_chunks(
 ) -> Iterator[pl.DataFrame]:
     """Yields chunks of JSON lines: number (of the line), the columns, fault."""
     number = 1
+    for lines in _lines(path, encoding):
+        yield _split_json(lines, number, names)
+        number += len(lines)
+
+
+def _lines(path: pathlib.Path, encoding: str) -> Iterator[list[str]]:
+    """Yields lines; of a file that is one array, its objects, a line each."""
     with reading(path), open_text(path, encoding) as file:
-        while lines := file.readlines(CHUNK):
-            yield _split_json(lines, number, names)
-            number += len(lines)
+        lines = file.readlines(CHUNK)
+        first = next((line for line in lines if line.strip()), "")
+        if first.lstrip().startswith("["):
+            array = orjson.loads("".join(lines) + file.read())
+            lines = [orjson.dumps(one).decode() for one in array]
+        while lines:
+            yield lines
+            lines = file.readlines(CHUNK)
 
 
 def _split_json(

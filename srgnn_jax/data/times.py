@@ -1,5 +1,7 @@
 """Times of clicks, as text, numbers or dates -> microseconds since 1970, in UTC."""
 
+import contextlib
+import datetime
 import logging
 import re
 import time as clock
@@ -37,6 +39,13 @@ _CALLED = {
     "days": "days of a spreadsheet",
     "date": "dates such as 20240301",
 }
+# Usual forms that are not read unless they are named.
+_DATES = (
+    *("%Y/%m/%d", "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%Y%m%d"),
+    *("%b %d, %Y", "%d %b %Y", "%d/%b/%Y"),
+)
+_TIMES = ("", *(f"{s}{t}" for s in " T:" for t in ("%H:%M", "%H:%M:%S", "%I:%M:%S %p")))
+_TIMES += ("T%H%M%S", "T%H%M%SZ", " %H:%M:%S.%f")
 _NUMBER = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$"
 _CLOCK = r"^\d{1,2}:\d{2}(:\d{2}([.,]\d{1,9})?)?$"
 # Read alike by Python and by polars.
@@ -52,6 +61,17 @@ def looks_like_time(text: str) -> bool:
     """Whether a text may be a time, in any form that is read."""
     text = text.strip()
     return bool(re.match(_NUMBER, text) or re.fullmatch(_ISO, text))
+
+
+def forms_of(text: str) -> list[str]:
+    """Returns the usual forms, as of `datetime.strptime`, that can read a text."""
+    found = []
+    for date in _DATES:
+        for time in _TIMES:
+            with contextlib.suppress(ValueError):
+                datetime.datetime.strptime(text.strip(), date + time)
+                found.append(date + time)
+    return found
 
 
 def parse_iso(column: pl.Series) -> pl.Series:
