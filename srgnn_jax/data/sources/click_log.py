@@ -13,7 +13,7 @@ from srgnn_jax.data.files import kind_of
 from srgnn_jax.data.prepare import prepare, prepare_splits
 from srgnn_jax.data.read import Form, columns_of, read_clicks
 from srgnn_jax.data.sessions import Dataset
-from srgnn_jax.data.sources import source
+from srgnn_jax.data.sources import ready_made, source
 from srgnn_jax.data.sources.source import Settings
 from srgnn_jax.data.text import is_click
 from srgnn_jax.errors import UserError
@@ -44,15 +44,9 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
 
 
 def _read_splits(splits: dict[str, list[pathlib.Path]], settings: Settings) -> Dataset:
-    usual = Settings()
-    for name in sorted(_OF_SPLITS):
-        if getattr(settings, name) != getattr(usual, name):
-            told = ", ".join(files[0].name for files in splits.values())
-            raise UserError(
-                f"config.{name} is {getattr(settings, name)!r}, which would change "
-                f"nothing: the splits are ready-made ({told}); leave it at "
-                f"{getattr(usual, name)!r}, or name one log with config.log_file"
-            )
+    told = ", ".join(files[0].name for files in splits.values())
+    what = f"of ready-made splits ({told}), unless config.log_file names one log"
+    ready_made.refuse(settings, _OF_SPLITS, what)
     read = {split: read_clicks(files, settings.form) for split, files in splits.items()}
     clicks = {split: frame for split, (frame, _) in read.items()}
     data = prepare_splits(clicks, settings.min_session_length, **settings.visits)
