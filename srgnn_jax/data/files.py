@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import pathlib
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -88,7 +89,12 @@ def kind_of(path: pathlib.Path, encoding: str = "") -> str:
         line = text.readline(1 << 20)
         while line and not line.strip():
             line = text.readline(1 << 20)
-    return "json" if is_json(line) or line.lstrip().startswith("[") else "text"
+    return "json" if is_json(line) or is_array(line) else "text"
+
+
+def is_array(line: str) -> bool:
+    """Whether a file that begins so is one array of objects."""
+    return re.match(r"\s*\[\s*(\{|$)", line) is not None
 
 
 def is_json(line: str) -> bool:

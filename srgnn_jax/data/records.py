@@ -13,7 +13,7 @@ import orjson
 import polars as pl
 
 from srgnn_jax.data.columns import is_named_list
-from srgnn_jax.data.files import CHUNK, open_text, reading
+from srgnn_jax.data.files import CHUNK, is_array, open_text, reading
 from srgnn_jax.errors import UserError
 
 # Given the names of all columns, returns the name of each that is to be read.
@@ -131,7 +131,7 @@ def _lines(path: pathlib.Path, encoding: str) -> Iterator[list[str]]:
     with reading(path), open_text(path, encoding) as file:
         lines = file.readlines(CHUNK)
         first = next((line for line in lines if line.strip()), "")
-        if first.lstrip().startswith("["):
+        if is_array(first):
             array = orjson.loads("".join(lines) + file.read())
             lines = [orjson.dumps(one).decode() for one in array]
         while lines:
