@@ -463,6 +463,20 @@ def test_json_lines_keep_their_order_and_errors_their_place(recommender, capsys)
     assert "3 sessions, 1 fallbacks, 4 unreadable lines" in capsys.readouterr().err
 
 
+def test_one_array_is_read_as_its_objects(recommender):
+    sessions = [["i1", "i2"], ["i3"]]
+    expected = recommender.recommend(sessions, k=3)
+    array = [{"session": session} for session in sessions]
+    for indent in (None, 1):
+        found = stream(recommender, json.dumps(array, indent=indent), k=3)
+        assert [one["items"] for one in found] == [one.items for one in expected]
+    log = [{"session": n, "item": item} for n, s in enumerate(sessions) for item in s]
+    found = stream(recommender, json.dumps(log, indent=1), k=3)
+    assert [one["items"] for one in found] == [one.items for one in expected]
+    broken = stream(recommender, json.dumps(array, indent=1)[:-3], k=3)
+    assert all("error" in one for one in broken)
+
+
 def test_a_csv_holds_a_session_a_line(recommender):
     found = stream(recommender, 'i1,i2\n"i3", i4\n\n"i5\ni6\n', name="x.csv", k=3)
     expected = recommender.recommend([["i1", "i2"], ["i3", "i4"], [], ["i6"]], k=3)

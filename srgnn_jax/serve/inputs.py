@@ -16,7 +16,13 @@ import polars as pl
 
 from srgnn_jax.data import records
 from srgnn_jax.data.columns import USUAL_NAMES, Columns, plain_name
-from srgnn_jax.data.files import is_json, is_packed, kind_of, open_text
+from srgnn_jax.data.files import (
+    is_array,
+    is_json,
+    is_packed,
+    kind_of,
+    open_text,
+)
 from srgnn_jax.data.read import Form, columns_of, read_clicks
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.data.sources import Settings, click_log
@@ -153,6 +159,12 @@ def _begin(source: Any) -> tuple[Iterator[bytes], bytes, str]:
         first = next((line for line in lines if line.strip()), b"")
     first = first or start
     told = first.decode("utf-8-sig", "replace").removesuffix("\r")
+    if is_array(told):
+        # A line for each of its objects.
+        with contextlib.suppress(orjson.JSONDecodeError):
+            array = orjson.loads(start := start + b"".join(blocks))
+            start = b"\n".join(map(orjson.dumps, array))
+        blocks, told = iter(()), start.split(b"\n")[0].decode("utf-8", "replace")
     return itertools.chain([start] if start else [], blocks), start, told
 
 
@@ -269,7 +281,8 @@ def _session_lines(blocks: Iterable[bytes], first: str, name: str) -> Iterator[E
     def of_ids(line: str) -> Ids:
         return [field for field in _fields(line, separator) if field]
 
-    parse = _json_session if suffix in JSON_SUFFIXES or is_json(first) else of_ids
+    is_object = suffix in JSON_SUFFIXES or is_json(first) or is_array(first)
+    parse = _json_session if is_object else of_ids
     for chunk in _line_chunks(blocks):
         entries: Entries = []
         for n, line in chunk:
