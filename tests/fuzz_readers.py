@@ -203,10 +203,13 @@ def rows_of(reader: str, data: bytes) -> int:
         data = gzip.decompress(data)
     is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     encoding = "utf-16" if is_utf16 else "utf-8"
-    lines = data.decode(encoding, "replace").split("\n")[reader != "yoochoose" :]
+    for start, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+        if len(data) > 3 and not any(data[:64][start::2]):
+            encoding = name
+    lines = data.decode(encoding, "replace").split("\n")
     separator = READERS[reader].separator
     rows = [line for line in lines if line.strip() or separator in line]
-    return len(rows)
+    return len(rows) - (reader != "yoochoose")
 
 
 def check(reader: str, data: bytes, prepared: Dataset) -> None:

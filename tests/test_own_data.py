@@ -111,7 +111,7 @@ MAKE = {
     ),
     "another separator": rows("session item time", lambda *c: " ".join(map(str, c))),
     "no header": rows("", lambda s, i, t: f"{s},{i},{t}"),
-    "names of your own": rows("visit,sku,at", None),
+    "names of your own": rows("visit,code,at", None),
     "quotes that are text": rows(HEADER, lambda s, i, t: f'{s},"{i},{t}'),
     "another encoding": rows(HEADER, lambda s, i, t: f"{s},é{i},{t}"),
     "packed files": packed,
@@ -120,7 +120,7 @@ MAKE = {
         "", lambda s, i, t: f'{{"ts": {t}, "item": {i}, "session": {s}}}'
     ),
     "nested fields": rows(
-        "", lambda s, i, t: f'{{"product": {{"sku": {i}}}, "ts": {t}, "session": {s}}}'
+        "", lambda s, i, t: f'{{"product": {{"code": {i}}}, "ts": {t}, "session": {s}}}'
     ),
     "one session a row": lists,
     "parts of one log": parts,

@@ -100,23 +100,29 @@ def read_clicks(
     return _Reader(form, on_bad).read(chunks)
 
 
-def columns_of(path: pathlib.Path, form: Form) -> Mapping[str, bool]:
-    """Returns of each column of a file whether it holds lists."""
+def columns_of(
+    path: pathlib.Path, form: Form, width: int = 0
+) -> Mapping[str, bool] | Sequence[str]:
+    """Returns the columns of a file, as `Form.names` takes them.
+
+    `width` is how many another part of the log has.
+    """
     kind = kind_of(path, form.encoding)
     if kind == "parquet":
         return records.parquet_names(path)
     if kind == "json":
         return records.json_names(path, form.encoding)
-    return dict.fromkeys(_layout(path, form).names, False)
+    return _layout(path, form, width).names
 
 
-def _layout(path: pathlib.Path, form: Form) -> text.Layout:
+def _layout(path: pathlib.Path, form: Form, width: int = 0) -> text.Layout:
     return text.find_layout(
         path,
         header=form.header,
         separator=form.separator,
         quoting=form.quoting,
         encoding=form.encoding,
+        width=width,
     )
 
 
@@ -129,6 +135,7 @@ def _frames(frames: Mapping[str, pl.DataFrame], form: Form) -> Iterator[_Chunk]:
 
 def _files(paths: Sequence[pathlib.Path], form: Form) -> Iterator[_Chunk]:
     first: text.Layout | None = None
+    fields: dict[str, str] = {}
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path} does not exist")
@@ -138,10 +145,12 @@ def _files(paths: Sequence[pathlib.Path], form: Form) -> Iterator[_Chunk]:
             names = form.names(records.parquet_names(path), path)
             what, chunks = "row", records.parquet_chunks(path, names)
         elif kind == "json":
-            names = form.names(records.json_names(path, form.encoding), path)
+            # A later part may lack a field in all of its records.
+            fields = fields or form.names(records.json_names(path, form.encoding), path)
+            names = fields
             chunks = records.json_chunks(path, names, form.encoding)
         else:
-            layout = _layout(path, form)
+            layout = _layout(path, form, len(first.names) if first else 0)
             if first and first.header_line and text.is_click(layout.names):
                 layout = dataclasses.replace(first, header_line=0)
             text.check_header(path, layout)

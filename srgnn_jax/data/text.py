@@ -41,11 +41,13 @@ def find_layout(
     separator: str = "",
     quoting: str = "",
     encoding: str = "",
+    width: int = 0,
 ) -> Layout:
     """Tells the layout of a file from its first line.
 
     `header` gives the names where the file has none, "none" has its columns numbered
-    from 1. Raises UserError where the first line is empty or no header.
+    from 1; `width` is the number of columns, where another part of the log has told it.
+    Raises UserError where the first line is empty or no header.
     """
     # The shell hands on '\t' as it is typed, in two characters.
     separator = separator.replace("\\t", "\t")
@@ -73,7 +75,7 @@ def find_layout(
                 f"{first[:80]!r}; name the separator with --config.separator"
             )
     try:
-        fields, rows = _first_row([first, *more], separator, quoting)
+        fields, rows = _first_row([first, *more], separator, quoting, width)
     except csv.Error as error:
         raise UserError(
             f"{path}, line {number}: unreadable header ({error})"
@@ -87,7 +89,7 @@ def find_layout(
 
 
 def _first_row(
-    lines: Sequence[str], separator: str, quoting: str
+    lines: Sequence[str], separator: str, quoting: str, width: int
 ) -> tuple[list[str], int]:
     """Splits the first row, and tells how many lines it takes; raises csv.Error."""
     faults = []
@@ -99,9 +101,10 @@ def _first_row(
         except csv.Error as error:
             faults.append(error)
         else:
-            if end == 1 or not _are_alone(lines, separator, lines[0].count("\t")):
+            alone = end > 1 and _are_alone(lines, separator, lines[0].count("\t"))
+            if len(fields) == width or not (width or alone):
                 return fields, end
-    if separator == "\t":
+    if separator == "\t" or width:
         return lines[0].split(separator), 1
     raise faults[0]
 
@@ -219,7 +222,12 @@ def _are_one(parts: Sequence[str], layout: Layout, position: Mapping[str, int]) 
         "\n" in fields[i].strip() for i in position.values()
     ):
         return False
-    return not _are_alone(parts, layout.separator, expected - 1)
+    if layout.separator == "\t" or "time" not in position:
+        return not _are_alone(parts, layout.separator, expected - 1)
+    # Each may be a click by itself, of which a quote is a part of some text.
+    rows = [part.split(layout.separator) for part in parts if part.strip()]
+    times = [row[position["time"]] for row in rows if len(row) == expected]
+    return not (len(times) == len(rows) and all(map(looks_like_time, times)))
 
 
 def _are_alone(parts: Sequence[str], separator: str, most: int) -> bool:

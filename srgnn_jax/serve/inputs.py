@@ -184,17 +184,17 @@ def _is_log(first: str, name: str, settings: Settings) -> bool:
     Raises UserError where it is a header that lacks a column.
     """
     form = settings.form
-    fields: dict[str, bool] = {}
+    fields: Any = ()
     if is_json(first):
         with contextlib.suppress(orjson.JSONDecodeError):
             record = orjson.loads(first)
             is_session = not isinstance(record, dict) or set(record) == {"session"}
-            fields = {} if is_session else records.fields_of(record)
+            fields = () if is_session else records.fields_of(record)
         return bool(fields) and _log_form(fields, name, settings) is not None
     separator = settings.separator.replace("\\t", "\t") or separator_of(first)
     is_open = True
     with contextlib.suppress(csv.Error):
-        fields = dict.fromkeys(fields_of(first, separator, settings.quoting), False)
+        fields = fields_of(first, separator, settings.quoting)
         is_open = False
     if settings.header == "none":
         # Quotes are open where a line break within them parts a row: of ids none is.
@@ -220,7 +220,9 @@ def _form_without_time(settings: Settings) -> Form:
     return dataclasses.replace(settings.form, needs_time=needs_time)
 
 
-def _log_form(fields: Mapping[str, bool], name: str, settings: Settings) -> Form | None:
+def _log_form(
+    fields: Mapping[str, bool] | Sequence[str], name: str, settings: Settings
+) -> Form | None:
     """Returns the form whose columns are there: the run's, or that of usual names."""
     own = _form_without_time(settings)
     for form in (own, dataclasses.replace(own, columns=Columns())):

@@ -4,10 +4,12 @@ Files named train, test and valid are ready-made splits, as those of GRU4Rec and
 session-rec.
 """
 
+import contextlib
 import functools
 import logging
 import pathlib
 import re
+from collections.abc import Collection, Mapping
 
 from srgnn_jax.data.files import kind_of
 from srgnn_jax.data.prepare import prepare, prepare_splits
@@ -122,15 +124,36 @@ def _by_form(
     return forms, headless, others
 
 
+def _continues(
+    path: pathlib.Path, form: Form, width: int, read: Collection[str]
+) -> bool:
+    """Whether a file without a header is a part of a log of so many columns.
+
+    So is one of JSON in which but one of the fields that are read is missing.
+    """
+    with contextlib.suppress(UserError):
+        fields = columns_of(path, form, width)
+        if isinstance(fields, Mapping):
+            return len(fields.keys() & read) >= len(read) - 1 > 1
+        return len(fields) == width and is_click(fields)
+    return False
+
+
 def _of_one_form(
     files: list[pathlib.Path], folder: pathlib.Path, settings: Settings, where: str
 ) -> list[pathlib.Path]:
     """Returns the files that hold clicks, which must have the same columns."""
     forms, headless, others = _by_form(files, settings.form)
     if len(forms) == 1:
-        ((columns, with_header),) = forms.items()
+        ((read, log_files),) = forms.items()
         # One with a header tells what those without hold.
-        log_files = [*with_header, *headless.pop(len(columns), [])]
+        width = len(columns_of(log_files[0], settings.form))
+        headless[0] = [path for path, _ in others]
+        for width_there, paths in headless.items():
+            parts = [p for p in paths if _continues(p, settings.form, width, read)]
+            log_files = log_files + parts
+            headless[width_there] = [path for path in paths if path not in parts]
+        others = []
     elif not forms and len(headless) == 1:
         log_files = next(iter(headless.values()))
         headless = {}
