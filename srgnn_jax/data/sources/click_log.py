@@ -127,7 +127,7 @@ def _by_form(
                 continue
             names = columns_of(path, form)
             is_text = not isinstance(names, Mapping)
-            if is_text and form.is_click(names) and form.header != "none":
+            if is_text and form.is_click([*names]) and form.header != "none":
                 headless.setdefault(len(names), []).append(path)
                 continue
             read = form.names(names, path).values()
