@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import pathlib
 import re
 from collections import Counter
@@ -387,6 +388,217 @@ def test_visitors_events_and_doubled_rows(tmp_path, plain):
     doubled = read(tmp_path / "dup", collapse_repeats=True)
     assert doubled.counts["repeated_clicks"] == len(CLICKS)
     assert doubled.vocabulary.ids == plain.vocabulary.ids
+
+
+def numbered(form):
+    return lambda s, i, t: form.format(CLICKS.index((s, i, t)) + 1, s, i, t)
+
+
+HEADER = "session_id,item_id,timestamp"
+# What tools write around the rows: the header, and a row.
+AROUND = {
+    "an index of pandas": (f",{HEADER}", "{0},{1},{2},{3}"),
+    "row names of R": (HEADER, '"{0}",{1},{2},{3}'),
+    "separators behind rows": (HEADER, "{1},{2},{3},"),
+    "a separator behind the header": (f"{HEADER},", "{1},{2},{3}"),
+    "comments": (f"# exported\n# 2024-03-01, all users\n{HEADER}", "{1},{2},{3}"),
+    "a header behind #": (f"#{HEADER}", "{1},{2},{3}"),
+    "a spreadsheet's separator": (f"sep=,\n{HEADER}", "{1},{2},{3}"),
+    "quotes behind backslashes": (f"{HEADER},x", '{1},{2},{3},"say \\"hi\\", {0}"'),
+    "a column named by a number": (f"{HEADER},0", "{1},{2},{3},1"),
+}
+
+
+@pytest.mark.parametrize("kind", AROUND)
+def test_what_tools_write_around_the_rows(tmp_path, plain, kind):
+    header, row = AROUND[kind]
+    path = write(tmp_path, header=header, row=numbered(row))
+    assert same(read(tmp_path), plain)
+    found = sessions_of(io.BytesIO(path.read_bytes()))
+    assert found == sessions_of(path)
+    assert found[0] == [str(i) for s, i, _ in CLICKS if s == 1]
+
+
+LATER_PARTS = {
+    "one id twice": lambda s, i, t: f"{s},{s if t == CLICKS[90][2] else i},{t}",
+    "no item": lambda s, i, t: f"{s},{'NULL' if t == CLICKS[90][2] else i},{t}",
+    "a time of another form": lambda s, i, t: f"v{s},{i},{iso(t, '%d.%m.%Y %H:%M')}",
+}
+
+
+@pytest.mark.parametrize("kind", LATER_PARTS)
+def test_a_part_without_a_header_is_not_passed_over(tmp_path, kind):
+    row = LATER_PARTS[kind]
+    write(tmp_path, "a.csv", row=row, of=CLICKS[:90])
+    write(tmp_path, "b.csv", "", row, CLICKS[90:])
+    form = "%d.%m.%Y %H:%M" if kind.startswith("a time") else ""
+    counts = read(tmp_path, on_bad_row="skip", time_format=form).counts
+    assert counts["raw_clicks"] + counts["skipped_rows"] == len(CLICKS)
+    assert counts["skipped_rows"] == (kind == "no item")
+
+
+def test_parts_that_all_lack_a_header(tmp_path, plain):
+    for n in range(4):
+        write(tmp_path, f"000{n}_part_00", "", numbered("{1}|{2}|{3}"), CLICKS[n::4])
+    assert "line 1: " in told(tmp_path)
+    numbers = {"session_column": "1", "item_column": "2", "time_column": "3"}
+    assert same(read(tmp_path, header="none", **numbers), plain)
+
+
+def test_a_part_that_is_linked(tmp_path, plain):
+    write(tmp_path / "elsewhere", of=CLICKS[::2])
+    write(tmp_path / "data", "day=1/log.csv", of=CLICKS[1::2])
+    (tmp_path / "data" / "day=2").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "day=1" / "loop").symlink_to(tmp_path / "data")
+    assert same(read(tmp_path / "data"), plain)
+
+
+def test_a_table_of_delta(tmp_path, plain):
+    write(tmp_path, "part-0.csv")
+    write(tmp_path, "_delta_log/0.json", "{}", of=())
+    assert "--config.log_file=" in told(tmp_path)
+    assert same(read(tmp_path, log_file="*.csv"), plain)
+
+
+def test_a_file_that_is_packed_twice(tmp_path):
+    path = write(tmp_path)
+    path.write_bytes(gzip.compress(gzip.compress(path.read_bytes())))
+    assert "packed twice" in told(tmp_path)
+
+
+def test_of_files_that_are_no_logs_that_of_visitors_is_told(tmp_path):
+    write(tmp_path, "category_tree.csv", "categoryid,parentid", numbered("{0},{1}"))
+    write(tmp_path, "events.csv", "timestamp,visitorid,itemid", of=CLICKS[:3])
+    assert "--config.session_column=visitorid" in told(tmp_path)
+
+
+# Fields of JSON lines that are not read, and one that is.
+BESIDE = {
+    "NaN": '"price": NaN',
+    "what is no character": '"title": "a\ufffd"',
+    "half of a character": '"title": "a\\ud83d"',
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_fields_of_json_that_are_not_read(tmp_path, plain, kind):
+    lines = [
+        f'{{"session_id": {s}, "item_id": {i}, "ts": {t}, {BESIDE[kind]}}}\n'
+        for s, i, t in CLICKS
+    ]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(lines), encoding="utf-8")
+    assert same(read(tmp_path), plain)
+    assert sessions_of(io.BytesIO(path.read_bytes())) == sessions_of(path)
+    path.write_text("".join(lines).replace('"item_id": 1001', '"item_id": "\ufffd"'))
+    assert "text that is not UTF-8" in told(tmp_path)
+
+
+def test_ids_of_json_that_have_more_than_64_bits(tmp_path):
+    write(
+        tmp_path,
+        "log.jsonl",
+        "",
+        lambda s, i, t: f'{{"session": {10**20 + s}, "item": {10**20 + i}, "ts": {t}}}',
+    )
+    data = read(tmp_path)
+    assert sorted(data.vocabulary.ids) == [str(10**20 + n) for n in range(1001, 1007)]
+    assert data.counts["train_sessions"] + data.counts["test_sessions"] == 60
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_of_json_that_is_piped(indent):
+    clicks = [{"session_id": s, "item_id": i, "ts": t} for s, i, t in CLICKS]
+    found = sessions_of(io.BytesIO(json.dumps(clicks, indent=indent).encode()))
+    assert found == [[str(i) for i, _ in clicks] for clicks in by_session().values()]
+
+
+def test_a_click_without_a_header_is_no_session():
+    with pytest.raises(UserError, match="log without a header"):
+        sessions_of(io.BytesIO(b"17,1001,2024-03-01T04:53:31Z\n"))
+
+
+def test_rows_that_are_dropped_leave_ids_whole_numbers(tmp_path):
+    write(tmp_path, of=[(s, i, 10**9 + s) for s in range(1, 9) for i in (9, 10, 11)])
+    ids = read(tmp_path, test_days=1e-5).vocabulary.ids
+    assert ids == ["9", "10", "11"]
+    with (tmp_path / "log.csv").open("a") as file:
+        file.write("session_id,item_id,timestamp\n")
+    assert read(tmp_path, test_days=1e-5, on_bad_row="skip").vocabulary.ids == ids
+
+
+def test_the_time_stands_before_the_day(tmp_path, plain):
+    header = "event_date,event_timestamp,event_name,session_id,item_id"
+    write(tmp_path, header=header, row=lambda s, i, t: f"{iso(t)[:10]},{t},v,{s},{i}")
+    assert same(read(tmp_path), plain)
+
+
+WARNED = {
+    "whole days": (
+        lambda s, i, t: f"{s},{i},{iso(t)[:10]}",
+        "all times are whole days",
+    ),
+    "rounded times": (
+        lambda s, i, t: f"{s},{i},{t * 1000:.5E}",
+        "have lost their order",
+    ),
+    "a word for none": (lambda s, i, t: f"{s if s % 3 else '#N/A'},{i},{t}", "'#N/A'"),
+}
+
+
+@pytest.mark.parametrize("kind", WARNED)
+def test_what_looks_like_a_mistake_is_warned_of(tmp_path, caplog, kind):
+    row, message = WARNED[kind]
+    write(tmp_path, row=row)
+    read(tmp_path)
+    assert message in caplog.text
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    frame = pl.DataFrame(CLICKS, ["session_id", "item_id", "timestamp"], orient="row")
+    ids = pl.Series([bytes([200, s]) for s, *_ in CLICKS])
+    frame.with_columns(session_id=ids).write_parquet(tmp_path / "log.parquet")
+    assert "bytes that are no text" in told(tmp_path)
+
+
+def test_two_columns_of_one_name(tmp_path):
+    write(tmp_path, header=f"{HEADER},item_id", row=numbered("{1},{2},{3},{2}"))
+    assert "give each a name of its own" in told(tmp_path)
+
+
+FORMS = (
+    *("%a %b %d %H:%M:%S +0000 %Y", "%d/%b/%Y:%H:%M:%S +0000", "%m/%d/%Y %I:%M %p"),
+    *("%a, %d %b %Y %H:%M:%S GMT", "%d %b %Y, %H:%M", "%Y-%m-%d %H:%M:%S +0000 UTC"),
+    *("%Y-%m-%dT%H:%M:%SZ[UTC]", "%m/%d/%y %H:%M"),
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_of_times_that_is_named_is_read(tmp_path, form):
+    header, row = "session_id\titem_id\ttimestamp", "{}\t{}\t{}".format
+    write(tmp_path / "x", "x", header, lambda s, i, t: row(s, i, iso(t, form)))
+    forms = re.findall("--config.time_format='(.*?)'", told(tmp_path / "x"))
+    step = 1 if "%S" in form else 60
+    write(tmp_path / "y", "y", header, lambda s, i, t: row(s, i, t - t % step))
+    right = read(tmp_path / "y")
+    found = [
+        read(tmp_path / "x", time_format=form, on_bad_row="skip") for form in forms
+    ]
+    assert any(same(data, right) for data in found)
+
+
+CHECK_INS = {
+    "5 2": lambda s, i, t: f"{s}\t{iso(t)}\t30.2359\t-97.7951395833\t{i}",
+    "2 4": lambda s, i, t: f"{s}\t{i}\t-74.0025\t{iso(t, FORMS[0])}",
+}
+
+
+@pytest.mark.parametrize("columns", CHECK_INS)
+def test_places_of_check_ins_are_no_items(tmp_path, columns):
+    write(tmp_path, "x.txt", "", CHECK_INS[columns])
+    item, time = columns.split()
+    advice = f"--config.item_column={item} --config.time_column={time}"
+    assert advice in told(tmp_path)
 
 
 # The folders of cases, how each is read, and how many clicks it then has.

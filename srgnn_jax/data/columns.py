@@ -19,7 +19,8 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
         *_ITEM_LISTS,
     ),
     "time": (
-        *("time", "timestamp", "eventtime", "datetime", "ts", "date", "eventdate"),
+        *("time", "timestamp", "eventtime", "datetime", "ts", "eventtimestamp"),
+        *("createdat", "unixtime", "timestampms", "date", "eventdate"),
         *("timestampfirst", "starttime", *_TIME_LISTS),
     ),
     # The day, where the time is a time of day.
@@ -47,8 +48,8 @@ class Columns:
 
 
 def plain_name(name: str) -> str:
-    """Returns a column's name without case, spaces, '_', '-' and RecBole's `:type`."""
-    return name.split(":")[0].strip().lower().translate({ord(c): None for c in " _-"})
+    """Returns a column's name without case, spaces, `_-#` and RecBole's `:type`."""
+    return name.split(":")[0].strip().lower().translate({ord(c): None for c in " _-#"})
 
 
 def is_named_list(name: str) -> bool:
@@ -122,4 +123,6 @@ def _advice(
             f"with --config.session_column={of_visitors[0].split(':')[0]} "
             "--config.session_gap_minutes=30"
         )
+    if len({names[place] for place in matches}) < len(matches):
+        return "give each a name of its own"
     return f"name it with --config.{column}_column"

@@ -50,6 +50,10 @@ def open_bytes(path: pathlib.Path) -> Any:
             raise UserError(f"{path} {what}")
     for magic, open_packed in _PACKED.items():
         if start.startswith(magic):
+            with reading(path), open_packed(path) as file:
+                start = file.read(4)
+            if start.startswith(tuple(_PACKED)):
+                raise UserError(f"{path} is packed twice; unpack it once")
             return open_packed(path)
     return path.open("rb")
 

@@ -11,7 +11,10 @@ from srgnn_jax.errors import UserError
 MISSING = ("NULL", "null", "None", "NaN", "nan", "NA", "N/A", r"\N")
 # They look like one, where they are not among the missing.
 SUSPICIOUS = frozenset(
-    ("null", "none", "nan", "na", "n/a", r"\n", "undefined", "<na>", "nil", "(not set)")
+    (
+        *("null", "none", "nan", "na", "n/a", r"\n", "undefined", "nil", "-"),
+        *("<na>", "#n/a", "nat", "(null)", "[null]", "<null>", "(none)", "(not set)"),
+    )
 )
 _WHOLE = r"^-?\d+(\.0+)?$"
 # Digits that a spreadsheet has dropped: 1.23457E+16.
@@ -39,7 +42,13 @@ class IdColumn:
             return _integers(column) if dtype != pl.Int64 else column
         if dtype.is_float():
             return self._of_floats(column)
-        text = column.cast(pl.String, strict=False)
+        try:
+            text = column.cast(pl.String, strict=False)
+        except pl.exceptions.ComputeError as error:
+            raise UserError(
+                f"the {self.name} column holds bytes that are no text; write ids as "
+                "text or numbers"
+            ) from error
         whole = text.cast(pl.Int64, strict=False)
         if not whole.null_count() and (whole.cast(pl.String) == text).all():
             return whole
@@ -80,8 +89,8 @@ class IdColumn:
         wide = any(c.dtype == pl.Int64 for c in chunks)
         kind = pl.String if are_text else pl.Int64 if wide else pl.Int32
         ids = pl.concat([c.cast(kind) for c in chunks])
-        with_point = are_text and ids.str.contains(".0", literal=True).any()
-        if with_point and ids.str.contains(_WHOLE).all():
+        # Text of a chunk may have been that of rows that were not kept.
+        if are_text and all(s.str.contains(_WHOLE).all() for s in (ids.head(100), ids)):
             ids = ids.str.replace(r"\.0+$", "")
             whole = ids.cast(pl.Int64, strict=False)
             is_number = not whole.null_count() and (whole.cast(pl.String) == ids).all()

@@ -65,10 +65,14 @@ class Form:
             usual.pop("event", None)
         if not self.needs_time:
             optional.append("time")
-        names = list(columns)
+        names = [*columns]
         lists = [n for n in names if isinstance(columns, Mapping) and columns[n]]
         found = find_columns(where, self.columns, usual, names, optional, lists)
         return {column: names[i] for column, i in found.items()}
+
+    def is_click(self, fields: Sequence[str]) -> bool:
+        """Whether the first line of a text file is a click, and no header."""
+        return text.is_click(fields, self.missing_values)
 
 
 # Where a chunk comes from, what a number of it is, its columns' names, and its rows.
@@ -151,8 +155,8 @@ def _files(paths: Sequence[pathlib.Path], form: Form) -> Iterator[_Chunk]:
             chunks = records.json_chunks(path, names, form.encoding)
         else:
             layout = _layout(path, form, len(first.names) if first else 0)
-            if first and first.header_line and text.is_click(layout.names):
-                layout = dataclasses.replace(first, header_line=0)
+            if first and first.has_header and form.is_click(layout.names):
+                layout = dataclasses.replace(first, header_line=0, has_header=False)
             text.check_header(path, layout)
             first = first or layout
             names = form.names(layout.names, path)

@@ -5,7 +5,9 @@ of a session may lie in one row, as a list of structures or as a list a column; 
 `one_click_a_row`.
 """
 
+import json
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +23,8 @@ Find = Callable[[Sequence[str]], Mapping[str, str]]
 _IDS = ("session", "item", "event")
 # Records whose fields are the columns of a file of JSON lines.
 _TELLING = 100
+_LONG = re.compile("[0-9]{19}")
+_DAMAGE = re.compile("[\ufffd\ud800-\udfff]")
 
 
 def names_of(schema: Mapping[str, Any]) -> dict[str, bool]:
@@ -111,7 +115,7 @@ def json_names(path: pathlib.Path, encoding: str = "") -> dict[str, bool]:
     """Returns the fields of a file's first records, as `names_of` does columns."""
     names: dict[str, bool] = {}
     for line in next(_lines(path, encoding), [])[:_TELLING]:
-        record, _ = _record(line)
+        record, _ = record_of(line)
         names |= fields_of(record or {})
     return names
 
@@ -147,11 +151,14 @@ def _split_json(
     for n, line in enumerate(lines, number):
         if not line.strip():
             continue
-        record, fault = _record(line)
+        record, fault = record_of(line)
         found["number"].append(n)
         found["fault"].append(fault)
         for role, path in paths.items():
-            found[role].append(None if record is None else _value(record, path))
+            value = None if record is None else _value(record, path)
+            if _is_damaged(value):
+                value, found["fault"][-1] = None, "text that is not UTF-8"
+            found[role].append(value)
     columns = {}
     for role in names:
         values = found[role]
@@ -166,14 +173,24 @@ def _split_json(
     return pl.DataFrame([number_column, *columns.values(), fault_column])
 
 
-def _record(line: str) -> tuple[dict | None, str | None]:
+def _is_damaged(value: Any) -> bool:
+    """Whether text, or that in a list, holds what is no character."""
+    if isinstance(value, list):
+        return any(map(_is_damaged, value))
+    return bool(value) and not value.isascii() and bool(_DAMAGE.search(value))
+
+
+def record_of(line: str) -> tuple[dict | None, str | None]:
     """Returns the object of a line, or what is wrong with it."""
-    if "\ufffd" in line:
-        return None, "text that is not UTF-8"
     try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        return None, f"no JSON: {error}"
+        # orjson makes floats of what has more than 64 bits.
+        record = (json if _LONG.search(line) else orjson).loads(line)
+    except ValueError as error:
+        try:
+            # It takes NaN, and half of a character.
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            return None, f"no JSON: {error}"
     if not isinstance(record, dict):
         return None, "no JSON object"
     return record, None

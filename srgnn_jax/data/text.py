@@ -8,12 +8,14 @@ import csv
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import polars as pl
 
+from srgnn_jax.data.columns import USUAL_NAMES, plain_name
 from srgnn_jax.data.files import CHUNK, open_text, reading
-from srgnn_jax.data.times import looks_like_time
+from srgnn_jax.data.times import forms_of, looks_like_time
 from srgnn_jax.errors import UserError
 
 # The likeliest first, where a header holds several as often.
@@ -21,6 +23,7 @@ SEPARATORS = ("\t", ",", ";", "|", "::")
 NOT_UTF8 = "text that is not UTF-8"
 # Lines that a line break within quotes may join.
 MOST_JOINED = 1000
+_USUAL = frozenset(name for names in USUAL_NAMES.values() for name in names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +32,10 @@ class Layout:
 
     names: Sequence[str]
     separator: str
-    header_line: int = 1  # 0: there is none
+    header_line: int = 1  # rows begin behind it
     quoting: str = ""  # "none": quotes are text like any other
     encoding: str = ""
+    has_header: bool = True
 
 
 def find_layout(
@@ -51,13 +55,13 @@ def find_layout(
     """
     # The shell hands on '\t' as it is typed, in two characters.
     separator = separator.replace("\\t", "\t")
-    number, first, more = 0, "", []
-    with reading(path), open_text(path, encoding) as file:
-        while not first.strip() and (line := file.readline(1 << 20)):
-            number, first = number + 1, line.rstrip("\r\n")
-        if '"' in first and quoting != "none":
-            rest = iter(lambda: file.readline(1 << 20), "")
-            more = [s.rstrip("\r\n") for s in itertools.islice(rest, MOST_JOINED)]
+    number, lines = _first_lines(path, encoding)
+    if lines and is_separator_line(lines[0]):
+        told = lines[0].strip('"').removeprefix("sep=")
+        number, lines, separator = number + 1, lines[1:], separator or told
+    number, lines = without_comments(number, lines, separator)
+    first, following = (lines[0] if lines else ""), lines[1:]
+    more = following if '"' in first and quoting != "none" else []
     if not first.strip():
         raise UserError(f"{path} is empty: it has no header")
     if "\r" in first:
@@ -82,10 +86,65 @@ def find_layout(
         ) from error
     if header == "none":
         header = [str(n) for n in range(1, len(fields) + 1)]
-    names = header or fields
-    return Layout(
-        names, separator, 0 if header else number + rows - 1, quoting, encoding
-    )
+    if header:
+        return Layout(header, separator, number - 1, quoting, encoding, False)
+    names = _as_rows_are(fields, following[rows - 1 :][:2], separator, quoting)
+    return Layout(names, separator, number + rows - 1, quoting, encoding)
+
+
+def _first_lines(path: pathlib.Path, encoding: str) -> tuple[int, list[str]]:
+    """Returns the number of the first line that is not blank, and some from it on."""
+    number = 1
+    with reading(path), open_text(path, encoding) as file:
+        lines = iter(lambda: file.readline(1 << 20), "")
+        for line in lines:
+            if line.strip():
+                rest = itertools.islice(lines, MOST_JOINED if '"' in line else 20)
+                return number, [s.rstrip("\r\n") for s in (line, *rest)]
+            number += 1
+    return number, []
+
+
+def is_separator_line(line: str) -> bool:
+    """Whether a first line names the separator, as spreadsheets write and read it."""
+    return bool(re.fullmatch('"?sep=."?', line))
+
+
+def without_comments(
+    number: int, lines: list[str], separator: str
+) -> tuple[int, list[str]]:
+    """Drops lines before the header that begin with '#' and are none themselves."""
+    start = next((n for n, s in enumerate(lines) if s.strip() and s[0] != "#"), 0)
+    if not start:
+        return number, lines
+    separator = separator or separator_of(lines[start])
+    names, fields = (lines[n].split(separator) for n in (start - 1, start))
+    if len(names) == len(fields) > 1 and is_click(fields):
+        # It is the header itself.
+        start -= 1
+    return number + start, lines[start:]
+
+
+def _as_rows_are(
+    names: list[str], lines: Sequence[str], separator: str, quoting: str
+) -> list[str]:
+    """Fits a header to its rows: one may end in a separator where the other does not.
+
+    R numbers the rows in a column that the header does not have.
+    """
+    try:
+        rows = [fields_of(line, separator, quoting) for line in lines if line.strip()]
+    except csv.Error:
+        return names
+    lengths = {*map(len, rows)}
+    if lengths == {len(names) - 1} and not names[-1].strip():
+        return names[:-1]
+    if lengths == {len(names) + 1}:
+        if not any(row[-1].strip() for row in rows):
+            return [*names, ""]
+        if [row[0] for row in rows] == ["1", "2"]:
+            return ["", *names]
+    return names
 
 
 def _first_row(
@@ -114,20 +173,34 @@ def separator_of(line: str) -> str:
     return max(SEPARATORS, key=line.count)
 
 
-def is_click(fields: Sequence[str]) -> bool:
-    """Whether the fields of a first line are those of a click, and no names."""
-    return any(looks_like_time(field) for field in fields)
+def is_click(fields: Sequence[str], missing: Collection[str] = ()) -> bool:
+    """Whether the fields of a first line are those of a click, and no names.
+
+    `missing` are words for nothing, which name no column.
+    """
+    if sum(plain_name(field) in _USUAL for field in fields) > 1:
+        return False
+    return any(
+        field.strip() in missing or looks_like_time(field) or forms_of(field)
+        for field in fields
+    )
 
 
 def check_header(path: pathlib.Path, layout: Layout) -> None:
     """Raises UserError where the header of a file is a click."""
-    if not layout.header_line or not is_click(layout.names) or len(layout.names) < 2:
+    names = layout.names
+    if not layout.has_header or not is_click(names) or len(names) < 2:
         return
-    numbers = range(1, len(layout.names) + 1)
-    # The longest number or date is likely the time, the first others the rest.
-    times = [n for n in numbers if looks_like_time(layout.names[n - 1])]
-    time = max(times, key=lambda n: len(layout.names[n - 1].strip()))
-    others = [*(n for n in numbers if n != time), *numbers][:2]
+    numbers = range(1, len(names) + 1)
+    # The longest date or whole number is likely the time, the first others that are no
+    # places on a map the rest.
+    dates = [n for n in numbers if forms_of(names[n - 1])]
+    times = [n for n in numbers if looks_like_time(names[n - 1])]
+    places = {n for n in times if re.fullmatch(r"-?\d{1,3}\.\d+", names[n - 1].strip())}
+    times = dates or [n for n in times if n not in places] or times
+    time = max(times, key=lambda n: len(names[n - 1].strip()))
+    likely = [n for n in numbers if n not in places]
+    others = [*(n for n in (*likely, *numbers) if n != time), *numbers][:2]
     told = zip(("session", "item", "time"), (*others, time), strict=True)
     raise UserError(
         f"{path}, line {layout.header_line}: "
@@ -145,7 +218,21 @@ def fields_of(line: str, separator: str, quoting: str = "") -> list[str]:
     if len(separator) > 1:
         raise csv.Error("quotes, which a separator of one character needs")
     csv.field_size_limit(2**31 - 1)
-    return next(csv.reader([line], delimiter=separator, strict=True))
+    try:
+        return next(csv.reader([line], delimiter=separator, strict=True))
+    except csv.Error:
+        if '\\"' not in line:
+            raise
+        # As Spark and MySQL write a quote within quotes.
+        return next(
+            csv.reader(
+                *([line],),
+                delimiter=separator,
+                escapechar="\\",
+                doublequote=False,
+                strict=True,
+            )
+        )
 
 
 def text_chunks(

@@ -42,11 +42,22 @@ _CALLED = {
 # Usual forms that are not read unless they are named.
 _DATES = (
     *("%Y/%m/%d", "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%Y%m%d"),
-    *("%b %d, %Y", "%d %b %Y", "%d/%b/%Y"),
+    *("%b %d, %Y", "%d %b %Y", "%d/%b/%Y", "%Y-%m-%d", "%d/%m/%y", "%m/%d/%y"),
+    *("%d.%m.%y", "%b %d %Y", "%d-%b-%Y", "%a, %d %b %Y"),
 )
-_TIMES = ("", *(f"{s}{t}" for s in " T:" for t in ("%H:%M", "%H:%M:%S", "%I:%M:%S %p")))
-_TIMES += ("T%H%M%S", "T%H%M%SZ", " %H:%M:%S.%f")
+_CLOCKS = ("%H:%M", "%H:%M:%S", "%I:%M:%S %p", "%I:%M %p", "%H:%M:%S %z")
+_TIMES = ("", *(f"{before}{t}" for before in (" ", "T", ":", ", ") for t in _CLOCKS))
+_TIMES += ("T%H%M%S", "T%H%M%SZ", " %H:%M:%S.%f", " %H:%M:%S GMT")
+_TIMES += (" %H:%M:%S +0000 UTC", "T%H:%M:%SZ[UTC]")
+# The year behind the time, as in tweets and check-ins.
+_OTHERS = (
+    "%a %b %d %H:%M:%S %z %Y",
+    "%a %b %d %H:%M:%S %Y",
+    "%a %b %d %H:%M:%S UTC %Y",
+)
 _NUMBER = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$"
+# Seconds or milliseconds of which a spreadsheet has dropped digits: 1.70928E+12.
+_ROUNDED = r"^\d(\.\d{0,7})?[eE]\+\d{2}$"
 _CLOCK = r"^\d{1,2}:\d{2}(:\d{2}([.,]\d{1,9})?)?$"
 # Read alike by Python and by polars.
 _ISO = (
@@ -63,14 +74,20 @@ def looks_like_time(text: str) -> bool:
     return bool(re.match(_NUMBER, text) or re.fullmatch(_ISO, text))
 
 
+def is_date(text: str) -> bool:
+    """Whether a text is a time, and no number."""
+    return bool(re.fullmatch(_ISO, text.strip()) or forms_of(text))
+
+
 def forms_of(text: str) -> list[str]:
     """Returns the usual forms, as of `datetime.strptime`, that can read a text."""
+    if len(re.findall(r"\d+", text)) < 2:
+        return []
     found = []
-    for date in _DATES:
-        for time in _TIMES:
-            with contextlib.suppress(ValueError):
-                datetime.datetime.strptime(text.strip(), date + time)
-                found.append(date + time)
+    for form in (*(date + time for date in _DATES for time in _TIMES), *_OTHERS):
+        with contextlib.suppress(ValueError):
+            datetime.datetime.strptime(text.strip(), form)
+            found.append(form)
     return found
 
 
@@ -123,6 +140,7 @@ class TimeColumn:
         self._is_told = not unit
         self._unit, self._form = unit, form
         self._kind = ""  # "text", "clock" or "number", once told
+        self._is_rounded = False  # which has been told
         self._first = ""  # the place of a number of that unit
 
     @property
@@ -153,11 +171,24 @@ class TimeColumn:
                 self._kind = _tell_kind(column)
             if self._kind in ("", "text"):
                 return parse_iso(column)
+            if self._kind == "number":
+                self._warn_of_rounding(column)
             if self._kind == "clock":
                 return parse_iso("1970-01-01T" + column.str.replace(r"^(\d):", "0$1:"))
         number = column.cast(pl.Float64, strict=False)
         number = number.set(~number.is_finite(), None)
         return number if self._any_number else self._scale(number, lines, where)
+
+    def _warn_of_rounding(self, column: pl.Series) -> None:
+        short = column.head(1000).drop_nulls()
+        short = short.filter(short.str.contains(_ROUNDED))
+        if len(short) > 1 and not self._is_rounded:
+            self._is_rounded = True
+            log.warning(
+                "times are such as %s, of which a spreadsheet has dropped digits: "
+                "clicks have lost their order; export them as text",
+                short[0],
+            )
 
     def _scale(self, number: pl.Series, lines: pl.Series, where: str) -> pl.Series:
         self._unit = self._unit or tell_unit(number)

@@ -61,6 +61,12 @@ def gather_visits(
         arrays = [array[order] for array in arrays]
     session, item, time, date = *arrays[:3], arrays[-1]
     is_start = np.append(True, session[1:] != session[:-1])
+    if not is_start.all() and not (time % DAY).any():
+        log.warning(
+            "all times are whole days: a session's clicks of one day are in order of "
+            "their item ids; if another column tells the time, or the order, name it "
+            "with --config.time_column"
+        )
     doubled = ~is_start[1:] & (item[1:] == item[:-1]) & (time[1:] == time[:-1])
     if doubled.sum() > MOST_DOUBLED * len(item):
         log.warning(

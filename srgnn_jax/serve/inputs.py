@@ -26,8 +26,14 @@ from srgnn_jax.data.files import (
 from srgnn_jax.data.read import Form, columns_of, read_clicks
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.data.sources import Settings, click_log
-from srgnn_jax.data.text import NOT_UTF8, fields_of, separator_of
-from srgnn_jax.data.times import TimeColumn
+from srgnn_jax.data.text import (
+    NOT_UTF8,
+    fields_of,
+    is_separator_line,
+    separator_of,
+    without_comments,
+)
+from srgnn_jax.data.times import TimeColumn, is_date
 from srgnn_jax.data.visits import gather_visits
 from srgnn_jax.errors import UserError, reason
 from srgnn_jax.serve.exported import wrong_session
@@ -151,14 +157,21 @@ def _begin(source: Any) -> tuple[Iterator[bytes], bytes, str]:
     else:
         # read1 returns what a pipe holds: its writer may wait for an answer.
         blocks = iter(lambda: source.read1(READ_BYTES), b"")
-    start, first = b"", b""
+    start, first, lines = b"", b"", []
     while not first and (block := next(blocks, b"")):
         start += block
         # The last line may go on.
         lines = start.split(b"\n")[:-1]
-        first = next((line for line in lines if line.strip()), b"")
-    first = first or start
-    told = first.decode("utf-8-sig", "replace").removesuffix("\r")
+        lines = [line for line in lines if line.strip()]
+        first = lines[0] if lines else b""
+    texts = [
+        line.decode("utf-8-sig", "replace").removesuffix("\r")
+        for line in (lines[:20] if first else [start])
+    ]
+    _, texts = without_comments(1, texts, "")
+    if len(texts) > 1 and is_separator_line(texts[0]):
+        texts = texts[1:]
+    told = texts[0]
     if is_array(told):
         # A line for each of its objects.
         with contextlib.suppress(orjson.JSONDecodeError):
@@ -186,10 +199,7 @@ def _is_log(first: str, name: str, settings: Settings) -> bool:
     form = settings.form
     fields: Any = ()
     if is_json(first):
-        with contextlib.suppress(orjson.JSONDecodeError):
-            record = orjson.loads(first)
-            is_session = not isinstance(record, dict) or set(record) == {"session"}
-            fields = () if is_session else records.fields_of(record)
+        fields = _json_fields(first)
         return bool(fields) and _log_form(fields, name, settings) is not None
     separator = settings.separator.replace("\\t", "\t") or separator_of(first)
     is_open = True
@@ -205,7 +215,22 @@ def _is_log(first: str, name: str, settings: Settings) -> bool:
     usual = {plain_name(field) for field in fields}
     if len(fields) > 1 and usual & {*USUAL_NAMES["session"], *USUAL_NAMES["time"]}:
         _form_without_time(settings).names(fields, name)
+    if len(fields) > 2 and any(map(is_date, fields)):
+        raise UserError(
+            f"{name}: {first[:120]!r} looks like a click of a log without a header; "
+            "write one above it, such as session_id,item_id,timestamp"
+        )
     return False
+
+
+def _json_fields(line: str) -> dict[str, bool]:
+    """Returns the fields of a click, or of the first of an array; none of a session."""
+    record: Any = records.record_of(line)[0]
+    with contextlib.suppress(orjson.JSONDecodeError):
+        array = orjson.loads(line)
+        record = array[0] if isinstance(array, list) and array else record
+    is_session = not isinstance(record, dict) or set(record) == {"session"}
+    return {} if is_session else records.fields_of(record)
 
 
 def _is_time(field: str, settings: Settings) -> bool:

@@ -7,6 +7,7 @@ session-rec.
 import contextlib
 import functools
 import logging
+import os
 import pathlib
 import re
 from collections.abc import Collection, Mapping
@@ -17,7 +18,6 @@ from srgnn_jax.data.read import Form, columns_of, read_clicks
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import ready_made, source
 from srgnn_jax.data.sources.source import Settings
-from srgnn_jax.data.text import is_click
 from srgnn_jax.errors import UserError
 
 INSTRUCTIONS = (
@@ -32,6 +32,9 @@ SETTINGS = (
 PRESETS = {"default": Settings()}
 # Those of ready-made splits.
 _OF_SPLITS = source.RULE_SETTINGS - {"min_session_length"}
+
+# What only the error of a log of visitors says.
+_VISITS = "session_gap_minutes"
 
 log = logging.getLogger(__name__)
 
@@ -65,21 +68,36 @@ def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
     there is none, or where there are several logs.
     """
     where = source.check_folder(folder, INSTRUCTIONS)
-    pattern = settings.log_file or "**/*"
-    named = folder / pattern
+    named = folder / settings.log_file
     if named.is_file():
         return [named]
-    found = sorted(folder.glob(pattern))
-    if named.is_dir():
-        found = sorted(named.rglob("*"))
-    elif any(path.is_dir() for path in found) and settings.log_file:
-        found = sorted({f for path in found for f in (path, *path.rglob("*"))})
+    found = [named] if named.is_dir() else sorted(folder.glob(settings.log_file))
+    found = sorted({file for path in found for file in _files_in(path)})
+    if not settings.log_file and any(p.parent.name == "_delta_log" for p in found):
+        raise UserError(
+            f"{where} holds a Delta table, with rows that it has dropped since; export "
+            "it, or read all of them with --config.log_file='*.parquet'"
+        )
     files = [p for p in found if p.is_file() and not _is_hidden(p.relative_to(folder))]
     if not files:
         if settings.log_file:
             raise UserError(f"no file {settings.log_file} in {where}")
         raise UserError(f"no log in {where}. {INSTRUCTIONS}")
     return files if len(files) == 1 else _of_one_form(files, folder, settings, where)
+
+
+def _files_in(path: pathlib.Path) -> list[pathlib.Path]:
+    """Returns a file itself, or those in a folder and in what it links to."""
+    if path.is_file():
+        return [path]
+    seen, files = set(), []
+    for top, folders, names in os.walk(path, followlinks=True):
+        seen.add(os.path.realpath(top))
+        folders[:] = [
+            f for f in folders if os.path.realpath(os.path.join(top, f)) not in seen
+        ]
+        files += [pathlib.Path(top, name) for name in names]
+    return files
 
 
 def _is_hidden(path: pathlib.PurePath) -> bool:
@@ -109,7 +127,8 @@ def _by_form(
             if not path.stat().st_size:
                 continue
             names = columns_of(path, form)
-            if is_click([*names]) and form.header != "none":
+            is_text = not isinstance(names, Mapping)
+            if is_text and form.is_click([*names]) and form.header != "none":
                 headless.setdefault(len(names), []).append(path)
                 continue
             read = form.names(names, path).values()
@@ -135,7 +154,7 @@ def _continues(
         fields = columns_of(path, form, width)
         if isinstance(fields, Mapping):
             return len(fields.keys() & read) >= len(read) - 1 > 1
-        return len(fields) == width and is_click(fields)
+        return len(fields) == width and form.is_click(fields)
     return False
 
 
@@ -144,6 +163,8 @@ def _of_one_form(
 ) -> list[pathlib.Path]:
     """Returns the files that hold clicks, which must have the same columns."""
     forms, headless, others = _by_form(files, settings.form)
+    if not (forms or others or headless):
+        raise UserError(f"all {len(files)} files in {where} are empty. {INSTRUCTIONS}")
     if len(forms) == 1:
         ((read, log_files),) = forms.items()
         # One with a header tells what those without hold.
@@ -168,14 +189,14 @@ def _of_one_form(
         told = [str(path.relative_to(folder)) for path in paths]
         return ", ".join(told[:5]) + f" and {len(told) - 5} others" * (len(told) > 5)
 
-    if not log_files and len(others) == 1 and not headless:
+    if not log_files and len(others) == 1 and not forms and not headless:
         raise others[0][1]
-    if not (forms or others or headless):
-        raise UserError(f"all {len(files)} files in {where} are empty. {INSTRUCTIONS}")
     if not log_files:
-        if not forms and others:
+        if not (forms or headless):
+            # The largest is likely the log, if none is of visitors.
+            _, error = max(others, key=lambda o: (_VISITS in str(o[1]), _size(o[0])))
             raise UserError(
-                f"none of the {len(files)} files in {where} is a log. {others[0][1]}"
+                f"none of the {len(files)} files in {where} is a log. {error}"
             )
         firsts = [paths[0] for paths in (*forms.values(), *headless.values())]
         raise UserError(
@@ -191,6 +212,10 @@ def _of_one_form(
             *(where, len(log_files), names_of(log_files)),
         )
     return log_files
+
+
+def _size(path: pathlib.Path) -> int:
+    return path.stat().st_size
 
 
 def _ready_made(files: list[pathlib.Path]) -> dict[str, list[pathlib.Path]]:
