@@ -91,7 +91,7 @@ def asked(body: bytes, limits: Limits = LIMITS) -> Asked:
     else:
         check_ids(read["session"], "session", limits.clicks)
         sessions = [read["session"]]
-    k = read.get("k", 20)
+    k = read.get("k", min(20, limits.k))
     if type(k) is not int or not 1 <= k <= limits.k:
         raise Refused(422, "k", f"a whole number from 1 to {limits.k} is wanted")
     candidates = read.get("candidates")

@@ -71,7 +71,8 @@ def serve_workdir(
             candidates_folder=candidates_folder,
             max_wait=max_wait,
         )
-        app = App(service, token=token, reload_every=reload_every)
+        options = {"token": token, "reload_every": reload_every}
+        app = App(service, limits=LIMITS, **options)
         app.logs_sessions = log_requests == "contents"
         if log_requests != "no":
             app.requests_log = log_line
