@@ -86,6 +86,30 @@ def test_slow_clients_and_too_many_are_cut_and_others_answered(workdir, tmp_path
         assert "traceback" not in served.said()
 
 
+def test_what_is_refused_unread_is_one_whole_request():
+    head = b"POST /v1/recommend HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n"
+    assert server.is_whole(head + b"\r\n{}")
+    for other in (
+        head,
+        head + b"\r\n{",
+        head + b"\r\n{}P",
+        head + b"Connection: close\r\n\r\n{}",
+        head + b"Transfer-Encoding: chunked\r\n\r\n{}",
+        head + b"Content-Length: 2\r\n\r\n{}",
+        head.replace(b"2", b"-2") + b"\r\n{}",
+    ):
+        assert not server.is_whole(other)
+
+
+def test_over_capacity_the_rest_is_refused_and_connections_stay(workdir, tmp_path):
+    with Process(workdir, tmp_path / "log", max_wait=0.0) as served:
+        load = asyncio.run(send(served.port, BODIES, 400, 1.0, connections=20))
+    assert load.errors == 0
+    assert len(load.accepted) > 10
+    assert len(load.refused) > 10
+    assert len(load.accepted) + len(load.refused) == 400
+
+
 def test_a_token_is_read_and_a_short_one_refused(tmp_path):
     path = tmp_path / "token"
     path.write_text("0123456789abcdef\n")

@@ -62,6 +62,7 @@ class App:
       service, limits: as they were given.
       metrics: of this application.
       is_draining: whether each answer ends its connection.
+      lag: seconds by which the event loop is behind.
       requests_log: called with a dict for each request; None: nothing is.
     """
 
@@ -83,6 +84,7 @@ class App:
         self.metrics = Metrics(service)
         service.on_reload = self.metrics.reload
         self.is_draining = False
+        self.lag = 0.0
         self.requests_log: Callable[[dict[str, Any]], None] | None = None
         self.logs_sessions = False
         self._token = token.encode()
@@ -178,6 +180,11 @@ class App:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def is_over(self) -> bool:
+        """Whether what comes now would wait too long, here or for the device."""
+        batcher = self.service.batcher
+        return max(batcher.wait(), self.lag) > batcher.max_wait
 
     def reload_soon(self, why: str) -> None:
         """Reloads in the background; the log tells how it went."""

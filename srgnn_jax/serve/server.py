@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import pathlib
+import re
 import signal
 import sys
 import time
@@ -16,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from srgnn_jax import config as config_lib
 from srgnn_jax.errors import UserError, reason
 from srgnn_jax.serve.bodies import LIMITS
-from srgnn_jax.serve.http import BUSY, App
+from srgnn_jax.serve.http import BUSY, RECOMMEND, App
 from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.serve.service import Service
 
@@ -28,10 +29,16 @@ MOST_HEADERS = 2**15
 # those that are still being answered.
 LAST_ANSWERS, LAST_WORK = 1.0, 7
 SHORTEST_TOKEN = 16
+# Seconds between looks at how far the event loop is behind.
+TICK = 0.01
+_ASKS = f"POST {RECOMMEND} HTTP/1.1\r\n".encode()
+_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]{1,9})(?=\r\n)", re.IGNORECASE)
 _REFUSED = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n"
-    b"retry-after: 1\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s"
-) % (len(BUSY), BUSY)
+    b"retry-after: 1\r\n%scontent-length: %d\r\n\r\n%s"
+)
+_BUSY = _REFUSED % (b"", len(BUSY), BUSY)
+_TOO_MANY = _REFUSED % (b"connection: close\r\n", len(BUSY), BUSY)
 
 
 def serve_workdir(
@@ -71,8 +78,7 @@ def serve_workdir(
             candidates_folder=candidates_folder,
             max_wait=max_wait,
         )
-        options = {"token": token, "reload_every": reload_every}
-        app = App(service, limits=LIMITS, **options)
+        app = App(service, token=token, reload_every=reload_every, limits=LIMITS)
         app.logs_sessions = log_requests == "contents"
         if log_requests != "no":
             app.requests_log = log_line
@@ -116,15 +122,23 @@ class Connection(HttpToolsProtocol):
         """Starts it, or ends it at once with 503."""
         if len(self.connections) >= LIMITS.connections:
             self.transport = transport
-            transport.write(_REFUSED)
+            transport.write(_TOO_MANY)
             transport.close()
             return
         super().connection_made(transport)
-        self._slow = self.loop.call_later(LIMITS.seconds, transport.close)
+        self._start_timer()
 
     def data_received(self, data: bytes) -> None:
         """Reads on; headers may neither be long nor take long."""
         if self.parser is None or self.transport.is_closing():
+            return
+        # To read it as well would make the others wait.
+        is_next = data.startswith(_ASKS) and self._is_between()
+        if is_next and self._app.is_over() and is_whole(data):
+            self.transport.write(_BUSY)
+            self._app.metrics.request(503, 0.0)
+            self._stop_timer()
+            self._start_timer()
             return
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
@@ -135,17 +149,42 @@ class Connection(HttpToolsProtocol):
         if self._received > MOST_HEADERS:
             self.transport.close()
         elif self._slow is None:
-            self._slow = self.loop.call_later(LIMITS.seconds, self.transport.close)
+            self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends it."""
         self._stop_timer()
         super().connection_lost(exc)
 
+    @property
+    def _app(self) -> App:
+        app = self.config.app
+        assert isinstance(app, App)
+        return app
+
+    def _is_between(self) -> bool:
+        """Whether the next byte begins a request."""
+        is_idle = self.cycle is None or self.cycle.response_complete
+        return is_idle and not self._received and not self._app.is_draining
+
+    def _start_timer(self) -> None:
+        seconds = LIMITS.seconds
+        self._slow = self.loop.call_later(seconds, self.transport.close)
+
     def _stop_timer(self) -> None:
         if self._slow is not None:
             self._slow.cancel()
             self._slow = None
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether this is one request with all of its body, on a connection that stays."""
+    end = data.find(b"\r\n\r\n")
+    head = data[: end + 2]
+    length = _LENGTH.findall(head)
+    if end < 0 or len(length) != 1 or b"close" in head or b"chunked" in head:
+        return False
+    return len(data) == end + 4 + int(length[0])
 
 
 class Server(uvicorn.Server):
@@ -199,9 +238,19 @@ async def serve(app: App, host: str, port: int) -> None:
         raise UserError(
             f"cannot listen on {host}:{port}; choose another --host or --port"
         ) from error
+    watching = asyncio.ensure_future(_watch_lag(app))
     log.info("listening on http://%s:%s", host, sock.getsockname()[1])
     await server.serve(sockets=[sock])
+    watching.cancel()
     log.info("stopped")
+
+
+async def _watch_lag(app: App) -> None:
+    """Measures by how much the event loop is behind."""
+    while True:
+        before = time.perf_counter()
+        await asyncio.sleep(TICK)
+        app.lag = time.perf_counter() - before - TICK
 
 
 def log_line(fields: dict[str, Any]) -> None:
