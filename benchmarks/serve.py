@@ -229,13 +229,14 @@ def serve_made(items: int, embedding_size: int) -> None:
 class Served:
     """A process that serves, and its port, once it is ready."""
 
-    def __init__(self, command: Sequence[str]):
+    def __init__(self, command: Sequence[str], folder: str | os.PathLike = common.ROOT):
         self.log = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        environment["PYTHONPATH"] = str(common.ROOT)
         self.process = subprocess.Popen(
             [sys.executable, *command],
             stderr=self.log,
-            cwd=common.ROOT,
+            cwd=folder,
             env=environment,
         )
 
@@ -285,9 +286,12 @@ def main() -> None:
         return
     rows = []
     load_before = common.load_of_others()
-    for items, size, rate, limit in WANTED:
-        if arguments.catalog and (items, size) != tuple(arguments.catalog):
-            continue
+    chosen = WANTED
+    if arguments.catalog:
+        known = {(items, size): rest for items, size, *rest in WANTED}
+        rate, limit = known.get(tuple(arguments.catalog), (100, 50))
+        chosen = ((*arguments.catalog, rate, limit),)
+    for items, size, rate, limit in chosen:
         rate = arguments.rate or rate
         bodies = made_bodies(items)
         command = ["-m", "benchmarks.serve", "--serve", "--catalog", items, size]

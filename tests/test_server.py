@@ -5,18 +5,23 @@ import contextlib
 import itertools
 import json
 import os
+import shlex
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
-from benchmarks.serve import send
+from benchmarks import common
+from benchmarks.serve import Served, send
 from srgnn_jax.errors import UserError
 from srgnn_jax.serve import server
 from srgnn_jax.serve.recommend import Recommender
 from tests.served import Process
+from tests.test_commands import commands
 from tests.tiny import old_run
 
 BODIES = [
@@ -141,6 +146,35 @@ def test_200_requests_a_second_are_answered_as_recommend_does(workdir, tmp_path)
         scores = expected[tuple(found["items"])]
         np.testing.assert_allclose(found["scores"], scores, atol=1e-5)
     assert np.percentile(load.accepted, 90) <= 0.05
+
+
+@pytest.mark.slow  # a process, all shapes, and the benchmark
+def test_every_command_of_serving_works_in_turn(tmp_path):
+    (tmp_path / "runs").mkdir()
+    old_run(tmp_path).rename(tmp_path / "runs" / "shop")
+    serve, *rest = [text for kind, text in commands("serving.md") if kind == "sh"]
+    assert "--mode=serve" in serve
+    small = " --catalog 300 8 --rate=50 --seconds=1 --no_highest"
+    command = shlex.split(serve.replace("=8000", "=0"))[1:]
+    outputs = {}
+    with Served([*command, "--max_wait=30"], tmp_path) as port:
+        for text in rest:
+            text = text.replace("localhost:8000", f"127.0.0.1:{port}")
+            text = text.replace("python -m", f"{sys.executable} -m")
+            done = subprocess.run(
+                text + small * ("benchmarks" in text),
+                shell=True,
+                cwd=common.ROOT,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, f"{text}\n{done.stderr}"
+            outputs[text.partition(str(port))[2] or text] = done.stdout
+    assert len(outputs) == len(rest) == 16
+    first, *_ = outputs.values()
+    assert len(json.loads(first)["items"]) == 5
+    assert "srgnn_requests_total" in outputs["/metrics"]
+    assert json.loads([*outputs.values()][-1])["rows"][0]["errors"] == 0
 
 
 def test_the_generator_counts_from_when_a_request_was_due():

@@ -264,7 +264,7 @@ class Lists:
             most = len(order)
             if self.apart:
                 shorter = max((w for w in self.widths if w < width), default=0)
-                most = np.count_nonzero(lengths[order] > shorter)
+                most = int(np.count_nonzero(lengths[order] > shorter))
             # Nearly full, and at most so many.
             allowed = self.sizes_for(width, num_seen)
             size = max(size for size in allowed if size < 2 * most)

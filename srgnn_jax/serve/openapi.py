@@ -17,46 +17,8 @@ _ERROR = {
 
 def openapi(limits: Limits) -> dict[str, Any]:
     """Describes requests and answers."""
-    raw_id = {"oneOf": [{"type": "string"}, {"type": "integer"}]}
-    session = {"type": "array", "items": raw_id, "maxItems": limits.clicks}
-    own = {"type": "array", "items": raw_id, "maxItems": limits.candidates}
-    wanted = {
-        "session": session,
-        "sessions": {"type": "array", "items": session, "maxItems": limits.sessions},
-        "k": {"type": "integer", "minimum": 1, "maximum": limits.k, "default": 20},
-        "exclude_seen": {"type": "boolean", "default": False},
-        "candidates": {
-            "oneOf": [own, {"type": "string"}, {"type": "null"}],
-            "description": "ids that may be listed, or the name that they were given",
-        },
-        "as_probabilities": {"type": "boolean", "default": False},
-    }
-    text, numbers = (
-        {"type": "array", "items": {"type": kind}} for kind in ("string", "number")
-    )
-    model = _object(fingerprint={"type": "string"}, step={"type": "integer"})
-    found = {
-        "items": text,
-        "scores": numbers,
-        "unknown": text,
-        "fallback": {"type": "boolean"},
-    }
-    several = {"type": "array", "items": _object(**found)}
-    lists = {
-        "oneOf": [
-            _object(**found, model=model),
-            _object(recommendations=several, model=model),
-        ]
-    }
-    kinds = ("string", "string", "number")
-    edge = {"type": "array", "prefixItems": [{"type": kind} for kind in kinds]}
-    explained = _object(
-        items=text,
-        attention=numbers,
-        edges={"type": "array", "items": edge},
-        unknown=text,
-        model=model,
-    )
+    raw_id, session, wanted = _asked(limits)
+    text, model, lists, explained = _answers()
     plain = {"200": _is("text")}
     name = _parameter("name", "path")
     items = {"type": "array", "items": raw_id}
@@ -65,9 +27,7 @@ def openapi(limits: Limits) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "SR-GNN", "version": "1"},
         "paths": {
-            "/v1/recommend": {
-                "post": _does("Lists the next items", lists, _object(**wanted))
-            },
+            "/v1/recommend": {"post": _does("Lists the next items", lists, wanted)},
             "/v1/explain": {
                 "post": _does("Explains", explained, _object(session=session))
             },
@@ -100,6 +60,56 @@ def openapi(limits: Limits) -> dict[str, Any]:
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}
         },
     }
+
+
+def _asked(limits: Limits) -> tuple[Any, Any, Any]:
+    """Describes an id, a session, and what /v1/recommend takes."""
+    raw_id = {"oneOf": [{"type": "string"}, {"type": "integer"}]}
+    session = {"type": "array", "items": raw_id, "maxItems": limits.clicks}
+    own = {"type": "array", "items": raw_id, "maxItems": limits.candidates}
+    wanted = {
+        "session": session,
+        "sessions": {"type": "array", "items": session, "maxItems": limits.sessions},
+        "k": {"type": "integer", "minimum": 1, "maximum": limits.k, "default": 20},
+        "exclude_seen": {"type": "boolean", "default": False},
+        "candidates": {
+            "oneOf": [own, {"type": "string"}, {"type": "null"}],
+            "description": "ids that may be listed, or the name that they were given",
+        },
+        "as_probabilities": {"type": "boolean", "default": False},
+    }
+    return raw_id, session, _object(**wanted)
+
+
+def _answers() -> tuple[Any, Any, Any, Any]:
+    """Describes ids, the model, and what /v1/recommend and /v1/explain give."""
+    text, numbers = (
+        {"type": "array", "items": {"type": kind}} for kind in ("string", "number")
+    )
+    model = _object(fingerprint={"type": "string"}, step={"type": "integer"})
+    found = {
+        "items": text,
+        "scores": numbers,
+        "unknown": text,
+        "fallback": {"type": "boolean"},
+    }
+    several = {"type": "array", "items": _object(**found)}
+    lists = {
+        "oneOf": [
+            _object(**found, model=model),
+            _object(recommendations=several, model=model),
+        ]
+    }
+    kinds = ("string", "string", "number")
+    edge = {"type": "array", "prefixItems": [{"type": kind} for kind in kinds]}
+    explained = _object(
+        items=text,
+        attention=numbers,
+        edges={"type": "array", "items": edge},
+        unknown=text,
+        model=model,
+    )
+    return text, model, lists, explained
 
 
 def _object(**properties: Any) -> dict[str, Any]:
