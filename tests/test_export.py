@@ -114,7 +114,8 @@ def test_a_hub_of_models_finds_weights_a_config_and_a_card(folder):
 def test_the_card_has_the_results_of_its_own_step(tmp_path):
     runs = [{"best_step": 7, "test": {"recall@20": 0.5, "mrr@20": 0.1725}}]
     found = {"protocol": {"select_on": "valid"}, "runs": runs}
-    found |= dict.fromkeys(("config", "data", "mean", "standard_deviation"), {})
+    others = ("config", "data", "mean", "standard_deviation")
+    found |= {name: {} for name in others}
     results_json.write(tmp_path / "results.json", found)
     manifest = {
         "config": {"name": "shop", "dataset": "click_log", "embedding_size": 8},
