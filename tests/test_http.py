@@ -539,6 +539,19 @@ def test_a_body_that_does_not_come_is_not_waited_for(service):
     assert json.loads(body["body"])["error"]["place"] == "body"
 
 
+def test_what_fails_in_the_background_is_logged(service, monkeypatch, caplog):
+    monkeypatch.setattr(service, "is_ready", False)
+    monkeypatch.setattr(service, "prepare", lambda: 1 / 0)
+
+    async def run():
+        app = App(service)
+        app._in_background(app._start())
+        await asyncio.sleep(0.2)
+
+    asyncio.run(run())
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_before_it_is_ready_only_health_and_metrics_answer(service, monkeypatch):
     monkeypatch.setattr(service, "is_ready", False)
     client = Client(App(service))

@@ -90,7 +90,7 @@ class App:
         self._token = token.encode()
         self._reload_every = reload_every
         self._openapi = orjson.dumps(openapi(limits))
-        self._tasks: set[asyncio.Task] = set()
+        self._tasks: set[asyncio.Future] = set()
         named = "/v1/candidates/{name}"
         self._router = Router(
             [
@@ -179,7 +179,13 @@ class App:
     def _in_background(self, work: Awaitable) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Future) -> None:
+        """Logs what no one else waits for."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("what runs in the background failed", exc_info=error)
 
     def is_over(self) -> bool:
         """Whether what comes now would wait too long, here or for the device."""
