@@ -13,11 +13,8 @@ versions or code.
 """
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import hmac
-import ipaddress
 import logging
 import pathlib
 import time
@@ -33,6 +30,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from srgnn_jax.errors import UserError
 from srgnn_jax.serve import bodies
+from srgnn_jax.serve.access import is_here, secret_of
 from srgnn_jax.serve.batching import Overloaded
 from srgnn_jax.serve.bodies import LIMITS, Limits, Refused
 from srgnn_jax.serve.metrics import CONTENT_TYPE, Metrics
@@ -208,7 +206,7 @@ class App:
             return
         if self._token:
             given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(_secret(given), self._token):
+            if not hmac.compare_digest(secret_of(given), self._token):
                 raise Refused(401, "authorization", "the token is wrong", **CHALLENGE)
         if not self.service.is_ready and path.startswith("/v1/"):
             raise Refused(503, "service", "it is not ready", **{"retry-after": "1"})
@@ -217,7 +215,7 @@ class App:
         """Refuses changes for a web page, or for another host without a token."""
         if "origin" in request.headers:
             raise Refused(403, "origin", "pages may not change anything")
-        if not self._token and not (request.client and _is_here(request.client.host)):
+        if not self._token and not (request.client and is_here(request.client.host)):
             raise Refused(
                 403, "request", "changes are taken from this machine, or with a token"
             )
@@ -385,20 +383,3 @@ def _told(refused: Refused) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
 
 def _json(value: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(value), status, media_type="application/json")
-
-
-def _secret(given: bytes) -> bytes:
-    """Returns the token of an Authorization header, or a browser's password."""
-    kind, _, rest = given.partition(b" ")
-    if kind.lower() == b"basic":
-        with contextlib.suppress(binascii.Error):
-            return base64.b64decode(rest, validate=True).partition(b":")[2]
-    return rest.strip() if kind.lower() == b"bearer" else b""
-
-
-def _is_here(host: str) -> bool:
-    """Whether a client's address is one of this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
