@@ -7,6 +7,7 @@
     python -m srgnn_jax.main --mode=plot --workdir=runs/yoochoose_1_64
     python -m srgnn_jax.main --mode=export --workdir=runs/yoochoose_1_64 \\
         --output=exported
+    python -m srgnn_jax.main --mode=serve --workdir=runs/yoochoose_1_64 --port=8000
     python -m srgnn_jax.main --mode=import --config=configs/diginetica.py \\
         --torch_checkpoint=SRGNN.pth --workdir=runs/imported
     python -m srgnn_jax.main --mode=baselines --config=configs/diginetica.py
@@ -39,7 +40,10 @@ SHIPPED = {
     path.stem: path
     for path in pathlib.Path(__file__).with_name("configs").glob("[!_]*.py")
 }
-MODES = ("train", "evaluate", "recommend", "export", "import", "baselines", "plot")
+MODES = (
+    *("train", "evaluate", "recommend", "serve", "export"),
+    *("import", "baselines", "plot"),
+)
 
 # The modes that a flag is for, where these are not all.
 ONLY_FOR = {
@@ -52,6 +56,13 @@ ONLY_FOR = {
     "as_probabilities": ("recommend",),
     "recall": ("recommend",),
     "output": ("export",),
+    "host": ("serve",),
+    "port": ("serve",),
+    "auth_token_file": ("serve",),
+    "candidates_folder": ("serve",),
+    "reload_every": ("serve",),
+    "max_wait": ("serve",),
+    "log_requests": ("serve",),
 }
 # The flag that a mode cannot do without, beside --config or --workdir.
 NEEDS = {
@@ -69,6 +80,7 @@ flags.DEFINE_enum(
     "evaluate: evaluate the best checkpoint of --workdir, on its test split or on the "
     "click log --sessions. "
     "recommend: print the next items of each session in --sessions. "
+    "serve: answer HTTP requests from the best checkpoint of --workdir. "
     "export: write the best checkpoint of --workdir to --output, to recommend without "
     "this package. "
     "import: make a --workdir of the weights in --torch_checkpoint. "
@@ -89,6 +101,8 @@ for _name, _help in {
     "candidates": "For recommend: a file with the ids that may be recommended, one a "
     "line, or in the first column, or in the one that a header names item_id.",
     "output": "For export: a new folder.",
+    "auth_token_file": "For serve: a file with the token that requests must bring.",
+    "candidates_folder": "For serve: keeps the candidates that were given a name.",
 }.items():
     flags.DEFINE_string(_name, None, _help)
 for _name, _help in {
@@ -106,6 +120,19 @@ flags.DEFINE_float(
     1.0,
     "For recommend: below 1, approximate lists that are to hold this share of the "
     "best items; faster on a TPU.",
+)
+flags.DEFINE_string("host", "127.0.0.1", "For serve: the address to listen on.")
+flags.DEFINE_integer("port", 8000, "For serve: the port to listen on.")
+for _name, _default, _help in (
+    ("reload_every", 10.0, "Seconds between looks for a better checkpoint; 0: none."),
+    ("max_wait", 0.05, "Seconds that a request may wait; longer ones are refused."),
+):
+    flags.DEFINE_float(_name, _default, f"For serve: {_help}", lower_bound=0.0)
+flags.DEFINE_enum(
+    "log_requests",
+    "no",
+    ("no", "yes", "contents"),
+    "For serve: log each request; contents: with its sessions.",
 )
 config_flags.DEFINE_config_file(
     "config",
@@ -219,6 +246,8 @@ def run_mode() -> None:
         evaluate_workdir(workdir, config, model)
     elif mode == "recommend":
         recommend_file(workdir, model=model, **options)
+    elif mode == "serve":
+        serve(workdir, model, options)
     elif mode == "export":
         export_workdir(workdir, model=model, **options)
     elif mode == "import":
@@ -230,6 +259,16 @@ def run_mode() -> None:
         from srgnn_jax.evaluate.plots import plot_workdir
 
         plot_workdir(workdir)
+
+
+def serve(workdir: str, model: Any, options: dict[str, Any]) -> None:
+    """Serves, where what an extra brings is installed."""
+    try:
+        from srgnn_jax.serve.server import serve_workdir
+    except ModuleNotFoundError as error:
+        told = f"--mode=serve needs {error.name}: pip install 'srgnn_jax[serve]'"
+        raise UserError(told) from error
+    serve_workdir(workdir, model=model, **options)
 
 
 def handed_in(config_module: Any) -> tuple[Any, Any]:

@@ -30,7 +30,7 @@ from srgnn_jax.errors import UserError, nearest
 from srgnn_jax.evaluate.evaluator import rank_step, rows_at_a_time
 from srgnn_jax.model.layers import COMPUTE_DTYPES
 from srgnn_jax.model.srgnn import SRGNN, init_params
-from srgnn_jax.serve.recommend import recommend_step
+from srgnn_jax.serve.step import recommend_step
 from srgnn_jax.train.optimizer import adam_with_l2
 from srgnn_jax.train.step import init_state, train_step
 

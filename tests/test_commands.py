@@ -45,6 +45,7 @@ NOT_RUN = {
     "pip install -e '.[cuda]'": INSTALLS,
     "pip install -e '.[export]'": INSTALLS,
     "pip install '.[plots]'": INSTALLS,
+    "pip install '.[serve]'": INSTALLS,
     "python -m srgnn_jax.main": "the name of the program",
     "python -m benchmarks.against_recbole --epochs=2 --rounds=1": "installs RecBole; "
     "test_benchmarks.py::test_epochs_are_timed_apart_from_the_first",
@@ -63,6 +64,7 @@ HELD = {
     "own_data.md": "test_wheel.py::test_every_command_of_own_data_works_in_turn",
     "how_it_works.md": "test_notebooks.py::"
     "test_the_code_of_how_it_works_prints_what_it_says",
+    "serving.md": "test_server.py::test_every_command_of_serving_works_in_turn",
     "own_model.md": "test_handed_in.py::test_an_example_goes_through_every_mode and "
     "test_a_config_file_hands_its_model_in",
 }

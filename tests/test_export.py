@@ -8,10 +8,13 @@ import sys
 
 import numpy as np
 import pytest
+from flax import traverse_util
+from safetensors.numpy import load_file
 
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
-from srgnn_jax.serve import export, exported
+from srgnn_jax.evaluate import results_json
+from srgnn_jax.serve import card, export, exported
 from srgnn_jax.serve.recommend import Recommender
 from tests.command import run_command
 from tests.tiny import old_run
@@ -88,6 +91,40 @@ def test_the_manifest_names_versions_platforms_and_fingerprints(folder):
     assert {*manifest["files"], "manifest.json"} == files
     assert manifest["jax"]
     assert manifest["calling_convention"]
+
+
+def test_a_hub_of_models_finds_weights_a_config_and_a_card(folder):
+    weights = load_file(folder / "out" / "model.safetensors")
+    params = Recommender.load(folder / "run").params
+    flat = traverse_util.flatten_dict(params, sep=".")
+    assert weights.keys() == flat.keys()
+    for name, array in weights.items():
+        np.testing.assert_array_equal(array, flat[name])
+    text = (folder / "out" / "config.json").read_text()
+    config = json.loads(text)
+    assert (config["model_type"], config["num_items"]) == ("srgnn", 21)
+    assert config["config"]["embedding_size"] == 8
+    assert not [name for name in config["config"] if "_dir" in name]
+    page = (folder / "out" / "README.md").read_text()
+    assert page.startswith("---\nlibrary_name: srgnn_jax\n")
+    assert "20 items, D = 8" in page
+    assert "None were recorded" in page
+
+
+def test_the_card_has_the_results_of_its_own_step(tmp_path):
+    runs = [{"best_step": 7, "test": {"recall@20": 0.5, "mrr@20": 0.1725}}]
+    found = {"protocol": {"select_on": "valid"}, "runs": runs}
+    others = ("config", "data", "mean", "standard_deviation")
+    found |= {name: {} for name in others}
+    results_json.write(tmp_path / "results.json", found)
+    manifest = {
+        "config": {"name": "shop", "dataset": "click_log", "embedding_size": 8},
+        **{"num_items": 21, "step": 7, "k": 20},
+    }
+    written = card.card(manifest, card._results(tmp_path, 7))
+    assert "| mrr@20 | 17.25 |" in written
+    assert "chosen on valid." in written
+    assert card._results(tmp_path, 8) is None
 
 
 def test_an_export_is_made_again_in_its_place_and_a_changed_file_is_told(

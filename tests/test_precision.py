@@ -12,7 +12,7 @@ from srgnn_jax.evaluate.evaluator import rank_step
 from srgnn_jax.model.gnn import gnn_cell
 from srgnn_jax.model.srgnn import SRGNN, init_params
 from srgnn_jax.serve.export import export_top_k
-from srgnn_jax.serve.recommend import recommend_step
+from srgnn_jax.serve.step import recommend_step
 from srgnn_jax.train.optimizer import adam_with_l2
 from srgnn_jax.train.step import init_state, train_step
 from tests.tiny import random_examples

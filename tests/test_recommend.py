@@ -723,3 +723,17 @@ def test_importing_the_package_imports_no_jax():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     assert srgnn_jax.Recommender is Recommender
     assert not hasattr(srgnn_jax, "nothing")
+
+
+def test_in_batches_of_its_own_a_long_session_lengthens_no_others(recommender):
+    other = recommender.in_batches((1, 2, 4), (8,), 1024)
+    known = [np.ones(clicks, np.int32) for clicks in (3, 20, 2, 1, 2)]
+    cut = other._lists.batches(known)
+    batches = [(chosen.tolist(), seq.shape) for chosen, seq, _ in cut]
+    assert batches == [([1], (1, 256)), ([0, 2, 4, 3], (4, 8))]
+    assert other.shapes() == [(1, 8), (2, 8), (4, 8), (1, 256), (2, 256), (4, 256)]
+    sessions = random_sessions(20, longest=12)
+    for ours, theirs in zip(
+        other.recommend(sessions), recommender.recommend(sessions), strict=True
+    ):
+        assert ours.items == theirs.items

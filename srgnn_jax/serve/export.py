@@ -6,6 +6,8 @@
     <output>/vocabulary.json       raw ids and clicks of the item rows
     <output>/recommender.py        the loader, `srgnn_jax.exported`
 
+Beside them is what a hub of models wants, see `card`.
+
 `jax.export` keeps its promise of compatibility for six months. The checkpoint stays the
 source: the same command exports anew.
 """
@@ -31,6 +33,7 @@ from srgnn_jax.errors import UserError, reason
 from srgnn_jax.model.layers import Params
 from srgnn_jax.runs.progress import model_name
 from srgnn_jax.serve import exported
+from srgnn_jax.serve.card import write_card
 from srgnn_jax.serve.recommend import Recommender
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -90,6 +93,7 @@ def export_workdir(
     unfinished = folder.parent / f"{folder.name}.{os.getpid()}.unfinished"
     try:
         unfinished.mkdir(parents=True)
+        write_card(unfinished, recommender, pathlib.Path(workdir), manifest)
         _write(unfinished, recommender, functions, manifest)
         if folder.exists():
             shutil.rmtree(folder)

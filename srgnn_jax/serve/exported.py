@@ -183,6 +183,9 @@ class Lists:
     popular: np.ndarray  # item rows that may be listed, most clicked first
     clicks: np.ndarray  # theirs in training
     error: type[Exception] = ValueError  # where a session is no list of raw ids
+    sizes: Sequence[int] = BATCH_SIZES  # the B that there may be, rising from 1
+    max_positions: int = MAX_NUMBERS  # B times L, at most
+    apart: bool = False  # whether sessions that need another L go to another batch
 
     def make(
         self,
@@ -233,6 +236,15 @@ class Lists:
         unknown = (str(raw) for raw, row in zip(session, rows, strict=True) if not row)
         return rows[rows > 0], list(dict.fromkeys(unknown))
 
+    def sizes_for(self, width: int, num_seen: int = 1) -> list[int]:
+        """Returns the B that there may be for an L and so many seen clicks."""
+        most = min(
+            self.max_rows,
+            self.max_positions // width,
+            MAX_NUMBERS // max(width**2, num_seen),
+        )
+        return [size for size in self.sizes if size <= max(most, 1)]
+
     def batches(
         self, known: Sequence[np.ndarray], with_seen: bool = False
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
@@ -249,10 +261,13 @@ class Lists:
             shortened = min(longest, self.max_length)
             width = next(width for width in self.widths if width >= shortened)
             num_seen = power_of_two(longest, 4) if with_seen else 1
-            most = min(self.max_rows, MAX_NUMBERS // max(width**2, num_seen))
+            most = len(order)
+            if self.apart:
+                shorter = max((w for w in self.widths if w < width), default=0)
+                most = int(np.count_nonzero(lengths[order] > shorter))
             # Nearly full, and at most so many.
-            allowed = [size for size in BATCH_SIZES if size <= max(most, 1)]
-            size = max(size for size in allowed if size < 2 * len(order))
+            allowed = self.sizes_for(width, num_seen)
+            size = max(size for size in allowed if size < 2 * most)
             chosen, order = order[:size], order[size:]
             clicks = [known[s] for s in chosen]
             last = [rows[-self.max_length :] for rows in clicks]

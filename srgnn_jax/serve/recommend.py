@@ -3,8 +3,7 @@
     recommender = srgnn_jax.Recommender.load("runs/diginetica")
     recommender.recommend([["81766", "31331"]], k=5)
 
-Axes: B sessions of a batch, L positions, M clicks, D embedding, N rows that are scored,
-K items of a list.
+Axes: B sessions of a batch, L positions, C candidates.
 """
 
 import contextlib
@@ -14,28 +13,25 @@ import functools
 import logging
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 
 from srgnn_jax import config as config_lib
 from srgnn_jax.data.sessions import Vocabulary
-from srgnn_jax.devices import layouts, suits, tiers
+from srgnn_jax.devices import layouts, suits
 from srgnn_jax.errors import UserError
 from srgnn_jax.model import graph
-from srgnn_jax.model.graph import AnyArray
-from srgnn_jax.model.item_table import ItemTable
 from srgnn_jax.model.layers import Params, normalise
 from srgnn_jax.runs.checkpoint import Checkpoints, check_finite, restore_best
 from srgnn_jax.runs.progress import Progress
 from srgnn_jax.runs.workdir import load_vocabulary
-from srgnn_jax.serve import exported
+from srgnn_jax.serve import exported, step
 from srgnn_jax.serve.exported import BATCH_SIZES, RawSession, Recommendation
 
 log = logging.getLogger(__name__)
@@ -89,13 +85,17 @@ class Recommender:
         max_length: int = MAX_LENGTH,
         max_scores: int = 0,
         score_padding: bool = False,
+        share_code: bool = False,
     ):
         """Takes a model that is not split over devices.
 
         It sees at most `max_length` clicks of a session. At most `max_scores` scores
         (items times sessions) are held at a time; 0: as suits the device. Row 0 has a
-        share in probabilities if `score_padding`. ValueError: model, item table and
-        vocabulary differ in their rows, or a parameter is not finite.
+        share in probabilities if `score_padding`. With `share_code` recommenders of
+        equal models run the same compiled functions, whatever their parameters; else
+        these are constants to the compiler, which multiplies weights with weights
+        itself. ValueError: model, item table and vocabulary differ in their rows, or a
+        parameter is not finite.
         """
         table = params["item_embedding"]
         if {model.num_items, len(table)} != {vocabulary.num_items}:
@@ -118,24 +118,23 @@ class Recommender:
             *exported.by_popularity(vocabulary.clicks, len(vocabulary.ids)),
             error=UserError,
         )
-        # Constants to the compiler, which then multiplies weights with weights itself.
-        weights = jax.device_get({**params, "item_embedding": ()})
+        settings = {
+            "model": model,
+            "max_scores": max_scores,
+            "score_padding": score_padding,
+        }
+        self._step: Any
+        if share_code:
+            others = {**params, "item_embedding": ()}
+            self._step = functools.partial(step.shared, others, **settings)
+        else:
+            weights = jax.device_get({**params, "item_embedding": ()})
 
-        def step(item_embedding, *arguments, **options):
-            whole = jax.tree.map(jnp.asarray, weights)
-            whole["item_embedding"] = item_embedding
-            options |= {"max_scores": max_scores, "score_padding": score_padding}
-            return recommend_step(whole, *arguments, model=model, **options)
+            def of_table(table, *arguments, **options):
+                others = jax.tree.map(jnp.asarray, weights)
+                return step.of_table(others, table, *arguments, **settings, **options)
 
-        self._step = jax.jit(step, static_argnames=("k", "as_probabilities", "recall"))
-
-        def click_weights(params, *session):
-            variables = {"params": params}
-            _, sown = model.apply(variables, *session, mutable=["intermediates"])
-            flat = traverse_util.flatten_dict(dict(sown))
-            return [v[0] for path, v in flat.items() if path[-1] == "click_weights"]
-
-        self._click_weights = jax.jit(click_weights)
+            self._step = jax.jit(of_table, static_argnames=step.OPTIONS)
         # What scores the items: table, rows and count of `recommend_step`.
         self._table = normalise(table) if model.normalize else table
         self._scored: tuple[Any, Any, Any] = self._table, None, None
@@ -144,12 +143,17 @@ class Recommender:
 
     @classmethod
     def load(
-        cls, workdir: str | os.PathLike, model: config_lib.MakeModel | None = None
+        cls,
+        workdir: str | os.PathLike,
+        model: config_lib.MakeModel | None = None,
+        *,
+        share_code: bool = False,
     ) -> "Recommender":
         """Loads the best checkpoint of a workdir; the data set is not needed.
 
-        `model` is what made the run's model, unless it is SRGNN. UserError: there is no
-        checkpoint, it is of another model, or its vocabulary is missing or another's.
+        `model` is what made the run's model, unless it is SRGNN; for `share_code` see
+        the class. UserError: there is no checkpoint, it is of another model, or its
+        vocabulary is missing or another's.
         """
         folder = pathlib.Path(workdir).expanduser()
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
@@ -165,6 +169,7 @@ class Recommender:
             max_length=config.max_session_length or MAX_LENGTH,
             max_scores=suits.scores_to_rank(config.max_scores),
             score_padding=config.score_padding,
+            share_code=share_code,
         )
         recommender.progress, recommender.step = progress, step
         return recommender
@@ -191,13 +196,24 @@ class Recommender:
             are = "are" if len(unknown) > 1 else "is"
             total = f"{len(unknown):,} of {len(ids):,} candidates"
             log.warning("%s %s unknown: %s", total, are, named)
-        allowed = np.isin(self._lists.popular, known)
-        if not allowed.any():
+        return self.restrict_rows(known)
+
+    def restrict_rows(
+        self, known: Int[np.ndarray, " C"], at_least: int = 64
+    ) -> "Recommender":
+        """Returns a recommender of some item rows, of which 0 stands for none.
+
+        Its table has a power of two of rows, at least so many: few sizes are compiled.
+        UserError: it recommends none of them.
+        """
+        places = np.unique(self._places[known])
+        places = places[places >= 0]
+        if not len(places):
             raise UserError("none of the candidates is left: others were chosen before")
-        popular, clicks = self._lists.popular[allowed], self._lists.clicks[allowed]
-        # Row 0 is the padding's, and fills up: few sizes are compiled.
+        popular, clicks = self._lists.popular[places], self._lists.clicks[places]
+        # Row 0 is the padding's, and fills up.
         count = 1 + len(popular)
-        rows = np.zeros(exported.power_of_two(count, 64), np.int32)
+        rows = np.zeros(exported.power_of_two(count, at_least), np.int32)
         rows[1:count] = np.sort(popular)
         restricted = copy.copy(self)
         restricted._lists = dataclasses.replace(
@@ -205,7 +221,66 @@ class Recommender:
         )
         restricted._scored = self._table[rows], jnp.asarray(rows), np.int32(count)
         restricted._last = None
+        vars(restricted).pop("_places", None)
         return restricted
+
+    @functools.cached_property
+    def _places(self) -> np.ndarray:
+        """The place of each item row by popularity, -1 where it is not recommended."""
+        places = np.full(self.vocabulary.num_items, -1)
+        places[self._lists.popular] = np.arange(len(self._lists.popular))
+        return places
+
+    def in_batches(
+        self, sizes: Sequence[int], widths: Sequence[int], max_positions: int
+    ) -> "Recommender":
+        """Returns a recommender that works on batches of other shapes.
+
+        They have one of `sizes` rows, rising from 1, and one of `widths` positions, or
+        `max_length`, and at most so many positions in all rows. A long session adds no
+        padding to short ones, which have a batch of their own.
+        """
+        other = copy.copy(self)
+        other.max_rows = max(size for size in sizes if size <= max(self.max_rows, 1))
+        other._lists = dataclasses.replace(
+            self._lists,
+            sizes=sizes,
+            widths=[*(n for n in widths if n < self.max_length), self.max_length],
+            max_rows=other.max_rows,
+            max_positions=max_positions,
+            apart=True,
+        )
+        other._last = None
+        return other
+
+    @property
+    def num_candidates(self) -> int:
+        """How many items may be recommended."""
+        return len(self._lists.popular)
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """Returns the shapes that batches may have, [B, L]."""
+        lists = self._lists
+        return [(size, n) for n in lists.widths for size in lists.sizes_for(n)]
+
+    def compile(self, k: int, *, as_probabilities: bool = False) -> None:
+        """Compiles what `recommend` runs for lists of `k`, in all shapes of batches."""
+        run = self._step_for(k, as_probabilities, 1.0)
+        for shape in self.shapes():
+            jax.block_until_ready(run(np.ones(shape, np.int32), None))
+
+    def _step_for(self, k: int, as_probabilities: bool, recall: float) -> Any:
+        """Returns `recommend_step` of item_seq and seen."""
+        rows = self._scored[0].shape[0]
+        whole = self._scored[1] is None
+        return functools.partial(
+            self._step,
+            self.params["item_embedding"],
+            *self._scored,
+            k=min(k, rows - whole),
+            as_probabilities=as_probabilities,
+            recall=recall,
+        )
 
     def recommend(
         self,
@@ -246,16 +321,9 @@ class Recommender:
                 self._last = ids, self.restrict(ids)
             chosen = self._last[1]
         lists = chosen._lists
-        step = functools.partial(
-            self._step,
-            self.params["item_embedding"],
-            *chosen._scored,
-            k=min(k, len(lists.popular)),
-            as_probabilities=as_probabilities,
-            recall=recall,
-        )
+        run = chosen._step_for(k, as_probabilities, recall)
         total_clicks = max(lists.clicks.sum(), 1.0) if as_probabilities else 1.0
-        return lists.make(sessions, step, k, exclude_seen, total_clicks)
+        return lists.make(sessions, run, k, exclude_seen, total_clicks)
 
     def explain(self, session: RawSession) -> Explanation:
         """Shows the session graph and the attention to each click.
@@ -267,7 +335,9 @@ class Recommender:
             raise UserError(f"nothing to explain: no item of {list(session)} is known")
         _, item_seq, _ = next(self._lists.batches([known]))
         length = np.count_nonzero(item_seq)
-        weights = self._click_weights(self.params, item_seq, np.array([length]))
+        weights = step.click_weights(
+            self.params, item_seq, np.array([length]), model=self.model
+        )
         if not weights:
             raise UserError(
                 "this model's readout tells no weights of clicks; have it "
@@ -293,55 +363,3 @@ def _candidates(ids: Iterable[str | int | float]) -> list[str | int | float]:
     if wrong := exported.wrong_session(listed):
         raise UserError(f"candidates: {wrong}")
     return listed
-
-
-def recommend_step(
-    params: Params,
-    table: Float[Array, "N D"],
-    rows: Int[AnyArray, " N"] | None,
-    count: Int[AnyArray, ""] | None,
-    item_seq: Int[AnyArray, "B L"],
-    seen: Int[AnyArray, "B M"] | None,
-    *,
-    model: nn.Module,
-    k: int,
-    max_scores: int,
-    score_padding: bool,
-    as_probabilities: bool,
-    recall: float,
-) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
-    """Finds the best items for a batch of sessions, fewer than the table has rows.
-
-    Args:
-      table: rows of the items to choose from, after the padding's; of length 1 if the
-        model normalises.
-      rows: the item row of each of the table's rows; None: they are the same.
-      count: rows of the table that count, those beyond only fill it up; None: all.
-      item_seq: item rows in click order, 0 = padding at the end.
-      seen: item rows to leave out, 0 = padding; None: none.
-
-    Returns:
-      Scores, or probabilities, -inf where there is no item left, and item rows.
-    """
-    item_seq_len = jnp.maximum(jnp.count_nonzero(jnp.asarray(item_seq), axis=1), 1)
-    session, _ = tiers.encode(model, params, [(item_seq, item_seq_len)])
-    wanted = k if seen is None else min(k + seen.shape[1], table.shape[0])
-    scored = ItemTable(
-        table,
-        table.shape[0] if count is None else count,
-        score_padding and rows is None,
-        max_scores,
-        compute_dtype=model.compute_dtype,
-    )
-    best, row = scored.top_k(session, wanted, recall)
-    if as_probabilities:
-        total = scored.log_sum_exp(session)
-        best = jnp.where(best > -jnp.inf, jnp.exp(best - total[:, None]), best)
-    if rows is not None:
-        row = jnp.asarray(rows)[row]
-    if seen is not None:
-        is_in = functools.partial(jnp.isin, method="binary_search")
-        is_seen = jax.vmap(is_in)(row, jnp.asarray(seen))
-        best, index = jax.lax.top_k(jnp.where(is_seen, -jnp.inf, best), k)
-        row = jnp.take_along_axis(row, index, axis=1)
-    return best, row

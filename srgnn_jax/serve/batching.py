@@ -1,0 +1,139 @@
+"""Requests that wait are answered together, as soon as the device is idle.
+
+No timer: at low load a request starts at once, and while a batch is worked on the next
+one gathers. What would wait too long is refused when it comes, not when it is late.
+"""
+
+import asyncio
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+# The weight of the newest batch in the mean time of its size.
+NEWEST = 0.1
+
+
+class Overloaded(Exception):
+    """The device is busy for longer than a request may wait."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Waiting:
+    size: int
+    work: Any
+    answer: asyncio.Future
+    since: float
+
+
+class Batcher:
+    """One thread that works, and what waits for it, by group.
+
+    Only the event loop's thread may use it, but for `run`, which the working thread
+    calls with a group and the works of a batch; it returns a result for each, or an
+    exception in its place.
+
+    Attributes:
+      max_size: sessions of a batch, unless a single work has more.
+      max_wait: seconds that a work may wait, by estimate.
+      seconds: mean time of batches, by the power of two that holds their size.
+      waiting: sessions that wait.
+      on_batch: told the size and the seconds of each batch.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Hashable, Sequence[Any]], Sequence[Any]],
+        max_size: int,
+        max_wait: float,
+        on_batch: Callable[[int, float], None] = lambda size, seconds: None,
+    ):
+        self._run, self.on_batch = run, on_batch
+        self.max_size, self.max_wait = max_size, max_wait
+        self.seconds: dict[int, float] = {}
+        self.waiting = 0
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._groups: dict[Hashable, collections.deque[_Waiting]] = {}
+        self._busy_until, self._is_busy = 0.0, False
+
+    def wait(self) -> float:
+        """Estimates the seconds until what comes now would start."""
+        if not self._is_busy:
+            return 0.0
+        left = max(self._busy_until - time.perf_counter(), 0.0)
+        full, rest = divmod(self.waiting, self.max_size)
+        return left + full * self._time(self.max_size) + (rest and self._time(rest))
+
+    def _time(self, size: int) -> float:
+        """Returns the mean time of such a batch, that of the next known size if new."""
+        key = 1 << (size - 1).bit_length()
+        if key in self.seconds or not self.seconds:
+            return self.seconds.get(key, 0.0)
+        larger = [n for n in self.seconds if n > key]
+        if larger:
+            return self.seconds[min(larger)]
+        largest = max(self.seconds)
+        return self.seconds[largest] * key / largest
+
+    def check(self) -> None:
+        """Raises Overloaded if what comes now would wait too long."""
+        if self.wait() > self.max_wait:
+            raise Overloaded
+
+    def submit(self, group: Hashable, size: int, work: Any) -> asyncio.Future:
+        """Queues a work of so many sessions; works of a group are done together."""
+        loop = asyncio.get_running_loop()
+        one = _Waiting(size, work, loop.create_future(), time.perf_counter())
+        self._groups.setdefault(group, collections.deque()).append(one)
+        self.waiting += size
+        if not self._is_busy:
+            self._is_busy = True
+            # What else has arrived is read before.
+            loop.call_soon(self._start)
+        return one.answer
+
+    def _start(self) -> None:
+        """Starts a batch of the group whose first work has waited longest."""
+        group = min(self._groups, key=lambda g: self._groups[g][0].since, default=None)
+        if group is None:
+            self._is_busy = False
+            return
+        queue = self._groups[group]
+        batch: list[_Waiting] = []
+        size = 0
+        while queue and (not batch or size + queue[0].size <= self.max_size):
+            batch.append(queue.popleft())
+            size += batch[-1].size
+        if not queue:
+            del self._groups[group]
+        self.waiting -= size
+        started = time.perf_counter()
+        self._busy_until = started + self._time(size)
+        loop = asyncio.get_running_loop()
+        works = [one.work for one in batch]
+        done = loop.run_in_executor(self._thread, self._run, group, works)
+        done.add_done_callback(lambda done: self._end(done, batch, size, started))
+
+    def _end(self, done, batch: list[_Waiting], size: int, started: float) -> None:
+        seconds = time.perf_counter() - started
+        key = 1 << (size - 1).bit_length()
+        mean = self.seconds.setdefault(key, seconds)
+        self.seconds[key] = mean + NEWEST * (seconds - mean)
+        # The device first: answers are sent while it works.
+        self._start()
+        self.on_batch(size, seconds)
+        error = done.exception()
+        results = [error] * len(batch) if error else done.result()
+        for one, result in zip(batch, results, strict=True):
+            if one.answer.done():  # whoever asked is gone
+                continue
+            if isinstance(result, Exception):
+                one.answer.set_exception(result)
+            else:
+                one.answer.set_result(result)
+
+    def close(self) -> None:
+        """Ends the thread, once it has done what it was given."""
+        self._thread.shutdown()

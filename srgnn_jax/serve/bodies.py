@@ -1,0 +1,171 @@
+"""What clients send, checked: each refusal tells the place and the reason."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from srgnn_jax.errors import nearest
+from srgnn_jax.serve.exported import wrong_session
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a client may ask for.
+
+    Attributes:
+      body, upload: bytes of a request, and of the ids of a named restriction.
+      sessions: of a request.
+      clicks: of a session.
+      k: length of a list.
+      candidates: ids in a request; more of them are given a name.
+      connections: that are open at a time.
+      seconds: until a client has sent all of its request.
+    """
+
+    body: int = 2**20
+    upload: int = 2**26
+    sessions: int = 256
+    clicks: int = 400
+    k: int = 100
+    candidates: int = 1000
+    connections: int = 1000
+    seconds: float = 10.0
+
+
+LIMITS = Limits()
+
+
+class Refused(Exception):
+    """A request that is not answered as asked: a status, the place and the reason."""
+
+    def __init__(self, status: int, place: str, reason: str, **headers: str):
+        super().__init__(reason)
+        self.status, self.place, self.reason = status, place, reason
+        self.headers = headers
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Asked:
+    """A body of /v1/recommend."""
+
+    sessions: Sequence[Sequence[str | int | float]]
+    several: bool  # whether it named `sessions`, not one `session`
+    k: int
+    exclude_seen: bool
+    candidates: str | tuple[str | int | float, ...] | None
+    as_probabilities: bool
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """Reads a JSON object."""
+    try:
+        read = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Refused(400, "body", f"no JSON: {error}") from None
+    if not isinstance(read, dict):
+        raise Refused(400, "body", f"a JSON object is wanted, not {_kind(read)}")
+    return read
+
+
+_ASKED = ("session", "sessions", "k", "exclude_seen", "candidates", "as_probabilities")
+
+
+def asked(body: bytes, limits: Limits = LIMITS) -> Asked:
+    """Reads a body of /v1/recommend."""
+    read = read_json(body)
+    _check_fields(read, _ASKED)
+    if ("session" in read) == ("sessions" in read):
+        raise Refused(422, "body", 'give either "session" or "sessions"')
+    several = "sessions" in read
+    if several:
+        sessions = read["sessions"]
+        if not isinstance(sessions, list):
+            raise Refused(422, "sessions", f"a list is wanted, not {_kind(sessions)}")
+        if len(sessions) > limits.sessions:
+            told = f"{len(sessions):,} sessions; a request may have {limits.sessions}"
+            raise Refused(422, "sessions", told)
+        for n, session in enumerate(sessions):
+            check_ids(session, f"sessions[{n}]", limits.clicks)
+    else:
+        check_ids(read["session"], "session", limits.clicks)
+        sessions = [read["session"]]
+    k = read.get("k", min(20, limits.k))
+    if type(k) is not int or not 1 <= k <= limits.k:
+        raise Refused(422, "k", f"a whole number from 1 to {limits.k} is wanted")
+    candidates = read.get("candidates")
+    if candidates is not None and not isinstance(candidates, str):
+        check_ids(candidates, "candidates", limits.candidates)
+        candidates = tuple(candidates)
+    return Asked(
+        sessions,
+        several,
+        k,
+        _flag(read, "exclude_seen"),
+        candidates,
+        _flag(read, "as_probabilities"),
+    )
+
+
+def session_to_explain(body: bytes, limits: Limits = LIMITS) -> list[str | int | float]:
+    """Reads a body of /v1/explain."""
+    read = read_json(body)
+    _check_fields(read, ("session",))
+    if "session" not in read:
+        raise Refused(422, "body", '"session" is missing')
+    check_ids(read["session"], "session", limits.clicks)
+    return read["session"]
+
+
+def candidates_to_keep(body: bytes) -> list[str | int | float]:
+    """Reads a body of /v1/candidates/<name>."""
+    read = read_json(body)
+    _check_fields(read, ("items",))
+    if "items" not in read:
+        raise Refused(422, "body", '"items" is missing')
+    check_ids(read["items"], "items")
+    return read["items"]
+
+
+_TEXT = {str}
+
+
+def check_ids(ids: Any, place: str, most: int | None = None) -> None:
+    """Refuses what is no list of item ids, or more than `most`."""
+    if not isinstance(ids, list):
+        raise Refused(422, place, f"a list of item ids is wanted, not {_kind(ids)}")
+    if most is not None and len(ids) > most:
+        raise Refused(422, place, f"{len(ids):,} ids; it may have {most:,}")
+    if set(map(type, ids)) <= _TEXT or not wrong_session(ids):
+        return
+    for n, raw in enumerate(ids):
+        if wrong := wrong_session([raw]):
+            what = wrong if isinstance(raw, float) else _wrong_id(raw)
+            raise Refused(422, f"{place}[{n}]", what)
+
+
+def _wrong_id(raw: Any) -> str:
+    return f"an item id is text or a whole number, not {_kind(raw)}"
+
+
+def _check_fields(read: dict[str, Any], known: Sequence[str]) -> None:
+    for name in read:
+        if name not in known:
+            told = f"there is no such field{nearest(name, known)}"
+            raise Refused(422, name[:80], told)
+
+
+def _flag(read: dict[str, Any], name: str) -> bool:
+    value = read.get(name, False)
+    if not isinstance(value, bool):
+        raise Refused(422, name, f"true or false is wanted, not {_kind(value)}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    """Names a JSON value's type."""
+    names = {dict: "an object", list: "a list", str: "text", type(None): "null"}
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return names.get(type(value), "a number")

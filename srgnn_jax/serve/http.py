@@ -1,0 +1,385 @@
+"""An HTTP service of a trained model, as an ASGI application.
+
+    POST /v1/recommend              lists for a session, or for several
+    POST /v1/explain                the graph and the attention of a session
+    GET  /v1/items?prefix=          raw ids that begin so
+    GET, PUT, DELETE /v1/candidates[/<name>]   restrictions that have a name
+    POST /v1/reload                 the newest model, now
+    GET  /v2/health/live, /v2/health/ready, /v2/models/<name>
+    GET  /metrics, /openapi.json, / (a page to try it)
+
+An error is {"error": {"place": ..., "reason": ...}}: nothing in it tells of paths,
+versions or code.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import pathlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import Message, Receive, Scope, Send
+
+from srgnn_jax.errors import UserError
+from srgnn_jax.serve import bodies
+from srgnn_jax.serve.access import is_here, secret_of
+from srgnn_jax.serve.batching import Overloaded
+from srgnn_jax.serve.bodies import LIMITS, Limits, Refused
+from srgnn_jax.serve.metrics import CONTENT_TYPE, Metrics
+from srgnn_jax.serve.openapi import openapi
+from srgnn_jax.serve.service import Service
+
+log = logging.getLogger(__name__)
+
+RECOMMEND = "/v1/recommend"
+HEALTH = ("/v2/health/live", "/v2/health/ready")
+PAGE = pathlib.Path(__file__).with_name("page.html")
+JSON = [(b"content-type", b"application/json")]
+RETRY = [*JSON, (b"retry-after", b"1")]
+# The page brings all that it needs.
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# The token's own answer in a browser: it asks for a password, which is the token.
+CHALLENGE = {"www-authenticate": 'Basic realm="srgnn", charset="UTF-8"'}
+
+
+class App:
+    """The application; `service` does the work.
+
+    Attributes:
+      service, limits: as they were given.
+      metrics: of this application.
+      is_draining: whether each answer ends its connection.
+      lag: seconds by which the event loop is behind.
+      requests_log: called with a dict for each request; None: nothing is.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        token: str = "",
+        name: str = "srgnn",
+        reload_every: float = 0.0,
+        limits: Limits = LIMITS,
+    ):
+        """Every request but those of health needs the `token`, if there is one.
+
+        `name` is the model's, in /v2/models. The workdir is looked at every
+        `reload_every` seconds, unless that is 0.
+        """
+        self.service, self.limits, self.name = service, limits, name
+        self.metrics = Metrics(service)
+        service.on_reload = self.metrics.reload
+        self.is_draining = False
+        self.lag = 0.0
+        self.requests_log: Callable[[dict[str, Any]], None] | None = None
+        self.logs_sessions = False
+        self._token = token.encode()
+        self._reload_every = reload_every
+        self._openapi = orjson.dumps(openapi(limits))
+        self._tasks: set[asyncio.Future] = set()
+        named = "/v1/candidates/{name}"
+        self._router = Router(
+            [
+                Route(HEALTH[0], self._live),
+                Route(HEALTH[1], self._ready),
+                Route("/v2/models/{name}", self._model),
+                Route("/metrics", self._metrics),
+                Route("/openapi.json", self._document),
+                Route("/", self._page),
+                Route("/v1/items", self._items),
+                Route("/v1/explain", self._explain, methods=["POST"]),
+                Route("/v1/candidates", self._names),
+                Route(named, self._keep, methods=["PUT"]),
+                Route(named, self._forget, methods=["DELETE"]),
+                Route("/v1/reload", self._reload, methods=["POST"]),
+                # Only for what is no POST.
+                Route(RECOMMEND, self._document, methods=["POST"]),
+            ],
+            redirect_slashes=False,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})
+            return
+        started = time.perf_counter()
+        fields: dict[str, Any] = {}
+        try:
+            self._admit(scope)
+            if scope["path"] == RECOMMEND and scope["method"] == "POST":
+                status, headers = 200, JSON
+                body = await self._recommend(receive, fields)
+            else:
+                status, headers, body = await self._routed(scope, receive)
+        except Overloaded:
+            status, headers, body = 503, RETRY, BUSY
+        except Refused as refused:
+            status, headers, body = _told(refused)
+        except HTTPException as error:
+            status, headers, body = _told(_of_router(error))
+        # Told in the log, not to the client.
+        except Exception:
+            log.exception("a request failed")
+            status, headers, body = _told(FAILED)
+        headers = [*headers, (b"content-length", b"%d" % len(body))]
+        if self.is_draining:
+            headers.append((b"connection", b"close"))
+        await send(
+            {"type": "http.response.start", "status": status, "headers": headers}
+        )
+        await send(
+            {
+                "type": "http.response.body",
+                "body": b"" if scope["method"] == "HEAD" else body,
+            }
+        )
+        seconds = time.perf_counter() - started
+        self.metrics.request(status, seconds)
+        if self.requests_log is not None:
+            self._log_request(scope, status, seconds, fields)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        self._in_background(self._start())
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        for task in list(self._tasks):
+            task.cancel()
+        self.service.batcher.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _start(self) -> None:
+        started = time.perf_counter()
+        if not self.service.is_ready:
+            await asyncio.to_thread(self.service.prepare)
+        seconds = round(time.perf_counter() - started, 2)
+        step = self.service.served.identity["step"]
+        log.info("ready after %s s, with the model of step %s", seconds, step)
+        if self._reload_every:
+            await self.service.watch(self._reload_every)
+
+    def _in_background(self, work: Awaitable) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Future) -> None:
+        """Logs what no one else waits for."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("what runs in the background failed", exc_info=error)
+
+    def is_over(self) -> bool:
+        """Whether what comes now would wait too long, here or for the device."""
+        batcher = self.service.batcher
+        return max(batcher.wait(), self.lag) > batcher.max_wait
+
+    def reload_soon(self, why: str) -> None:
+        """Reloads in the background; the log tells how it went."""
+
+        async def reload():
+            with contextlib.suppress(UserError):
+                await self.service.reload(why)
+
+        self._in_background(reload())
+
+    def _admit(self, scope: Scope) -> None:
+        """Refuses a request without the token, or one that comes too early."""
+        path = scope["path"]
+        if path in HEALTH:
+            return
+        if self._token:
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(secret_of(given), self._token):
+                raise Refused(401, "authorization", "the token is wrong", **CHALLENGE)
+        if not self.service.is_ready and path.startswith("/v1/"):
+            raise Refused(503, "service", "it is not ready", **{"retry-after": "1"})
+
+    def _may_write(self, request: Request) -> None:
+        """Refuses changes for a web page, or for another host without a token."""
+        if "origin" in request.headers:
+            raise Refused(403, "origin", "pages may not change anything")
+        if not self._token and not (request.client and is_here(request.client.host)):
+            raise Refused(
+                403, "request", "changes are taken from this machine, or with a token"
+            )
+
+    async def _body(self, receive: Receive, most: int) -> bytes:
+        """Reads a body; raises Refused if it is too long, or too long in coming."""
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                while True:
+                    message: Message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Refused(400, "body", "it ended early")
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > most:
+                        told = f"more than {most:,} bytes"
+                        raise Refused(413, "body", told, connection="close")
+                    if not message.get("more_body"):
+                        return part if not parts else b"".join([*parts, part])
+                    parts.append(part)
+        except TimeoutError:
+            told = f"it took more than {self.limits.seconds:.0f} s"
+            raise Refused(408, "body", told, connection="close") from None
+
+    async def _recommend(self, receive: Receive, fields: dict[str, Any]) -> bytes:
+        # Before anything is read: refusing must be cheap.
+        self.service.batcher.check()
+        asked = bodies.asked(await self._body(receive, self.limits.body), self.limits)
+        found, identity = await self.service.recommend(asked)
+        unknown = sum(len(one["unknown"]) for one in found)
+        self.metrics.sessions(sum(one["fallback"] for one in found), unknown)
+        fields["sessions"] = len(found)
+        if self.logs_sessions:
+            fields["contents"] = asked.sessions
+        if asked.several:
+            return orjson.dumps({"recommendations": found, "model": identity})
+        return orjson.dumps({**found[0], "model": identity})
+
+    async def _routed(
+        self, scope: Scope, receive: Receive
+    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        """Answers by the table of routes."""
+        sent: list[Message] = []
+
+        async def keep(message: Message) -> None:
+            sent.append(message)
+
+        # With it, what is not found is raised.
+        scope["app"] = self
+        await self._router(scope, receive, keep)
+        start, *rest = sent
+        headers = [pair for pair in start["headers"] if pair[0] != b"content-length"]
+        return start["status"], headers, b"".join(m.get("body", b"") for m in rest)
+
+    async def _live(self, request: Request) -> Response:
+        return _json({"live": True})
+
+    async def _ready(self, request: Request) -> Response:
+        is_ready = self.service.is_ready and not self.is_draining
+        return _json({"ready": is_ready}, 200 if is_ready else 503)
+
+    async def _model(self, request: Request) -> Response:
+        if request.path_params["name"] != self.name:
+            raise Refused(404, "name", "there is no such model")
+        served = self.service.served
+        return _json(
+            {
+                "name": self.name,
+                "versions": [str(served.identity["step"])],
+                "platform": "jax",
+                "inputs": [{"name": "session", "datatype": "BYTES", "shape": [-1]}],
+                "outputs": [
+                    {"name": "items", "datatype": "BYTES", "shape": [-1]},
+                    {"name": "scores", "datatype": "FP32", "shape": [-1]},
+                ],
+                "model": served.identity,
+                "items": len(served.vocabulary.ids),
+            }
+        )
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self.metrics.text(), media_type=CONTENT_TYPE)
+
+    async def _document(self, request: Request) -> Response:
+        return Response(self._openapi, media_type="application/json")
+
+    async def _page(self, request: Request) -> Response:
+        headers = {"content-security-policy": POLICY, "referrer-policy": "no-referrer"}
+        return Response(PAGE.read_bytes(), headers=headers, media_type="text/html")
+
+    async def _items(self, request: Request) -> Response:
+        prefix = request.query_params.get("prefix", "")[:200]
+        # The first one sorts.
+        found = await asyncio.to_thread(self.service.served.complete, prefix)
+        return _json({"items": found})
+
+    async def _explain(self, request: Request) -> Response:
+        body = await self._body(request.receive, self.limits.body)
+        session = bodies.session_to_explain(body, self.limits)
+        found, identity = await self.service.explain(session)
+        return _json(
+            {
+                "items": found.items,
+                "attention": found.attention,
+                "edges": found.edges,
+                "unknown": found.unknown,
+                "model": identity,
+            }
+        )
+
+    async def _names(self, request: Request) -> Response:
+        return _json({"candidates": self.service.names()})
+
+    async def _keep(self, request: Request) -> Response:
+        self._may_write(request)
+        body = await self._body(request.receive, self.limits.upload)
+        ids = await asyncio.to_thread(bodies.candidates_to_keep, body)
+        name = request.path_params["name"]
+        unknown = await self.service.keep(name, ids)
+        return _json({"items": self.service.names()[name], "unknown": unknown[:100]})
+
+    async def _forget(self, request: Request) -> Response:
+        self._may_write(request)
+        await self.service.forget(request.path_params["name"])
+        return _json({})
+
+    async def _reload(self, request: Request) -> Response:
+        self._may_write(request)
+        try:
+            return _json({"model": await self.service.reload("asked for")})
+        except UserError:
+            step = self.service.served.identity["step"]
+            told = f"the newest cannot be used, as the log tells; step {step} stays"
+            raise Refused(409, "model", told) from None
+
+    def _log_request(
+        self, scope: Scope, status: int, seconds: float, fields: dict[str, Any]
+    ) -> None:
+        assert self.requests_log is not None
+        about = {"method": scope["method"], "path": scope["path"][:200]}
+        ms = round(1e3 * seconds, 2)
+        self.requests_log({**about, "status": status, "ms": ms, **fields})
+
+
+def _error(refused: Refused) -> bytes:
+    return orjson.dumps({"error": {"place": refused.place, "reason": refused.reason}})
+
+
+def _of_router(error: HTTPException) -> Refused:
+    reasons = {404: "there is nothing here", 405: "not by this method"}
+    why = reasons.get(error.status_code, "it cannot be answered")
+    return Refused(error.status_code, "request", why, **(error.headers or {}))
+
+
+FAILED = Refused(500, "service", "it failed; its log tells why")
+BUSY = _error(Refused(503, "service", "it is busy; try again"))
+
+
+def _told(refused: Refused) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    headers = [(k.encode(), v.encode()) for k, v in refused.headers.items()]
+    return refused.status, [*JSON, *headers], _error(refused)
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status, media_type="application/json")

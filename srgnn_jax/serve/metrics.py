@@ -1,0 +1,101 @@
+"""What Prometheus reads of a service."""
+
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from srgnn_jax.serve.served import Identity
+from srgnn_jax.serve.service import Service
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 5)
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+
+class Metrics:
+    """Counts of one service; nothing in them tells of a session's contents."""
+
+    def __init__(self, service: Service):
+        self.registry = CollectorRegistry()
+        registry: dict[str, Any] = {"registry": self.registry}
+        self._requests = Counter(
+            "srgnn_requests", "Requests by their status.", ["status"], **registry
+        )
+        self._seconds = Histogram(
+            "srgnn_request_seconds",
+            "Seconds until a request is answered.",
+            buckets=SECONDS,
+            **registry,
+        )
+        self._batch = Histogram(
+            "srgnn_batch_sessions",
+            "Sessions of a batch.",
+            buckets=SIZES,
+            **registry,
+        )
+        self._batch_seconds = Histogram(
+            "srgnn_batch_seconds",
+            "Seconds of a batch.",
+            buckets=SECONDS,
+            **registry,
+        )
+        self._fallbacks = Counter(
+            "srgnn_fallbacks", "Sessions without a known item.", **registry
+        )
+        self._unknown = Counter(
+            "srgnn_unknown_ids", "Ids that the vocabulary lacks.", **registry
+        )
+        waiting = Gauge("srgnn_waiting_sessions", "Sessions that wait.", **registry)
+        waiting.set_function(lambda: service.batcher.waiting)
+        ready = Gauge("srgnn_ready", "Whether requests are answered.", **registry)
+        ready.set_function(lambda: service.is_ready)
+        labels = ["fingerprint", "step"]
+        self._model = Gauge("srgnn_model", "The model in use.", labels, **registry)
+        self._reloads = Counter(
+            "srgnn_reloads",
+            "Models loaded, or refused.",
+            ["result"],
+            **registry,
+        )
+        self._by_status: dict[int, Counter] = {}
+        self._use(service.served.identity)
+        service.batcher.on_batch = self._of_batch
+
+    def _use(self, identity: Identity) -> None:
+        self._model.clear()
+        self._model.labels(**{k: str(v) for k, v in identity.items()}).set(1)
+
+    def reload(self, identity: Identity | None) -> None:
+        """Counts a reload, and notes the model in use; None: it was refused."""
+        self._reloads.labels("loaded" if identity else "refused").inc()
+        if identity:
+            self._use(identity)
+
+    def request(self, status: int, seconds: float) -> None:
+        """Counts a request."""
+        if status not in self._by_status:
+            self._by_status[status] = self._requests.labels(str(status))
+        self._by_status[status].inc()
+        self._seconds.observe(seconds)
+
+    def sessions(self, fallbacks: int, unknown: int) -> None:
+        """Counts what a request's sessions lacked."""
+        if fallbacks:
+            self._fallbacks.inc(fallbacks)
+        if unknown:
+            self._unknown.inc(unknown)
+
+    def _of_batch(self, size: int, seconds: float) -> None:
+        self._batch.observe(size)
+        self._batch_seconds.observe(seconds)
+
+    def text(self) -> bytes:
+        """Returns all of it, in Prometheus' text format."""
+        return generate_latest(self.registry)

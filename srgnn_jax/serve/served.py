@@ -1,0 +1,208 @@
+"""A model as it is served: compiled in every shape, with restrictions that have names.
+
+What is asked often is worked on in batches of many shapes, so that little is filled up;
+the rest in few, so that there are not too many to compile.
+"""
+
+import bisect
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import itertools
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from srgnn_jax.data.sessions import Vocabulary
+from srgnn_jax.errors import UserError
+from srgnn_jax.model.layers import Params
+from srgnn_jax.serve.bodies import LIMITS, Refused
+from srgnn_jax.serve.exported import RawSession, Recommendation
+from srgnn_jax.serve.recommend import Recommender
+
+# Rows of a batch, positions, positions in all rows at most; and the lists' length.
+QUICK, QUICK_K = ((1, 2, 4, 8, 16, 32, 64), (16, 64), 1024), 32
+RARE, RARE_K = ((1, 8), (64,), 512), LIMITS.k + LIMITS.clicks
+# For a request's own candidates, which have a table of so many rows.
+OWN, OWN_ROWS = ((1,), (64,), 512), 1024
+EXPLAIN = "explain"
+
+Identity = dict[str, str | int]
+
+
+class Work(NamedTuple):
+    """What a request wants for its sessions, or a part of them."""
+
+    sessions: Sequence[RawSession]
+    k: int
+    exclude_seen: bool
+
+
+class Group(NamedTuple):
+    """Requests that are answered by one call."""
+
+    candidates: str | tuple | None
+    k: int
+    as_probabilities: bool
+
+
+class Views(NamedTuple):
+    """A recommender in the shapes that are compiled."""
+
+    quick: Recommender
+    rare: Recommender
+
+    def compile(self) -> None:
+        """Compiles all that is asked of them."""
+        self.quick.compile(QUICK_K)
+        for as_probabilities in (False, True):
+            self.rare.compile(RARE_K, as_probabilities=as_probabilities)
+
+    def restrict(self, rows: np.ndarray) -> "Views":
+        """Restricts both; UserError: no row is left."""
+        return Views(self.quick.restrict_rows(rows), self.rare.restrict_rows(rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """What a batch is answered from.
+
+    Attributes:
+      views: the model.
+      named: its restrictions; None: it knows none of their items.
+      identity: which model that is, as answers tell it.
+    """
+
+    views: Views
+    named: dict[str, Views | None]
+    identity: Identity
+
+    @classmethod
+    def of(cls, recommender: Recommender) -> "Served":
+        """Returns a model without restrictions."""
+        views = Views(recommender.in_batches(*QUICK), recommender.in_batches(*RARE))
+        step = getattr(recommender, "step", 0)
+        identity = {"fingerprint": fingerprint(recommender.params), "step": step}
+        return cls(views, {}, identity)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The raw ids."""
+        return self.views.quick.vocabulary
+
+    @functools.cached_property
+    def _ordered(self) -> list[str]:
+        return sorted(self.vocabulary.ids)
+
+    def complete(self, prefix: str, most: int = 10) -> list[str]:
+        """Returns the first raw ids that begin so."""
+        first = bisect.bisect_left(self._ordered, prefix)
+        found = itertools.islice(self._ordered, first, first + most)
+        return list(itertools.takewhile(lambda raw: raw.startswith(prefix), found))
+
+    def compile(self) -> None:
+        """Compiles all; what an equal model has compiled is there."""
+        for views in (self.views, *self.named.values()):
+            if views is not None:
+                views.compile()
+        own = self._own(np.arange(1, 2))
+        for as_probabilities in (False, True):
+            own.compile(RARE_K, as_probabilities=as_probabilities)
+        quick = self.views.quick
+        for width in sorted({width for _, width in quick.shapes()}):
+            # A readout may tell no weights.
+            with contextlib.suppress(UserError):
+                quick.explain([self.vocabulary.ids[0]] * width)
+
+    def answer(self, group: Hashable, works: Sequence[Any]) -> list[Any]:
+        """Answers the works of a group: EXPLAIN, or what `group_of` returns.
+
+        An answer is one for each session, or an explanation, and the identity.
+        """
+        if group == EXPLAIN:
+            return [self._explained(session) for session in works]
+        assert isinstance(group, Group)
+        candidates, k, as_probabilities = group
+        recommender = self._chosen(candidates, k)
+        sessions = [session for work in works for session in work.sessions]
+        found = iter(
+            recommender.recommend(sessions, k, as_probabilities=as_probabilities)
+        )
+        answers = []
+        for work in works:
+            if work.exclude_seen:
+                cut = [
+                    _without_seen(self.vocabulary, session, next(found), work.k)
+                    for session in work.sessions
+                ]
+            else:
+                cut = [_as_dict(next(found), work.k) for _ in work.sessions]
+            answers.append((cut, self.identity))
+        return answers
+
+    def _own(self, rows: np.ndarray) -> Recommender:
+        """Returns a recommender of the candidates of one request."""
+        return self.views.rare.in_batches(*OWN).restrict_rows(rows, OWN_ROWS)
+
+    def _chosen(self, candidates: str | tuple | None, k: int) -> Recommender:
+        """Returns the recommender of a group; raises Refused if there is none."""
+        views: Views | None = self.views
+        if isinstance(candidates, str):
+            views = self.named.get(candidates)
+        elif candidates is not None:
+            with contextlib.suppress(UserError):
+                return self._own(self.vocabulary.rows(candidates))
+            views = None
+        if views is None:
+            raise Refused(422, "candidates", "the model knows none of them")
+        return views.quick if k == QUICK_K else views.rare
+
+    def _explained(self, session: RawSession) -> Any:
+        try:
+            return self.views.quick.explain(session), self.identity
+        except UserError as error:
+            return Refused(422, "session", str(error))
+
+
+def group_of(
+    candidates: str | tuple | None, longest: int, as_probabilities: bool
+) -> Group:
+    """Returns the group of requests that are answered by one call.
+
+    `longest` is k, and the clicks that are left out besides.
+    """
+    is_quick = longest <= QUICK_K and not as_probabilities
+    quick = is_quick and not isinstance(candidates, tuple)
+    return Group(candidates, QUICK_K if quick else RARE_K, as_probabilities)
+
+
+def fingerprint(params: Params) -> str:
+    """Returns a hash of a model's parameters and their names."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
+
+
+def _as_dict(found: Recommendation, k: int) -> dict[str, Any]:
+    items, scores, unknown, fallback = found
+    return {
+        "items": items[:k],
+        "scores": scores[:k],
+        "unknown": unknown,
+        "fallback": fallback,
+    }
+
+
+def _without_seen(
+    vocabulary: Vocabulary, session: RawSession, found: Recommendation, k: int
+) -> dict[str, Any]:
+    """Leaves out the items of a session; the list is longer by as many."""
+    seen = {vocabulary.ids[row - 1] for row in vocabulary.rows(session) if row}
+    kept = [n for n, item in enumerate(found.items) if item not in seen]
+    items, scores = [found.items[n] for n in kept], [found.scores[n] for n in kept]
+    return _as_dict(found._replace(items=items, scores=scores), k)

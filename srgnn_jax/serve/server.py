@@ -1,0 +1,279 @@
+"""Runs the HTTP service in this process: sockets, signals, logs."""
+
+import asyncio
+import logging
+import pathlib
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from srgnn_jax import config as config_lib
+from srgnn_jax.errors import UserError, reason
+from srgnn_jax.serve.bodies import LIMITS
+from srgnn_jax.serve.http import BUSY, RECOMMEND, App
+from srgnn_jax.serve.recommend import Recommender
+from srgnn_jax.serve.service import Service
+
+log = logging.getLogger(__name__)
+
+# Bytes of a request's line and headers.
+MOST_HEADERS = 2**15
+# Seconds in which connections end by themselves, each after an answer, and then for
+# those that are still being answered.
+LAST_ANSWERS, LAST_WORK = 1.0, 7
+SHORTEST_TOKEN = 16
+# Seconds between looks at how far the event loop is behind.
+TICK = 0.01
+_ASKS = f"POST {RECOMMEND} HTTP/1.1\r\n".encode()
+_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]{1,9})(?=\r\n)", re.IGNORECASE)
+_REFUSED = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n"
+    b"retry-after: 1\r\n%scontent-length: %d\r\n\r\n%s"
+)
+_BUSY = _REFUSED % (b"", len(BUSY), BUSY)
+_TOO_MANY = _REFUSED % (b"connection: close\r\n", len(BUSY), BUSY)
+
+
+def serve_workdir(
+    workdir: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    auth_token_file: str | None = None,
+    candidates_folder: str | None = None,
+    reload_every: float = 10.0,
+    max_wait: float = 0.05,
+    log_requests: str = "no",
+    model: config_lib.MakeModel | None = None,
+) -> None:
+    """Serves the best checkpoint of a workdir until SIGTERM or Ctrl-C.
+
+    Args:
+      workdir: the folder of the run; a better checkpoint is taken up by itself.
+      host, port: where to listen.
+      auth_token_file: holds the token that every request but health needs.
+      candidates_folder: keeps named candidates; None: they last as long as the process.
+      reload_every: seconds between looks at the workdir; 0: none, but SIGHUP and
+        POST /v1/reload.
+      max_wait: seconds that a request may wait for the device, by estimate.
+      log_requests: "no", "yes", or "contents", with their sessions.
+      model: see `Recommender.load`.
+
+    Raises:
+      UserError: the workdir, the token or the address cannot be used.
+    """
+    token = read_token(auth_token_file) if auth_token_file else ""
+
+    async def run() -> None:
+        service = Service(
+            lambda: Recommender.load(workdir, model, share_code=True),
+            workdir=workdir,
+            candidates_folder=candidates_folder,
+            max_wait=max_wait,
+        )
+        app = App(service, token=token, reload_every=reload_every, limits=LIMITS)
+        app.logs_sessions = log_requests == "contents"
+        if log_requests != "no":
+            app.requests_log = log_line
+        await serve(app, host, port)
+
+    log_as_json()
+    # uvloop's loop, as uvicorn would choose it.
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(run())
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Returns what makes the event loop."""
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+def read_token(path: str) -> str:
+    """Reads a token; UserError: the file cannot be read, or it is too short."""
+    try:
+        token = pathlib.Path(path).expanduser().read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        told = f"cannot read --auth_token_file={path}: {reason(error)}"
+        raise UserError(told) from error
+    if len(token) < SHORTEST_TOKEN or not token.isprintable() or " " in token:
+        raise UserError(
+            f"--auth_token_file={path} holds no token of at least {SHORTEST_TOKEN} "
+            "characters in one line; openssl rand -hex 32 makes one"
+        )
+    return token
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that is refused where there are too many, and cut if it is slow."""
+
+    _slow: asyncio.TimerHandle | None = None
+    _received = 0
+
+    def connection_made(self, transport: Any) -> None:
+        """Starts it, or ends it at once with 503."""
+        if len(self.connections) >= LIMITS.connections:
+            self.transport = transport
+            transport.write(_TOO_MANY)
+            transport.close()
+            return
+        super().connection_made(transport)
+        self._start_timer()
+
+    def data_received(self, data: bytes) -> None:
+        """Reads on; headers may neither be long nor take long."""
+        if self.parser is None or self.transport.is_closing():
+            return
+        # To read it as well would make the others wait.
+        is_next = data.startswith(_ASKS) and self._is_between()
+        if is_next and self._app.is_over() and is_whole(data):
+            self.transport.write(_BUSY)
+            self._app.metrics.request(503, 0.0)
+            self._stop_timer()
+            self._start_timer()
+            return
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_timer()
+            self._received = 0
+            return
+        self._received += len(data)
+        if self._received > MOST_HEADERS:
+            self.transport.close()
+        elif self._slow is None:
+            self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends it."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    @property
+    def _app(self) -> App:
+        app = self.config.app
+        assert isinstance(app, App)
+        return app
+
+    def _is_between(self) -> bool:
+        """Whether the next byte begins a request."""
+        is_idle = self.cycle is None or self.cycle.response_complete
+        return is_idle and not self._received and not self._app.is_draining
+
+    def _start_timer(self) -> None:
+        seconds = LIMITS.seconds
+        self._slow = self.loop.call_later(seconds, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether this is one request with all of its body, on a connection that stays."""
+    end = data.find(b"\r\n\r\n")
+    head = data[: end + 2]
+    length = _LENGTH.findall(head)
+    if end < 0 or len(length) != 1 or b"close" in head or b"chunked" in head:
+        return False
+    return len(data) == end + 4 + int(length[0])
+
+
+class Server(uvicorn.Server):
+    """Ends in order: no new connections, then no more requests on those there are."""
+
+    def __init__(self, config: uvicorn.Config, app: App):
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Begins to end; a second signal does it at once."""
+        if self._app.is_draining:
+            self.force_exit = self.should_exit = True
+            return
+        self._app.is_draining = True
+        asyncio.get_running_loop().call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        log.info("stopping: what was accepted is answered")
+        for server in self.servers:
+            server.close()
+        asyncio.get_running_loop().call_later(LAST_ANSWERS, self._end)
+
+    def _end(self) -> None:
+        self.should_exit = True
+
+
+async def serve(app: App, host: str, port: int) -> None:
+    """Serves an application until SIGTERM or Ctrl-C; SIGHUP has it reload."""
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=LIMITS.connections,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=LAST_WORK,
+    )
+    server = Server(config, app)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, app.reload_soon, "SIGHUP")
+    try:
+        sock = config.bind_socket()
+    except SystemExit as error:
+        raise UserError(
+            f"cannot listen on {host}:{port}; choose another --host or --port"
+        ) from error
+    watching = asyncio.ensure_future(_watch_lag(app))
+    log.info("listening on http://%s:%s", host, sock.getsockname()[1])
+    await server.serve(sockets=[sock])
+    watching.cancel()
+    log.info("stopped")
+
+
+async def _watch_lag(app: App) -> None:
+    """Measures by how much the event loop is behind."""
+    while True:
+        before = time.perf_counter()
+        await asyncio.sleep(TICK)
+        app.lag = time.perf_counter() - before - TICK
+
+
+def log_line(fields: dict[str, Any]) -> None:
+    """Writes a JSON object to stderr, with the time."""
+    line = {"time": round(time.time(), 3), **fields}
+    sys.stderr.write(orjson.dumps(line).decode() + "\n")
+
+
+class _Lines(logging.Handler):
+    """Logs as JSON lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields = {"level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            formatter = logging.Formatter()
+            fields["traceback"] = formatter.formatException(record.exc_info)
+        log_line(fields)
+
+
+def log_as_json() -> None:
+    """Has this package and uvicorn log JSON lines to stderr."""
+    logging.getLogger("srgnn_jax").setLevel(logging.INFO)
+    # What a client sent wrong is told to it, and counted.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    root = logging.getLogger()
+    root.handlers[:] = [_Lines()]

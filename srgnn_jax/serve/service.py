@@ -1,0 +1,274 @@
+"""A model that is served: its batches, what is in stock, and the model after it.
+
+Knows nothing of HTTP. A model, and each restriction of it, is compiled in every shape
+before it is used, and takes the place of the one before it between two batches.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import gc
+import itertools
+import logging
+import os
+import pathlib
+import re
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+import orjson
+
+from srgnn_jax.errors import UserError, reason
+from srgnn_jax.runs.workdir import FOLDER
+from srgnn_jax.serve.batching import Batcher
+from srgnn_jax.serve.bodies import Asked, Refused
+from srgnn_jax.serve.exported import RawSession
+from srgnn_jax.serve.recommend import Explanation, Recommender
+from srgnn_jax.serve.served import (
+    EXPLAIN,
+    QUICK,
+    QUICK_K,
+    Identity,
+    Served,
+    Views,
+    Work,
+    group_of,
+)
+
+log = logging.getLogger(__name__)
+
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
+MOST_NAMES = 100
+
+
+class Service:
+    """Answers from the best checkpoint of a workdir, and from the better one after it.
+
+    Attributes:
+      served: the model in use.
+      batcher: what waits for it.
+      is_ready: whether all is compiled.
+      on_reload: told which model is used after a reload; None: it was refused.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Recommender],
+        *,
+        workdir: str | os.PathLike | None = None,
+        candidates_folder: str | os.PathLike | None = None,
+        max_wait: float = 0.05,
+    ):
+        """Loads the model and the restrictions that the folder keeps.
+
+        `load` gives the newest recommender, and again at every reload; a change of the
+        checkpoints of `workdir` is what `watch` looks for. UserError: the model or a
+        file of the folder cannot be used.
+        """
+        self._load, self._workdir = load, workdir
+        self._folder = None
+        self._ids: dict[str, list[str | int | float]] = {}
+        if candidates_folder is not None:
+            self._folder = pathlib.Path(candidates_folder).expanduser()
+            self._ids = _read_folder(self._folder)
+        self.served = self._made(load())
+        self.batcher = Batcher(self._answer, self.served.views.quick.max_rows, max_wait)
+        self.is_ready = False
+        self.on_reload: Callable[[Identity | None], None] = lambda identity: None
+        self._changing = asyncio.Lock()
+
+    def _made(self, recommender: Recommender) -> Served:
+        served = Served.of(recommender)
+        named = {name: self._restricted(served.views, name) for name in self._ids}
+        return dataclasses.replace(served, named=named)
+
+    def _restricted(self, views: Views, name: str) -> Views | None:
+        try:
+            return views.restrict(views.quick.vocabulary.rows(self._ids[name]))
+        except UserError:
+            log.warning("the model knows none of the candidates %s", name)
+            return None
+
+    def prepare(self) -> None:
+        """Compiles all, and measures how long batches take; takes some seconds."""
+        self.served.compile()
+        quick = self.served.views.quick
+        session = quick.vocabulary.ids[:4]
+        for size in QUICK[0]:
+            if size <= quick.max_rows:
+                quick.recommend([session] * size, QUICK_K)
+                started = time.perf_counter()
+                quick.recommend([session] * size, QUICK_K)
+                self.batcher.seconds[size] = time.perf_counter() - started
+        _freeze()
+        self.is_ready = True
+
+    def _answer(self, group: Hashable, works: Sequence[Any]) -> list[Any]:
+        # One model for the whole batch.
+        return self.served.answer(group, works)
+
+    async def recommend(self, asked: Asked) -> tuple[list[dict[str, Any]], Identity]:
+        """Returns an answer for each session, and which model gave them.
+
+        Raises:
+          Refused: the candidates cannot be used.
+          Overloaded: it would take too long.
+        """
+        self.batcher.check()
+        sessions, candidates, longest = asked.sessions, asked.candidates, asked.k
+        if asked.exclude_seen:
+            longest += max((len(set(session)) for session in sessions), default=0)
+        if isinstance(candidates, str) and candidates not in self.served.named:
+            raise Refused(422, "candidates", "no candidates have this name")
+        group = group_of(candidates, longest, asked.as_probabilities)
+
+        def submit(part):
+            work = Work(part, asked.k, asked.exclude_seen)
+            return self.batcher.submit(group, len(part), work)
+
+        most = self.batcher.max_size
+        if len(sessions) <= most:
+            return await submit(sessions)
+        parts = [sessions[n : n + most] for n in range(0, len(sessions), most)]
+        while True:
+            found, identities = zip(
+                *await asyncio.gather(*map(submit, parts)), strict=True
+            )
+            # A new model may have come between two parts.
+            if all(one is identities[0] for one in identities):
+                return list(itertools.chain.from_iterable(found)), identities[0]
+
+    async def explain(self, session: RawSession) -> tuple[Explanation, Identity]:
+        """Explains a session; raises Refused if none of it is known, or Overloaded."""
+        self.batcher.check()
+        return await self.batcher.submit(EXPLAIN, 1, session)
+
+    async def reload(self, why: str) -> Identity:
+        """Loads the newest model beside the one in use, and swaps them.
+
+        Returns which model is used now. UserError: the new one cannot be used, and the
+        old one stays.
+        """
+        async with self._changing:
+            try:
+                served = await asyncio.to_thread(self._load_beside)
+            except UserError as error:
+                log.error("reload refused (%s): %s", why, error)
+                self.on_reload(None)
+                raise
+            self.served = served
+        log.info("reloaded (%s): step %s", why, served.identity["step"])
+        self.on_reload(served.identity)
+        return served.identity
+
+    def _load_beside(self) -> Served:
+        _give_way()
+        try:
+            served = self._made(self._load())
+            served.compile()
+        except UserError:
+            raise
+        # Whatever a file that another process is just writing can lead to.
+        except Exception as error:
+            raise UserError(
+                f"the newest model is of no use: {reason(error)}"
+            ) from error
+        _freeze()
+        return served
+
+    async def watch(self, seconds: float) -> None:
+        """Reloads whenever the checkpoints of the workdir have changed."""
+        before = self._checkpoints()
+        while True:
+            await asyncio.sleep(seconds)
+            now = self._checkpoints()
+            if now != before:
+                before = now
+                with contextlib.suppress(UserError):
+                    await self.reload("the checkpoints have changed")
+
+    def _checkpoints(self) -> set[str]:
+        folder = pathlib.Path(self._workdir or "").expanduser() / FOLDER
+        try:
+            return {name for name in os.listdir(folder) if name.isdecimal()}
+        except OSError:
+            return set()
+
+    def names(self) -> dict[str, int]:
+        """Returns the names of restrictions, and how many items may be recommended."""
+        views = self.served.named.items()
+        return {name: v.quick.num_candidates if v else 0 for name, v in views}
+
+    async def keep(self, name: str, ids: list[str | int | float]) -> list[str]:
+        """Names candidates, replacing those of that name; returns unknown ids.
+
+        Raises Refused: the name or the ids cannot be used.
+        """
+        if not NAME.fullmatch(name):
+            told = "a name has up to 64 letters, digits and any of _ . -"
+            raise Refused(422, "name", told)
+        async with self._changing:
+            if name not in self._ids and len(self._ids) >= MOST_NAMES:
+                raise Refused(422, "name", f"there are {MOST_NAMES} names already")
+            views, unknown = await asyncio.to_thread(self._restrict_beside, ids)
+            self._ids[name] = ids
+            if self._folder is not None:
+                await asyncio.to_thread(_write, self._folder / f"{name}.json", ids)
+            named = {**self.served.named, name: views}
+            self.served = dataclasses.replace(self.served, named=named)
+        return unknown
+
+    def _restrict_beside(self, ids: list) -> tuple[Views, list[str]]:
+        _give_way()
+        views = self.served.views
+        rows = views.quick.vocabulary.rows(ids)
+        try:
+            restricted = views.restrict(rows)
+        except UserError:
+            raise Refused(422, "items", "the model knows none of them") from None
+        restricted.compile()
+        unknown = (str(raw) for raw, row in zip(ids, rows, strict=True) if not row)
+        return restricted, list(dict.fromkeys(unknown))
+
+    async def forget(self, name: str) -> None:
+        """Forgets named candidates; raises Refused where there are none."""
+        async with self._changing:
+            if self._ids.pop(name, None) is None:
+                raise Refused(404, "name", "no candidates have this name")
+            if self._folder is not None:
+                (self._folder / f"{name}.json").unlink(missing_ok=True)
+            named = {k: v for k, v in self.served.named.items() if k != name}
+            self.served = dataclasses.replace(self.served, named=named)
+
+
+def _freeze() -> None:
+    """Has the collector pass over what stays, which would stop the service for long."""
+    gc.collect()
+    gc.freeze()
+
+
+def _give_way() -> None:
+    """Lets what this thread does wait for requests, where the system can."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
+def _read_folder(folder: pathlib.Path) -> dict[str, list[str | int | float]]:
+    """Reads named candidates, and makes the folder if it is not there."""
+    found = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.glob("*.json")):
+            found[path.stem] = orjson.loads(path.read_bytes())["items"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        told = f"cannot read the candidates of {folder}: {reason(error)}"
+        raise UserError(told) from error
+    return found
+
+
+def _write(path: pathlib.Path, ids: Iterable[str | int | float]) -> None:
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_bytes(orjson.dumps({"items": list(ids)}))
+    unfinished.replace(path)

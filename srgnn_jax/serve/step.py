@@ -1,0 +1,96 @@
+"""What recommending computes, compiled: the best items of a batch, weights of clicks.
+
+Axes: B sessions of a batch, L positions, M clicks, D embedding, N rows that are scored,
+K items of a list.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jaxtyping import Array, Float, Int
+
+from srgnn_jax.devices import tiers
+from srgnn_jax.model.graph import AnyArray
+from srgnn_jax.model.item_table import ItemTable
+from srgnn_jax.model.layers import Params
+
+
+def recommend_step(
+    params: Params,
+    table: Float[Array, "N D"],
+    rows: Int[AnyArray, " N"] | None,
+    count: Int[AnyArray, ""] | None,
+    item_seq: Int[AnyArray, "B L"],
+    seen: Int[AnyArray, "B M"] | None,
+    *,
+    model: nn.Module,
+    k: int,
+    max_scores: int,
+    score_padding: bool,
+    as_probabilities: bool,
+    recall: float,
+) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
+    """Finds the best items for a batch of sessions, fewer than the table has rows.
+
+    Args:
+      table: rows of the items to choose from, after the padding's; of length 1 if the
+        model normalises.
+      rows: the item row of each of the table's rows; None: they are the same.
+      count: rows of the table that count, those beyond only fill it up; None: all.
+      item_seq: item rows in click order, 0 = padding at the end.
+      seen: item rows to leave out, 0 = padding; None: none.
+
+    Returns:
+      Scores, or probabilities, -inf where there is no item left, and item rows.
+    """
+    item_seq_len = jnp.maximum(jnp.count_nonzero(jnp.asarray(item_seq), axis=1), 1)
+    session, _ = tiers.encode(model, params, [(item_seq, item_seq_len)])
+    wanted = k if seen is None else min(k + seen.shape[1], table.shape[0])
+    scored = ItemTable(
+        table,
+        table.shape[0] if count is None else count,
+        score_padding and rows is None,
+        max_scores,
+        compute_dtype=model.compute_dtype,
+    )
+    best, row = scored.top_k(session, wanted, recall)
+    if as_probabilities:
+        total = scored.log_sum_exp(session)
+        best = jnp.where(best > -jnp.inf, jnp.exp(best - total[:, None]), best)
+    if rows is not None:
+        row = jnp.asarray(rows)[row]
+    if seen is not None:
+        is_in = functools.partial(jnp.isin, method="binary_search")
+        is_seen = jax.vmap(is_in)(row, jnp.asarray(seen))
+        best, index = jax.lax.top_k(jnp.where(is_seen, -jnp.inf, best), k)
+        row = jnp.take_along_axis(row, index, axis=1)
+    return best, row
+
+
+OPTIONS = ("k", "as_probabilities", "recall")
+
+
+def of_table(
+    others: Params, item_embedding: Array, *arguments: Any, **options: Any
+) -> Any:
+    """`recommend_step` of the item table, and of the parameters but for it."""
+    params = {**others, "item_embedding": item_embedding}
+    return recommend_step(params, *arguments, **options)
+
+
+shared = jax.jit(
+    of_table, static_argnames=(*OPTIONS, "model", "max_scores", "score_padding")
+)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def click_weights(params: Params, *session: AnyArray, model: nn.Module) -> list[Array]:
+    """Returns the weights of clicks that the readout tells; nothing if it does not."""
+    variables = {"params": params}
+    _, sown = model.apply(variables, *session, mutable=["intermediates"])
+    flat = traverse_util.flatten_dict(dict(sown))
+    return [v[0] for path, v in flat.items() if path[-1] == "click_weights"]
