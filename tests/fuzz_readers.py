@@ -202,7 +202,7 @@ def rows_of(reader: str, data: bytes) -> int:
     if data.startswith(b"\x1f\x8b"):
         data = gzip.decompress(data)
     is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    encoding = "utf-16" if is_utf16 else "utf-8"
+    encoding = "utf-16" if is_utf16 else "utf-8-sig"
     for start, name in ((1, "utf-16-le"), (0, "utf-16-be")):
         if len(data) > 3 and not any(data[:64][start::2]):
             encoding = name
