@@ -10,6 +10,8 @@
     python -m srgnn_jax.main --mode=import --config=configs/diginetica.py \\
         --torch_checkpoint=SRGNN.pth --workdir=runs/imported
     python -m srgnn_jax.main --mode=baselines --config=configs/diginetica.py
+    python -m srgnn_jax.main --mode=search --config=configs/click_log.py \\
+        --config.data_dir=DIR --trials=50
 
 Where the package is installed, `srgnn` is the same command, and the configs that come
 with it are found by name: srgnn --config=yoochoose:1_4. Every field of a config can be
@@ -39,7 +41,10 @@ SHIPPED = {
     path.stem: path
     for path in pathlib.Path(__file__).with_name("configs").glob("[!_]*.py")
 }
-MODES = ("train", "evaluate", "recommend", "export", "import", "baselines", "plot")
+MODES = (
+    *("train", "search", "evaluate", "recommend", "export", "import", "baselines"),
+    "plot",
+)
 
 # The modes that a flag is for, where these are not all.
 ONLY_FOR = {
@@ -52,6 +57,8 @@ ONLY_FOR = {
     "as_probabilities": ("recommend",),
     "recall": ("recommend",),
     "output": ("export",),
+    "trials": ("search",),
+    "minutes": ("search",),
 }
 # The flag that a mode cannot do without, beside --config or --workdir.
 NEEDS = {
@@ -66,6 +73,8 @@ flags.DEFINE_enum(
     "train",
     MODES,
     "train: prepare data, train, evaluate; the same command again continues. "
+    "search: try settings of --config, and keep what is best on validation; the same "
+    "command again continues, and several share the work. "
     "evaluate: evaluate the best checkpoint of --workdir, on its test split or on the "
     "click log --sessions. "
     "recommend: print the next items of each session in --sessions. "
@@ -76,7 +85,8 @@ flags.DEFINE_enum(
     "plot: draw the results of --workdir into its folder plots.",
 )
 for _name, _help in {
-    "workdir": "Folder of the run [runs/<name of the config>].",
+    "workdir": "Folder of the run [runs/<name of the config>; for search, that with "
+    "_search behind].",
     "torch_checkpoint": "For import: a .pth or safetensors file of the SRGNN of "
     "RecBole or RecBole-GNN, or of the original code's SessionGraph.",
     "vocabulary": "For import: a file with the raw id of each item row, one a line, "
@@ -101,6 +111,18 @@ for _name, _help in {
 flags.DEFINE_integer("num_processes", None, "The number of processes.")
 flags.DEFINE_integer("process_id", None, "Which of the processes this is, from 0.")
 flags.DEFINE_integer("k", 20, "For recommend and export: items per session.")
+flags.DEFINE_integer(
+    "trials",
+    50,
+    "For search: how many settings to try, those of earlier commands included.",
+    lower_bound=1,
+)
+flags.DEFINE_float(
+    "minutes",
+    0.0,
+    "For search: after so many no epoch is begun; 0: no such limit.",
+    lower_bound=0.0,
+)
 flags.DEFINE_float(
     "recall",
     1.0,
@@ -165,7 +187,7 @@ def check_flags() -> None:
             raise UserError(
                 f"--{name} does nothing with --mode={mode}; it is for {those}"
             )
-    if config is None and mode in ("train", "import", "baselines"):
+    if config is None and mode in ("train", "search", "import", "baselines"):
         raise UserError("--config is missing; try --config=configs/synthetic.py")
     if not FLAGS.workdir and config is None:
         raise UserError(f"--mode={mode} needs --workdir, the folder of the run")
@@ -202,17 +224,37 @@ def run_mode() -> None:
     mode, config, model, losses = FLAGS.mode, FLAGS.config, None, None
     if config is not None:
         # The file has run already: ml_collections names its module after the flag.
-        model, losses = handed_in(sys.modules["config_config"])
+        module = sys.modules["config_config"]
+        model, losses = handed_in(module)
     if model and mode in ("import", "plot"):
         raise UserError(
             f"--mode={mode} is for SRGNN alone; take get_model out of the --config"
         )
-    workdir = FLAGS.workdir or f"runs/{config.name or config.dataset}"
+    workdir = FLAGS.workdir or f"runs/{config.name or config.dataset}" + (
+        "_search" if mode == "search" else ""
+    )
     command = portable_command(sys.argv[1:])
     options: dict[str, Any]
     options = {name: FLAGS[name].value for name in ONLY_FOR if mode in ONLY_FOR[name]}
     if mode == "train":
         train_and_evaluate(config, workdir, command, model, losses)
+    elif mode == "search":
+        # An extra brings what it imports.
+        from srgnn_jax.train.search import search
+
+        get_search = getattr(module, "get_search", None)
+        source = pathlib.Path(str(module.__file__)).read_text("utf-8")
+        search(
+            config,
+            workdir,
+            ranges=get_search and get_search(),
+            fixed=config_flags.get_override_values(FLAGS["config"]),
+            command=command,
+            model=model,
+            losses=losses,
+            source=source if model or losses else "",
+            **options,
+        )
     elif mode == "evaluate" and FLAGS.sessions:
         evaluate_sessions(workdir, FLAGS.sessions, config, model)
     elif mode == "evaluate":
@@ -262,7 +304,9 @@ def main() -> None:
             print(f"\n{name}: {stopped}", file=sys.stderr)
             sys.exit(128 + stopped.number)
         except KeyboardInterrupt:
-            goes_on = "; the same command continues" * (FLAGS["mode"].value == "train")
+            goes_on = "; the same command continues" * (
+                FLAGS["mode"].value in ("train", "search")
+            )
             print(f"\ninterrupted{goes_on}", file=sys.stderr)
             sys.exit(130)
 
