@@ -16,7 +16,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Collection, Iterator, Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 from ml_collections import ConfigDict
@@ -47,7 +47,7 @@ MOST_STARTS = 5
 def search(
     config: ConfigDict,
     workdir: str,
-    ranges: space.Space | None = None,
+    ranges: Mapping[str, Any] | None = None,
     trials: int = 50,
     minutes: float = 0.0,
     fixed: Collection[str] = (),
@@ -63,7 +63,7 @@ def search(
     Args:
       config: see configs/default.py; says all that is not searched.
       workdir: folder of the search.
-      ranges: what to choose from, by field; None: `space.DEFAULT`.
+      ranges: what to choose from, by field, of `space`; None: `space.DEFAULT`.
       trials: how many to try, those of earlier calls included.
       minutes: after so many no epoch is begun; 0: no such limit.
       fixed: fields that are not searched, whatever `ranges` says.
@@ -189,7 +189,7 @@ class _Worker:
             study.prune(trial)
         elif not judge.is_late:
             progress = _progress(folder)
-            found = {"best_epoch": progress.best_epoch, **progress.best_metrics}
+            found = {"epoch": progress.best_epoch, "metrics": progress.best_metrics}
             study.complete(trial, progress.best_metrics[config.select_by], found)
         return None
 

@@ -47,7 +47,7 @@ def accepts(
 
 
 def searched(
-    ranges: space.Space | None,
+    ranges: Mapping[str, Any] | None,
     config: ConfigDict,
     fixed: Collection[str] = (),
     losses: Mapping[str, Loss] | None = None,

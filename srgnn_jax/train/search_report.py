@@ -47,7 +47,7 @@ def line(trial: study.FrozenTrial, metric: str) -> str:
 def why_none(of: study.Study, folder: pathlib.Path) -> str:
     """Says why a search has no best trial."""
     failed = study.trials(of, "FAIL")
-    why = f"; trial {failed[0].number} {line(failed[0], '')}" if failed else ""
+    why = f"; {line(failed[0], '')}" if failed else "; the same command goes on"
     return f"no trial in {folder} has come to its end{why}"
 
 
@@ -80,7 +80,7 @@ def report(
         said += "; time is up, and the same command goes on"
     if study.is_shared(of):
         said += "\nseveral workers shared them: another time others would be drawn"
-    columns = {"valid": best[0].user_attrs["found"], "test": test}
+    columns = {"valid": best[0].user_attrs["found"]["metrics"], "test": test}
     path = folder / BEST
     _write(path, best_config(config, best[0], number, source))
     parts = [
@@ -106,7 +106,7 @@ def _table(best: list[study.FrozenTrial], metric: str) -> list[str]:
     rows = [
         ["trial", *(str(trial.number) for trial in best)],
         [metric, *(tables.percent(reached(trial)) for trial in best)],
-        ["epoch", *(str(trial.user_attrs["found"]["best_epoch"]) for trial in best)],
+        ["epoch", *(str(trial.user_attrs["found"]["epoch"]) for trial in best)],
     ]
     for field in best[0].params:
         rows.append([field, *(str(trial.params[field]) for trial in best)])

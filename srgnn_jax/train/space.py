@@ -29,8 +29,8 @@ class Choice(NamedTuple):
 class Range(NamedTuple):
     """All numbers from `low` to `high`; where `log`, evenly by their logarithm."""
 
-    low: float
-    high: float
+    low: int | float
+    high: int | float
     log: bool = False
 
 
@@ -48,7 +48,7 @@ def choice(*values: Value) -> Choice:
     return Choice(values)
 
 
-def uniform(low: float, high: float) -> Range:
+def uniform(low: int | float, high: int | float) -> Range:
     """Returns all numbers from `low` to `high`, each as likely; of an int, whole ones.
 
     Raises:
@@ -57,7 +57,7 @@ def uniform(low: float, high: float) -> Range:
     return _range("uniform", low, high)
 
 
-def log(low: float, high: float) -> Range:
+def log(low: int | float, high: int | float) -> Range:
     """Returns all numbers from `low` to `high`, each order of magnitude as likely.
 
     Raises:
@@ -68,7 +68,7 @@ def log(low: float, high: float) -> Range:
     return _range("log", low, high)
 
 
-def _range(name: str, low: float, high: float) -> Range:
+def _range(name: str, low: int | float, high: int | float) -> Range:
     if not low < high:
         raise UserError(f"{name}({low}, {high}) must go from a lower to a higher value")
     return Range(low, high, name == "log")

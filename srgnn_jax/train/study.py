@@ -199,7 +199,7 @@ def is_poor(trial: Trial, epoch: int) -> bool:
     One that repeats an earlier epoch is not judged again.
     """
     known = trial.study.get_trials(deepcopy=False)[trial.number]
-    return known.last_step == epoch and trial.should_prune()
+    return known.last_step == epoch and bool(trial.should_prune())
 
 
 def count_starts(trial: Trial, step: int) -> int:
