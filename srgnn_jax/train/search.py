@@ -1,9 +1,9 @@
 """A search for settings: many runs, of which validation alone chooses the best.
 
-<workdir>/trial_0007   the workdir of a trial, a run like any other
-<workdir>/search.log   the journal of all trials
-<workdir>/best.py      a config with the settings of the best trial
-<workdir>/plots        pictures, where matplotlib is installed
+    <workdir>/trial_0007   the workdir of a trial, a run like any other
+    <workdir>/search.log   the journal of all trials
+    <workdir>/best.py      a config with the settings of the best trial
+    <workdir>/plots        pictures, where matplotlib is installed
 
 Killed at any moment, the same command goes on: with one worker, to the very trials that
 it would have tried. The same command started several times shares the work.
