@@ -95,15 +95,16 @@ def search(
     num_items = data.vocabulary.num_items
     name = model_name(config_lib.make_model(config, num_items, model))
     accepted = functools.partial(accepts, config, num_items, model, losses)
-    with _locked(folder / "lock"):
-        opened = study.open_study(folder, config.seed, ranges, accepted)
-        about = {**facts(config, ranges), "data": data.fingerprint, "model": name}
-        study.check_same_search(opened, about)
-    processes.say(counts_table({**data.counts, **splits.counts}, data.published))
-    worker = _Worker(config, folder, opened, ranges, trials, until, model, losses)
-    worker.work()
-    with _locked(folder / "lock"):
-        return worker.finish(command, source)
+    with _file_errors(folder):
+        with _locked(folder / "lock"):
+            opened = study.open_study(folder, config.seed, ranges, accepted)
+            about = {**facts(config, ranges), "data": data.fingerprint, "model": name}
+            study.check_same_search(opened, about)
+        processes.say(counts_table({**data.counts, **splits.counts}, data.published))
+        worker = _Worker(config, folder, opened, ranges, trials, until, model, losses)
+        worker.work()
+        with _locked(folder / "lock"):
+            return worker.finish(command, source)
 
 
 @dataclasses.dataclass
@@ -214,8 +215,7 @@ class _Worker:
             loss = config_lib.find_loss(config, self.losses)
             with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
                 train_one(config, str(folder), command, self.model, loss)
-        test = results_json.read(results)["mean"]["test"]
-        search_report.report(self.study, self.folder, config, self.trials, test, source)
+        search_report.report(self.study, self.folder, config, self.trials, source)
         return folder
 
 
@@ -250,6 +250,20 @@ def _progress(folder: pathlib.Path) -> Progress:
 def _latest_step(folder: pathlib.Path) -> int:
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         return checkpoints.latest_step() or 0
+
+
+@contextlib.contextmanager
+def _file_errors(folder: pathlib.Path) -> Iterator[None]:
+    """Raises UserError where a file of the search cannot be read or written, inside."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: {reason(error)}; what was tried is kept: "
+            "mend that, and the same command continues"
+        ) from error
 
 
 def _lock(path: pathlib.Path, how: int) -> TextIO | None:

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,6 +11,7 @@ from srgnn_jax import tables
 from srgnn_jax.configs import default
 from srgnn_jax.devices import processes
 from srgnn_jax.errors import UserError, reason
+from srgnn_jax.evaluate import results_json
 from srgnn_jax.evaluate.workdir import metric_table
 from srgnn_jax.train import study
 
@@ -56,7 +56,6 @@ def report(
     folder: pathlib.Path,
     config: ConfigDict,
     asked: int,
-    test: Mapping[str, float],
     source: str,
 ) -> None:
     """Prints what was found, and writes best.py and pictures.
@@ -66,7 +65,6 @@ def report(
       folder: its workdir.
       config: that of the best trial.
       asked: the number of trials asked for.
-      test: the best trial's metrics on test.
       source: text of the config file that hands a model or a loss in, or nothing.
     """
     best, metric = best_trials(of), config.select_by
@@ -80,7 +78,18 @@ def report(
         said += "; time is up, and the same command goes on"
     if study.is_shared(of):
         said += "\nseveral workers shared them: another time others would be drawn"
-    columns = {"valid": best[0].user_attrs["found"]["metrics"], "test": test}
+    number_of_best = best[0].number
+    seen = {
+        path.parent.name: results_json.read(path)["mean"]["test"]
+        for path in folder.glob(f"trial_*/{results_json.FILE}")
+    }
+    columns = {
+        "valid": best[0].user_attrs["found"]["metrics"],
+        "test": seen.pop(f"trial_{number_of_best:04}"),
+    }
+    alone = "for it alone"
+    if seen:
+        alone = f"for it, and before for {', '.join(sorted(seen))}, the best of fewer"
     path = folder / BEST
     _write(path, best_config(config, best[0], number, source))
     parts = [
@@ -93,7 +102,7 @@ def report(
         rows += [[field, tables.percent(share)] for field, share in shares.items()]
         parts.append("\n".join(tables.plain(rows)))
     parts += [
-        f"trial {best[0].number}, chosen on validation; no other saw test:",
+        f"trial {number_of_best}, chosen on validation; test was evaluated {alone}:",
         "\n".join(metric_table(config.ks, columns)),
         f"its settings: {path}",
     ]

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from srgnn_jax.errors import UserError
+from srgnn_jax.errors import UserError, reason
 from srgnn_jax.train.space import Choice, Range, Space
 
 try:
@@ -117,6 +117,9 @@ def open_study(
       seed: of what is drawn.
       space: ranges by field.
       accepts: whether a combination of values may be tried.
+
+    Raises:
+      UserError: the journal is damaged, but for a last line that broke off.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = folder / JOURNAL
@@ -126,16 +129,22 @@ def open_study(
         _drop_half_a_line(path)
     finally:
         lock.release()
-    return optuna.create_study(
-        storage=optuna.storages.JournalStorage(
-            journal.JournalFileBackend(str(path), lock_obj=lock)
-        ),
-        study_name="search",
-        direction="maximize",
-        sampler=Sampler(seed, space, accepts),
-        pruner=optuna.pruners.MedianPruner(UNJUDGED_TRIALS, FIRST_JUDGED_EPOCH),
-        load_if_exists=True,
-    )
+    pruner = optuna.pruners.MedianPruner(UNJUDGED_TRIALS, FIRST_JUDGED_EPOCH)
+    try:
+        backend = journal.JournalFileBackend(str(path), lock_obj=lock)
+        return optuna.create_study(
+            storage=optuna.storages.JournalStorage(backend),
+            study_name="search",
+            direction="maximize",
+            sampler=Sampler(seed, space, accepts),
+            pruner=pruner,
+            load_if_exists=True,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({reason(error)}); restore it from a copy, or choose "
+            "another --workdir"
+        ) from error
 
 
 def _drop_half_a_line(path: pathlib.Path) -> None:
