@@ -24,7 +24,7 @@ def get_search():
     """Returns what a search chooses from: settings that cost little time."""
     return {
         "learning_rate": log(1e-3, 1e-2),
-        "batch_size": choice(100, 200, 500),
+        "batch_size": choice(200, 500),
         "item_dropout": uniform(0.0, 0.4),
         "normalize": choice(False, True),
         "lr_decay": choice(0.1, 0.3, 1.0),

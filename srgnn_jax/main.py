@@ -42,7 +42,7 @@ SHIPPED = {
     for path in pathlib.Path(__file__).with_name("configs").glob("[!_]*.py")
 }
 MODES = (
-    *("train", "search", "evaluate", "recommend", "export", "import", "baselines"),
+    *("train", "evaluate", "recommend", "export", "import", "baselines", "search"),
     "plot",
 )
 
