@@ -42,6 +42,7 @@ test-tpu: .venv-tpu/installed
 
 test-long: venv
 	$(BIN)/python -m tests.kill_and_resume --kills=25
+	$(BIN)/python -m tests.kill_search --trials=20 --kills=7
 	$(BIN)/python -m tests.fuzz_readers --cases=5000 --seed=0
 
 lint: venv

@@ -7,6 +7,7 @@ CPU cores.
 """
 
 from srgnn_jax.configs import default
+from srgnn_jax.train.space import choice, log, uniform
 
 
 def get_config():
@@ -17,3 +18,14 @@ def get_config():
     c.embedding_size = 64
     c.epochs = 6
     return c
+
+
+def get_search():
+    """Returns what a search chooses from: settings that cost little time."""
+    return {
+        "learning_rate": log(1e-3, 1e-2),
+        "batch_size": choice(200, 500),
+        "item_dropout": uniform(0.0, 0.4),
+        "normalize": choice(False, True),
+        "lr_decay": choice(0.1, 0.3, 1.0),
+    }

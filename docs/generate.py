@@ -19,6 +19,8 @@ MADE = "<!-- Made by `make docs`; change the source, not this page. -->\n"
 API = {
     "serve.recommend": "Recommender Explanation",
     "train.loop": "train_and_evaluate",
+    "train.search": "search",
+    "train.space": "choice uniform log",
     "data.frames": "Clicks",
     "model.srgnn": "SRGNN init_params dropout",
     "model.gnn": "GNN gnn_cell",

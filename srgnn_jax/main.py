@@ -11,6 +11,8 @@
     python -m srgnn_jax.main --mode=import --config=configs/diginetica.py \\
         --torch_checkpoint=SRGNN.pth --workdir=runs/imported
     python -m srgnn_jax.main --mode=baselines --config=configs/diginetica.py
+    python -m srgnn_jax.main --mode=search --config=configs/click_log.py \\
+        --config.data_dir=DIR --trials=50
 
 Where the package is installed, `srgnn` is the same command, and the configs that come
 with it are found by name: srgnn --config=yoochoose:1_4. Every field of a config can be
@@ -42,7 +44,7 @@ SHIPPED = {
 }
 MODES = (
     *("train", "evaluate", "recommend", "serve", "export"),
-    *("import", "baselines", "plot"),
+    *("import", "baselines", "search", "plot"),
 )
 
 # The modes that a flag is for, where these are not all.
@@ -63,6 +65,8 @@ ONLY_FOR = {
     "reload_every": ("serve",),
     "max_wait": ("serve",),
     "log_requests": ("serve",),
+    "trials": ("search",),
+    "minutes": ("search",),
 }
 # The flag that a mode cannot do without, beside --config or --workdir.
 NEEDS = {
@@ -77,6 +81,8 @@ flags.DEFINE_enum(
     "train",
     MODES,
     "train: prepare data, train, evaluate; the same command again continues. "
+    "search: try settings of --config, and keep what is best on validation; the same "
+    "command again continues, and several share the work. "
     "evaluate: evaluate the best checkpoint of --workdir, on its test split or on the "
     "click log --sessions. "
     "recommend: print the next items of each session in --sessions. "
@@ -88,7 +94,8 @@ flags.DEFINE_enum(
     "plot: draw the results of --workdir into its folder plots.",
 )
 for _name, _help in {
-    "workdir": "Folder of the run [runs/<name of the config>].",
+    "workdir": "Folder of the run [runs/<name of the config>; for search, that with "
+    "_search behind].",
     "torch_checkpoint": "For import: a .pth or safetensors file of the SRGNN of "
     "RecBole or RecBole-GNN, or of the original code's SessionGraph.",
     "vocabulary": "For import: a file with the raw id of each item row, one a line, "
@@ -115,6 +122,18 @@ for _name, _help in {
 flags.DEFINE_integer("num_processes", None, "The number of processes.")
 flags.DEFINE_integer("process_id", None, "Which of the processes this is, from 0.")
 flags.DEFINE_integer("k", 20, "For recommend and export: items per session.")
+flags.DEFINE_integer(
+    "trials",
+    50,
+    "For search: how many settings to try, those of earlier commands included.",
+    lower_bound=1,
+)
+flags.DEFINE_float(
+    "minutes",
+    0.0,
+    "For search: after so many no epoch is begun; 0: no such limit.",
+    lower_bound=0.0,
+)
 flags.DEFINE_float(
     "recall",
     1.0,
@@ -192,7 +211,7 @@ def check_flags() -> None:
             raise UserError(
                 f"--{name} does nothing with --mode={mode}; it is for {those}"
             )
-    if config is None and mode in ("train", "import", "baselines"):
+    if config is None and mode in ("train", "search", "import", "baselines"):
         raise UserError("--config is missing; try --config=configs/synthetic.py")
     if not FLAGS.workdir and config is None:
         raise UserError(f"--mode={mode} needs --workdir, the folder of the run")
@@ -229,17 +248,37 @@ def run_mode() -> None:
     mode, config, model, losses = FLAGS.mode, FLAGS.config, None, None
     if config is not None:
         # The file has run already: ml_collections names its module after the flag.
-        model, losses = handed_in(sys.modules["config_config"])
+        module = sys.modules["config_config"]
+        model, losses = handed_in(module)
     if model and mode in ("import", "plot"):
         raise UserError(
             f"--mode={mode} is for SRGNN alone; take get_model out of the --config"
         )
-    workdir = FLAGS.workdir or f"runs/{config.name or config.dataset}"
+    workdir = FLAGS.workdir or f"runs/{config.name or config.dataset}" + (
+        "_search" if mode == "search" else ""
+    )
     command = portable_command(sys.argv[1:])
     options: dict[str, Any]
     options = {name: FLAGS[name].value for name in ONLY_FOR if mode in ONLY_FOR[name]}
     if mode == "train":
         train_and_evaluate(config, workdir, command, model, losses)
+    elif mode == "search":
+        # An extra brings what it imports.
+        from srgnn_jax.train.search import search
+
+        get_search = getattr(module, "get_search", None)
+        source = pathlib.Path(str(module.__file__)).read_text("utf-8")
+        search(
+            config,
+            workdir,
+            ranges=get_search and get_search(),
+            fixed=config_flags.get_override_values(FLAGS["config"]),
+            command=command,
+            model=model,
+            losses=losses,
+            source=source if model or losses else "",
+            **options,
+        )
     elif mode == "evaluate" and FLAGS.sessions:
         evaluate_sessions(workdir, FLAGS.sessions, config, model)
     elif mode == "evaluate":
@@ -301,7 +340,9 @@ def main() -> None:
             print(f"\n{name}: {stopped}", file=sys.stderr)
             sys.exit(128 + stopped.number)
         except KeyboardInterrupt:
-            goes_on = "; the same command continues" * (FLAGS["mode"].value == "train")
+            goes_on = "; the same command continues" * (
+                FLAGS["mode"].value in ("train", "search")
+            )
             print(f"\ninterrupted{goes_on}", file=sys.stderr)
             sys.exit(130)
 

@@ -44,6 +44,7 @@ NOT_RUN = {
     "pip install .": INSTALLS,
     "pip install -e '.[cuda]'": INSTALLS,
     "pip install -e '.[export]'": INSTALLS,
+    "pip install '.[search]'": INSTALLS,
     "pip install '.[plots]'": INSTALLS,
     "pip install '.[serve]'": INSTALLS,
     "python -m srgnn_jax.main": "the name of the program",
@@ -73,6 +74,7 @@ RUN = {
     "README.md": {},
     "many_devices.md": {"JAX_NUM_CPU_DEVICES": "8"},
     "promises.md": {},
+    "search.md": {},
 }
 
 # What makes a command small, by what it holds, after what it says itself.
@@ -94,6 +96,8 @@ SMALL = {
     "benchmarks.scaling": '--point=\'{"items": 300, "embedding_size": 8, '
     '"batch_size": 8, "mean_length": 4}\'',
     "tests.kill_and_resume": "--kills=1",
+    "tests.kill_search": "--trials=6 --kills=1",
+    "--mode=search": "--trials=2",
     "tests.fuzz_readers": "--cases=20",
 }
 PROGRAMS = "echo|git|make|pip|python|srgnn|srun"
@@ -241,4 +245,14 @@ def test_many_devices(tmp_path):
 
 @pytest.mark.slow  # kills a training
 def test_promises(tmp_path):
-    assert len(run_page("promises.md", tmp_path)) == 2
+    assert len(run_page("promises.md", tmp_path)) == 3
+
+
+@pytest.mark.slow  # two searches, and three runs of what one has found
+def test_search(tmp_path):
+    said = [output for _, output in run_page("search.md", tmp_path)]
+    assert len(said) == 5
+    for number in (0, 2):
+        assert "2 of 2 trials" in said[number]
+    assert "mean" in said[3]
+    assert (tmp_path / "runs/shop_search/best.py").is_file()

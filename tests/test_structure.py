@@ -21,6 +21,9 @@ LAYERS = [
     ["serve"],
     ["convert"],
     ["evaluate.plots"],
+    ["evaluate.search_plots"],
+    ["train.search_report"],
+    ["train.search"],
     ["plan"],
     ["main"],
 ]

@@ -31,6 +31,13 @@ from srgnn_jax.train import interrupt
 from srgnn_jax.train.optimizer import adam_with_l2
 from srgnn_jax.train.step import TrainState, init_state, train_step
 
+# Asked before the first epoch and after each one, of a resumed run too: is it to end?
+Stops = Callable[[Progress], bool]
+
+
+class Diverged(UserError):
+    """The loss of a run, or a parameter, is not finite."""
+
 
 def train_and_evaluate(
     config: ConfigDict,
@@ -61,7 +68,7 @@ def train_and_evaluate(
     config_lib.validate(config)
     loss = config_lib.find_loss(config, losses)
     if config.runs == 1 or not config.epochs:
-        return _train_one(config, workdir, command, model, loss, clicks)
+        return train_one(config, workdir, command, model, loss, clicks)
     folder = make_workdir(workdir)
     check_kind(folder, several=True)
     seeds = range(config.seed, config.seed + config.runs)
@@ -69,19 +76,24 @@ def train_and_evaluate(
         processes.say(f"\nseed {seed}, of {seeds[0]} to {seeds[-1]}")
         one = config_lib.with_seed(config, seed)
         own = str(folder / f"seed_{seed}")
-        state = _train_one(one, own, command, model, loss, clicks)
+        state = train_one(one, own, command, model, loss, clicks)
     report_seeds(folder, seeds)
     return state
 
 
-def _train_one(
+def train_one(
     config: ConfigDict,
     workdir: str,
     command: str,
     make: config_lib.MakeModel | None,
     loss: Loss,
-    clicks: Clicks | None,
+    clicks: Clicks | None = None,
+    stops: Stops | None = None,
 ) -> TrainState | None:
+    """Does what `train_and_evaluate` does, for a single run of a valid config.
+
+    With `stops`, which may end the run after any epoch, test is left alone.
+    """
     devices = config_lib.find_devices(config)
     with processes.main_process_first():
         data = config_lib.load_data(config, clicks)
@@ -115,8 +127,8 @@ def _train_one(
             )
             if resumes:
                 run.restore()
-            results = run.run()
-            if is_main:
+            results = run.run(stops)
+            if is_main and results:
                 results_json.record(folder, config, data, splits, command, results)
             return run.state
 
@@ -187,7 +199,7 @@ class _Run:
         return progress.step == (progress.epoch + 1) * self.steps_per_epoch
 
     def check_finite(self, params: bool = False) -> None:
-        """Raises UserError where the loss, or the state as well, is not finite."""
+        """Raises Diverged where the loss, or the state as well, is not finite."""
         step, loss = self.progress.step, float(self.state.loss)
         try:
             if not math.isfinite(loss):
@@ -197,7 +209,7 @@ class _Run:
         except ValueError as error:
             known = self.finite_step
             since = f" (finite up to step {known})" if known else ""
-            raise UserError(
+            raise Diverged(
                 f"{error} at step {step}{since}; the last checkpoint is kept. Try a "
                 "smaller config.learning_rate or another config.seed, with another "
                 "--workdir"
@@ -329,16 +341,16 @@ class _Run:
         processes.say(f"{said} ({examples_per_second:,.0f} ex/s)")
         self.save()
 
-    def run(self) -> results_json.Results:
+    def run(self, stops: Stops | None = None) -> results_json.Results | None:
         with interrupt.deferred() as self.received:
             try:
-                while not self.is_complete():
+                while not ((stops and stops(self.progress)) or self.is_complete()):
                     examples_per_second = self.train_epoch()
                     if self.is_to_evaluate():
                         self.end_epoch(examples_per_second)
                     else:
                         self.save()
-                return self.report()
+                return None if stops else self.report()
             except interrupt.Stopped as stopped:
                 step = self.progress.step
                 if self.checkpoints.latest_step() != step:

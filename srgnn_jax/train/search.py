@@ -1,0 +1,293 @@
+"""A search for settings: many runs, of which validation alone chooses the best.
+
+    <workdir>/trial_0007   the workdir of a trial, a run like any other
+    <workdir>/search.log   the journal of all trials
+    <workdir>/best.py      a config with the settings of the best trial
+    <workdir>/plots        pictures, where matplotlib is installed
+
+Killed at any moment, the same command goes on: with one worker, to the very trials that
+it would have tried. The same command started several times shares the work.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import pathlib
+import time
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, TextIO
+
+import jax
+from ml_collections import ConfigDict
+
+from srgnn_jax import config as config_lib
+from srgnn_jax.data.counts import counts_table
+from srgnn_jax.devices import processes
+from srgnn_jax.errors import UserError, reason
+from srgnn_jax.evaluate import results_json
+from srgnn_jax.model.losses import Loss
+from srgnn_jax.runs.checkpoint import Checkpoints
+from srgnn_jax.runs.progress import Progress, model_name
+from srgnn_jax.runs.workdir import FOLDER, make_workdir, seed_folders
+from srgnn_jax.train import search_report, space, study
+from srgnn_jax.train.loop import Diverged, train_one
+from srgnn_jax.train.search_config import (
+    accepts,
+    check_config,
+    facts,
+    searched,
+    with_params,
+)
+
+# Tries of a trial that save nothing new, in a row, before it counts as failed.
+MOST_STARTS = 5
+
+
+def search(
+    config: ConfigDict,
+    workdir: str,
+    ranges: Mapping[str, Any] | None = None,
+    trials: int = 50,
+    minutes: float = 0.0,
+    fixed: Collection[str] = (),
+    command: str = "",
+    model: config_lib.MakeModel | None = None,
+    losses: Mapping[str, Loss] | None = None,
+    source: str = "",
+) -> pathlib.Path | None:
+    """Finds the settings that are best on validation; goes on where it was ended.
+
+    Test is evaluated once, for the best trial, at the end.
+
+    Args:
+      config: see configs/default.py; says all that is not searched.
+      workdir: folder of the search.
+      ranges: what to choose from, by field, of `space`; None: `space.DEFAULT`.
+      trials: how many to try, those of earlier calls included.
+      minutes: after so many no epoch is begun; 0: no such limit.
+      fixed: fields that are not searched, whatever `ranges` says.
+      command: the command line, for results.json of the best trial.
+      model: makes another model than `SRGNN` alone; see `config.make_model`.
+      losses: more losses that `config.loss_type` may name.
+      source: text of the config file that hands in `model` or `losses`, for best.py.
+
+    Returns:
+      The workdir of the best trial; None while other workers are at trials.
+
+    Raises:
+      UserError: what the user can mend, such as a value that the config refuses.
+      Stopped: SIGTERM or Ctrl-C came while a trial trained; all it did is saved.
+    """
+    until = time.monotonic() + 60 * minutes if minutes else None
+    check_config(config)
+    if jax.process_count() > 1:
+        raise UserError(
+            "a search does not join processes; start the same command in each, without "
+            "--distributed, and they share the trials"
+        )
+    ranges = searched(ranges, config, fixed, losses)
+    folder = make_workdir(workdir)
+    if (folder / FOLDER).is_dir() or seed_folders(folder):
+        raise UserError(f"{folder} holds a run; a search needs another --workdir")
+    data = config_lib.load_data(config)
+    splits = config_lib.make_splits(config, data)
+    num_items = data.vocabulary.num_items
+    name = model_name(config_lib.make_model(config, num_items, model))
+    accepted = functools.partial(accepts, config, num_items, model, losses)
+    with _file_errors(folder):
+        with _locked(folder / "lock"):
+            opened = study.open_study(folder, config.seed, ranges, accepted)
+            about = {**facts(config, ranges), "data": data.fingerprint, "model": name}
+            study.check_same_search(opened, about)
+        processes.say(counts_table({**data.counts, **splits.counts}, data.published))
+        worker = _Worker(config, folder, opened, ranges, trials, until, model, losses)
+        worker.work()
+        with _locked(folder / "lock"):
+            return worker.finish(command, source)
+
+
+@dataclasses.dataclass
+class _Worker:
+    """One process at work on a search, beside which there may be others."""
+
+    config: ConfigDict
+    folder: pathlib.Path
+    study: study.Study
+    ranges: space.Space
+    trials: int
+    until: float | None  # of the monotonic clock
+    model: config_lib.MakeModel | None
+    losses: Mapping[str, Loss] | None
+
+    def work(self) -> None:
+        """Tries one combination after the other until all are tried, or time is up."""
+        with processes.progress_bar(
+            self.config.progress, total=self.trials, desc="search", unit=" trials"
+        ) as bar:
+            while not self.time_is_up():
+                bar.n = len(study.trials(self.study, *study.ENDED))
+                bar.refresh()
+                with contextlib.ExitStack() as stack:
+                    trial = self.take(stack)
+                    if trial is None:
+                        return
+                    self.try_out(trial)
+                    ended = study.trials(self.study)[trial.number]
+                    if ended.state.name in study.ENDED:
+                        line = search_report.line(ended, self.config.select_by)
+                        with bar.external_write_mode():
+                            processes.say(line)
+
+    def time_is_up(self) -> bool:
+        return self.until is not None and time.monotonic() >= self.until
+
+    def take(self, stack: contextlib.ExitStack) -> study.Trial | None:
+        """Returns the trial to work at, new or left by a process; None: all are taken.
+
+        While the stack is open no other worker takes it.
+        """
+        with _locked(self.folder / "lock"):
+            for left in study.trials(self.study, "RUNNING"):
+                if held := self.hold(left.number):
+                    stack.enter_context(held)
+                    return study.ask(self.study, self.ranges, left)
+                study.note_others(self.study)
+            if len(study.trials(self.study)) >= self.trials:
+                return None
+            number = len(study.trials(self.study))
+            # Nobody else takes what is not in the journal yet.
+            stack.enter_context(self.hold(number) or contextlib.nullcontext())
+            return study.ask(self.study, self.ranges)
+
+    def workdir(self, number: int) -> pathlib.Path:
+        return self.folder / f"trial_{number:04}"
+
+    def hold(self, number: int) -> TextIO | None:
+        """Locks a trial for this process; None where another one works at it."""
+        folder = make_workdir(str(self.workdir(number)))
+        return _lock(folder / "worker", fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def try_out(self, trial: study.Trial) -> None:
+        """Trains a trial to its end, and records what it reached or why it failed."""
+        folder = self.workdir(trial.number)
+        config = with_params(self.config, trial.params)
+        loss = config_lib.find_loss(config, self.losses)
+        judge = _Judge(trial, folder, f"valid/{config.select_by}", config.epochs, self)
+        if study.count_starts(trial, _latest_step(folder)) > MOST_STARTS:
+            why = "the process ended at each try, as it does for want of memory"
+            return study.fail(trial, f"{why} ({MOST_STARTS} times)")
+        try:
+            with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
+                train_one(config, str(folder), "", self.model, loss, stops=judge)
+        except Diverged as error:
+            return study.fail(trial, str(error).partition(";")[0])
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "RESOURCE_EXH" not in str(error):
+                raise
+            return study.fail(trial, f"out of memory ({reason(error)[:200]})")
+        if judge.is_poor:
+            study.prune(trial)
+        elif not judge.is_late:
+            progress = _progress(folder)
+            found = {"epoch": progress.best_epoch, "metrics": progress.best_metrics}
+            study.complete(trial, progress.best_metrics[config.select_by], found)
+        return None
+
+    def finish(self, command: str, source: str) -> pathlib.Path | None:
+        """Evaluates the best trial on test, and reports, unless others are at work."""
+        for left in study.trials(self.study, "RUNNING"):
+            with self.hold(left.number) or contextlib.nullcontext() as held:
+                if held is None:
+                    processes.say(
+                        "other workers are at their trials; the last of them evaluates "
+                        "the best on test"
+                    )
+                    return None
+        best = search_report.best_trials(self.study)
+        if not best:
+            raise UserError(search_report.why_none(self.study, self.folder))
+        number, params = best[0].number, best[0].params
+        folder = self.workdir(number)
+        config = with_params(self.config, params)
+        results = folder / results_json.FILE
+        if not results.exists():
+            loss = config_lib.find_loss(config, self.losses)
+            with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
+                train_one(config, str(folder), command, self.model, loss)
+        search_report.report(self.study, self.folder, config, self.trials, source)
+        return folder
+
+
+@dataclasses.dataclass
+class _Judge:
+    """Says after each epoch of a trial whether it ends there, as `Stops` does."""
+
+    trial: study.Trial
+    folder: pathlib.Path
+    metric: str
+    epochs: int
+    worker: _Worker
+    is_poor: bool = False
+    is_late: bool = False
+
+    def __call__(self, progress: Progress) -> bool:
+        lines = results_json.read_lines(self.folder / "metrics.jsonl")
+        found = {x["epoch"]: x[self.metric] for x in lines if "epoch" in x}
+        study.report(self.trial, found)
+        if progress.epoch >= self.epochs:
+            return False
+        self.is_poor = study.is_poor(self.trial, progress.epoch)
+        self.is_late = not self.is_poor and self.worker.time_is_up()
+        return self.is_poor or self.is_late
+
+
+def _progress(folder: pathlib.Path) -> Progress:
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        return checkpoints.progress()
+
+
+def _latest_step(folder: pathlib.Path) -> int:
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        return checkpoints.latest_step() or 0
+
+
+@contextlib.contextmanager
+def _file_errors(folder: pathlib.Path) -> Iterator[None]:
+    """Raises UserError where a file of the search cannot be read or written, inside."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: {reason(error)}; what was tried is kept: "
+            "mend that, and the same command continues"
+        ) from error
+
+
+def _lock(path: pathlib.Path, how: int) -> TextIO | None:
+    """Locks a file until it is closed, or this process ends; None: another has it.
+
+    Raises:
+      UserError: the file system has no locks.
+    """
+    file = path.open("a")
+    try:
+        fcntl.flock(file, how)
+        return file
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be locked ({reason(error)}); choose a --workdir on a file "
+            "system that has locks"
+        ) from error
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    """Waits for a lock, and holds it."""
+    with _lock(path, fcntl.LOCK_EX) or contextlib.nullcontext():
+        yield

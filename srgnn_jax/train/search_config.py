@@ -1,0 +1,139 @@
+"""What a search may choose of a config's fields, checked before its first trial."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from srgnn_jax import config as config_lib
+from srgnn_jax.configs import default
+from srgnn_jax.errors import UserError, nearest
+from srgnn_jax.model.losses import Loss
+from srgnn_jax.train import space, study
+
+# Fields that no search chooses: they change what is measured, or no number at all.
+_NOT_SEARCHED = {*config_lib.PREPARATION_FIELDS, *config_lib.MAY_DIFFER} | {
+    *("dataset", "ks", "seed", "select_by", "select_on", "valid_fraction")
+}
+
+
+def with_params(config: ConfigDict, params: study.Params) -> ConfigDict:
+    """Returns the config of a trial, which shows no bars of its own."""
+    fields = {**config_lib.to_dict(config), **params, "progress": False}
+    return config_lib.from_dict(fields)
+
+
+def _check(config: ConfigDict, losses: Mapping[str, Loss] | None) -> None:
+    """Raises UserError unless a run could begin with these settings."""
+    config_lib.validate(config)
+    config_lib.find_loss(config, losses)
+
+
+def accepts(
+    config: ConfigDict,
+    num_items: int,
+    model: config_lib.MakeModel | None,
+    losses: Mapping[str, Loss] | None,
+    params: study.Params,
+) -> bool:
+    """Whether a combination may be tried: neither config nor model refuses it."""
+    one = with_params(config, params)
+    try:
+        _check(one, losses)
+        config_lib.make_model(one, num_items, model)
+    except UserError:
+        return False
+    return True
+
+
+def searched(
+    ranges: Mapping[str, Any] | None,
+    config: ConfigDict,
+    fixed: Collection[str] = (),
+    losses: Mapping[str, Loss] | None = None,
+) -> space.Space:
+    """Returns the ranges of the fields that are not fixed, once each value is checked.
+
+    Without ranges they are `space.DEFAULT`, of which a value may be refused beside what
+    the config says: it is never drawn.
+
+    Raises:
+      UserError: a field or a value that no trial could have, or nothing is left.
+    """
+    of_all = space.DEFAULT if ranges is None else ranges
+    left = {field: of for field, of in of_all.items() if field not in fixed}
+    usual = default.get_config()
+    for field, of in left.items():
+        if field not in usual:
+            hint = nearest(field, usual) or "; see configs/default.py"
+            raise UserError(f"get_search: the config has no field {field}{hint}")
+        if field in _NOT_SEARCHED:
+            raise UserError(
+                f"get_search: {field} cannot be searched: it decides what is measured, "
+                "or changes no number"
+            )
+        left[field] = _checked(field, of, usual[field])
+    if not left:
+        raise UserError(
+            "nothing is left to search: the command line sets each field of get_search"
+        )
+    if "loss_type" not in left:
+        config_lib.find_loss(config, losses)
+    if ranges is None:
+        return left
+    # A value is sound if it is where the other fields that are searched are as usual.
+    base = config_lib.to_dict(config) | {field: usual[field] for field in left}
+    for field, of in left.items():
+        for value in of.values if isinstance(of, space.Choice) else (of.low, of.high):
+            try:
+                _check(config_lib.from_dict({**base, field: value}), losses)
+            except UserError as error:
+                raise UserError(f"get_search: {error}") from None
+    return left
+
+
+def _checked(field: str, of: Any, usual: Any) -> space.Choice | space.Range:
+    """Returns a range whose values have the type of the field's usual one."""
+    kind = type(usual)
+    suits: tuple[type, ...] = (int, float) if kind is float else (kind,)
+    if isinstance(of, space.Choice):
+        values = of.values
+    elif isinstance(of, space.Range) and kind in (int, float):
+        values = of[:2]
+    else:
+        numbers = ", uniform(low, high) or log(low, high)" * (kind in (int, float))
+        raise UserError(f"get_search: {field} is {of!r}; write choice(...){numbers}")
+    for value in values:
+        if type(value) not in suits:
+            raise UserError(
+                f"get_search: {field} cannot be {value!r}; it takes {kind.__name__}"
+            )
+    typed = [kind(value) for value in values]
+    if isinstance(of, space.Choice):
+        return space.Choice(tuple(typed))
+    return space.Range(typed[0], typed[1], of.log)
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuses settings that a search cannot heed."""
+    config_lib.validate(config)
+    for field, wanted, why in (
+        ("select_on", "valid", "a search chooses on validation, never on test"),
+        ("runs", 1, "a trial is one run; train best.py with it instead"),
+        ("max_steps", 0, "a trial is judged by whole epochs"),
+    ):
+        if config[field] != wanted:
+            told = f"config.{field} is {config[field]!r}, but {why}"
+            raise UserError(f"{told}; set {wanted!r}")
+    if not config.epochs:
+        raise UserError("config.epochs is 0; a search needs one epoch at least")
+
+
+def facts(config: ConfigDict, ranges: space.Space) -> dict[str, Any]:
+    """Returns, by name, what must be the same whenever a search goes on."""
+    may_differ = config_lib.MAY_DIFFER - {"epochs"} | ranges.keys()
+    fields = config_lib.to_dict(config)
+    return {
+        **{f"config.{k}": v for k, v in fields.items() if k not in may_differ},
+        **{f"range of {field}": list(of) for field, of in ranges.items()},
+    }

@@ -1,0 +1,182 @@
+"""What a search has found: lines, tables, the best trial's config, pictures."""
+
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from srgnn_jax import config as config_lib
+from srgnn_jax import tables
+from srgnn_jax.configs import default
+from srgnn_jax.devices import processes
+from srgnn_jax.errors import UserError, reason
+from srgnn_jax.evaluate import results_json
+from srgnn_jax.evaluate.workdir import metric_table
+from srgnn_jax.train import study
+
+BEST = "best.py"
+# The trials of the table.
+MOST_SHOWN = 10
+
+
+def reached(trial: study.FrozenTrial) -> float:
+    """Returns the metric of a trial that did not fail, as a fraction."""
+    assert trial.value is not None
+    return trial.value
+
+
+def best_trials(of: study.Study) -> list[study.FrozenTrial]:
+    """Returns the trials that came to their end, the best first."""
+    done = study.trials(of, "COMPLETE")
+    return sorted(done, key=lambda trial: (-reached(trial), trial.number))
+
+
+def line(trial: study.FrozenTrial, metric: str) -> str:
+    """Says in one line how a trial ended, and with which settings."""
+    if trial.state.name == "FAIL":
+        said = f"failed: {trial.user_attrs['reason']}"
+    else:
+        said = f"{metric} {100 * reached(trial):.2f}"
+        if trial.state.name == "PRUNED":
+            said += f", below the median after epoch {trial.last_step}: ended"
+    values = " ".join(f"{field}={value}" for field, value in trial.params.items())
+    return f"trial {trial.number}: {said} ({values})"
+
+
+def why_none(of: study.Study, folder: pathlib.Path) -> str:
+    """Says why a search has no best trial."""
+    failed = study.trials(of, "FAIL")
+    why = f"; {line(failed[0], '')}" if failed else "; the same command goes on"
+    return f"no trial in {folder} has come to its end{why}"
+
+
+def report(
+    of: study.Study,
+    folder: pathlib.Path,
+    config: ConfigDict,
+    asked: int,
+    source: str,
+) -> None:
+    """Prints what was found, and writes best.py and pictures.
+
+    Args:
+      of: the search.
+      folder: its workdir.
+      config: that of the best trial.
+      asked: the number of trials asked for.
+      source: text of the config file that hands a model or a loss in, or nothing.
+    """
+    best, metric = best_trials(of), config.select_by
+    ended = {state: len(study.trials(of, state)) for state in study.ENDED}
+    number = sum(ended.values())
+    said = (
+        f"{number} of {asked} trials, {ended['PRUNED']} of them ended early, "
+        f"{ended['FAIL']} failed"
+    )
+    if number < asked:
+        said += "; time is up, and the same command goes on"
+    if study.is_shared(of):
+        said += "\nseveral workers shared them: another time others would be drawn"
+    number_of_best = best[0].number
+    seen = {
+        path.parent.name: results_json.read(path)["mean"]["test"]
+        for path in folder.glob(f"trial_*/{results_json.FILE}")
+    }
+    columns = {
+        "valid": best[0].user_attrs["found"]["metrics"],
+        "test": seen.pop(f"trial_{number_of_best:04}"),
+    }
+    alone = "for it alone"
+    if seen:
+        alone = f"for it, and before for {', '.join(sorted(seen))}, the best of fewer"
+    path = folder / BEST
+    _write(path, best_config(config, best[0], number, source))
+    parts = [
+        said,
+        f"the best, by {metric} on validation:",
+        "\n".join(_table(best[:MOST_SHOWN], metric)),
+    ]
+    if shares := study.importances(of):
+        rows = [["share in being among the best", ""]]
+        rows += [[field, tables.percent(share)] for field, share in shares.items()]
+        parts.append("\n".join(tables.plain(rows)))
+    parts += [
+        f"trial {number_of_best}, chosen on validation; test was evaluated {alone}:",
+        "\n".join(metric_table(config.ks, columns)),
+        f"its settings: {path}",
+    ]
+    processes.say("\n" + "\n\n".join(parts))
+    _draw(of, folder, metric)
+
+
+def _table(best: list[study.FrozenTrial], metric: str) -> list[str]:
+    """Renders the settings of trials, a column each."""
+    rows = [
+        ["trial", *(str(trial.number) for trial in best)],
+        [metric, *(tables.percent(reached(trial)) for trial in best)],
+        ["epoch", *(str(trial.user_attrs["found"]["epoch"]) for trial in best)],
+    ]
+    for field in best[0].params:
+        rows.append([field, *(str(trial.params[field]) for trial in best)])
+    return tables.plain(rows, width=8)
+
+
+def best_config(
+    config: ConfigDict, best: study.FrozenTrial, number: int, source: str
+) -> str:
+    """Returns a config file with the best trial's settings, the fields that differ.
+
+    Where the search's own config file hands in a model or a loss, its text goes before.
+    """
+    usual = config_lib.to_dict(default.get_config())
+    fields = config_lib.to_dict(config) | {"name": f"{config.name}_best"}
+    # The trial showed no bars; a run of its own may.
+    differing = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in fields.items()
+        if value != usual[name] and name != "progress"
+    }
+    found = f"{config.select_by} {100 * reached(best):.2f} on validation"
+    about = f"The best of {number} trials, number {best.number}: {found}."
+    lines = [f"    c.{name} = {_in_python(value)}" for name, value in differing.items()]
+    head = f"{source.rstrip()}\n\n\n# {about}\n" if source else f'"""{about}"""\n\n'
+    body = "\n".join(lines)
+    return (
+        f"{head}from srgnn_jax.configs import default\n\n\n"
+        f'def get_config():\n    """Returns the config."""\n'
+        f"    c = default.get_config()\n{body}\n    return c\n"
+    )
+
+
+def _in_python(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({reason(error)})") from error
+
+
+def _draw(of: study.Study, folder: pathlib.Path, metric: str) -> None:
+    """Draws the search into the folder plots, where matplotlib is installed."""
+    try:
+        from srgnn_jax.evaluate import search_plots
+    except UserError as error:
+        processes.say(str(error))
+        return
+    records: list[dict[str, Any]] = [
+        {
+            "number": trial.number,
+            "state": trial.state.name,
+            "value": trial.value,
+            "epochs": trial.intermediate_values,
+            "params": trial.params,
+        }
+        for trial in study.trials(of, *study.ENDED)
+    ]
+    search_plots.plot_search(folder, records, metric)

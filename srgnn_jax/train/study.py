@@ -1,0 +1,262 @@
+"""The trials of a search, by Optuna: what is tried next, kept in a journal on disk.
+
+What a trial draws depends on the seed, its number and the trials that have ended, never
+on the process that draws: a search that is killed goes on with the same trials.
+"""
+
+import fcntl
+import hashlib
+import itertools
+import json
+import math
+import os
+import pathlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from srgnn_jax.errors import UserError, reason
+from srgnn_jax.train.space import Choice, Range, Space
+
+try:
+    import optuna
+    from optuna import Study, distributions, samplers
+    from optuna.storages import journal
+    from optuna.trial import FrozenTrial, Trial, TrialState
+except ModuleNotFoundError as error:
+    raise UserError("a search needs Optuna: pip install 'srgnn_jax[search]'") from error
+
+JOURNAL = "search.log"
+# States of trials that are over.
+ENDED = ("COMPLETE", "PRUNED", "FAIL")
+# Proposals that the config refuses, of one trial, before the search gives up.
+MOST_DRAWS = 1000
+# Trials that end before one is judged, and the first epoch after which one is.
+UNJUDGED_TRIALS, FIRST_JUDGED_EPOCH = 5, 2
+
+Params = dict[str, Any]
+
+
+class _FileLock(journal.JournalFileOpenLock):
+    """A lock that the kernel takes back from a process that is killed."""
+
+    def acquire(self) -> bool:
+        self._file = os.open(self._lock_file, os.O_CREAT | os.O_RDWR)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        os.close(self._file)
+
+
+class Sampler(samplers.BaseSampler):
+    """TPE, seeded anew for every trial; draws again what `accepts` refuses."""
+
+    def __init__(self, seed: int, space: Space, accepts: Callable[[Params], bool]):
+        self._seed, self._accepts = seed, accepts
+        self._space = {field: distribution(of) for field, of in space.items()}
+
+    def infer_relative_search_space(self, study, trial):
+        return self._space
+
+    def sample_relative(self, study, trial, search_space) -> Params:
+        """Draws all fields of a trial together.
+
+        Raises:
+          UserError: nothing that was drawn is accepted.
+        """
+        several = {k: v for k, v in search_space.items() if not v.single()}
+        for draw in range(MOST_DRAWS):
+            key = f"{self._seed} {trial.number} {draw}".encode()
+            seed = int.from_bytes(hashlib.sha256(key).digest()[:4])
+            tpe = samplers.TPESampler(seed=seed)
+            drawn = tpe.sample_relative(study, trial, several)
+            params = {}
+            for field, of in search_space.items():
+                if of.single():
+                    params[field] = of.to_external_repr(0.0)
+                elif field in drawn:
+                    params[field] = drawn[field]
+                else:
+                    params[field] = tpe.sample_independent(study, trial, field, of)
+            params = {k: _rounded(v, search_space[k]) for k, v in params.items()}
+            if self._accepts(params):
+                return params
+        raise UserError(
+            f"the config refuses each of {MOST_DRAWS} combinations drawn from the "
+            "ranges of the search; narrow them"
+        )
+
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        raise AssertionError(f"{param_name} is drawn with the others")
+
+
+def _rounded(value: Any, of: distributions.BaseDistribution) -> Any:
+    """Returns a number with three digits, for people to read and to copy."""
+    if not isinstance(of, distributions.FloatDistribution):
+        return value
+    return min(max(float(f"{value:.3g}"), of.low), of.high)
+
+
+def distribution(of: Choice | Range) -> distributions.BaseDistribution:
+    """Returns Optuna's form of what a field is chosen from."""
+    if isinstance(of, Choice):
+        return distributions.CategoricalDistribution(of.values)
+    if isinstance(of.low, int):
+        return distributions.IntDistribution(of.low, int(of.high), log=of.log)
+    return distributions.FloatDistribution(of.low, of.high, log=of.log)
+
+
+def open_study(
+    folder: pathlib.Path, seed: int, space: Space, accepts: Callable[[Params], bool]
+) -> Study:
+    """Opens the journal of a folder, or begins it.
+
+    Args:
+      folder: the workdir of the search.
+      seed: of what is drawn.
+      space: ranges by field.
+      accepts: whether a combination of values may be tried.
+
+    Raises:
+      UserError: the journal is damaged, but for a last line that broke off.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    path = folder / JOURNAL
+    lock = _FileLock(str(path))
+    lock.acquire()
+    try:
+        _drop_half_a_line(path)
+    finally:
+        lock.release()
+    pruner = optuna.pruners.MedianPruner(UNJUDGED_TRIALS, FIRST_JUDGED_EPOCH)
+    try:
+        backend = journal.JournalFileBackend(str(path), lock_obj=lock)
+        return optuna.create_study(
+            storage=optuna.storages.JournalStorage(backend),
+            study_name="search",
+            direction="maximize",
+            sampler=Sampler(seed, space, accepts),
+            pruner=pruner,
+            load_if_exists=True,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({reason(error)}); restore it from a copy, or choose "
+            "another --workdir"
+        ) from error
+
+
+def _drop_half_a_line(path: pathlib.Path) -> None:
+    """Cuts off what a write that broke off has left at the journal's end."""
+    held = path.read_bytes() if path.exists() else b""
+    if held and not held.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(held.rfind(b"\n") + 1)
+
+
+def check_same_search(study: Study, facts: Mapping[str, Any]) -> None:
+    """Stores what a search is about, or compares with what is stored.
+
+    Raises:
+      UserError: it names each difference.
+    """
+    new = json.loads(json.dumps(facts))
+    old = study.user_attrs.get("facts")
+    if old is None:
+        study.set_user_attr("facts", new)
+    elif found := [
+        f"{fact}: {old.get(fact)!r} -> {new.get(fact)!r}"
+        for fact in {**old, **new}
+        if old.get(fact) != new.get(fact)
+    ]:
+        raise UserError(
+            "the workdir holds another search; choose another --workdir, or undo: "
+            + "; ".join(found)
+        )
+
+
+def trials(study: Study, *states: str) -> list[FrozenTrial]:
+    """Returns the trials so far, those in some states: "RUNNING", "COMPLETE", ..."""
+    wanted = [TrialState[state] for state in states] if states else None
+    return study.get_trials(deepcopy=False, states=wanted)
+
+
+def ask(study: Study, space: Space, running: FrozenTrial | None = None) -> Trial:
+    """Returns a new trial with its values, or takes up one that a process has left."""
+    trial = study.ask() if running is None else Trial(study, running._trial_id)
+    for field, of in space.items():
+        if isinstance(of, Choice):
+            trial.suggest_categorical(field, of.values)
+        elif isinstance(of.low, int):
+            trial.suggest_int(field, of.low, int(of.high), log=of.log)
+        else:
+            trial.suggest_float(field, of.low, of.high, log=of.log)
+    return trial
+
+
+def report(trial: Trial, by_epoch: Mapping[int, float]) -> None:
+    """Records the metric of each epoch that is not recorded yet."""
+    known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+    for epoch in sorted(by_epoch.keys() - known.keys()):
+        trial.report(by_epoch[epoch], epoch)
+
+
+def is_poor(trial: Trial, epoch: int) -> bool:
+    """Whether a trial is below the median after its last recorded epoch.
+
+    One that repeats an earlier epoch is not judged again.
+    """
+    known = trial.study.get_trials(deepcopy=False)[trial.number]
+    return known.last_step == epoch and bool(trial.should_prune())
+
+
+def count_starts(trial: Trial, step: int) -> int:
+    """Counts how often, in a row, a trial was begun at a step, this time included."""
+    begun = [*trial.user_attrs.get("begun_at", []), step]
+    trial.set_user_attr("begun_at", begun)
+    return sum(1 for _ in itertools.takewhile(lambda at: at == step, begun[::-1]))
+
+
+def complete(trial: Trial, value: float, found: Mapping[str, Any]) -> None:
+    """Records what a trial has reached, and with what else it comes."""
+    trial.set_user_attr("found", found)
+    trial.study.tell(trial, value)
+
+
+def prune(trial: Trial) -> None:
+    """Records that a trial ended early."""
+    trial.study.tell(trial, state=TrialState.PRUNED)
+
+
+def fail(trial: Trial, why: str) -> None:
+    """Records that a trial failed, and why."""
+    trial.set_user_attr("reason", why)
+    trial.study.tell(trial, state=TrialState.FAIL)
+
+
+def note_others(study: Study) -> None:
+    """Records that several workers share a search."""
+    if not is_shared(study):
+        study.set_user_attr("shared", True)
+
+
+def is_shared(study: Study) -> bool:
+    """Whether several workers have shared a search, which changes what is drawn."""
+    return study.user_attrs.get("shared", False)
+
+
+def importances(study: Study) -> dict[str, float]:
+    """Returns the share of each field in what makes the best trials, largest first.
+
+    That is PED-ANOVA (Watanabe et al., 2023). There is none of too few trials.
+    """
+    done = trials(study, "COMPLETE")
+    fields = [f for f in done[0].params if len({t.params[f] for t in done}) > 1]
+    if len(done) < 10 or not fields:
+        return {}
+    with warnings.catch_warnings():
+        # Of a field that few values were tried of.
+        warnings.simplefilter("ignore")
+        found = optuna.importance.get_param_importances(study, params=fields)
+    return {} if any(map(math.isnan, found.values())) else found
