@@ -350,6 +350,7 @@ def other_model(recommender, factor):
     return made
 
 
+@pytest.mark.slow
 def test_a_new_model_is_used_once_it_is_ready_and_no_request_fails(recommender):
     new = other_model(recommender, -1.0)
     models = Models(recommender, new)
@@ -422,6 +423,7 @@ def test_a_model_that_cannot_be_used_is_refused(recommender, caplog):
     assert 'result="refused"} 2.0' in client.get("/metrics").text
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     workdir = old_run(tmp_path)
     client = Client(App(ready_service(workdir)))

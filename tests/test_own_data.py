@@ -219,6 +219,7 @@ def is_read_alike(folder, data):
         return False
 
 
+@pytest.mark.slow
 def test_the_notebook_of_the_page(tmp_path, monkeypatch):
     (code,) = (
         c for c in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "Clicks" in c

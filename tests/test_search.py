@@ -66,6 +66,7 @@ def best_py(workdir):
     return module
 
 
+@pytest.mark.slow
 def test_poor_trials_end_early_and_test_is_seen_by_the_best_alone(whole):
     workdir = whole / "search"
     trials = trials_of(workdir)
@@ -204,6 +205,7 @@ def test_a_damaged_journal_is_told_in_one_line(whole, tmp_path):
         trials_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_journal_that_cannot_be_written_ends_the_search(
     config, tmp_path, monkeypatch
 ):
@@ -237,6 +239,7 @@ def test_a_signal_ends_a_trial_that_goes_on(config, tmp_path, monkeypatch, whole
     )
 
 
+@pytest.mark.slow
 def test_minutes_end_a_search_that_goes_on(config, tmp_path, capsys):
     ranges = {"learning_rate": choice(0.01)}
     with pytest.raises(UserError, match=r"no trial in .* has come to its end"):
@@ -250,6 +253,7 @@ def test_minutes_end_a_search_that_goes_on(config, tmp_path, capsys):
     assert states_of(tmp_path / "search") == ["COMPLETE"]
 
 
+@pytest.mark.slow
 def test_a_trial_under_way_ends_with_the_time_and_goes_on(
     config, tmp_path, monkeypatch
 ):
@@ -267,6 +271,7 @@ def test_a_trial_under_way_ends_with_the_time_and_goes_on(
     assert states_of(tmp_path / "search") == ["COMPLETE"]
 
 
+@pytest.mark.slow
 def test_trials_that_diverge_or_need_too_much_memory_are_recorded(
     config, tmp_path, monkeypatch, capsys
 ):
@@ -307,6 +312,7 @@ def test_what_the_user_can_mend_is_no_failed_trial(config, tmp_path, monkeypatch
     assert states_of(tmp_path / "search") == ["RUNNING"]
 
 
+@pytest.mark.slow
 def test_a_trial_that_always_takes_the_process_along_counts_as_failed(
     config, tmp_path, monkeypatch
 ):
@@ -325,6 +331,7 @@ def test_a_trial_that_always_takes_the_process_along_counts_as_failed(
     assert second.state.name == "COMPLETE"
 
 
+@pytest.mark.slow
 def test_a_trial_that_another_worker_is_at_is_left_to_it(
     config, tmp_path, monkeypatch, capsys
 ):
@@ -464,6 +471,7 @@ def test_what_is_drawn_depends_on_seed_and_number_and_is_easy_to_read(config):
     assert all(isinstance(params["scale"], float) for params in few)
 
 
+@pytest.mark.slow
 def test_a_field_on_the_command_line_is_fixed_and_a_file_says_what_is_searched(
     tmp_path, whole
 ):
@@ -549,6 +557,7 @@ def test_wrong_flags_end_in_one_line(arguments, message):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_search_that_is_extended_says_which_trials_saw_test(config, tmp_path, capsys):
     workdir = tmp_path / "search"
     rates = {"learning_rate": choice(0.01, 0.02)}

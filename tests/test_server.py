@@ -39,6 +39,7 @@ def answered(body):
     return b'"items":' in body
 
 
+@pytest.mark.slow
 def test_sigterm_answers_all_that_was_accepted_and_sighup_reloads(workdir, tmp_path):
     with Process(workdir, tmp_path / "log", max_wait=30.0) as served:
         bodies = []
@@ -62,6 +63,7 @@ def test_sigterm_answers_all_that_was_accepted_and_sighup_reloads(workdir, tmp_p
     assert not any("item" in message for message in messages)
 
 
+@pytest.mark.slow
 def test_slow_clients_and_too_many_are_cut_and_others_answered(workdir, tmp_path):
     options = {"seconds": 1.0, "connections": 4, "max_wait": 30.0}
     with (
@@ -106,6 +108,7 @@ def test_what_is_refused_unread_is_one_whole_request():
         assert not server.is_whole(other)
 
 
+@pytest.mark.slow
 def test_over_capacity_the_rest_is_refused_and_connections_stay(workdir, tmp_path):
     with Process(workdir, tmp_path / "log", max_wait=0.0) as served:
         load = asyncio.run(send(served.port, BODIES, 400, 1.0, connections=20))
