@@ -1,7 +1,6 @@
-import contextlib
-
 """Recommendations for raw ids, from Python and from the command line."""
 
+import contextlib
 import functools
 import io
 import json
