@@ -177,7 +177,7 @@ def test_where_the_first_cannot_prepare_the_others_end_too(config, tmp_path):
     first, second = ended(
         start_two(config, tmp_path, only_first=["--config.data_dir=nowhere"])
     )
-    assert "error: no log in config.data_dir = 'nowhere'" in first
+    assert "error: config.data_dir = 'nowhere' does not exist" in first
     assert "error: process 0 has failed" in second or "another task died" in second
 
 
