@@ -27,7 +27,7 @@ from srgnn_jax.data.sources import Settings
 from srgnn_jax.data.times import TIME_UNITS
 from srgnn_jax.devices import layouts, processes
 from srgnn_jax.devices.layouts import Devices
-from srgnn_jax.errors import UserError, nearest, reason
+from srgnn_jax.errors import UserError, differences, nearest, reason
 from srgnn_jax.evaluate import metrics
 from srgnn_jax.model.losses import LOSSES, Loss
 from srgnn_jax.model.readout import ATTENTION_READOUTS, READOUTS
@@ -209,16 +209,9 @@ def check_same_run(
             "number of item rows": progress.num_items,
         }
 
-    old, new = facts(stored), facts(now)
-    found = [
-        f"{fact}: {old.get(fact)!r} -> {new.get(fact)!r}"
-        for fact in {**old, **new}
-        if old.get(fact) != new.get(fact)
-    ]
-    if found:
+    if found := differences(facts(stored), facts(now)):
         raise UserError(
-            "the workdir holds another run; choose another --workdir, or undo: "
-            + "; ".join(found)
+            "the workdir holds another run; choose another --workdir, or undo: " + found
         )
 
 

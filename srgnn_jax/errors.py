@@ -3,7 +3,8 @@
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class UserError(Exception):
@@ -18,6 +19,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Returns `; did you mean ...?` for a misspelt name, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Returns what differs between named facts, in one line; nothing if all agree."""
+    return "; ".join(
+        f"{fact}: {old.get(fact)!r} -> {new.get(fact)!r}"
+        for fact in {**old, **new}
+        if old.get(fact) != new.get(fact)
+    )
 
 
 def reason(error: BaseException) -> str:

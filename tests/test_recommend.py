@@ -464,6 +464,17 @@ def test_json_lines_keep_their_order_and_errors_their_place(recommender, capsys)
     assert "3 sessions, 1 fallbacks, 4 unreadable lines" in capsys.readouterr().err
 
 
+def test_a_separator_may_be_of_two_characters(recommender):
+    (expected,) = recommender.recommend([["i1", "i2"]], k=3)
+    (found,) = stream(recommender, "i1::i2\n", name="x.csv", k=3)
+    assert found["items"] == expected.items
+    lines = ["i1::3", "i4::5"]
+    found = inputs.candidates_of(
+        ["item_id::stock", *lines], recommender.vocabulary, "ids"
+    )
+    assert found == ["i1", "i4"]
+
+
 def test_one_array_is_read_as_its_objects(recommender):
     sessions = [["i1", "i2"], ["i3"]]
     expected = recommender.recommend(sessions, k=3)

@@ -13,6 +13,7 @@ from srgnn_jax.data.read import Form, read_clicks
 from srgnn_jax.data.records import names_of
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import Settings
+from srgnn_jax.data.sources.source import COLUMN_SETTINGS
 from srgnn_jax.data.visits import gather_visits
 from srgnn_jax.errors import UserError
 
@@ -79,12 +80,12 @@ class Clicks:
         gathered = gather_visits(clicks, **visits)
         raw = gathered.raw_items.cast(pl.String).to_list()
         ids = gathered.ids.cast(pl.String).to_list()
-        sessions = gathered.sessions
-        return {ids[s]: [raw[i] for i in sessions[s]] for s in range(len(sessions))}
+        last = gathered.last_of_each_id().tolist()
+        return {ids[s]: [raw[i] for i in gathered.sessions[s]] for s in last}
 
 
 def without_columns(settings: Settings) -> Settings:
     """Returns the settings for a frame, whose columns have the usual names."""
-    names = ("session_column", "item_column", "time_column", "date_column", "log_file")
-    emptied: Any = dict.fromkeys((*names, "event_column", "header"), "")
+    others = ("date_column", "event_column", "header", "log_file")
+    emptied: Any = dict.fromkeys((*COLUMN_SETTINGS, *others), "")
     return dataclasses.replace(settings, **emptied)

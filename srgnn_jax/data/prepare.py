@@ -13,8 +13,8 @@ from jaxtyping import Int
 
 from srgnn_jax.data.counts import count
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
+from srgnn_jax.data.times import DAY
 from srgnn_jax.data.visits import (
-    DAY,
     SECOND,
     Visits,
     gather_visits,

@@ -8,7 +8,7 @@ of a session may lie in one row, as a list of structures or as a list a column; 
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -18,8 +18,6 @@ from srgnn_jax.data.columns import is_named_list
 from srgnn_jax.data.files import CHUNK, is_array, open_text, reading
 from srgnn_jax.errors import UserError
 
-# Given the names of all columns, returns the name of each that is to be read.
-Find = Callable[[Sequence[str]], Mapping[str, str]]
 _IDS = ("session", "item", "event")
 # Records whose fields are the columns of a file of JSON lines.
 _TELLING = 100

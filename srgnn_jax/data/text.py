@@ -53,8 +53,7 @@ def find_layout(
     from 1; `width` is the number of columns, where another part of the log has told it.
     Raises UserError where the first line is empty or no header.
     """
-    # The shell hands on '\t' as it is typed, in two characters.
-    separator = separator.replace("\\t", "\t")
+    separator = as_meant(separator)
     number, lines = _first_lines(path, encoding)
     if lines and is_separator_line(lines[0]):
         told = lines[0].strip('"').removeprefix("sep=")
@@ -160,12 +159,21 @@ def _first_row(
         except csv.Error as error:
             faults.append(error)
         else:
-            alone = end > 1 and _are_alone(lines, separator, lines[0].count("\t"))
+            alone = (
+                end > 1
+                and separator == "\t"
+                and _are_alone(lines, lines[0].count("\t"))
+            )
             if len(fields) == width or not (width or alone):
                 return fields, end
     if separator == "\t" or width:
         return lines[0].split(separator), 1
     raise faults[0]
+
+
+def as_meant(separator: str) -> str:
+    """Returns a separator; the shell hands on a tab in the two characters typed."""
+    return separator.replace("\\t", "\t")
 
 
 def separator_of(line: str) -> str:
@@ -244,23 +252,28 @@ def text_chunks(
         while True:
             block = file.read(CHUNK)
             block += file.readline() if block else ""
-            if not block and not held:
+            is_last = not block
+            block = held + block
+            if not block:
                 return
-            lines = _lines(held + block, number)
+            lines = lines_of(block, number)
             held, end = "", number + len(lines)
             if number <= layout.header_line:
                 lines = lines.filter(pl.col("number") > layout.header_line)
             if '"' in block and layout.quoting != "none":
                 lines, open_from = _join_lines(lines, layout, position)
-                if block and open_from is not None and end - open_from < MOST_JOINED:
+                if open_from and not is_last and end - open_from < MOST_JOINED:
                     rest = lines.filter(pl.col("number") >= open_from)["text"]
                     held, end = "\n".join([*rest, ""]), open_from
                     lines = lines.filter(pl.col("number") < open_from)
             number = end
-            yield _split(lines, layout, position)
+            rows = _split(lines, layout, position)
+            is_damaged = "\ufffd" in block or "\0" in block
+            yield _find_damage(rows, list(position)) if is_damaged else rows
 
 
-def _lines(text: str, number: int) -> pl.DataFrame:
+def lines_of(text: str, number: int = 1) -> pl.DataFrame:
+    """Returns lines, columns number and text, of which the first has that number."""
     return pl.scan_lines(
         text.encode("utf-8", "replace"),
         name="text",
@@ -271,15 +284,15 @@ def _lines(text: str, number: int) -> pl.DataFrame:
 
 def _join_lines(
     lines: pl.DataFrame, layout: Layout, position: Mapping[str, int]
-) -> tuple[pl.DataFrame, int | None]:
+) -> tuple[pl.DataFrame, int]:
     """Joins the lines that a line break within quotes has parted.
 
-    Returns the lines, and the number of the last one if its quotes stay open.
+    Returns the lines, and the number of the last one if its quotes stay open, else 0.
     """
     odd = lines["text"].str.count_matches('"', literal=True) % 2 == 1
     openers = odd.arg_true().to_list()
     if not openers:
-        return lines, None
+        return lines, 0
     texts, joined, dropped = lines["text"].to_list(), {}, set()
     while len(openers) > 1:
         start, end = openers[:2]
@@ -290,7 +303,7 @@ def _join_lines(
             openers = openers[2:]
         else:
             openers = openers[1:]
-    last = lines["number"][openers[0]] if openers else None
+    last = lines["number"][openers[0]] if openers else 0
     for start, text in joined.items():
         texts[start] = text
     lines = lines.with_columns(pl.Series("text", texts))
@@ -309,18 +322,19 @@ def _are_one(parts: Sequence[str], layout: Layout, position: Mapping[str, int]) 
         "\n" in fields[i].strip() for i in position.values()
     ):
         return False
-    if layout.separator == "\t" or "time" not in position:
-        return not _are_alone(parts, layout.separator, expected - 1)
+    if layout.separator == "\t":
+        return not _are_alone(parts, expected - 1)
+    if "time" not in position:
+        return True
     # Each may be a click by itself, of which a quote is a part of some text.
     rows = [part.split(layout.separator) for part in parts if part.strip()]
     times = [row[position["time"]] for row in rows if len(row) == expected]
     return not (len(times) == len(rows) and all(map(looks_like_time, times)))
 
 
-def _are_alone(parts: Sequence[str], separator: str, most: int) -> bool:
+def _are_alone(lines: Sequence[str], tabs: int) -> bool:
     """Whether each line is a row although quotes join them: of tabs, few are quoted."""
-    full = (part.count("\t") == most for part in parts if part.strip())
-    return separator == "\t" and all(full)
+    return all(line.count("\t") == tabs for line in lines if line.strip())
 
 
 def _split(
@@ -346,8 +360,7 @@ def _split(
             parts, fault = _split_again(line, layout, position)
             rows.append((number, *parts, fault))
     odd = pl.DataFrame(rows, schema=split.schema, orient="row")
-    split = pl.concat([split, odd]).sort("number") if rows else split
-    return _find_damage(split, list(position))
+    return pl.concat([split, odd]).sort("number") if rows else split
 
 
 def _find_damage(rows: pl.DataFrame, columns: list[str]) -> pl.DataFrame:

@@ -11,9 +11,9 @@ import polars as pl
 from jaxtyping import Int
 
 from srgnn_jax.data.sessions import Sessions
+from srgnn_jax.data.times import DAY
 
 SECOND = 1_000_000
-DAY = 86_400 * SECOND
 # Days from a session's first click to its last, of which more are no single visit.
 LONGEST_VISIT = 7
 # Share of clicks that may repeat the one before at once.
@@ -30,6 +30,10 @@ class Visits(NamedTuple):
     ids: pl.Series  # [S], raw; visits that a gap has parted share theirs
     dates: Int[np.ndarray, " S"]  # of the latest click, in microseconds
     counts: dict[str, int]  # of what was dropped
+
+    def last_of_each_id(self) -> Int[np.ndarray, " I"]:
+        """Returns which sessions are the last of their id; its visits lie together."""
+        return np.flatnonzero((self.ids != self.ids.shift(-1)).fill_null(True))
 
 
 def gather_visits(

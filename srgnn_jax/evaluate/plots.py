@@ -86,6 +86,17 @@ def plot_workdir(workdir: str) -> list[pathlib.Path]:
     if clicks is not None:
         table = np.asarray(recommender.params["item_embedding"])[: len(clicks) + 1]
         figures["items"] = item_map(table, np.append(0, clicks))
+    return save_figures(folder, figures)
+
+
+def save_figures(
+    folder: pathlib.Path, figures: Mapping[str, Figure]
+) -> list[pathlib.Path]:
+    """Writes figures as png files, by name, into the folder's `plots`.
+
+    Raises:
+      UserError: they cannot be written.
+    """
     plots = folder / "plots"
     try:
         plots.mkdir(exist_ok=True)

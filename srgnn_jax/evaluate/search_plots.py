@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from srgnn_jax.devices import processes
-from srgnn_jax.errors import UserError, reason
 from srgnn_jax.evaluate.plots import (
     ACCENT,
     COLOURS,
@@ -17,6 +15,7 @@ from srgnn_jax.evaluate.plots import (
     Figure,
     MaxNLocator,
     rc_context,
+    save_figures,
 )
 
 # What is drawn of a trial: its "number", its "state" (COMPLETE, PRUNED or FAIL), its
@@ -43,15 +42,7 @@ def plot_search(
         "epochs": epoch_curves(trials, metric),
         "settings": value_by_setting(trials, metric),
     }
-    plots = folder / "plots"
-    try:
-        plots.mkdir(exist_ok=True)
-        for name, figure in figures.items():
-            figure.savefig(plots / f"{name}.png", dpi=150)
-            processes.say(str(plots / f"{name}.png"))
-    except OSError as error:
-        raise UserError(f"cannot write to {plots} ({reason(error)})") from error
-    return [plots / f"{name}.png" for name in figures]
+    return save_figures(folder, figures)
 
 
 @rc_context(STYLE)

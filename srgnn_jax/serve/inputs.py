@@ -28,6 +28,7 @@ from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.data.sources import Settings, click_log
 from srgnn_jax.data.text import (
     NOT_UTF8,
+    as_meant,
     fields_of,
     is_separator_line,
     separator_of,
@@ -201,7 +202,7 @@ def _is_log(first: str, name: str, settings: Settings) -> bool:
     if is_json(first):
         fields = _json_fields(first)
         return bool(fields) and _log_form(fields, name, settings) is not None
-    separator = settings.separator.replace("\\t", "\t") or separator_of(first)
+    separator = as_meant(settings.separator) or separator_of(first)
     is_open = True
     with contextlib.suppress(csv.Error):
         fields = fields_of(first, separator, settings.quoting)
@@ -286,9 +287,7 @@ def _log_entries(
     visits = gather_visits(clicks, **cuts)
     yield bad
     raw, owners = visits.raw_items.cast(pl.String), visits.ids.cast(pl.String)
-    # Of the visits of one id, which follow one another, the last.
-    is_last = (owners != owners.shift(-1)).fill_null(True)
-    last = np.flatnonzero(is_last)
+    last = visits.last_of_each_id()
     for start in range(0, len(last), SESSIONS):
         chosen = last[start : start + SESSIONS]
         sessions = visits.sessions.take(chosen)
@@ -353,7 +352,7 @@ def _json_session(line: str) -> Ids:
 
 def _fields(line: str, separator: str) -> list[str]:
     try:
-        fields = next(csv.reader([line], delimiter=separator, strict=True))
+        fields = fields_of(line, separator)
     except csv.Error as error:
         raise ValueError(f"unreadable csv ({error})") from error
     return [field.strip() for field in fields]

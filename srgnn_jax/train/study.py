@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from srgnn_jax.errors import UserError, reason
+from srgnn_jax.errors import UserError, differences, reason
 from srgnn_jax.train.space import Choice, Range, Space
 
 try:
@@ -165,14 +165,10 @@ def check_same_search(study: Study, facts: Mapping[str, Any]) -> None:
     old = study.user_attrs.get("facts")
     if old is None:
         study.set_user_attr("facts", new)
-    elif found := [
-        f"{fact}: {old.get(fact)!r} -> {new.get(fact)!r}"
-        for fact in {**old, **new}
-        if old.get(fact) != new.get(fact)
-    ]:
+    elif found := differences(old, new):
         raise UserError(
             "the workdir holds another search; choose another --workdir, or undo: "
-            + "; ".join(found)
+            + found
         )
 
 

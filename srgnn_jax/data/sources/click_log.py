@@ -6,6 +6,7 @@ session-rec.
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import pathlib
@@ -169,21 +170,15 @@ def _of_one_form(
         ((read, log_files),) = forms.items()
         # One with a header tells what those without hold.
         width = len(columns_of(log_files[0], settings.form))
-        headless[0] = [path for path, _ in others]
-        for width_there, paths in headless.items():
-            parts = [p for p in paths if _continues(p, settings.form, width, read)]
-            log_files = log_files + parts
-            headless[width_there] = [path for path in paths if path not in parts]
-        others = []
+        rest = [*itertools.chain(*headless.values()), *(path for path, _ in others)]
+        parts = [p for p in rest if _continues(p, settings.form, width, read)]
+        log_files = [*log_files, *parts]
+        passed = [path for path in rest if path not in parts]
     elif not forms and len(headless) == 1:
         log_files = next(iter(headless.values()))
-        headless = {}
+        passed = [path for path, _ in others]
     else:
-        log_files = []
-    passed = [
-        *(path for path, _ in others),
-        *(p for ps in headless.values() for p in ps),
-    ]
+        log_files, passed = [], []
 
     def names_of(paths):
         told = [str(path.relative_to(folder)) for path in paths]

@@ -11,10 +11,11 @@ import pathlib
 
 import polars as pl
 
-from srgnn_jax.data.files import reading
+from srgnn_jax.data.files import open_text, reading
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import ready_made
 from srgnn_jax.data.sources.source import Settings
+from srgnn_jax.data.text import as_meant, lines_of
 from srgnn_jax.errors import UserError
 
 # The split of a file by its name, as in shop.train.inter.
@@ -91,13 +92,9 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
 
 def _read_rows(path: pathlib.Path, settings: Settings) -> tuple[pl.DataFrame, int]:
     """Returns columns target and clicks (prefix and target), and how many are bad."""
-    with reading(path):
-        # What is not UTF-8 is read as U+FFFD; polars alone would give up on it.
-        text = path.read_bytes().decode("utf-8-sig", "replace").encode()
-        lines = pl.scan_lines(
-            text, name="text", row_index_name="number", row_index_offset=1
-        ).collect()
-    separator = settings.separator.replace("\\t", "\t") or "\t"
+    with reading(path), open_text(path) as file:
+        lines = lines_of(file.read())
+    separator = as_meant(settings.separator) or "\t"
     names = lines["text"][0].split(separator) if len(lines) else []
     columns = [name.split(":")[0].strip() for name in names]
     target = settings.item_column.split(":")[0] or "item_id"
