@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from srgnn_jax.train.optimizer import adam_with_l2, step_decay
+from srgnn_jax.train.optimizer import (
+    SMALL,
+    adam_with_l2,
+    step_decay,
+    through_one_array,
+)
 
 
 def test_adam_adds_the_decay_to_the_gradient():
@@ -54,3 +59,16 @@ def test_schedule_drives_adam():
         updates, state = optimizer.update(jnp.ones(1), state, params)
         sizes.append(float(abs(jax.tree.leaves(updates)[0][0])))
     np.testing.assert_allclose(sizes, [0.1, 0.01, 0.001], rtol=1e-4)
+
+
+def test_what_goes_through_one_array_stays_as_it_is():
+    rng = np.random.default_rng(0)
+    shapes = {"bias": (3,), "table": (SMALL, 2), "weight": (2, 3), "column": (4, 1)}
+    tree = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    tree = jax.tree.map(lambda x: jnp.array(x, jnp.float32), tree)
+    found = through_one_array(tree)
+    jax.tree.map(np.testing.assert_array_equal, found, tree)
+    text = str(jax.make_jaxpr(through_one_array)(tree))
+    assert "f32[13]" in text  # The three small ones.
+    large = {"table": tree["table"]}
+    assert through_one_array(large) is large

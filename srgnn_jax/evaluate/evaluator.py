@@ -25,7 +25,8 @@ from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.item_table import MAX_SCORES
 from srgnn_jax.model.layers import Params
 
-# Sessions that are ranked at a time, at least, if there are so many.
+# Sessions that are ranked at a time are a multiple of it, if there are so many: of 64
+# columns a product takes 0.7 of the time of 97, for each of them, on CPU.
 MIN_ROWS = 64
 # Batches that a device has in hand while the results of those before are fetched.
 IN_HAND = 8
@@ -66,8 +67,8 @@ def rows_at_a_time(devices: layouts.Devices, num_items: int) -> int:
     Few go over the whole table faster than many over blocks of it, unless they become
     too few to be worth the reading of the table.
     """
-    rows = max(MIN_ROWS, suits.scores_to_rank(devices.max_scores) // num_items)
-    return min(rows, devices.max_rows)
+    rows = suits.scores_to_rank(devices.max_scores) // num_items
+    return min(max(rows - rows % MIN_ROWS, MIN_ROWS), devices.max_rows)
 
 
 class Evaluator:

@@ -41,16 +41,20 @@ def gnn_cell(
 
 def _joined(params: Mapping[str, Any]) -> dict[str, Array]:
     """Multiplies the weights that follow one another: W_in and W_out with W_ih."""
-    w_in, w_out = jnp.split(jnp.asarray(params["w_ih"]), 2)
-    edge_in, edge_out = params["linear_edge_in"], params["linear_edge_out"]
-    b_a = product(params["b_iah"], w_in) + product(params["b_oah"], w_out)
+    D = len(params["w_hh"])
+    edges = params["linear_edge_in"], params["linear_edge_out"]
+    rows = [
+        jnp.stack([edge["kernel"] for edge in edges]),
+        jnp.stack([edge["bias"] for edge in edges])[:, None],
+        jnp.stack([params["b_iah"], params["b_oah"]])[:, None],
+    ]
+    w_ih = jnp.asarray(params["w_ih"]).reshape(2, D, 3 * D)
+    w_a, b, b_a = jnp.split(product(jnp.concatenate(rows, axis=1), w_ih), [D, D + 1], 1)
     return {
-        "w_a": jnp.concatenate(
-            [product(edge_in["kernel"], w_in), product(edge_out["kernel"], w_out)]
-        ),
-        "b_in": product(edge_in["bias"], w_in),
-        "b_out": product(edge_out["bias"], w_out),
-        "b_a": b_a + params["b_ih"],
+        "w_a": w_a.reshape(2 * D, 3 * D),
+        "b_in": b[0],
+        "b_out": b[1],
+        "b_a": b_a.sum(axis=0) + params["b_ih"],
         "w_h": jnp.asarray(params["w_hh"]),
         "b_h": jnp.asarray(params["b_hh"]),
     }

@@ -20,6 +20,7 @@ from srgnn_jax.model.item_table import MAX_SCORES
 from srgnn_jax.model.layers import Params, over_devices
 from srgnn_jax.model.losses import LOSSES, Loss
 from srgnn_jax.model.srgnn import init_params
+from srgnn_jax.train.optimizer import through_one_array
 
 
 class TrainState(NamedTuple):
@@ -115,6 +116,9 @@ def train_step(
     mean_loss, gradient = over_devices(summed, axis_name)
     # Else XLA moves the decay before the lookup's scatter, a pass over the table more.
     gradient = jax.lax.optimization_barrier(gradient)
+    gradient = jax.lax.platform_dependent(
+        gradient, cuda=through_one_array, default=lambda gradient: gradient
+    )
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     return TrainState(
         state.step + 1,
