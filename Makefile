@@ -44,6 +44,7 @@ test-long: venv
 	$(BIN)/python -m tests.kill_and_resume --kills=25
 	$(BIN)/python -m tests.kill_search --trials=20 --kills=7
 	$(BIN)/python -m tests.fuzz_readers --cases=5000 --seed=0
+	$(BIN)/python -m tests.fuzz_http --cases=2000 --seed=0
 
 lint: venv
 	$(BIN)/ruff check

@@ -1,18 +1,26 @@
 """Latencies of the HTTP service at constant rates, from when each request was due.
 
     python -m benchmarks.serve
-    python -m benchmarks.serve --catalog 43097 100 --rate=2000 --seconds=60
+    python -m benchmarks.serve --catalog 43097 100 --scenarios rate --rate=2000
+    python -m benchmarks.serve --scenarios reload stop memory --seconds=600
 
-For each catalog a made model is served by a process of its own, while this one sends
-requests when they are due, whether or not those before are answered: what waits for a
-slow answer counts as late. Sessions are drawn as Diginetica's. Rates grow by a quarter;
-the highest that holds is the last whose p90 is within the limit and whose requests are
-all answered. Both processes share the cores.
+For each catalog `--mode=serve` serves drawn weights in a process of its own, while this
+one sends requests, see `load`. Both share the cores. The scenarios:
+
+    rate      the rate that is wanted of the catalog
+    highest   rates that grow by a quarter, until p90 is beyond the limit or one is
+              refused or lost; the last one before
+    twice     twice that rate
+    etude     the catalog's rate, of ETUDE's sessions
+    reload    500/s while a better checkpoint comes
+    stop      500/s when SIGTERM comes
+    memory    300/s, and how much memory and how many open files the process has
 """
 
 import argparse
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import json
 import os
@@ -22,11 +30,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from benchmarks import common
+from benchmarks.load import Bodies, EtudeSessions, Load, made_bodies, send
 
 # Items, D, requests/s, and the p90 in milliseconds that is wanted there.
 WANTED = (
@@ -35,195 +44,38 @@ WANTED = (
     (100_000, 32, 1_000, 50),
     (1_000_000, 32, 190, 50),
 )
-GROWTH = 1.25
+GROWTH, STEP_SECONDS = 1.25, 5.0
+STEADY, SLOW_AND_LONG = 500, 300
 READY_SECONDS = 300
 
 
-@dataclasses.dataclass
-class Load:
-    """What became of the requests of a rate; seconds from when each was due."""
+def make_workdir(folder: pathlib.Path, items: int, embedding_size: int) -> pathlib.Path:
+    """Makes a run of drawn weights, with the numbers of its rows as raw ids.
 
-    rate: float
-    seconds: float
-    accepted: list[float] = dataclasses.field(default_factory=list)
-    refused: list[float] = dataclasses.field(default_factory=list)
-    errors: int = 0
-
-    def row(self) -> dict[str, float]:
-        """Summarises it."""
-        times = np.array(self.accepted or [np.nan]) * 1e3
-        p50, p90, p99 = np.percentile(times, [50, 90, 99])
-        refused = np.array(self.refused or [np.nan]) * 1e3
-        return {
-            "rate": self.rate,
-            "answered/s": len(self.accepted) / self.seconds,
-            "p50 ms": p50,
-            "p90 ms": p90,
-            "p99 ms": p99,
-            "refused": len(self.refused),
-            "refused p90 ms": np.percentile(refused, 90),
-            "errors": self.errors,
-        }
-
-
-class Client(asyncio.Protocol):
-    """A connection with one request at a time."""
-
-    def __init__(self, done: Callable[["Client", float, int, bytes], None]):
-        self._done, self._buffer, self._due = done, b"", 0.0
-        self.is_open, self._is_asked = False, False
-
-    def connection_made(self, transport):
-        self.transport, self.is_open = transport, True
-
-    def ask(self, request: bytes, due: float) -> None:
-        """Sends a request."""
-        self._due, self._is_asked = due, True
-        self.transport.write(request)
-
-    def data_received(self, data):
-        self._buffer += data
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            return
-        head = self._buffer[:end].lower()
-        at = head.index(b"content-length: ") + 16
-        length = int(head[at:].split(b"\r\n", 1)[0])
-        if len(self._buffer) < end + 4 + length:
-            return
-        status, body = int(head[9:12]), self._buffer[end + 4 :]
-        self._buffer, self._is_asked = b"", False
-        if b"connection: close" in head:
-            self.is_open = False
-            self.transport.close()
-        self._done(self, self._due, status, body)
-
-    def connection_lost(self, exc):
-        self.is_open = False
-        if self._is_asked:
-            self._is_asked = False
-            self._done(self, self._due, 0, b"")
-
-
-async def send(
-    port: int,
-    bodies: Sequence[bytes],
-    rate: float,
-    seconds: float,
-    *,
-    connections: int = 256,
-    on_answer: Callable[[bytes], None] | None = None,
-) -> Load:
-    """Sends requests at a constant rate; `on_answer` is given each accepted one's body.
-
-    A request that finds no free connection waits for one, which counts.
+    Of its two checkpoints the better one is moved away; returns where it lies.
     """
-    loop = asyncio.get_running_loop()
-    load = Load(rate, seconds)
-    head = "POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
-    requests = [f"{head}{len(body)}\r\n\r\n".encode() + body for body in bodies]
-    free: collections.deque[Client] = collections.deque()
-    late: collections.deque[tuple[bytes, float]] = collections.deque()
-    open_, answered, total = 0, 0, int(rate * seconds)
+    from srgnn_jax import config as config_lib
+    from srgnn_jax.configs import default
+    from srgnn_jax.data.sessions import Dataset, Vocabulary
+    from srgnn_jax.model.srgnn import init_params
+    from srgnn_jax.runs.checkpoint import Checkpoints
+    from srgnn_jax.runs.workdir import save_vocabulary
 
-    def done(client: Client, due: float, status: int, body: bytes) -> None:
-        nonlocal answered, open_
-        answered += 1
-        took = time.perf_counter() - due
-        if status == 200:
-            load.accepted.append(took)
-            if on_answer is not None:
-                on_answer(body)
-        elif status == 503:
-            load.refused.append(took)
-        else:
-            load.errors += 1
-        if not client.is_open:
-            open_ -= 1
-            return
-        if late:
-            client.ask(*late.popleft())
-        else:
-            free.append(client)
-
-    async def connect() -> None:
-        nonlocal open_
-        try:
-            _, client = await loop.create_connection(
-                lambda: Client(done), "127.0.0.1", port
-            )
-        except OSError:
-            open_ -= 1
-            return
-        clients.append(client)
-        if late:
-            client.ask(*late.popleft())
-        else:
-            free.append(client)
-
-    clients: list[Client] = []
-    started = time.perf_counter() + 0.05
-    sent, tasks = 0, set()
-    while answered < total and time.perf_counter() < started + seconds + 5:
-        now = time.perf_counter()
-        while sent < total and (due := started + sent / rate) <= now:
-            request = requests[sent % len(requests)]
-            sent += 1
-            # The one that was used last: few are open at a low rate.
-            while free and not free[-1].is_open:
-                free.pop()
-                open_ -= 1
-            if free:
-                free.pop().ask(request, due)
-                continue
-            late.append((request, due))
-            if open_ < connections:
-                open_ += 1
-                task = loop.create_task(connect())
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-        await asyncio.sleep(0.0005)
-    load.errors += total - answered
-    for client in clients:
-        client.transport.abort()
-    await asyncio.sleep(0.01)
-    return load
-
-
-def made_bodies(items: int, count: int = 2_000) -> list[bytes]:
-    """Draws requests of one session each."""
-    examples = common.made_examples(items + 1, count)
-    return [
-        json.dumps(
-            {"session": [str(row) for row in examples.items[start:][:n]]}
-        ).encode()
-        for start, n in zip(examples.starts, examples.lengths, strict=True)
-    ]
-
-
-def serve_made(items: int, embedding_size: int) -> None:
-    """Serves a made model, with the numbers of its rows as raw ids, on a free port."""
-    from srgnn_jax.data.sessions import Vocabulary
-    from srgnn_jax.devices import processes
-    from srgnn_jax.model.srgnn import SRGNN, init_params
-    from srgnn_jax.serve.http import App
-    from srgnn_jax.serve.recommend import Recommender
-    from srgnn_jax.serve.server import log_as_json, loop_factory, serve
-    from srgnn_jax.serve.service import Service
-
-    processes.settle_process()
-    log_as_json()
-    model = SRGNN(items + 1, embedding_size)
-    vocabulary = Vocabulary([str(row) for row in range(1, items + 1)])
-
-    def load() -> Recommender:
-        return Recommender(model, init_params(model, 0), vocabulary, share_code=True)
-
-    async def run() -> None:
-        await serve(App(Service(load)), "127.0.0.1", 0)
-
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(run())
+    config = default.get_config()
+    config.dataset, config.embedding_size = "click_log", embedding_size
+    clicks = 1 + np.arange(items) % 100
+    vocabulary = Vocabulary([str(row) for row in range(1, items + 1)], clicks)
+    model = config_lib.make_model(config, items + 1)
+    progress = config_lib.start_of_run(config, Dataset({}, vocabulary, {}), model)
+    folder.mkdir()
+    save_vocabulary(folder, vocabulary)
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        for step in (1, 2):
+            best = dataclasses.replace(progress, step=step, best_step=1)
+            checkpoints.save({"params": init_params(model, step)}, best)
+    better = folder / "better"
+    (folder / "checkpoints" / "2").rename(better)
+    return better
 
 
 class Served:
@@ -262,14 +114,144 @@ class Served:
         return pathlib.Path(self.log.name).read_text()
 
 
-def highest(port: int, bodies: Sequence[bytes], first: float, limit: float) -> dict:
-    """Returns the row of the highest rate that holds, from the first one upwards."""
-    rate, best = first, {}
-    while True:
-        row = asyncio.run(send(port, bodies, rate, 5.0)).row()
-        if row["errors"] or row["refused"] or not row["p90 ms"] <= limit:
-            return best
-        best, rate = row, rate * GROWTH
+def run(*arguments, **options) -> Load:
+    """Sends a load, see `send`, from a quick event loop."""
+    from srgnn_jax.serve.server import loop_factory
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(send(*arguments, **options))
+
+
+class Scenarios:
+    """What is measured of one catalog, each by the method of its name."""
+
+    def __init__(self, served: Served, port: int, better: pathlib.Path, **catalog):
+        self._served, self._port, self._better = served, port, better
+        self.items, self.rate, self.limit, self.seconds = (
+            catalog[name] for name in ("items", "rate", "limit", "seconds")
+        )
+        self._bodies = made_bodies(self.items)
+        self._highest = 0.0
+        self.by_rate: list[dict[str, float]] = []
+        # Until caches are warm.
+        self._send(self.rate / 2, 2.0)
+
+    def _send(self, rate: float, seconds: float, **options) -> Load:
+        return run(self._port, Bodies(self._bodies), rate, seconds, **options)
+
+    def of_rate(self) -> dict:
+        """Sends the rate that is wanted."""
+        before = self._cpu()
+        row = self._send(self.rate, self.seconds).row()
+        used = (self._cpu() - before) / (self.rate * self.seconds)
+        return row | {"note": f"{1e6 * used:.0f} us of CPU a request"}
+
+    def _cpu(self) -> float:
+        """Returns the seconds of CPU that the process has used."""
+        stat = pathlib.Path(f"/proc/{self._served.process.pid}/stat").read_text()
+        user, system = stat.rpartition(") ")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    def of_highest(self) -> dict:
+        """Finds the highest rate that holds."""
+        rate, best = self.rate / 2, {}
+        while True:
+            row = self._send(rate, STEP_SECONDS).row()
+            self.by_rate.append(row)
+            if row["errors"] or row["refused"] or not row["p90 ms"] <= self.limit:
+                break
+            best, self._highest = row, rate
+            rate *= GROWTH
+        return {**best, "note": f"p90 <= {self.limit} ms"}
+
+    def of_twice(self) -> dict:
+        """Sends twice the highest rate."""
+        peak = self._highest or self.rate
+        row = self._send(2 * peak, self.seconds).row()
+        share = row["answered/s"] / peak
+        return row | {"note": f"{share:.0%} of the highest rate answered"}
+
+    def of_etude(self) -> dict:
+        """Sends ETUDE's sessions."""
+        sessions = EtudeSessions(self.items)
+        return run(self._port, sessions, self.rate, self.seconds).row()
+
+    def of_reload(self) -> dict:
+        """Brings the better checkpoint, and looks for it in the answers."""
+        steps: collections.Counter = collections.Counter()
+
+        def count(body: bytes) -> None:
+            steps[json.loads(body)["model"]["step"]] += 1
+
+        async def send_both():
+            loop = asyncio.get_running_loop()
+            now = self._better.parent / "checkpoints" / "2"
+            loop.call_later(self.seconds / 3, self._better.rename, now)
+            bodies = Bodies(self._bodies)
+            return await send(self._port, bodies, STEADY, self.seconds, on_answer=count)
+
+        row = asyncio.run(send_both()).row()
+        told = ", ".join(f"{count:,} by step {step}" for step, count in steps.items())
+        return row | {"note": told}
+
+    def of_stop(self) -> dict:
+        """Sends SIGTERM."""
+
+        async def send_both():
+            loop = asyncio.get_running_loop()
+            pid = self._served.process.pid
+            loop.call_later(self.seconds / 2, os.kill, pid, signal.SIGTERM)
+            return await send(self._port, Bodies(self._bodies), STEADY, self.seconds)
+
+        load = asyncio.run(send_both())
+        status = self._served.process.wait(20)
+        told = f"{load.lost} lost, {load.unsent} after its end, exit status {status}"
+        return load.row() | {"errors": load.lost + load.failed, "note": told}
+
+    def of_memory(self) -> dict:
+        """Looks at the process all the while."""
+        seen: list[tuple[float, float, int]] = []
+        process = pathlib.Path(f"/proc/{self._served.process.pid}")
+
+        async def look() -> None:
+            while True:
+                pages = int((process / "statm").read_text().split()[1])
+                megabytes = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+                files = len(list((process / "fd").iterdir()))
+                seen.append((time.monotonic(), megabytes, files))
+                await asyncio.sleep(min(5.0, self.seconds / 10))
+
+        async def send_both():
+            looking = asyncio.ensure_future(look())
+            bodies = Bodies(self._bodies)
+            load = await send(self._port, bodies, SLOW_AND_LONG, self.seconds)
+            looking.cancel()
+            return load
+
+        row = asyncio.run(send_both()).row()
+        # What is used first is not growth.
+        times, megabytes, files = np.array(seen[len(seen) // 3 :]).T
+        slope = np.polyfit(times, megabytes, 1)[0] * 3600
+        told = f"{megabytes[-1]:.0f} MB, {slope:+.1f} MB an hour; open files "
+        return row | {"note": f"{told}{files.min():.0f} to {files.max():.0f}"}
+
+
+SCENARIOS = [name[3:] for name in vars(Scenarios) if name.startswith("of_")]
+
+
+def plot(path: str, by_rate: dict[str, list[dict[str, float]]]) -> None:
+    """Draws latencies by rate, a panel a catalog."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((3 * len(by_rate), 2.8), layout="constrained")
+    axes = figure.subplots(1, len(by_rate), squeeze=False)[0]
+    for axis, (title, rows) in zip(axes, by_rate.items(), strict=True):
+        for name in ("p50 ms", "p90 ms", "p99 ms"):
+            axis.plot([row["rate"] for row in rows], [row[name] for row in rows], "o-")
+        axis.set(title=title, xlabel="requests a second", yscale="log")
+    axes[0].set_ylabel("milliseconds")
+    axes[0].legend(["p50", "p90", "p99"])
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -277,14 +259,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--catalog", type=int, nargs=2, metavar=("ITEMS", "D"))
     parser.add_argument("--rate", type=float, help="requests/s, instead of the wanted")
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--no_highest", action="store_true")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    default = ("rate", "highest", "twice")
+    parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=default)
+    parser.add_argument("--plot", help="file to draw the rates of `highest` into")
     arguments = parser.parse_args()
-    if arguments.serve:
-        serve_made(*arguments.catalog)
-        return
-    rows = []
+    rows, by_rate = [], {}
     load_before = common.load_of_others()
     chosen = WANTED
     if arguments.catalog:
@@ -292,22 +272,28 @@ def main() -> None:
         rate, limit = known.get(tuple(arguments.catalog), (100, 50))
         chosen = ((*arguments.catalog, rate, limit),)
     for items, size, rate, limit in chosen:
-        rate = arguments.rate or rate
-        bodies = made_bodies(items)
-        command = ["-m", "benchmarks.serve", "--serve", "--catalog", items, size]
-        with Served([str(part) for part in command]) as port:
-            # Until caches are warm.
-            asyncio.run(send(port, bodies, rate / 2, 2.0))
-            row = asyncio.run(send(port, bodies, rate, arguments.seconds)).row()
-            if not arguments.no_highest:
-                best = highest(port, bodies, rate / 2, limit)
-                row["highest/s"] = best.get("rate", 0.0)
-                twice = asyncio.run(
-                    send(port, bodies, 2 * max(row["highest/s"], rate), 5)
+        with tempfile.TemporaryDirectory() as name:
+            workdir = pathlib.Path(name) / "run"
+            better = make_workdir(workdir, items, size)
+            flags = ["--mode=serve", f"--workdir={workdir}", "--port=0"]
+            served = Served(["-m", "srgnn_jax.main", *flags, "--reload_every=1"])
+            with served as port:
+                scenarios = Scenarios(
+                    served,
+                    port,
+                    better,
+                    items=items,
+                    rate=arguments.rate or rate,
+                    limit=limit,
+                    seconds=arguments.seconds,
                 )
-                over = twice.row()
-                row |= {f"twice: {name}": value for name, value in over.items()}
-        rows.append({"items": items, "D": size, "limit ms": limit, **row})
+                for scenario in arguments.scenarios:
+                    row = getattr(scenarios, f"of_{scenario}")()
+                    rows.append({"items": items, "D": size, "what": scenario, **row})
+                    print(rows[-1], file=sys.stderr, flush=True)
+            by_rate[f"{items:,} items, D {size}"] = scenarios.by_rate
+    if arguments.plot:
+        plot(arguments.plot, by_rate)
     common.show(
         "serve", {"arguments": vars(arguments), "load before": load_before}, rows
     )

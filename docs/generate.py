@@ -45,6 +45,8 @@ API = {
     "serve.server": "serve_workdir",
     "serve.export": "export_workdir",
     "serve.exported": "Recommender Recommendation",
+    "serve.hub": "push_to_hub",
+    "serve.ray_app": "app",
     "evaluate.plots": "plot_workdir learning_curves recall_over_k metrics_by_length "
     "item_map session_graph",
     "evaluate.results_json": "read read_lines",

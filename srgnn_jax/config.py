@@ -317,6 +317,14 @@ def make_splits(config: ConfigDict, data: Dataset) -> Splits:
     return Splits(sessions["train"], examples.pop("train"), examples)
 
 
+def splits_items(config: ConfigDict) -> bool:
+    """Whether a run splits its item table over devices."""
+    data, items = config.mesh_shape
+    return config.parallel in ("mesh", "auto") and (
+        items > 1 or bool(data and not items)
+    )
+
+
 def find_devices(config: ConfigDict) -> Devices:
     """Finds the devices that the config asks for."""
     limits = {name: config[name] for name in _LIMITS}

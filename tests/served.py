@@ -41,7 +41,7 @@ def ready_service(workdir, **options):
     options = {"max_wait": 30.0, **options}
     with few_shapes():
         service = Service(
-            lambda: Recommender.load(workdir, share_code=True),
+            lambda: Recommender.load(workdir, share_code=True, split=True),
             workdir=workdir,
             **options,
         )

@@ -47,6 +47,7 @@ NOT_RUN = {
     "pip install '.[search]'": INSTALLS,
     "pip install '.[plots]'": INSTALLS,
     "pip install '.[serve]'": INSTALLS,
+    "pip install '.[hub]'": INSTALLS,
     "python -m srgnn_jax.main": "the name of the program",
     "python -m benchmarks.against_recbole --epochs=2 --rounds=1": "installs RecBole; "
     "test_benchmarks.py::test_epochs_are_timed_apart_from_the_first",
@@ -99,6 +100,7 @@ SMALL = {
     "tests.kill_search": "--trials=6 --kills=1",
     "--mode=search": "--trials=2",
     "tests.fuzz_readers": "--cases=20",
+    "tests.fuzz_http": "--cases=20",
 }
 PROGRAMS = "echo|git|make|pip|python|srgnn|srun"
 

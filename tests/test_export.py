@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
 from srgnn_jax.serve import card, export, exported
+from srgnn_jax.serve.hub import push_to_hub
 from srgnn_jax.serve.recommend import Recommender
 from tests.command import run_command
 from tests.tiny import old_run
@@ -49,7 +51,9 @@ def test_the_loader_alone_gives_the_same_lists(folder):
         "from recommender import Recommender\n"
         "recommender = Recommender.load('.')\n"
         f"found = recommender.recommend({SESSIONS})\n"
-        f"print(json.dumps([found, recommender.recommend({SESSIONS[:2]}, k=3)]))\n"
+        f"short = recommender.recommend({SESSIONS[:2]}, k=3)\n"
+        f"recommender.recommend({SESSIONS[:2]}, exclude_seen=True)\n"
+        "print(json.dumps([found, short]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder / "out", capture_output=True, text=True
@@ -63,6 +67,37 @@ def test_the_loader_alone_gives_the_same_lists(folder):
         assert (unknown, fallback) == (ours.unknown, ours.fallback)
     assert [one[0] for one in short] == [one.items[:3] for one in expected[:2]]
     assert [one[3] for one in found[:3]] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"exclude_seen": True},
+        {"candidates": ["item7", "item3", "nope", "item12", "item7"]},
+        {"candidates": ["item3", "item4"], "exclude_seen": True, "k": 2},
+        {"candidates": [f"item{n}" for n in range(19)], "exclude_seen": True},
+    ],
+)
+def test_what_may_be_listed_is_what_the_package_lists(folder, options):
+    ours = Recommender.load(folder / "run").recommend(SESSIONS, **options)
+    found = exported.Recommender.load(folder / "out").recommend(SESSIONS, **options)
+    for one, expected in zip(found, ours, strict=True):
+        assert one.items == expected.items
+        np.testing.assert_allclose(one.scores, expected.scores, atol=1e-5)
+        assert (one.unknown, one.fallback) == (expected.unknown, expected.fallback)
+
+
+def test_candidates_that_leave_nothing_are_refused(folder, caplog):
+    recommender = exported.Recommender.load(folder / "out")
+    for wrong, message in [
+        ([], "there are no candidates"),
+        (["nope"], "none of 1 candidates is known: 'nope'"),
+        ("item3", "candidates: 'item3' is no list of item ids"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            recommender.recommend([[]], candidates=wrong)
+    recommender.recommend([[]], candidates=["item3", "nope"])
+    assert "1 of 2 candidates is unknown: 'nope'" in caplog.text
 
 
 def test_what_is_no_session_is_refused(folder):
@@ -100,11 +135,12 @@ def test_a_hub_of_models_finds_weights_a_config_and_a_card(folder):
     assert weights.keys() == flat.keys()
     for name, array in weights.items():
         np.testing.assert_array_equal(array, flat[name])
-    text = (folder / "out" / "config.json").read_text()
-    config = json.loads(text)
+    config = json.loads((folder / "out" / "config.json").read_text())
     assert (config["model_type"], config["num_items"]) == ("srgnn", 21)
     assert config["config"]["embedding_size"] == 8
-    assert not [name for name in config["config"] if "_dir" in name]
+    for file in ("config.json", "manifest.json"):
+        settings = json.loads((folder / "out" / file).read_text())["config"]
+        assert not [name for name in settings if "_dir" in name]
     page = (folder / "out" / "README.md").read_text()
     assert page.startswith("---\nlibrary_name: srgnn_jax\n")
     assert "20 items, D = 8" in page
@@ -149,3 +185,44 @@ def test_what_cannot_be_exported_is_told(folder, tmp_path):
     assert (tmp_path / "mine").read_text() == "precious"
     with pytest.raises(UserError, match="k is 0"):
         export.export_workdir(str(folder / "run"), str(tmp_path / "new"), k=0)
+
+
+class Hub:
+    """Stands for huggingface_hub, and notes what it is asked."""
+
+    def __init__(self, error=None):
+        self.said, self.error = [], error
+
+    def HfApi(self, **options):
+        self.said.append(options)
+        return self
+
+    def create_repo(self, repo_id, **options):
+        self.said.append((repo_id, options))
+
+    def upload_folder(self, **options):
+        if self.error:
+            raise self.error
+        self.said.append(options)
+        return types.SimpleNamespace(commit_url="https://hub.example/me/shop/commit/1")
+
+
+def test_an_export_is_put_on_a_hub(folder, tmp_path, monkeypatch):
+    hub = Hub()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    found = push_to_hub(folder / "out", "me/shop", private=True, token="secret")
+    assert found == "https://hub.example/me/shop/commit/1"
+    made, repository, uploaded = hub.said
+    assert made == {"token": "secret"}
+    assert repository == ("me/shop", {"private": True, "exist_ok": True})
+    assert uploaded["folder_path"] == folder / "out"
+    assert (uploaded["repo_id"], uploaded["delete_patterns"]) == ("me/shop", "*")
+
+    hub.error = OSError("401 Client Error\nof a long request")
+    with pytest.raises(UserError, match=r"cannot upload to me/shop: 401 Client Error$"):
+        push_to_hub(folder / "out", "me/shop")
+    with pytest.raises(UserError, match="is no exported folder"):
+        push_to_hub(tmp_path, "me/shop")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"pip install 'srgnn_jax\[hub\]'"):
+        push_to_hub(folder / "out", "me/shop")

@@ -19,6 +19,7 @@ from jaxtyping import TypeCheckError
 
 import srgnn_jax
 from srgnn_jax.data.sessions import Vocabulary
+from srgnn_jax.devices import layouts
 from srgnn_jax.errors import UserError
 from srgnn_jax.model import graph
 from srgnn_jax.model.srgnn import SRGNN, init_params
@@ -266,6 +267,26 @@ def test_a_restricted_recommender_gives_the_lists_of_its_candidates(recommender)
     # The annotations tell the same in the tests.
     with pytest.raises((UserError, TypeCheckError)):
         recommender.restrict([1.5])
+
+
+def test_a_table_that_is_split_over_devices_gives_the_same_lists(recommender):
+    devices = layouts.find_devices("mesh", (1, 0))
+    params = devices.make(lambda: init_params(recommender.model, 0))
+    vocabulary = recommender.vocabulary
+    split = Recommender(recommender.model, params, vocabulary, mesh=devices.mesh)
+    sessions = [["i1", "i2", "x"], [], ["i9"]]
+    for options in (
+        {"k": 5, "exclude_seen": True},
+        {"candidates": IDS[5:20], "as_probabilities": True},
+    ):
+        pairs = zip(
+            split.recommend(sessions, **options),
+            recommender.recommend(sessions, **options),
+            strict=True,
+        )
+        for found, expected in pairs:
+            assert found.items == expected.items
+            np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
 
 
 def test_what_candidates_need_is_made_once(monkeypatch):

@@ -44,10 +44,7 @@ def write_card(
     weights = traverse_util.flatten_dict(recommender.params, sep=".")
     arrays = {k: np.ascontiguousarray(v) for k, v in jax.device_get(weights).items()}
     save_file(arrays, folder / "model.safetensors", {"format": "flax"})
-    # Where data lies on this machine is nobody's concern.
-    settings, places = manifest["config"], results_json.FIELDS_OF_PLACES
-    portable = {name: settings[name] for name in settings.keys() - places}
-    config = {"model_type": "srgnn", **manifest, "config": portable}
+    config = {"model_type": "srgnn", **manifest}
     (folder / "config.json").write_text(
         json.dumps(config, indent=1, sort_keys=True) + "\n"
     )

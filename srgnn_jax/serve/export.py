@@ -23,6 +23,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -30,6 +31,7 @@ import srgnn_jax
 from srgnn_jax import config as config_lib
 from srgnn_jax.devices import tiers
 from srgnn_jax.errors import UserError, reason
+from srgnn_jax.evaluate.results_json import FIELDS_OF_PLACES as PLACES
 from srgnn_jax.model.layers import Params
 from srgnn_jax.runs.progress import model_name
 from srgnn_jax.serve import exported
@@ -88,7 +90,8 @@ def export_workdir(
         "step": step,
         "data": progress.data,
         "vocabulary": progress.vocabulary,
-        "config": progress.config,
+        # Where data lies on this machine is nobody's concern.
+        "config": {k: v for k, v in progress.config.items() if k not in PLACES},
     }
     unfinished = folder.parent / f"{folder.name}.{os.getpid()}.unfinished"
     try:
@@ -130,21 +133,27 @@ def _write(
 def export_top_k(
     model: nn.Module, params: Params, length: int, k: int
 ) -> jax.export.Exported:
-    """Exports (params, item_seq [B, L], item_seq_len [B]) -> (scores, rows), [B, K].
+    """Exports what finds the best items of sessions: scores and rows, [B, K].
 
-    B may be any number; of `params` only the shapes count.
+    It takes the parameters, of which here only the shapes count, item_seq [B, L],
+    item_seq_len [B], whether each item may be listed [V], and item rows to leave out
+    [B, M], 0 = padding. B and M may be any numbers. Scores are -inf where no item is
+    left.
     """
 
-    def one(params, item_seq, item_seq_len):
+    def one(params, item_seq, item_seq_len, allowed, seen):
         tier = item_seq[None], item_seq_len[None]
-        session, table = tiers.encode(model, params, [tier], max_scores=model.num_items)
-        best, row = table.top_k(session, k)
-        return best[0], row[0]
+        session, table = tiers.encode(model, params, [tier])
+        listed = allowed.at[seen].set(False).at[0].set(False)
+        scores = jnp.where(listed, table.scores(session)[:, 0], -jnp.inf)
+        return jax.lax.top_k(scores, k)
 
-    (batch,) = jax.export.symbolic_shape("b")
-    function = jax.jit(jax.vmap(one, in_axes=(None, 0, 0)))
+    batch, seen = jax.export.symbolic_shape("b, m")
+    function = jax.jit(jax.vmap(one, in_axes=(None, 0, 0, None, 0)))
     return jax.export.export(function, platforms=PLATFORMS)(
         jax.eval_shape(lambda: params),
         jax.ShapeDtypeStruct((batch, length), np.int32),
         jax.ShapeDtypeStruct((batch,), np.int32),
+        jax.ShapeDtypeStruct((model.num_items,), np.bool_),
+        jax.ShapeDtypeStruct((batch, seen), np.int32),
     )

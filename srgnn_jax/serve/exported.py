@@ -11,9 +11,11 @@ Axes: B sessions of a batch, L positions, M clicks that were seen, K items of a 
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
+import logging
 import os
 import pathlib
 import re
@@ -23,6 +25,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.export
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 # Rows of a batch: few sizes are compiled.
 BATCH_SIZES = (1, 8, 64, 256)
@@ -94,27 +98,46 @@ class Recommender:
         return cls(folder)
 
     def recommend(
-        self, sessions: Iterable[RawSession], k: int | None = None
+        self,
+        sessions: Iterable[RawSession],
+        k: int | None = None,
+        *,
+        exclude_seen: bool = False,
+        candidates: Iterable[str | int | float] | None = None,
     ) -> list[Recommendation]:
         """Finds the items that each session is likely to click next.
 
         A session is raw ids, oldest click first; of long ones the last clicks count.
         Ids are compared as text, if need be without the spaces around them; where all
         items' ids are whole numbers, 1001.0 means 1001.
-        `k` is the export's, or less. ValueError: it is not, or a session is wrong.
+
+        Args:
+          sessions: any number, of any length.
+          k: length of the lists, the export's or less; they are shorter where fewer
+            items may be recommended.
+          exclude_seen: leave out what the session clicked, whatever its length.
+          candidates: raw ids that may be recommended; those that are unknown are named
+            in a warning. None: all items.
+
+        Raises:
+          ValueError: `k`, a session or the candidates cannot be used.
         """
         most = self.manifest["k"]
         k = most if k is None else k
         if not 1 <= k <= most:
             raise ValueError(f"k is {k}; this export gives 1 to {most} items")
+        lists = self._lists if candidates is None else self._lists.restrict(candidates)
+        allowed = np.zeros(len(lists.ids), bool)
+        allowed[lists.popular] = True
 
         def step(item_seq, seen):
-            del seen
             lengths = np.maximum(np.count_nonzero(item_seq, axis=1), 1)
+            if seen is None:
+                seen = np.zeros((len(item_seq), 1), np.int32)
             run = self._functions[item_seq.shape[1]]
-            return run(self._params, item_seq, lengths.astype(np.int32))
+            return run(self._params, item_seq, lengths.astype(np.int32), allowed, seen)
 
-        return self._lists.make(sessions, step, k)
+        return lists.make(sessions, step, k, exclude_seen)
 
 
 def rows_by_id(ids: Sequence[str]) -> Callable[[Any], np.ndarray]:
@@ -156,6 +179,11 @@ def wrong_session(session: Any) -> str:
         elif not issubclass(kind, str | int | np.integer) or kind is bool:
             return f"an item id is of type {kind.__name__}; they are text or integers"
     return ""
+
+
+def as_list(ids: Iterable[str | int | float]) -> Any:
+    """Lists ids, but what is one text or an object, which `wrong_session` names."""
+    return ids if isinstance(ids, str | bytes | dict) else list(ids)
 
 
 def power_of_two(least: int, smallest: int) -> int:
@@ -225,6 +253,52 @@ class Lists:
             items[s], values[s] = items[s][:count], values[s][:count]
         fallback = [not len(rows) for rows in known]
         return list(map(Recommendation, items, values, unknown, fallback))
+
+    def restrict(self, ids: Iterable[str | int | float]) -> "Lists":
+        """Keeps to some items; a warning names the ids that are unknown.
+
+        Raises `error`: they are no list of raw ids, or it leaves none.
+        """
+        listed = as_list(ids)
+        if wrong := wrong_session(listed):
+            raise self.error(f"candidates: {wrong}")
+        listed = list(dict.fromkeys(listed))
+        known = self.rows_of(listed)
+        unknown = [repr(raw) for raw, row in zip(listed, known, strict=True) if not row]
+        named = ", ".join(unknown[:5]) + ", ..." * (len(unknown) > 5)
+        if len(unknown) == len(listed):
+            raise self.error(
+                f"none of {len(listed):,} candidates is known: {named}; name items as "
+                "the training log does"
+                if listed
+                else "there are no candidates: name one item at least"
+            )
+        if unknown:
+            are = "are" if len(unknown) > 1 else "is"
+            total = f"{len(unknown):,} of {len(listed):,} candidates"
+            log.warning("%s %s unknown: %s", total, are, named)
+        return self.restrict_rows(known)
+
+    def restrict_rows(self, known: np.ndarray) -> "Lists":
+        """Keeps to some item rows, of which 0 stands for none.
+
+        Raises `error`: that leaves none.
+        """
+        places = np.unique(self._places[known])
+        places = places[places >= 0]
+        if not len(places):
+            raise self.error(
+                "none of the candidates is left: others were chosen before"
+            )
+        popular, clicks = self.popular[places], self.clicks[places]
+        return dataclasses.replace(self, popular=popular, clicks=clicks)
+
+    @functools.cached_property
+    def _places(self) -> np.ndarray:
+        """The place of each item row by popularity, -1 where it is not listed."""
+        places = np.full(len(self.ids), -1)
+        places[self.popular] = np.arange(len(self.popular))
+        return places
 
     def look_up(self, session: RawSession, n: int) -> tuple[np.ndarray, list[str]]:
         """Returns the item rows of session n's known clicks, and its unknown ids."""

@@ -31,6 +31,15 @@ from starlette.types import Message, Receive, Scope, Send
 from srgnn_jax.errors import UserError
 from srgnn_jax.serve import bodies
 from srgnn_jax.serve.access import is_here, secret_of
+from srgnn_jax.serve.answers import (
+    FAILED,
+    JSON,
+    TOO_BUSY,
+    Answer,
+    json_response,
+    of_router,
+    told,
+)
 from srgnn_jax.serve.batching import Overloaded
 from srgnn_jax.serve.bodies import LIMITS, Limits, Refused
 from srgnn_jax.serve.metrics import CONTENT_TYPE, Metrics
@@ -42,8 +51,6 @@ log = logging.getLogger(__name__)
 RECOMMEND = "/v1/recommend"
 HEALTH = ("/v2/health/live", "/v2/health/ready")
 PAGE = pathlib.Path(__file__).with_name("page.html")
-JSON = [(b"content-type", b"application/json")]
-RETRY = [*JSON, (b"retry-after", b"1")]
 # The page brings all that it needs.
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -51,6 +58,11 @@ POLICY = (
 )
 # The token's own answer in a browser: it asks for a password, which is the token.
 CHALLENGE = {"www-authenticate": 'Basic realm="srgnn", charset="UTF-8"'}
+
+
+def is_for_lists(scope: Scope) -> bool:
+    """Whether a request asks for recommendations."""
+    return scope["path"] == RECOMMEND and scope["method"] == "POST"
 
 
 class App:
@@ -72,11 +84,13 @@ class App:
         name: str = "srgnn",
         reload_every: float = 0.0,
         limits: Limits = LIMITS,
+        is_one_of_many: bool = False,
     ):
         """Every request but those of health needs the `token`, if there is one.
 
         `name` is the model's, in /v2/models. The workdir is looked at every
-        `reload_every` seconds, unless that is 0.
+        `reload_every` seconds, unless that is 0. Where it `is_one_of_many` that share
+        the requests, it takes no changes, of which the others would not know.
         """
         self.service, self.limits, self.name = service, limits, name
         self.metrics = Metrics(service)
@@ -85,7 +99,7 @@ class App:
         self.lag = 0.0
         self.requests_log: Callable[[dict[str, Any]], None] | None = None
         self.logs_sessions = False
-        self._token = token.encode()
+        self._token, self._is_one_of_many = token.encode(), is_one_of_many
         self._reload_every = reload_every
         self._openapi = orjson.dumps(openapi(limits))
         self._tasks: set[asyncio.Future] = set()
@@ -118,41 +132,47 @@ class App:
         if scope["type"] != "http":
             await send({"type": "websocket.close"})
             return
+        status, headers, body = await self.answer(scope, receive)
+        await send(
+            {"type": "http.response.start", "status": status, "headers": headers}
+        )
+        body = b"" if scope["method"] == "HEAD" else body
+        await send({"type": "http.response.body", "body": body})
+
+    async def answer(
+        self, scope: Scope, receive: Receive, whole: bytes | None = None
+    ) -> Answer:
+        """Returns the status, the headers and the body of an answer.
+
+        `whole` is the request's body, where all of it has come already.
+        """
         started = time.perf_counter()
         fields: dict[str, Any] = {}
         try:
             self._admit(scope)
-            if scope["path"] == RECOMMEND and scope["method"] == "POST":
+            if is_for_lists(scope):
                 status, headers = 200, JSON
-                body = await self._recommend(receive, fields)
+                body = await self._recommend(receive, whole, fields)
             else:
                 status, headers, body = await self._routed(scope, receive)
         except Overloaded:
-            status, headers, body = 503, RETRY, BUSY
+            status, headers, body = TOO_BUSY
         except Refused as refused:
-            status, headers, body = _told(refused)
+            status, headers, body = told(refused)
         except HTTPException as error:
-            status, headers, body = _told(_of_router(error))
+            status, headers, body = told(of_router(error))
         # Told in the log, not to the client.
         except Exception:
             log.exception("a request failed")
-            status, headers, body = _told(FAILED)
+            status, headers, body = told(FAILED)
         headers = [*headers, (b"content-length", b"%d" % len(body))]
         if self.is_draining:
             headers.append((b"connection", b"close"))
-        await send(
-            {"type": "http.response.start", "status": status, "headers": headers}
-        )
-        await send(
-            {
-                "type": "http.response.body",
-                "body": b"" if scope["method"] == "HEAD" else body,
-            }
-        )
         seconds = time.perf_counter() - started
         self.metrics.request(status, seconds)
         if self.requests_log is not None:
             self._log_request(scope, status, seconds, fields)
+        return status, headers, body
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -212,7 +232,9 @@ class App:
             raise Refused(503, "service", "it is not ready", **{"retry-after": "1"})
 
     def _may_write(self, request: Request) -> None:
-        """Refuses changes for a web page, or for another host without a token."""
+        """Refuses changes for a page, a host without a token, or one of many."""
+        if self._is_one_of_many:
+            raise Refused(403, "request", "this is one of several; none takes changes")
         if "origin" in request.headers:
             raise Refused(403, "origin", "pages may not change anything")
         if not self._token and not (request.client and is_here(request.client.host)):
@@ -233,19 +255,23 @@ class App:
                     part = message.get("body", b"")
                     size += len(part)
                     if size > most:
-                        told = f"more than {most:,} bytes"
-                        raise Refused(413, "body", told, connection="close")
+                        why = f"more than {most:,} bytes"
+                        raise Refused(413, "body", why, connection="close")
                     if not message.get("more_body"):
                         return part if not parts else b"".join([*parts, part])
                     parts.append(part)
         except TimeoutError:
-            told = f"it took more than {self.limits.seconds:.0f} s"
-            raise Refused(408, "body", told, connection="close") from None
+            why = f"it took more than {self.limits.seconds:.0f} s"
+            raise Refused(408, "body", why, connection="close") from None
 
-    async def _recommend(self, receive: Receive, fields: dict[str, Any]) -> bytes:
+    async def _recommend(
+        self, receive: Receive, whole: bytes | None, fields: dict[str, Any]
+    ) -> bytes:
         # Before anything is read: refusing must be cheap.
         self.service.batcher.check()
-        asked = bodies.asked(await self._body(receive, self.limits.body), self.limits)
+        if whole is None or len(whole) > self.limits.body:
+            whole = await self._body(receive, self.limits.body)
+        asked = bodies.asked(whole, self.limits)
         found, identity = await self.service.recommend(asked)
         unknown = sum(len(one["unknown"]) for one in found)
         self.metrics.sessions(sum(one["fallback"] for one in found), unknown)
@@ -256,9 +282,7 @@ class App:
             return orjson.dumps({"recommendations": found, "model": identity})
         return orjson.dumps({**found[0], "model": identity})
 
-    async def _routed(
-        self, scope: Scope, receive: Receive
-    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    async def _routed(self, scope: Scope, receive: Receive) -> Answer:
         """Answers by the table of routes."""
         sent: list[Message] = []
 
@@ -273,17 +297,17 @@ class App:
         return start["status"], headers, b"".join(m.get("body", b"") for m in rest)
 
     async def _live(self, request: Request) -> Response:
-        return _json({"live": True})
+        return json_response({"live": True})
 
     async def _ready(self, request: Request) -> Response:
         is_ready = self.service.is_ready and not self.is_draining
-        return _json({"ready": is_ready}, 200 if is_ready else 503)
+        return json_response({"ready": is_ready}, 200 if is_ready else 503)
 
     async def _model(self, request: Request) -> Response:
         if request.path_params["name"] != self.name:
             raise Refused(404, "name", "there is no such model")
         served = self.service.served
-        return _json(
+        return json_response(
             {
                 "name": self.name,
                 "versions": [str(served.identity["step"])],
@@ -312,13 +336,13 @@ class App:
         prefix = request.query_params.get("prefix", "")[:200]
         # The first one sorts.
         found = await asyncio.to_thread(self.service.served.complete, prefix)
-        return _json({"items": found})
+        return json_response({"items": found})
 
     async def _explain(self, request: Request) -> Response:
         body = await self._body(request.receive, self.limits.body)
         session = bodies.session_to_explain(body, self.limits)
         found, identity = await self.service.explain(session)
-        return _json(
+        return json_response(
             {
                 "items": found.items,
                 "attention": found.attention,
@@ -329,7 +353,7 @@ class App:
         )
 
     async def _names(self, request: Request) -> Response:
-        return _json({"candidates": self.service.names()})
+        return json_response({"candidates": self.service.names()})
 
     async def _keep(self, request: Request) -> Response:
         self._may_write(request)
@@ -337,21 +361,23 @@ class App:
         ids = await asyncio.to_thread(bodies.candidates_to_keep, body)
         name = request.path_params["name"]
         unknown = await self.service.keep(name, ids)
-        return _json({"items": self.service.names()[name], "unknown": unknown[:100]})
+        return json_response(
+            {"items": self.service.names()[name], "unknown": unknown[:100]}
+        )
 
     async def _forget(self, request: Request) -> Response:
         self._may_write(request)
         await self.service.forget(request.path_params["name"])
-        return _json({})
+        return json_response({})
 
     async def _reload(self, request: Request) -> Response:
         self._may_write(request)
         try:
-            return _json({"model": await self.service.reload("asked for")})
+            return json_response({"model": await self.service.reload("asked for")})
         except UserError:
             step = self.service.served.identity["step"]
-            told = f"the newest cannot be used, as the log tells; step {step} stays"
-            raise Refused(409, "model", told) from None
+            why = f"the newest cannot be used, as the log tells; step {step} stays"
+            raise Refused(409, "model", why) from None
 
     def _log_request(
         self, scope: Scope, status: int, seconds: float, fields: dict[str, Any]
@@ -360,26 +386,3 @@ class App:
         about = {"method": scope["method"], "path": scope["path"][:200]}
         ms = round(1e3 * seconds, 2)
         self.requests_log({**about, "status": status, "ms": ms, **fields})
-
-
-def _error(refused: Refused) -> bytes:
-    return orjson.dumps({"error": {"place": refused.place, "reason": refused.reason}})
-
-
-def _of_router(error: HTTPException) -> Refused:
-    reasons = {404: "there is nothing here", 405: "not by this method"}
-    why = reasons.get(error.status_code, "it cannot be answered")
-    return Refused(error.status_code, "request", why, **(error.headers or {}))
-
-
-FAILED = Refused(500, "service", "it failed; its log tells why")
-BUSY = _error(Refused(503, "service", "it is busy; try again"))
-
-
-def _told(refused: Refused) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    headers = [(k.encode(), v.encode()) for k, v in refused.headers.items()]
-    return refused.status, [*JSON, *headers], _error(refused)
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(value), status, media_type="application/json")

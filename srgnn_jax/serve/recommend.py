@@ -10,7 +10,6 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import logging
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -20,11 +19,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Int
 
 from srgnn_jax import config as config_lib
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.devices import layouts, suits
+from srgnn_jax.devices.layouts import ITEM_AXIS
 from srgnn_jax.errors import UserError
 from srgnn_jax.model import graph
 from srgnn_jax.model.layers import Params, normalise
@@ -33,8 +34,6 @@ from srgnn_jax.runs.progress import Progress
 from srgnn_jax.runs.workdir import load_vocabulary
 from srgnn_jax.serve import exported, step
 from srgnn_jax.serve.exported import BATCH_SIZES, RawSession, Recommendation
-
-log = logging.getLogger(__name__)
 
 # Clicks that the model sees of a session, unless the run was trained on fewer.
 MAX_LENGTH = 256
@@ -86,8 +85,9 @@ class Recommender:
         max_scores: int = 0,
         score_padding: bool = False,
         share_code: bool = False,
+        mesh: Mesh | None = None,
     ):
-        """Takes a model that is not split over devices.
+        """Takes a model, whole or its item table split by rows over a mesh.
 
         It sees at most `max_length` clicks of a session. At most `max_scores` scores
         (items times sessions) are held at a time; 0: as suits the device. Row 0 has a
@@ -98,7 +98,9 @@ class Recommender:
         parameter is not finite.
         """
         table = params["item_embedding"]
-        if {model.num_items, len(table)} != {vocabulary.num_items}:
+        shards = 1 if mesh is None else mesh.shape[ITEM_AXIS]
+        filled_up = -(-model.num_items // shards) * shards
+        if (model.num_items, len(table)) != (vocabulary.num_items, filled_up):
             raise ValueError(
                 f"the vocabulary has {vocabulary.num_items} item rows (padding "
                 f"included), the model {model.num_items}, its table {len(table)}"
@@ -122,7 +124,9 @@ class Recommender:
             "model": model,
             "max_scores": max_scores,
             "score_padding": score_padding,
+            "mesh": mesh,
         }
+        self._shards = shards
         self._step: Any
         if share_code:
             others = {**params, "item_embedding": ()}
@@ -148,19 +152,22 @@ class Recommender:
         model: config_lib.MakeModel | None = None,
         *,
         share_code: bool = False,
+        split: bool = False,
     ) -> "Recommender":
         """Loads the best checkpoint of a workdir; the data set is not needed.
 
         `model` is what made the run's model, unless it is SRGNN; for `share_code` see
-        the class. UserError: there is no checkpoint, it is of another model, or its
-        vocabulary is missing or another's.
+        the class. With `split` the item table is split by rows over all devices, if
+        the run split it. UserError: there is no checkpoint, it is of another model, or
+        its vocabulary is missing or another's.
         """
         folder = pathlib.Path(workdir).expanduser()
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
             progress = checkpoints.progress()
             config = config_lib.from_dict(progress.config)
             made = config_lib.make_model(config, progress.num_items, model)
-            devices = layouts.find_devices("jit")
+            split &= config_lib.splits_items(config) and jax.device_count() > 1
+            devices = layouts.find_devices("mesh" if split else "jit", (1, 0))
             params, step = restore_best(checkpoints, progress, made, devices)
         recommender = cls(
             made,
@@ -170,6 +177,7 @@ class Recommender:
             max_scores=suits.scores_to_rank(config.max_scores),
             score_padding=config.score_padding,
             share_code=share_code,
+            mesh=devices.mesh,
         )
         recommender.progress, recommender.step = progress, step
         return recommender
@@ -181,22 +189,7 @@ class Recommender:
         Ids that the vocabulary lacks are named in a warning; those that this one does
         not recommend are left out. UserError: that leaves none.
         """
-        ids = list(dict.fromkeys(_candidates(ids)))
-        known = self.vocabulary.rows(ids)
-        unknown = [repr(raw) for raw, row in zip(ids, known, strict=True) if not row]
-        named = ", ".join(unknown[:5]) + ", ..." * (len(unknown) > 5)
-        if len(unknown) == len(ids):
-            raise UserError(
-                f"none of {len(ids):,} candidates is known: {named}; name items as the "
-                "training log does"
-                if ids
-                else "there are no candidates: name one item at least"
-            )
-        if unknown:
-            are = "are" if len(unknown) > 1 else "is"
-            total = f"{len(unknown):,} of {len(ids):,} candidates"
-            log.warning("%s %s unknown: %s", total, are, named)
-        return self.restrict_rows(known)
+        return self._with(self._lists.restrict(ids), 64)
 
     def restrict_rows(
         self, known: Int[np.ndarray, " C"], at_least: int = 64
@@ -206,30 +199,19 @@ class Recommender:
         Its table has a power of two of rows, at least so many: few sizes are compiled.
         UserError: it recommends none of them.
         """
-        places = np.unique(self._places[known])
-        places = places[places >= 0]
-        if not len(places):
-            raise UserError("none of the candidates is left: others were chosen before")
-        popular, clicks = self._lists.popular[places], self._lists.clicks[places]
+        return self._with(self._lists.restrict_rows(known), at_least)
+
+    def _with(self, lists: exported.Lists, at_least: int) -> "Recommender":
         # Row 0 is the padding's, and fills up.
-        count = 1 + len(popular)
-        rows = np.zeros(exported.power_of_two(count, at_least), np.int32)
-        rows[1:count] = np.sort(popular)
+        count = 1 + len(lists.popular)
+        size = exported.power_of_two(count, at_least)
+        rows = np.zeros(-(-size // self._shards) * self._shards, np.int32)
+        rows[1:count] = np.sort(lists.popular)
         restricted = copy.copy(self)
-        restricted._lists = dataclasses.replace(
-            self._lists, popular=popular, clicks=clicks
-        )
+        restricted._lists = lists
         restricted._scored = self._table[rows], jnp.asarray(rows), np.int32(count)
         restricted._last = None
-        vars(restricted).pop("_places", None)
         return restricted
-
-    @functools.cached_property
-    def _places(self) -> np.ndarray:
-        """The place of each item row by popularity, -1 where it is not recommended."""
-        places = np.full(self.vocabulary.num_items, -1)
-        places[self._lists.popular] = np.arange(len(self._lists.popular))
-        return places
 
     def in_batches(
         self, sizes: Sequence[int], widths: Sequence[int], max_positions: int
@@ -316,7 +298,7 @@ class Recommender:
             raise UserError(f"recall is {recall}; it must lie in (0, 1]")
         chosen = self
         if candidates is not None:
-            ids = _candidates(candidates)
+            ids = exported.as_list(candidates)
             if self._last is None or self._last[0] != ids:
                 self._last = ids, self.restrict(ids)
             chosen = self._last[1]
@@ -355,11 +337,3 @@ class Recommender:
             ],
             unknown=unknown,
         )
-
-
-def _candidates(ids: Iterable[str | int | float]) -> list[str | int | float]:
-    """Lists raw ids; UserError: they are none, such as one text."""
-    listed: Any = ids if isinstance(ids, str | bytes | dict) else list(ids)
-    if wrong := exported.wrong_session(listed):
-        raise UserError(f"candidates: {wrong}")
-    return listed

@@ -12,12 +12,17 @@ from typing import Any
 
 import orjson
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from srgnn_jax import config as config_lib
 from srgnn_jax.errors import UserError, reason
+from srgnn_jax.serve.answers import BUSY
 from srgnn_jax.serve.bodies import LIMITS
-from srgnn_jax.serve.http import BUSY, RECOMMEND, App
+from srgnn_jax.serve.http import RECOMMEND, App, is_for_lists
 from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.serve.service import Service
 
@@ -73,7 +78,7 @@ def serve_workdir(
 
     async def run() -> None:
         service = Service(
-            lambda: Recommender.load(workdir, model, share_code=True),
+            lambda: Recommender.load(workdir, model, share_code=True, split=True),
             workdir=workdir,
             candidates_folder=candidates_folder,
             max_wait=max_wait,
@@ -150,6 +155,35 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
         elif self._slow is None:
             self._start_timer()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Starts an answer, once all that came with the request's head is read."""
+        self.loop.call_soon(self._start, cycle, app)
+
+    def _start(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if cycle.more_body or not is_for_lists(cycle.scope):
+            super()._start_asgi_task(cycle, app)
+            return
+        task = self.loop.create_task(self._answer(cycle))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _answer(self, cycle: RequestResponseCycle) -> None:
+        """Does what the cycle would, in one write: most requests are such."""
+        answer = self._app.answer(cycle.scope, cycle.receive, bytes(cycle.body))
+        status, headers, body = await answer
+        if cycle.disconnected:
+            return
+        if not cycle.keep_alive:
+            headers = [*headers, (b"connection", b"close")]
+        cycle.keep_alive &= all(name != b"connection" for name, _ in headers)
+        lines = [b"%s: %s\r\n" % pair for pair in (*cycle.default_headers, *headers)]
+        self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+        cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends it."""

@@ -1,7 +1,7 @@
 """What recommending computes, compiled: the best items of a batch, weights of clicks.
 
-Axes: B sessions of a batch, L positions, M clicks, D embedding, N rows that are scored,
-K items of a list.
+Axes: B sessions of a batch, L positions, M clicks, D embedding, N rows that this device
+scores, R rows that are scored, K items of a list.
 """
 
 import functools
@@ -11,9 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from srgnn_jax.devices import tiers
+from srgnn_jax.devices.layouts import ITEM_AXIS
 from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.item_table import ItemTable
 from srgnn_jax.model.layers import Params
@@ -22,7 +24,7 @@ from srgnn_jax.model.layers import Params
 def recommend_step(
     params: Params,
     table: Float[Array, "N D"],
-    rows: Int[AnyArray, " N"] | None,
+    rows: Int[AnyArray, " R"] | None,
     count: Int[AnyArray, ""] | None,
     item_seq: Int[AnyArray, "B L"],
     seen: Int[AnyArray, "B M"] | None,
@@ -33,8 +35,11 @@ def recommend_step(
     score_padding: bool,
     as_probabilities: bool,
     recall: float,
+    item_axis: str | None = None,
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
     """Finds the best items for a batch of sessions, fewer than the table has rows.
+
+    With an `item_axis` the model's table and `table` are this device's rows of them.
 
     Args:
       table: rows of the items to choose from, after the padding's; of length 1 if the
@@ -48,14 +53,17 @@ def recommend_step(
       Scores, or probabilities, -inf where there is no item left, and item rows.
     """
     item_seq_len = jnp.maximum(jnp.count_nonzero(jnp.asarray(item_seq), axis=1), 1)
-    session, _ = tiers.encode(model, params, [(item_seq, item_seq_len)])
-    wanted = k if seen is None else min(k + seen.shape[1], table.shape[0])
+    tier = item_seq, item_seq_len
+    session, _ = tiers.encode(model, params, [tier], axis_name=item_axis)
+    held = table.shape[0] * (jax.lax.axis_size(item_axis) if item_axis else 1)
+    wanted = k if seen is None else min(k + seen.shape[1], held)
     scored = ItemTable(
         table,
-        table.shape[0] if count is None else count,
+        model.num_items if count is None else count,
         score_padding and rows is None,
         max_scores,
-        compute_dtype=model.compute_dtype,
+        item_axis,
+        model.compute_dtype,
     )
     best, row = scored.top_k(session, wanted, recall)
     if as_probabilities:
@@ -75,22 +83,53 @@ OPTIONS = ("k", "as_probabilities", "recall")
 
 
 def of_table(
-    others: Params, item_embedding: Array, *arguments: Any, **options: Any
+    others: Params,
+    item_embedding: Array,
+    table: Array,
+    *arguments: Any,
+    mesh: Mesh | None = None,
+    **options: Any,
 ) -> Any:
-    """`recommend_step` of the item table, and of the parameters but for it."""
-    params = {**others, "item_embedding": item_embedding}
-    return recommend_step(params, *arguments, **options)
+    """`recommend_step` of the item table, and of the parameters but for it.
+
+    On a mesh each device holds its rows of both tables, and all have what is returned.
+    """
+    item_axis = mesh and ITEM_AXIS
+
+    def step(others, item_embedding, *arguments):
+        params = {**others, "item_embedding": item_embedding}
+        return recommend_step(params, *arguments, item_axis=item_axis, **options)
+
+    if mesh is not None:
+        whole, rows = PartitionSpec(), PartitionSpec(ITEM_AXIS)
+        specs = whole, rows, rows, *[whole] * len(arguments)
+        step = jax.shard_map(
+            step, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False
+        )
+    return step(others, item_embedding, table, *arguments)
 
 
-shared = jax.jit(
-    of_table, static_argnames=(*OPTIONS, "model", "max_scores", "score_padding")
-)
+STATIC = (*OPTIONS, "model", "max_scores", "score_padding", "mesh")
+shared = jax.jit(of_table, static_argnames=STATIC)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def click_weights(params: Params, *session: AnyArray, model: nn.Module) -> list[Array]:
+def click_weights(
+    params: Params,
+    item_seq: Int[AnyArray, "B L"],
+    item_seq_len: Int[AnyArray, " B"],
+    *,
+    model: nn.Module,
+) -> list[Array]:
     """Returns the weights of clicks that the readout tells; nothing if it does not."""
-    variables = {"params": params}
-    _, sown = model.apply(variables, *session, mutable=["intermediates"])
+    # Of a table that lies on several devices, only the rows that are looked up.
+    table = ItemTable(params["item_embedding"], model.num_items)
+    (embedded,), _ = table.lookup(jnp.asarray(item_seq), normalize=model.normalize)
+
+    def encode(model):
+        return model.encode(item_seq, item_seq_len, embedded)
+
+    run = nn.apply(encode, model, mutable=["intermediates"])
+    _, sown = run({"params": params})
     flat = traverse_util.flatten_dict(dict(sown))
     return [v[0] for path, v in flat.items() if path[-1] == "click_weights"]

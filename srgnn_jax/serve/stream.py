@@ -112,7 +112,7 @@ def recommend_file(
             source = path
             path.is_dir() or stack.enter_context(open_file(sessions, "--sessions"))
         lines = [] if candidates is None else read_ids(candidates, "--candidates")
-        recommender = Recommender.load(workdir, model)
+        recommender = Recommender.load(workdir, model, split=True)
         if candidates is not None:
             vocabulary = recommender.vocabulary
             options["candidates"] = candidates_of(lines, vocabulary, candidates)

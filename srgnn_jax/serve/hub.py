@@ -1,0 +1,53 @@
+"""Puts an exported folder on the Hugging Face hub; needs huggingface_hub.
+
+push_to_hub("exported", "me/shop")
+"""
+
+import os
+import pathlib
+
+from srgnn_jax.errors import UserError, reason
+
+
+def push_to_hub(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+) -> str:
+    """Uploads what `--mode=export` wrote, and returns the address of the commit.
+
+    What an earlier export left there and this one lacks is deleted.
+
+    Args:
+      folder: the exported one.
+      repo_id: the hub's repository, "owner/name"; it is made if there is none.
+      private: whether one that is made is private.
+      token: of the hub; None: the one that was stored by logging in.
+
+    Raises:
+      UserError: the folder is no export, huggingface_hub is missing, or the hub cannot
+        be reached or refuses.
+    """
+    path = pathlib.Path(folder).expanduser()
+    if not (path / "manifest.json").is_file():
+        raise UserError(f"{path} is no exported folder; --mode=export writes one")
+    try:
+        import huggingface_hub
+    except ModuleNotFoundError as error:
+        told = "push_to_hub needs huggingface_hub: pip install 'srgnn_jax[hub]'"
+        raise UserError(told) from error
+    api = huggingface_hub.HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=path,
+            commit_message=f"Export of {path.name}",
+            delete_patterns="*",
+        )
+    # Whatever the network and the hub can lead to.
+    except Exception as error:
+        raise UserError(f"cannot upload to {repo_id}: {reason(error)}") from error
+    return commit.commit_url

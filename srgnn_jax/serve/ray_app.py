@@ -1,0 +1,95 @@
+"""The HTTP service as an application of Ray Serve, in several replicas.
+
+    serve run srgnn_jax.serve.ray_app:app workdir=runs/shop replicas=2
+
+Each replica answers as `--mode=serve` does, from the checkpoints of the workdir, which
+all of them must see. What would change one replica alone is refused: named candidates
+come from `candidates_folder`, and a better checkpoint is taken up by itself. Ray holds
+back what the replicas cannot take, and refuses with 503 what would wait for them.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from srgnn_jax.serve.http import App
+from srgnn_jax.serve.recommend import Recommender
+from srgnn_jax.serve.server import read_token
+from srgnn_jax.serve.service import Service
+
+# Requests that a replica has at a time, and that wait for one.
+ONGOING, QUEUED = 256, 512
+# What `app` takes, and what it is unless told.
+ARGUMENTS = {
+    "workdir": "",
+    "replicas": "2",
+    "candidates_folder": "",
+    "auth_token_file": "",
+    "reload_every": "10",
+    "max_wait": "0.05",
+}
+
+
+class Replica:
+    """One of the processes that answer."""
+
+    def __init__(
+        self,
+        workdir: str,
+        candidates_folder: str,
+        auth_token_file: str,
+        reload_every: str,
+        max_wait: str,
+    ):
+        """Loads and compiles; the replica is there once that is done."""
+        service = Service(
+            lambda: Recommender.load(workdir, share_code=True, split=True),
+            workdir=workdir,
+            candidates_folder=candidates_folder or None,
+            max_wait=float(max_wait),
+        )
+        service.prepare()
+        token = read_token(auth_token_file) if auth_token_file else ""
+        self._app = App(service, token=token, is_one_of_many=True)
+        self._reload_every = float(reload_every)
+        self._watching: asyncio.Task | None = None
+
+    async def __call__(self, request: Request) -> Response:
+        """Answers a request."""
+        if self._reload_every and self._watching is None:
+            watch = self._app.service.watch(self._reload_every)
+            self._watching = asyncio.create_task(watch)
+        answer = await self._app.answer(request.scope, request.receive)
+        status, headers, body = answer
+        response = Response(b"" if request.method == "HEAD" else body, status)
+        response.raw_headers = headers
+        return response
+
+
+def app(arguments: Mapping[str, Any]) -> Any:
+    """Builds the application from `name=value` of the command line.
+
+    `workdir`, `candidates_folder`, `auth_token_file`, `reload_every` and `max_wait` are
+    the flags of `--mode=serve`; `replicas` is how many processes answer. ValueError:
+    another name, or no workdir.
+    """
+    from ray import serve
+
+    if unknown := arguments.keys() - ARGUMENTS.keys():
+        those = ", ".join(ARGUMENTS)
+        raise ValueError(f"there is no {unknown.pop()!r}; the arguments are {those}")
+    given = {**ARGUMENTS, **arguments}
+    if not given["workdir"]:
+        raise ValueError("workdir=FOLDER is missing: the folder of the run")
+    replicas = int(given.pop("replicas"))
+    deployment = serve.deployment(
+        Replica,
+        name="srgnn",
+        num_replicas=replicas,
+        max_ongoing_requests=ONGOING,
+        max_queued_requests=QUEUED,
+    )
+    return deployment.bind(**given)
