@@ -75,6 +75,7 @@ RUN = {
     "many_devices.md": {"JAX_NUM_CPU_DEVICES": "8"},
     "promises.md": {},
     "search.md": {},
+    "nightly.md": {},
 }
 
 # What makes a command small, by what it holds, after what it says itself.
@@ -246,6 +247,15 @@ def test_many_devices(tmp_path):
 @pytest.mark.slow  # kills a training
 def test_promises(tmp_path):
     assert len(run_page("promises.md", tmp_path)) == 3
+
+
+@pytest.mark.slow  # six trainings
+def test_nightly(tmp_path):
+    said = [output for _, output in run_page("nightly.md", tmp_path)]
+    assert "promoted: runs/live is 2026-11-26" in said[1]
+    assert "0 new" in said[2]
+    assert (tmp_path / "runs/compared/from_nothing/results.json").is_file()
+    assert "old targets" in said[-1]
 
 
 @pytest.mark.slow  # two searches, and three runs of what one has found
