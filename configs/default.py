@@ -56,6 +56,7 @@ def get_config() -> ConfigDict:
     c.test_days = 1.0  # sessions of the last so many days are the test split
     c.test_start = ""  # instead: an ISO time in UTC, from which on sessions are test
     c.test_end = ""  # with `test_start`: an ISO time, from which on they are left out
+    c.train_days = 0.0  # train on sessions of the last so many days before test; 0: all
     c.train_fraction = 1.0  # keep only this last fraction of the training examples
     c.date_resolution_seconds = 0  # round session dates down to it; 0: keep as they are
     c.recbole_time = "exact"  # or "float32", "normalized": rounded as RecBole does it
@@ -86,6 +87,15 @@ def get_config() -> ConfigDict:
     c.lr_decay_epochs = 3  # decay the learning rate after so many epochs; 0: never
     c.lr_decay = 0.1  # what the decay multiplies it by
     c.patience = 10  # stop after so many epochs without a better one; 0: never
+
+    # Going on from an earlier run, with newer clicks.
+    # workdir of that run, whose best checkpoint training begins with; empty: none
+    c.warm_start = ""
+    # rows that items begin with which it lacks: "uniform", drawn as always, or
+    # "neighbours", the mean of the items clicked just before and after them in training
+    c.new_items = "uniform"
+    # the learning rate's decay begins "anew", or is to "go_on" from that run's epochs
+    c.warm_start_schedule = "anew"
 
     # Evaluation.
     # the split that chooses the epoch: "valid", or "test" as in the papers' codes;

@@ -43,6 +43,7 @@ API = {
     "evaluate.scorer": "Scorer target_ranks",
     "serve.stream": "recommend_stream evaluate_sessions",
     "serve.server": "serve_workdir",
+    "serve.promote": "promote compare train_both",
     "serve.export": "export_workdir",
     "serve.exported": "Recommender Recommendation",
     "serve.hub": "push_to_hub",

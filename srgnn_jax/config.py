@@ -16,7 +16,9 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 import optax
+from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from srgnn_jax.configs import default
@@ -64,7 +66,7 @@ MAY_DIFFER = frozenset(_LIMITS) | {
     "runs",
 }
 # Those, and what may differ when its checkpoint is evaluated again.
-MAY_DIFFER_IN_EVALUATION = MAY_DIFFER | {"ks"}
+MAY_DIFFER_IN_EVALUATION = MAY_DIFFER | {"ks", "warm_start"}
 
 # Fields that are handed to the data set's source as they are.
 PREPARATION_FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
@@ -72,6 +74,7 @@ PREPARATION_FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
 _CHOICES = {
     "compute_dtype": ("", "tensorfloat32", "bfloat16"),
     "header": ("", "none"),
+    "new_items": ("uniform", "neighbours"),
     "on_bad_row": ("error", "skip"),
     "parallel": ("auto", "jit", "pmap", "mesh"),
     "readout": READOUTS,
@@ -79,6 +82,7 @@ _CHOICES = {
     "recbole_time": ("exact", "float32", "normalized"),
     "select_on": ("valid", "test", "last"),
     "time_unit": TIME_UNITS,
+    "warm_start_schedule": ("anew", "go_on"),
 }
 # Of all other numbers the least is 0.
 _AT_LEAST = {
@@ -277,6 +281,8 @@ class Splits:
     train_sessions: Sessions  # those behind `train`
     train: Examples
     evaluated: dict[str, Examples]  # "test", and "valid" where sessions are held out
+    # With `config.warm_start`: of each item row, whether the earlier run lacks it.
+    is_new: Bool[np.ndarray, " V"] | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -393,8 +399,9 @@ def find_loss(config: ConfigDict, losses: Mapping[str, Loss] | None = None) -> L
     return known[config.loss_type]
 
 
-def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-    """Builds the learning rate's schedule."""
-    return step_decay(
-        config.learning_rate, config.lr_decay_epochs, config.lr_decay, steps_per_epoch
-    )
+def make_schedule(
+    config: ConfigDict, steps_per_epoch: int, first_epoch: int = 0
+) -> optax.Schedule:
+    """Builds the learning rate's schedule, for a run that begins at an epoch."""
+    decay = config.lr_decay_epochs, config.lr_decay
+    return step_decay(config.learning_rate, *decay, steps_per_epoch, first_epoch)

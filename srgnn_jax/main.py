@@ -13,6 +13,7 @@
     python -m srgnn_jax.main --mode=baselines --config=configs/diginetica.py
     python -m srgnn_jax.main --mode=search --config=configs/click_log.py \\
         --config.data_dir=DIR --trials=50
+    python -m srgnn_jax.main --mode=promote --workdir=runs/today --live=runs/live
 
 Where the package is installed, `srgnn` is the same command, and the configs that come
 with it are found by name: srgnn --config=yoochoose:1_4. Every field of a config can be
@@ -44,7 +45,7 @@ SHIPPED = {
 }
 MODES = (
     *("train", "evaluate", "recommend", "serve", "export"),
-    *("import", "baselines", "search", "plot"),
+    *("import", "baselines", "search", "plot", "promote"),
 )
 
 # The modes that a flag is for, where these are not all.
@@ -58,21 +59,20 @@ ONLY_FOR = {
     "as_probabilities": ("recommend",),
     "recall": ("recommend",),
     "output": ("export",),
-    "host": ("serve",),
-    "port": ("serve",),
-    "auth_token_file": ("serve",),
-    "candidates_folder": ("serve",),
-    "reload_every": ("serve",),
-    "max_wait": ("serve",),
+    **dict.fromkeys(("host", "port", "auth_token_file"), ("serve",)),
+    **dict.fromkeys(("candidates_folder", "reload_every", "max_wait"), ("serve",)),
     "log_requests": ("serve",),
     "trials": ("search",),
     "minutes": ("search",),
+    "compare": ("train",),
+    "live": ("promote",),
 }
 # The flag that a mode cannot do without, beside --config or --workdir.
 NEEDS = {
     "recommend": ("sessions", "a file, or - for stdin"),
     "export": ("output", "the folder to write"),
     "import": ("torch_checkpoint", "the file to read"),
+    "promote": ("live", "the link to switch"),
 }
 
 FLAGS = flags.FLAGS
@@ -91,7 +91,9 @@ flags.DEFINE_enum(
     "this package. "
     "import: make a --workdir of the weights in --torch_checkpoint. "
     "baselines: evaluate simple recommenders on the test split of --config. "
-    "plot: draw the results of --workdir into its folder plots.",
+    "plot: draw the results of --workdir into its folder plots. "
+    "promote: have the link --live lead to --workdir, unless its run is worse than the "
+    "one there on the same test; then the exit status is 3.",
 )
 for _name, _help in {
     "workdir": "Folder of the run [runs/<name of the config>; for search, that with "
@@ -110,6 +112,7 @@ for _name, _help in {
     "output": "For export: a new folder.",
     "auth_token_file": "For serve: a file with the token that requests must bring.",
     "candidates_folder": "For serve: keeps the candidates that were given a name.",
+    "live": "For promote: a link to the workdir that is served.",
 }.items():
     flags.DEFINE_string(_name, None, _help)
 for _name, _help in {
@@ -122,18 +125,6 @@ for _name, _help in {
 flags.DEFINE_integer("num_processes", None, "The number of processes.")
 flags.DEFINE_integer("process_id", None, "Which of the processes this is, from 0.")
 flags.DEFINE_integer("k", 20, "For recommend and export: items per session.")
-flags.DEFINE_integer(
-    "trials",
-    50,
-    "For search: how many settings to try, those of earlier commands included.",
-    lower_bound=1,
-)
-flags.DEFINE_float(
-    "minutes",
-    0.0,
-    "For search: after so many no epoch is begun; 0: no such limit.",
-    lower_bound=0.0,
-)
 flags.DEFINE_float(
     "recall",
     1.0,
@@ -142,11 +133,17 @@ flags.DEFINE_float(
 )
 flags.DEFINE_string("host", "127.0.0.1", "For serve: the address to listen on.")
 flags.DEFINE_integer("port", 8000, "For serve: the port to listen on.")
-for _name, _default, _help in (
-    ("reload_every", 10.0, "Seconds between looks for a better checkpoint; 0: none."),
-    ("max_wait", 0.05, "Seconds that a request may wait; longer ones are refused."),
+for _name, _default, _least, _help in (
+    ("trials", 50, 1, "For search: settings to try, those tried before included."),
+    ("compare", 0, 0, "For train: after a warm start, epochs to train from nothing."),
 ):
-    flags.DEFINE_float(_name, _default, f"For serve: {_help}", lower_bound=0.0)
+    flags.DEFINE_integer(_name, _default, _help, lower_bound=_least)
+for _name, _number, _help in (
+    ("minutes", 0.0, "For search: after so many no epoch is begun; 0: no such limit."),
+    ("reload_every", 10.0, "For serve: seconds between looks at the workdir; 0: none."),
+    ("max_wait", 0.05, "For serve: seconds that a request may wait at most."),
+):
+    flags.DEFINE_float(_name, _number, _help, lower_bound=0.0)
 flags.DEFINE_enum(
     "log_requests",
     "no",
@@ -242,6 +239,7 @@ def run_mode() -> None:
     from srgnn_jax.evaluate.results_json import portable_command
     from srgnn_jax.evaluate.workdir import evaluate_baselines, evaluate_workdir
     from srgnn_jax.serve.export import export_workdir
+    from srgnn_jax.serve.promote import promote, train_both
     from srgnn_jax.serve.stream import evaluate_sessions, recommend_file
     from srgnn_jax.train.loop import train_and_evaluate
 
@@ -260,7 +258,9 @@ def run_mode() -> None:
     command = portable_command(sys.argv[1:])
     options: dict[str, Any]
     options = {name: FLAGS[name].value for name in ONLY_FOR if mode in ONLY_FOR[name]}
-    if mode == "train":
+    if mode == "train" and FLAGS.compare:
+        train_both(config, workdir, FLAGS.compare, command, model, losses)
+    elif mode == "train":
         train_and_evaluate(config, workdir, command, model, losses)
     elif mode == "search":
         # An extra brings what it imports.
@@ -287,6 +287,9 @@ def run_mode() -> None:
         recommend_file(workdir, model=model, **options)
     elif mode == "serve":
         serve(workdir, model, options)
+    elif mode == "promote":
+        if not promote(workdir, config=config, model=model, **options):
+            sys.exit(3)  # 1 is an error's.
     elif mode == "export":
         export_workdir(workdir, model=model, **options)
     elif mode == "import":

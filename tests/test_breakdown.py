@@ -107,3 +107,21 @@ def test_traits_of_lists():
     clicks = np.array([0, 10, 0, 2, 4])
     traits = list_traits(np.array([[1, 2], [2, 3]]), clicks)
     assert traits == {"coverage": 3 / 4, "popularity": (10 + 0 + 0 + 2) / 4}
+
+
+def test_ages_are_those_of_the_target_and_of_all_items():
+    examples = Sessions.from_lists([[1, 2, 5], [5, 4], [4, 1, 2, 3]]).examples(2)
+    is_new = np.array([False, False, False, False, True, True])
+    found = breakdown.ages(examples, is_new)
+    prefixes = [[1], [1, 2], [5], [4], [4, 1], [1, 2]]
+    targets = [2, 5, 4, 1, 2, 3]
+    for e, (prefix, target) in enumerate(zip(prefixes, targets, strict=True)):
+        both = {bool(is_new[item]) for item in (*prefix, target)} == {True, False}
+        assert found["new targets"][e] == is_new[target] != found["old targets"][e]
+        assert found["old and new"][e] == both
+    assert found["old and new"].tolist() == [False, True, False, True, True, False]
+    rank, clicks = np.array([1, 4, 2, 50, 3, 1]), np.ones(6, int)
+    assert "age" not in break_down(rank, examples, clicks, (3,))
+    means = break_down(rank, examples, clicks, (3,), is_new)["age"]
+    assert means["new targets"]["recall@3"] == 1 / 2
+    assert means["old and new"]["examples"] == 3

@@ -76,6 +76,7 @@ RUN = {
     "many_devices.md": {"JAX_NUM_CPU_DEVICES": "8"},
     "promises.md": {},
     "search.md": {},
+    "nightly.md": {},
 }
 
 # What makes a command small, by what it holds, after what it says itself.
@@ -254,6 +255,15 @@ def test_promises(tmp_path):
     assert "all end to the bit alike" in said["tests.kill_and_resume"]
     assert "trials are the same" in said["tests.kill_search"]
     assert "forms: 0 of 20 went wrong" in said["tests.fuzz_readers"]
+
+
+@pytest.mark.slow  # six trainings
+def test_nightly(tmp_path):
+    said = [output for _, output in run_page("nightly.md", tmp_path)]
+    assert "promoted: runs/live is 2026-11-26" in said[1]
+    assert "0 new" in said[2]
+    assert (tmp_path / "runs/compared/from_nothing/results.json").is_file()
+    assert "old targets" in said[-1]
 
 
 @pytest.mark.slow  # two searches, and three runs of what one has found

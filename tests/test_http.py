@@ -15,6 +15,7 @@ from srgnn_jax.serve import step
 from srgnn_jax.serve.batching import Batcher, Overloaded
 from srgnn_jax.serve.bodies import Limits
 from srgnn_jax.serve.http import App
+from srgnn_jax.serve.promote import _switch
 from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.serve.served import Served
 from srgnn_jax.serve.service import Service
@@ -423,6 +424,20 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
             path.write_bytes(b"damaged")
     assert client.post("/v1/reload").status_code == 409
     assert post(client, session=["item3"]).status_code == 200
+
+
+def test_a_link_that_is_switched_is_seen(recommender, tmp_path):
+    for day in ("monday", "tuesday"):
+        (tmp_path / day / "checkpoints" / "14").mkdir(parents=True)
+    live = tmp_path / "live"
+    _switch(live, tmp_path / "monday")
+    with few_shapes():
+        service = Service(lambda: recommender, workdir=live)
+    before = service._checkpoints()
+    _switch(live, tmp_path / "monday")
+    assert service._checkpoints() == before
+    _switch(live, tmp_path / "tuesday")
+    assert service._checkpoints() not in (before, set())
 
 
 def test_a_change_of_checkpoints_is_seen(recommender, tmp_path):

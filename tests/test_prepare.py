@@ -50,6 +50,7 @@ def reference(
     test_start=None,
     test_end=None,
     train_fraction=1.0,
+    train_days=0,
     date_resolution_seconds=0,
 ):
     """The published rules, click by click.
@@ -79,20 +80,26 @@ def reference(
         if len(items) < min_session_length:
             del sessions[session]
 
-    train, test = [], []
+    train, test, old = [], [], 0
+    window = round(train_days * DAY) if train_days else np.inf
     latest = max((date[session] for session in sessions), default=0)
     for session in sorted(sessions, key=lambda session: date[session]):
         if test_start is None:
             edge = latest - round(test_days * DAY)
-            if date[session] < edge:
-                train.append(sessions[session])
-            elif date[session] > edge:
+            if date[session] > edge:
                 test.append(sessions[session])
-        elif date[session] < test_start:
+                continue
+        else:
+            edge = test_start
+        if date[session] < edge - window:
+            old += 1
+        elif date[session] < edge:
             train.append(sessions[session])
+        elif test_start is None:
+            pass
         elif test_end is None or date[session] < test_end:
             test.append(sessions[session])
-    in_neither = len(sessions) - len(train) - len(test)
+    in_neither = len(sessions) - len(train) - len(test) - old
 
     rows_of = {}
     for items in train:
@@ -169,6 +176,7 @@ def test_against_the_reference(clicks, data):
         "min_item_count": data.draw(st.sampled_from([1, 2, 5])),
         "train_fraction": data.draw(st.sampled_from([1.0, 0.5, 1 / 4, 0.3])),
         "date_resolution_seconds": data.draw(st.sampled_from([0, 1, 2])),
+        "train_days": data.draw(st.sampled_from([0, 0, 2 / 86_400, 1e9])),
     }
     if data.draw(st.booleans()):
         rules["test_days"] = data.draw(st.sampled_from([1, 2, 5])) / 86_400
@@ -393,3 +401,16 @@ def test_real_clicks_against_the_reference():
         path = RAW / f"yoochoose-clicks-100k_{part}.txt"
         rows += read_clicks(path)[0].cast({"item": pl.String}).rows()
     assert compare(rows, train_fraction=1 / 64, date_resolution_seconds=1)
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_a_window_of_whole_days_has_so_many(published):
+    # As a log of dates has it: one session of two items a day.
+    rows = [(f"s{d}", item, d * DAY) for d in range(9) for item in "ab"]
+    rules = {"min_item_count": 1, "as_published": published}
+    for test, first in ({"test_days": 2.0}, 7), ({"test_start": 6 * DAY}, 6):
+        prepared = prepare(frame(rows), **test, **rules, train_days=3)
+        last = first - (published and "test_days" in test)
+        assert len(prepared.splits["train"]) == 3
+        assert prepared.counts["older_sessions"] == last - 3
+        assert "older_sessions" not in prepare(frame(rows), **test, **rules).counts

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from srgnn_jax.data.counts import count
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
@@ -33,6 +33,7 @@ def prepare(
     test_days: float = 1.0,
     test_start: int | None = None,
     test_end: int | None = None,
+    train_days: float | int = 0.0,
     train_fraction: float = 1.0,
     date_resolution_seconds: int = 0,
     **visits: Any,
@@ -48,7 +49,7 @@ def prepare(
     3. With T the latest date, a session tests if its date > T - `test_days` (of 24
        hours), else it trains; as published, those exactly on the edge do neither. With
        `test_start`, sessions before it train, the others before `test_end` test. Dates
-       are in microseconds.
+       are in microseconds. `train_days` keeps the last so many days of training.
     4. Sessions are ordered by date, then by id, as published by first appearance in the
        file.
     5. Items are numbered from 1 by first appearance in training. Test clicks on other
@@ -68,13 +69,9 @@ def prepare(
         dates = dates - dates % (date_resolution_seconds * SECOND)
         gathered = gathered._replace(dates=dates)
     kept, date = _filter(gathered, min_session_length, min_item_count, len(clicks))
-    # A span that is longer than all of time leaves nothing before it.
-    edge = date.max() - round(min(test_days, 1e6) * DAY)
-    is_test = date > edge
-    is_train = date < edge if as_published else ~is_test
-    if test_start is not None:
-        is_train = date < test_start
-        is_test = ~is_train & (date < (np.inf if test_end is None else test_end))
+    is_train, is_test, is_older = _split(
+        date, as_published, test_days, test_start, test_end, train_days
+    )
     train, test = (kept.take(np.flatnonzero(part)) for part in (is_train, is_test))
     _check_split(train, test, date)
     raw = dict.fromkeys(("train", "test"), gathered.raw_items)
@@ -91,8 +88,34 @@ def prepare(
     counts = count(splits, vocabulary) | gathered.counts
     # As published: before those without a known item are dropped.
     counts |= {"test_sessions": len(test), "raw_clicks": len(clicks)}
-    counts["edge_sessions"] = int((~is_train & ~is_test).sum())
+    counts["edge_sessions"] = int((~is_train & ~is_test & ~is_older).sum())
+    if train_days:
+        counts["older_sessions"] = int(is_older.sum())
     return Dataset(splits, vocabulary, counts)
+
+
+def _split(
+    date: Int[np.ndarray, " S"],
+    as_published: bool,
+    test_days: float | int,
+    test_start: int | None,
+    test_end: int | None,
+    train_days: float | int,
+) -> list[Bool[np.ndarray, " S"]]:
+    """Applies rule 3: which sessions train, which test, and which are too old."""
+    # A span that is longer than all of time leaves nothing before it.
+    edge = date.max() - round(min(test_days, 1e6) * DAY)
+    window = round(min(train_days or 1e6, 1e6) * DAY)
+    if test_start is not None:
+        is_test = (date >= test_start) & (
+            date < (np.inf if test_end is None else test_end)
+        )
+        is_before, is_older = date < test_start, date < test_start - window
+    elif as_published:
+        is_test, is_before, is_older = date > edge, date < edge, date < edge - window
+    else:
+        is_test, is_before, is_older = date > edge, date <= edge, date <= edge - window
+    return [is_before & ~is_older, is_test, is_older]
 
 
 def _check_split(train: Sessions, test: Sessions, date: Int[np.ndarray, " S"]) -> None:

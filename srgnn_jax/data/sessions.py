@@ -185,12 +185,18 @@ def _check_integers(*arrays: Any) -> None:
 class Vocabulary:
     """The raw id, as text, of every item row: `ids[0]` is that of row 1.
 
-    `clicks` tells how often each was clicked in training; None: unknown.
+    `clicks` tells how often each was clicked in training; None: unknown. `is_new` tells
+    which of them the run lacked that this one started from; None: it started from none.
     """
 
-    def __init__(self, ids: Sequence[str], clicks: Int[np.ndarray, " n"] | None = None):
+    def __init__(
+        self,
+        ids: Sequence[str],
+        clicks: Int[np.ndarray, " n"] | None = None,
+        is_new: Bool[np.ndarray, " n"] | None = None,
+    ):
         self.ids = list(ids)
-        self.clicks = clicks
+        self.clicks, self.is_new = clicks, is_new
         self._rows = {raw: row for row, raw in enumerate(self.ids, 1)}
         if len(self._rows) != len(self.ids):
             raise ValueError("the item ids of a vocabulary must differ")
@@ -199,7 +205,13 @@ class Vocabulary:
 
     def with_clicks(self, items: Int[np.ndarray, " C"]) -> "Vocabulary":
         """Returns the vocabulary with the item rows of training's clicks counted."""
-        return Vocabulary(self.ids, np.bincount(items, minlength=self.num_items)[1:])
+        clicks = np.bincount(items, minlength=self.num_items)[1:]
+        return Vocabulary(self.ids, clicks, self.is_new)
+
+    @property
+    def new_rows(self) -> Bool[np.ndarray, " V"] | None:
+        """Whether each row is of a new item, row 0 included; None: see the class."""
+        return None if self.is_new is None else np.append(False, self.is_new)
 
     @property
     def num_items(self) -> int:
@@ -243,12 +255,14 @@ class Vocabulary:
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes ids and clicks to a parquet file, as a whole or not at all."""
+        """Writes all of it to a parquet file, as a whole or not at all."""
         path = pathlib.Path(path)
         unfinished = path.with_name(path.name + ".unfinished")
         columns = [pl.Series("item", self.ids, pl.String)]
         if self.clicks is not None:
             columns.append(pl.Series("clicks", self.clicks, pl.Int64))
+        if self.is_new is not None:
+            columns.append(pl.Series("is_new", self.is_new, pl.Boolean))
         pl.DataFrame(columns).write_parquet(unfinished)
         unfinished.replace(path)
 
@@ -269,16 +283,19 @@ class Vocabulary:
                     "than such a file holds"
                 )
             columns = pl.read_parquet(path, glob=False)
-            known = {"item": pl.String, "clicks": pl.Int64}
-            if columns.schema not in (known, {"item": pl.String}):
+            known = {"item": pl.String, "clicks": pl.Int64, "is_new": pl.Boolean}
+            if columns.schema not in [
+                {name: known[name] for name in ("item", *rest)}
+                for rest in ((), ("clicks",), ("clicks", "is_new"))
+            ]:
                 raise ValueError(f"its columns are {str(columns.schema)[:200]}")
             # Rows may share their bytes, until they become text of Python.
             if columns["item"].str.len_bytes().sum() > most:
                 raise ValueError("its ids are longer, and more than such a file holds")
             if any(columns.null_count().row(0)):
                 raise ValueError("it holds an empty row")
-            clicks = columns["clicks"].to_numpy() if columns.width > 1 else None
-            return cls(columns["item"].to_list(), clicks)
+            ids, *rest = columns
+            return cls(ids.to_list(), *(column.to_numpy() for column in rest))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,7 +140,7 @@ class Devices:
             sharding: Any = SingleDeviceSharding(jax.local_devices()[0])
             if self.mesh is not None:
                 sharding = NamedSharding(self.mesh, _spec(path))
-            if _is_table(path):
+            if is_table(path):
                 filled_up = -(-shape[0] // self.item_shards) * self.item_shards
                 shape = filled_up, *shape[1:]
             return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
@@ -151,7 +151,7 @@ class Devices:
         """Returns how each array of a state that has shardings lies on the devices."""
 
         def leaf(path, x):
-            if self.table_order is None or not _is_table(path):
+            if self.table_order is None or not is_table(path):
                 return x.sharding
             return Format(Layout(self.table_order), x.sharding)
 
@@ -299,13 +299,14 @@ def one_after_another(step: Callable) -> Callable:
     return steps
 
 
-def _is_table(path: tuple) -> bool:
+def is_table(path: tuple) -> bool:
+    """Whether the array at a path of a state is the item table, or a moment of it."""
     return any(getattr(key, "key", None) == "item_embedding" for key in path)
 
 
 def _spec(path: tuple) -> PartitionSpec:
     """Returns how the array at a path of a state is split over a mesh."""
-    return PartitionSpec(ITEM_AXIS) if _is_table(path) else PartitionSpec()
+    return PartitionSpec(ITEM_AXIS) if is_table(path) else PartitionSpec()
 
 
 def find_devices(

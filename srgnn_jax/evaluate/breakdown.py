@@ -46,6 +46,24 @@ def popularity_deciles(clicks: Int[np.ndarray, " V"]) -> Int[np.ndarray, " V"]:
     return decile
 
 
+def ages(
+    examples: Examples, is_new: Bool[np.ndarray, " V"]
+) -> dict[str, Bool[np.ndarray, " E"]]:
+    """Returns whether each example belongs to a group by which item rows are new.
+
+    Of "old targets" and "new targets" each has one; "old and new" are those whose
+    items, prefix and target together, are some of either.
+    """
+    before = np.append(0, np.cumsum(is_new[examples.items]))
+    items, target = examples.lengths + 1, is_new[examples.targets]
+    new = before[examples.starts + items] - before[examples.starts]
+    return {
+        "old targets": ~target,
+        "new targets": target,
+        "old and new": (new > 0) & (new < items),
+    }
+
+
 def groups(
     examples: Examples, clicks: Int[np.ndarray, " V"]
 ) -> dict[str, dict[str, Bool[np.ndarray, " E"]]]:
@@ -94,11 +112,13 @@ def break_down(
     examples: Examples,
     clicks: Int[np.ndarray, " V"],
     ks: Sequence[int],
+    is_new: Bool[np.ndarray, " V"] | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Returns metrics and their intervals, of all examples and of each group.
 
     By trait and group that has examples, it holds the number of "examples", the mean of
-    each metric, and under "interval" its bounds: what JSON can hold.
+    each metric, and under "interval" its bounds: what JSON can hold. The trait
+    "age" is that of `ages`.
     """
     session = example_sessions(examples)
     by_name = metrics.ranking_metrics(rank, ks)
@@ -114,9 +134,12 @@ def break_down(
         }
 
     everything = {"all": {"all": np.ones(len(rank), bool)}}
+    everything |= groups(examples, clicks)
+    if is_new is not None:
+        everything["age"] = ages(examples, is_new)
     return {
         trait: {name: of(chosen) for name, chosen in parts.items() if chosen.any()}
-        for trait, parts in (everything | groups(examples, clicks)).items()
+        for trait, parts in everything.items()
     }
 
 

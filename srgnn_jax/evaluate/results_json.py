@@ -45,8 +45,9 @@ PLACES = {
     "workdir": [],
     "config.prepared_dir": [],
     "config.data_dir": ["--config.data_dir=DIR"],
+    "config.warm_start": ["--config.warm_start=DIR"],
 }
-FIELDS_OF_PLACES = frozenset({"data_dir", "prepared_dir"})
+FIELDS_OF_PLACES = frozenset({"data_dir", "prepared_dir", "warm_start"})
 
 
 def portable_command(arguments: Sequence[str]) -> str:
@@ -93,8 +94,9 @@ def of_run(
             **breakdown.list_traits(lists, clicks),
         },
         "test_breakdown": breakdown.break_down(
-            rank, splits.evaluated["test"], clicks, config.ks
+            rank, splits.evaluated["test"], clicks, config.ks, splits.is_new
         ),
+        "parents": progress.parents,
         "test_seconds": len(rank) / test["examples_per_second"],
     }
 

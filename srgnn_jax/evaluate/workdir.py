@@ -1,6 +1,7 @@
 """Evaluates what a workdir holds, and simple baselines on the data of a config."""
 
 import contextlib
+import dataclasses
 import logging
 import pathlib
 import time
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from srgnn_jax import config as config_lib
 from srgnn_jax import tables
 from srgnn_jax.data.counts import data_name
-from srgnn_jax.data.sessions import Examples
+from srgnn_jax.data.sessions import Dataset, Examples
 from srgnn_jax.devices import layouts, processes
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import baselines, metrics, results_json
@@ -22,7 +23,7 @@ from srgnn_jax.evaluate.scorer import target_ranks
 from srgnn_jax.model.layers import Params
 from srgnn_jax.runs.checkpoint import Checkpoints, restore_best
 from srgnn_jax.runs.progress import Progress
-from srgnn_jax.runs.workdir import make_workdir, seed_folders
+from srgnn_jax.runs.workdir import load_vocabulary, make_workdir, seed_folders
 
 # By `config.select_on`: how the epoch was chosen, for a person at the terminal.
 _CHOSEN = {
@@ -96,6 +97,50 @@ def evaluate_workdir(
             each.append(evaluate_workdir(str(path), one, model))
         report_seeds(folder, list(seeds))
         return {n: float(np.mean([means[n] for means in each])) for n in each[0]}
+    opened = open_run(folder, config, model)
+    splits, progress = opened.splits, opened.progress
+    test, run = evaluate_best(
+        opened.config, progress, splits, opened.evaluator(), opened.params
+    )
+    if processes.is_main_process():
+        path = folder / results_json.FILE
+        try:
+            command = results_json.read(path)["command"] if path.exists() else ""
+            results_json.record(folder, opened.own, opened.data, splits, command, run)
+        except UserError as error:
+            log.warning("%s: what was found is only printed", error)
+    return test
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedRun:
+    """A run, with what it is evaluated with: its best checkpoint, and its data."""
+
+    config: ConfigDict  # that it is evaluated with
+    own: ConfigDict  # that it was trained with, but for more list lengths
+    progress: Progress
+    data: Dataset
+    splits: config_lib.Splits
+    model: nn.Module
+    params: Params
+    devices: layouts.Devices
+
+    @property
+    def test(self) -> Examples:
+        """What it is evaluated on."""
+        return self.splits.evaluated["test"]
+
+    def evaluator(self) -> Evaluator:
+        """Returns what evaluates it on test."""
+        return make_evaluator(self.config, self.model, self.test, self.devices)
+
+
+def open_run(
+    folder: pathlib.Path,
+    config: ConfigDict | None = None,
+    model: config_lib.MakeModel | None = None,
+) -> OpenedRun:
+    """Opens the run of a workdir; see `evaluate_workdir`."""
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         progress = checkpoints.progress()
         own = config_lib.from_dict(progress.config)
@@ -115,16 +160,10 @@ def evaluate_workdir(
         )
         params, _ = restore_best(checkpoints, progress, made, devices)
     splits = config_lib.make_splits(config, data)
-    evaluate = make_evaluator(config, made, splits.evaluated["test"], devices)
-    test, run = evaluate_best(config, progress, splits, evaluate, params)
-    if processes.is_main_process():
-        path = folder / results_json.FILE
-        try:
-            command = results_json.read(path)["command"] if path.exists() else ""
-            results_json.record(folder, own, data, splits, command, run)
-        except UserError as error:
-            log.warning("%s: what was found is only printed", error)
-    return test
+    if progress.parents:
+        vocabulary = load_vocabulary(folder, progress.vocabulary)
+        splits = dataclasses.replace(splits, is_new=vocabulary.new_rows)
+    return OpenedRun(config, own, progress, data, splits, made, params, devices)
 
 
 def evaluate_best(
@@ -151,8 +190,11 @@ def evaluate_best(
     pop = baselines.pop(splits.train_sessions, progress.num_items)
     ranks = target_ranks(pop, splits.evaluated["test"])
     columns["POP test"] = metrics.means(ranks, config.ks)
+    run = results_json.of_run(progress, config, splits, test, rank, lists)
+    # After a warm start.
+    columns |= run["test_breakdown"].get("age", {})
     processes.say("\n".join(["", title, "", *metric_table(config.ks, columns)]))
-    return test, results_json.of_run(progress, config, splits, test, rank, lists)
+    return test, run
 
 
 def report_seeds(folder: pathlib.Path, seeds: Sequence[int]) -> None:

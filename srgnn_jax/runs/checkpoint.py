@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from srgnn_jax.devices import processes
@@ -162,6 +163,10 @@ class Checkpoints:
             "--workdir"
         )
 
+    def checksum(self, step: int) -> str:
+        """Returns a SHA-256 of one checkpoint: that of the sums of its files."""
+        return _digest(self._folder / str(step) / CHECKSUMS)
+
     def continue_from(self, step: int | None) -> None:
         """Makes way for a run that goes on from one checkpoint, or starts.
 
@@ -184,7 +189,8 @@ class Checkpoints:
         """Reads arrays of one checkpoint, laid out as `wanted` says.
 
         That is a state, or a dict of some of its fields: shapes, types and shardings.
-        Only the rows that fill up the item table may differ in number.
+        Only the rows of the item table may differ in number. Where there is no
+        sharding, it is NumPy's arrays, with the rows that were saved.
 
         Raises:
           UserError: there is no such checkpoint, it is damaged, or its arrays have
@@ -194,6 +200,8 @@ class Checkpoints:
         self._check_shapes(wanted, step)
 
         def how(x):
+            if x.sharding is None:
+                return ocp.RestoreArgs(restore_type=np.ndarray)
             return ocp.ArrayRestoreArgs(
                 sharding=x.sharding, global_shape=x.shape, dtype=x.dtype, strict=False
             )

@@ -27,6 +27,11 @@ class Progress:
     best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     bad_epochs: int = 0  # epochs since then
     model: str = "SRGNN"  # see `model_name`
+    # epochs of runs before this one that the learning rate's schedule goes on from
+    first_epoch: int = 0
+    # the run that it began with, the one that this began with, and so on; see
+    # `train.warm_start`
+    parents: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def end_epoch(self, metrics: dict[str, float], select_by: str) -> float:
         """Counts an epoch as done, and as the best if it is; returns its mean loss.

@@ -161,7 +161,8 @@ class Recommender:
         the run split it. UserError: there is no checkpoint, it is of another model, or
         its vocabulary is missing or another's.
         """
-        folder = pathlib.Path(workdir).expanduser()
+        # All of one run, where a link to another one comes in between.
+        folder = pathlib.Path(workdir).expanduser().resolve()
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
             progress = checkpoints.progress()
             config = config_lib.from_dict(progress.config)

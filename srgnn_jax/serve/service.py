@@ -190,9 +190,11 @@ class Service:
                     await self.reload("the checkpoints have changed")
 
     def _checkpoints(self) -> set[str]:
-        folder = pathlib.Path(self._workdir or "").expanduser() / FOLDER
+        # Promoting switches a link to another workdir, whose steps may be the same.
+        folder = pathlib.Path(self._workdir or "").expanduser().resolve() / FOLDER
         try:
-            return {name for name in os.listdir(folder) if name.isdecimal()}
+            names = filter(str.isdecimal, os.listdir(folder))
+            return {str(folder / name) for name in names}
         except OSError:
             return set()
 

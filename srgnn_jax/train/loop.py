@@ -26,8 +26,14 @@ from srgnn_jax.model.losses import Loss
 from srgnn_jax.runs.checkpoint import Checkpoints, check_finite, restore_best
 from srgnn_jax.runs.progress import Progress
 from srgnn_jax.runs.records import MetricsWriter
-from srgnn_jax.runs.workdir import check_kind, make_workdir, only_run, save_vocabulary
-from srgnn_jax.train import interrupt
+from srgnn_jax.runs.workdir import (
+    check_kind,
+    load_vocabulary,
+    make_workdir,
+    only_run,
+    save_vocabulary,
+)
+from srgnn_jax.train import interrupt, warm_start
 from srgnn_jax.train.optimizer import adam_with_l2
 from srgnn_jax.train.step import TrainState, init_state, train_step
 
@@ -114,12 +120,20 @@ def train_one(
             progress = dataclasses.replace(stored, config=progress.config)
         if is_main:
             (folder / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
-        if config.epochs == 0:
+        if config.epochs == 0 and not config.warm_start:
             return None
+        vocabulary = data.vocabulary.with_clicks(splits.train_sessions.items)
+        parent = None
+        if config.warm_start and resumes:
+            vocabulary = load_vocabulary(folder, progress.vocabulary)
+        elif config.warm_start:
+            parent, vocabulary, progress = warm_start.look_back(
+                config, folder, model, vocabulary, progress
+            )
+        splits = dataclasses.replace(splits, is_new=vocabulary.new_rows)
         checkpoints.continue_from(progress.step if resumes else None)
         if is_main:
-            counted = data.vocabulary.with_clicks(splits.train_sessions.items)
-            save_vocabulary(folder, counted)
+            save_vocabulary(folder, vocabulary)
         writer = MetricsWriter(folder, progress.step, is_main)
         with contextlib.closing(writer), processes.together():
             run = _Run(
@@ -127,6 +141,8 @@ def train_one(
             )
             if resumes:
                 run.restore()
+            elif parent is not None:
+                run.begin(parent)
             results = run.run(stops)
             if is_main and results:
                 results_json.record(folder, config, data, splits, command, results)
@@ -157,7 +173,9 @@ class _Run:
         # Else each batch brings its own clicks.
         held = len(train.items) <= devices.max_clicks
         self.steps_per_call = devices.steps_per_call if held else 1
-        self.schedule = config_lib.make_schedule(config, self.steps_per_epoch)
+        self.schedule = config_lib.make_schedule(
+            config, self.steps_per_epoch, self.progress.first_epoch
+        )
         optimizer = adam_with_l2(self.schedule, config.l2)
         step = functools.partial(
             train_step,
@@ -184,6 +202,11 @@ class _Run:
         done = self.is_complete()
         said = "the run is complete:" if done else "continuing from the checkpoint of"
         processes.say(f"{said} step {step}, epoch {epoch}")
+
+    def begin(self, parent: warm_start.Parent) -> None:
+        sessions, rule = self.splits.train_sessions, self.config.new_items
+        self.state = warm_start.begin(parent, self.state, self.devices, sessions, rule)
+        self.save()
 
     def is_complete(self) -> bool:
         config, progress = self.config, self.progress

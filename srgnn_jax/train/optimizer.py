@@ -12,15 +12,21 @@ SMALL = 2**15
 
 
 def step_decay(
-    learning_rate: float, lr_decay_epochs: int, lr_decay: float, steps_per_epoch: int
+    learning_rate: float,
+    lr_decay_epochs: int,
+    lr_decay: float,
+    steps_per_epoch: int,
+    first_epoch: int = 0,
 ) -> optax.Schedule:
     """Multiplies the learning rate by `lr_decay` after every `lr_decay_epochs` epochs.
 
     This is `torch.optim.lr_scheduler.StepLR`, stepped after each epoch. The learning
-    rate stays constant where `lr_decay_epochs` is 0.
+    rate stays constant where `lr_decay_epochs` is 0. `first_epoch` epochs count as done
+    at step 0.
     """
-    every = lr_decay_epochs * steps_per_epoch
-    return optax.exponential_decay(learning_rate, every, lr_decay, staircase=True)
+    every, first = lr_decay_epochs * steps_per_epoch, first_epoch * steps_per_epoch
+    decay = optax.exponential_decay(learning_rate, every, lr_decay, staircase=True)
+    return lambda count: decay(count + first)
 
 
 def adam_with_l2(

@@ -13,7 +13,8 @@ from srgnn_jax.train import space, study
 
 # Fields that no search chooses: they change what is measured, or no number at all.
 _NOT_SEARCHED = {*config_lib.PREPARATION_FIELDS, *config_lib.MAY_DIFFER} | {
-    *("dataset", "ks", "seed", "select_by", "select_on", "valid_fraction")
+    *("dataset", "ks", "seed", "select_by", "select_on", "valid_fraction"),
+    *("new_items", "warm_start", "warm_start_schedule"),
 }
 
 
@@ -121,6 +122,7 @@ def check_config(config: ConfigDict) -> None:
         ("select_on", "valid", "a search chooses on validation, never on test"),
         ("runs", 1, "a trial is one run; train best.py with it instead"),
         ("max_steps", 0, "a trial is judged by whole epochs"),
+        ("warm_start", "", "a trial's network may be another than that run's"),
     ):
         if config[field] != wanted:
             told = f"config.{field} is {config[field]!r}, but {why}"

@@ -64,6 +64,7 @@ class Settings:
     test_days: float = 1.0
     test_start: str = ""
     test_end: str = ""
+    train_days: float | int = 0.0
     train_fraction: float = 1.0
     date_resolution_seconds: int = 0
     recbole_time: str = "exact"

@@ -1,0 +1,191 @@
+"""Two runs on the same test, side by side; the better one goes to work.
+
+Axes: E examples, V item rows.
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from srgnn_jax import config as config_lib
+from srgnn_jax import tables
+from srgnn_jax.data.sessions import Examples
+from srgnn_jax.devices import layouts, processes
+from srgnn_jax.errors import UserError, reason
+from srgnn_jax.evaluate import breakdown, metrics
+from srgnn_jax.evaluate.workdir import OpenedRun, make_evaluator, open_run
+from srgnn_jax.model.losses import Loss
+from srgnn_jax.runs.workdir import load_vocabulary
+from srgnn_jax.serve.exported import by_popularity
+from srgnn_jax.serve.recommend import Recommender
+from srgnn_jax.train.loop import train_and_evaluate
+
+# The rank of a target that a run does not have: no list is as long.
+_NOWHERE = np.iinfo(np.int32).max
+FROM_NOTHING = "from_nothing"
+
+
+def promote(
+    workdir: str,
+    live: str,
+    config: ConfigDict | None = None,
+    model: config_lib.MakeModel | None = None,
+) -> bool:
+    """Makes a link lead to a workdir, unless the run that it leads to is better.
+
+    Both are evaluated on the test split of the workdir's run, see `compare`; what
+    decides is its `config.select_by`, of which an equal value is not worse. Where the
+    link is not there yet, nothing is compared. It is switched in one step, so that
+    whoever follows it finds one run or the other.
+
+    Args:
+      workdir: folder of the new run.
+      live: the link, such as that which `--mode=serve` is given as its workdir.
+      config, model: of both runs; see `evaluate_workdir`.
+
+    Returns:
+      Whether the link leads to the workdir now.
+
+    Raises:
+      UserError: what the user can mend, such as a folder in the link's place.
+    """
+    folder, link = (pathlib.Path(path).expanduser() for path in (workdir, live))
+    if link.exists() and not link.is_symlink():
+        raise UserError(
+            f"--live={live} is a folder of its own; name a link, which is made where "
+            "there is none"
+        )
+    if link.exists() and link.resolve() != folder.resolve():
+        by, both = compare(workdir, live, config, model)
+        new, old = (means["all"][by] for means in both)
+        if not new >= old:
+            processes.say(
+                f"\nnot promoted: {by} is {100 * new:.2f}, and {100 * old:.2f} in "
+                f"{link.resolve().name}; {live} stays as it is"
+            )
+            return False
+    elif not link.exists():
+        # What cannot be evaluated is not promoted.
+        open_run(folder, config, model)
+    _switch(link, folder)
+    processes.say(f"\npromoted: {live} is {folder.resolve().name}")
+    return True
+
+
+def _switch(link: pathlib.Path, folder: pathlib.Path) -> None:
+    """Makes a link lead to a folder, in one step."""
+    unfinished = link.with_name(f"{link.name}.unfinished")
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.unlink(missing_ok=True)
+        # By the way from one to the other: both may be moved, or mounted elsewhere.
+        target = os.path.relpath(folder.resolve(), link.parent.resolve())
+        unfinished.symlink_to(target, target_is_directory=True)
+        unfinished.replace(link)
+    except OSError as error:
+        raise UserError(f"cannot link {link} to {folder} ({reason(error)})") from error
+
+
+# By group of examples, and by metric.
+Means = dict[str, dict[str, float]]
+
+
+def compare(
+    workdir: str,
+    other: str,
+    config: ConfigDict | None = None,
+    model: config_lib.MakeModel | None = None,
+) -> tuple[str, list[Means]]:
+    """Evaluates the runs of two workdirs on the test split of the first; prints both.
+
+    The other run answers as if it were asked by raw id: clicks on items that it lacks
+    are left out, a session of which it knows none gets its most popular items, and a
+    target that it lacks is in no list.
+
+    Returns:
+      The metric that chooses, and for both runs the means of "all" examples and of
+      those of `breakdown.ages`; new are items that the first run's parent lacks or,
+      where it has none, the other run.
+    """
+    folders = [pathlib.Path(path).expanduser().resolve() for path in (workdir, other)]
+    run = open_run(folders[0], config, model)
+    examples, ks, by = run.test, run.config.ks, run.config.select_by
+    ids = load_vocabulary(folders[0], run.progress.vocabulary).ids
+    rank, rows = _ranks_by_raw_id(folders[1], run, ids, model)
+    is_new = run.splits.is_new
+    if is_new is None:
+        is_new = np.append(False, rows[1:] == 0)
+    groups = {"all": np.ones(len(rank), bool), **breakdown.ages(examples, is_new)}
+    groups = {name: chosen for name, chosen in groups.items() if chosen.any()}
+    both = [
+        {name: metrics.means(of[chosen], ks) for name, chosen in groups.items()}
+        for of in (run.evaluator().with_lists(run.params, 0)[1], rank)
+    ]
+    table = [["", "examples", *(folder.name for folder in folders)]]
+    for name, chosen in groups.items():
+        for metric in dict.fromkeys((f"recall@{metrics.usual_k(ks)}", by)):
+            values = [tables.percent(means[name][metric]) for means in both]
+            table.append([f"{metric}, {name}", f"{chosen.sum():,}", *values])
+    processes.say("\n".join(["", *tables.plain(table)]))
+    return by, both
+
+
+def _ranks_by_raw_id(
+    folder: pathlib.Path,
+    run: OpenedRun,
+    ids: Sequence[str],
+    model: config_lib.MakeModel | None,
+) -> tuple[Int[np.ndarray, " E"], Int[np.ndarray, " V"]]:
+    """Ranks a run's targets by the run of another workdir; `ids` are the first's.
+
+    Returns:
+      The rank of each target; and the other run's row of each item, 0 where none is.
+    """
+    recommender = Recommender.load(folder, model)
+    vocabulary = recommender.vocabulary
+    rows = np.append(0, vocabulary.rows(ids))
+    examples = run.test
+    clicks, ends = rows[examples.items], examples.starts + examples.lengths
+    # Where each click lies among the known ones.
+    before = np.append(0, np.cumsum(clicks > 0))
+    target, lengths = clicks[ends], before[ends] - before[examples.starts]
+    seen = np.minimum(lengths, recommender.max_length).astype(np.int32)
+    rank = np.full(len(examples), _NOWHERE, np.int64)
+    if (asked := (target > 0) & (lengths > 0)).any():
+        some = before[ends[asked]] - seen[asked], seen[asked]
+        known = Examples(clicks[clicks > 0], *some)
+        devices = layouts.find_devices("jit", max_scores=run.config.max_scores)
+        evaluate = make_evaluator(run.config, recommender.model, known, devices)
+        rank[asked] = evaluate.with_lists(recommender.params, 0)[1]
+    order, _ = by_popularity(vocabulary.clicks, len(vocabulary.ids))
+    place = np.empty(vocabulary.num_items, np.int64)
+    place[order] = 1 + np.arange(len(order))
+    alone = (target > 0) & (lengths == 0)
+    rank[alone] = place[target[alone]]
+    return rank, rows
+
+
+def train_both(
+    config: ConfigDict,
+    workdir: str,
+    epochs: int,
+    command: str = "",
+    model: config_lib.MakeModel | None = None,
+    losses: Mapping[str, Loss] | None = None,
+) -> tuple[str, list[Means]]:
+    """Trains a run with `config.warm_start`, then one from nothing; see `compare`.
+
+    The second has the same data and settings but for its number of epochs, and lies in
+    the workdir's folder `from_nothing`. For the arguments see `train_and_evaluate`.
+    """
+    if not config.warm_start or config.runs > 1:
+        raise UserError("--compare is for a single run, with config.warm_start; set it")
+    train_and_evaluate(config, workdir, command, model, losses)
+    other = str(pathlib.Path(workdir).expanduser() / FROM_NOTHING)
+    fields = {**config_lib.to_dict(config), "warm_start": "", "epochs": epochs}
+    train_and_evaluate(config_lib.from_dict(fields), other, command, model, losses)
+    return compare(workdir, other, None, model)

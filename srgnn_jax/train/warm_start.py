@@ -1,0 +1,263 @@
+"""Warm start: a run begins with what another run has learnt, for the items of today.
+
+The item table is matched by raw id: rows that the other run, the parent, has too keep
+their parameters and both of Adam's moments, others begin by `config.new_items`, with
+moments of 0. All else is the parent's as it is, Adam's count of steps included; the
+run's own steps and epochs begin at 0.
+
+Axes: V item rows of today, P of the parent, D embedding, N new items.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+from ml_collections import ConfigDict
+from scipy import sparse
+
+from srgnn_jax import config as config_lib
+from srgnn_jax.data.sessions import Sessions, Vocabulary
+from srgnn_jax.devices import layouts, processes
+from srgnn_jax.errors import UserError, differences
+from srgnn_jax.runs.checkpoint import Checkpoints, check_finite
+from srgnn_jax.runs.progress import Progress, model_name
+from srgnn_jax.runs.workdir import load_vocabulary, seed_folders
+from srgnn_jax.train.step import TrainState
+
+# Fields by which a network, of the same parameters, computes something else.
+NETWORK_FIELDS = (
+    *("embedding_size", "step", "readout", "normalize", "scale"),
+    *("reverse_positions", "softmax_attention"),
+)
+
+# Of rows, values to set: where each row's lie among the values, -1 where it has none.
+Rows = tuple[Int[np.ndarray, " V"], Float[np.ndarray, "N D"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parent:
+    """The run that another one begins with.
+
+    Attributes:
+      folder: its workdir.
+      progress: that of its best checkpoint, which is taken; while no epoch is complete,
+        of the last one.
+      checksum: of that checkpoint.
+      num_items: P, row 0 included.
+      rows: by row of today, row 0 included, the row in its table; -1 of new items.
+    """
+
+    folder: pathlib.Path
+    progress: Progress
+    checksum: str
+    num_items: int
+    rows: Int[np.ndarray, " V"]
+
+    def mark_new(self, vocabulary: Vocabulary) -> Vocabulary:
+        """Returns today's vocabulary, with the items marked that the parent lacks."""
+        return Vocabulary(vocabulary.ids, vocabulary.clicks, self.rows[1:] < 0)
+
+    def hand_on(self, progress: Progress, schedule: str) -> Progress:
+        """Returns the progress of a run that is to begin with this one.
+
+        Its `parents` tell of each run that it descends from, newest first, and of the
+        items that were kept, new and gone as its child began.
+        """
+        own = self.progress
+        kept = np.unique(self.rows[self.rows > 0]).size
+        born = {
+            "workdir": self.folder.resolve().name,
+            "step": own.step,
+            "epoch": own.epoch,
+            "checksum": self.checksum,
+            "data": own.data,
+            "vocabulary": own.vocabulary,
+            "kept_items": kept,
+            "new_items": int(np.count_nonzero(self.rows < 0)),
+            "gone_items": self.num_items - 1 - kept,
+        }
+        first = own.first_epoch + own.epoch if schedule == "go_on" else 0
+        parents = [born, *own.parents]
+        return dataclasses.replace(progress, first_epoch=first, parents=parents)
+
+
+def look_back(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    model: nn.Module,
+    vocabulary: Vocabulary,
+    progress: Progress,
+) -> tuple[Parent, Vocabulary, Progress]:
+    """Returns the parent, and vocabulary and progress of a new run, which tell of it.
+
+    UserError: see `find_parent`.
+    """
+    parent = find_parent(config, workdir, model, vocabulary)
+    handed_on = parent.hand_on(progress, config.warm_start_schedule)
+    processes.say(line(handed_on))
+    return parent, parent.mark_new(vocabulary), handed_on
+
+
+def find_parent(
+    config: ConfigDict, workdir: pathlib.Path, model: nn.Module, vocabulary: Vocabulary
+) -> Parent:
+    """Finds the run that `config.warm_start` names, and matches its items with today's.
+
+    Raises:
+      UserError: there is no such run, it is this one, its network is another, or its
+        checkpoint or vocabulary is damaged.
+    """
+    folder = pathlib.Path(config.warm_start).expanduser()
+    where = f"config.warm_start is {config.warm_start!r}"
+    if folder.resolve() == workdir.resolve():
+        raise UserError(f"{where}, the run's own workdir; choose another --workdir")
+    if seeds := seed_folders(folder):
+        raise UserError(
+            f"{where}, which holds the runs of several seeds; name one of them, "
+            f"such as {next(iter(seeds.values()))}"
+        )
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        progress = checkpoints.progress()
+        if progress.best_step:
+            progress = checkpoints.progress(progress.best_step)
+        checksum = checkpoints.checksum(progress.step)
+    _check_same_network(where, config, model, progress)
+    old = load_vocabulary(folder, progress.vocabulary)
+    rows = old.rows(vocabulary.ids)
+    rows = np.append(0, np.where(rows > 0, rows, -1))
+    return Parent(folder, progress, checksum, old.num_items, rows)
+
+
+def _check_same_network(
+    where: str, config: ConfigDict, model: nn.Module, progress: Progress
+) -> None:
+    old = config_lib.from_dict(progress.config)
+    facts = [
+        {f"config.{field}": one[field] for field in NETWORK_FIELDS} | {"model": name}
+        for one, name in ((old, progress.model), (config, model_name(model)))
+    ]
+    if found := differences(*facts):
+        raise UserError(
+            f"{where}, a run of another network; set what differs as it is there, or "
+            f"train from nothing: {found}"
+        )
+
+
+def begin(
+    parent: Parent,
+    state: TrainState,
+    devices: layouts.Devices,
+    sessions: Sessions,
+    new_items: str,
+) -> TrainState:
+    """Returns the state before the first step of a run that begins with its parent.
+
+    Each device is given its own rows of the tables; the parent's are read whole.
+
+    Args:
+      parent: what `find_parent` found.
+      state: as it is drawn, laid out for the devices.
+      devices: those of the run.
+      sessions: what is trained on, by which items are neighbours.
+      new_items: the rule of `config.new_items`.
+
+    Raises:
+      UserError: the parent's arrays have other names or shapes, or are not finite.
+    """
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    step = parent.progress.step
+    with contextlib.closing(Checkpoints(parent.folder)) as checkpoints:
+        old = checkpoints.restore(shapes, step)
+    try:
+        check_finite(old.params)
+    except ValueError as error:
+        told = f"config.warm_start: the checkpoint of step {step} is of no use: {error}"
+        raise UserError(told) from None
+    decay, adam, schedule = state.opt_state
+    _, old_adam, _ = old.opt_state
+    means: list[Rows] = []
+    if new_items == "neighbours":
+        means = [neighbour_means(sessions, parent.rows, old.params["item_embedding"])]
+
+    def carry(drawn: Any, old: Any, *others: Rows) -> Any:
+        def leaf(path, drawn, old):
+            if layouts.is_table(path):
+                return _set_rows(drawn, (parent.rows, old), *others)
+            return _each_shard(drawn, lambda shard: old)
+
+        return jax.tree_util.tree_map_with_path(leaf, drawn, old)
+
+    params = carry(state.params, old.params, *means)
+    adam = carry(adam, old_adam)
+    return devices.lay_out(
+        state._replace(params=params, opt_state=(decay, adam, schedule))
+    )
+
+
+def neighbour_means(
+    sessions: Sessions, rows: Int[np.ndarray, " V"], table: Float[np.ndarray, "P D"]
+) -> Rows:
+    """Returns for new items the mean of the items clicked just before and after them.
+
+    Each such click counts. New items beside none that the parent has are left out.
+
+    Args:
+      sessions: of item rows of today.
+      rows: by row of today, that in `table`; -1 of new items.
+      table: the parent's.
+    """
+    items = sessions.items
+    is_last = np.zeros(len(items), bool)
+    is_last[sessions.offsets[1:][sessions.lengths > 0] - 1] = True
+    pairs = np.stack([items[:-1], items[1:]])[:, ~is_last[:-1]]
+    new, beside = np.concatenate([pairs, pairs[::-1]], axis=1)
+    chosen = (rows[new] < 0) & (rows[beside] >= 0)
+    found, number = np.unique(new[chosen], return_inverse=True)
+    ones = np.ones(len(number), np.float32)
+    counts = sparse.csr_array(
+        (ones, (number, rows[beside[chosen]])), shape=(len(found), len(table))
+    )
+    where = np.full(len(rows), -1)
+    where[found] = np.arange(len(found))
+    total = np.bincount(number, minlength=len(found)).astype(table.dtype)
+    return where, (counts @ table) / total[:, None]
+
+
+def _set_rows(drawn: jax.Array, *several: Rows) -> jax.Array:
+    """Returns a table, which may be split over devices, with some rows set."""
+
+    def of_shard(shard):
+        values = np.array(shard.data)
+        for rows, source in several:
+            # The last rows of a split table only fill it up.
+            missing = len(drawn) - len(rows)
+            where = np.pad(rows, (0, missing), constant_values=-1)[shard.index[0]]
+            values[where >= 0] = source[where[where >= 0]]
+        return values
+
+    return _each_shard(drawn, of_shard)
+
+
+def _each_shard(drawn: jax.Array, of_shard: Callable[[Any], np.ndarray]) -> jax.Array:
+    """Returns an array that lies as `drawn` does, of what is given for each shard."""
+    parts = [
+        jax.device_put(of_shard(shard), shard.device)
+        for shard in drawn.addressable_shards
+    ]
+    return jax.make_array_from_single_device_arrays(drawn.shape, drawn.sharding, parts)
+
+
+def line(progress: Progress) -> str:
+    """Says in one line what a run begins with."""
+    parent = progress.parents[0]
+    counts = ", ".join(f"{parent[f'{n}_items']:,} {n}" for n in ("kept", "new", "gone"))
+    return (
+        f"warm start from {parent['workdir']}, step {parent['step']}, "
+        f"epoch {parent['epoch']}: items {counts}"
+    )
