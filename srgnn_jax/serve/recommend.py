@@ -26,6 +26,8 @@ from srgnn_jax import config as config_lib
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.devices import layouts, suits
 from srgnn_jax.errors import UserError
+from srgnn_jax.evaluate import joined
+from srgnn_jax.evaluate.session_knn import Neighbours, Prefixes
 from srgnn_jax.model import graph
 from srgnn_jax.model.layers import Params, normalise
 from srgnn_jax.runs.checkpoint import Checkpoints, check_finite, restore_best
@@ -69,6 +71,7 @@ class Recommender:
 
     Attributes:
       model, params, vocabulary, max_length: as they were given.
+      neighbours: what the network is joined with; None: it stands alone.
       max_rows: sessions that are scored at a time.
       progress, step: of the run and its checkpoint, where they were loaded.
     """
@@ -82,12 +85,13 @@ class Recommender:
         params: Params,
         vocabulary: Vocabulary,
         *,
+        neighbours: Neighbours | None = None,
         max_length: int = MAX_LENGTH,
         max_scores: int = 0,
         score_padding: bool = False,
         share_code: bool = False,
     ):
-        """Takes a model that is not split over devices.
+        """Takes a model that is not split over devices, and neighbours to join it with.
 
         It sees at most `max_length` clicks of a session. At most `max_scores` scores
         (items times sessions) are held at a time; 0: as suits the device. Row 0 has a
@@ -105,9 +109,11 @@ class Recommender:
             )
         check_finite(params)
         self.model, self.params, self.vocabulary = model, params, vocabulary
-        self.max_length = max_length
+        self.max_length, self.neighbours = max_length, neighbours
         max_scores = max_scores or suits.scores_to_rank(0)
-        rows = max(BATCH_SIZES[-2], max_scores // model.num_items)
+        # All scores are joined at once.
+        least = BATCH_SIZES[-2 if neighbours is None else 0]
+        rows = max(least, max_scores // model.num_items)
         self.max_rows = max(size for size in BATCH_SIZES if size <= rows)
         self._lists = exported.Lists(
             np.array(["", *vocabulary.ids], object),
@@ -151,6 +157,7 @@ class Recommender:
     ) -> "Recommender":
         """Loads the best checkpoint of a workdir; the data set is not needed.
 
+        It is joined with neighbours if the workdir was so when it was evaluated last.
         `model` is what made the run's model, unless it is SRGNN; for `share_code` see
         the class. UserError: there is no checkpoint, it is of another model, or its
         vocabulary is missing or another's.
@@ -166,6 +173,7 @@ class Recommender:
             made,
             params,
             load_vocabulary(folder, progress.vocabulary),
+            neighbours=joined.load(folder, progress.num_items),
             max_length=config.max_session_length or MAX_LENGTH,
             max_scores=suits.scores_to_rank(config.max_scores),
             score_padding=config.score_padding,
@@ -271,16 +279,25 @@ class Recommender:
 
     def _step_for(self, k: int, as_probabilities: bool, recall: float) -> Any:
         """Returns `recommend_step` of item_seq and seen."""
-        rows = self._scored[0].shape[0]
-        whole = self._scored[1] is None
-        return functools.partial(
+        table, rows, _ = self._scored
+        run = functools.partial(
             self._step,
             self.params["item_embedding"],
             *self._scored,
-            k=min(k, rows - whole),
+            k=min(k, len(table) - (rows is None)),
             as_probabilities=as_probabilities,
             recall=recall,
         )
+        if self.neighbours is None:
+            return run
+        neighbours, listed = self.neighbours, None if rows is None else np.asarray(rows)
+        weight = np.float32(neighbours.weight)
+
+        def of_both(item_seq, seen):
+            shares = neighbours.shares(Prefixes.of(item_seq), listed)
+            return run(item_seq, seen, shares, weight)
+
+        return of_both
 
     def recommend(
         self,
@@ -303,7 +320,8 @@ class Recommender:
           candidates: raw ids that may be recommended, as for `restrict`; what is made
             for them is kept for the next call. None: all items.
           as_probabilities: give the probability that the item is next, among all
-            candidates, what was seen included, instead of the score.
+            candidates, what was seen included, instead of the score. Where neighbours
+            join the network all scores are that.
           recall: share of the best items that must be found; below 1 by
             `jax.lax.approx_max_k`, which is faster on a TPU and large catalogs.
 
