@@ -13,8 +13,9 @@ def get_config() -> ConfigDict:
 
     # Names and places.
     c.name = ""  # of the run: the default workdir is `runs/<name>`
-    # `yoochoose`, `diginetica`, `click_log`, `srgnn_pickles`, `recbole_inter`, `tfds`
-    # or `synthetic`
+    # `yoochoose`, `diginetica`, `retailrocket`, `click_log`, `srgnn_pickles`,
+    # `recbole_inter`, `tfds`, `synthetic`, or a set that configs/pickles.py or
+    # configs/recbole_811.py names
     c.dataset = ""
     c.data_dir = ""  # folder of the raw files, only ever read
     c.prepared_dir = ""  # where prepared data is kept; empty: `~/.cache/srgnn_jax`
@@ -105,6 +106,11 @@ def get_config() -> ConfigDict:
     c.select_by = "mrr@20"  # the metric that chooses the epoch
     c.ks = (5, 10, 20)  # list lengths of recall, mrr and ndcg
     c.eval_batch_size = 512  # rounded up to whole parts; changes no digit
+    # join the trained network with neighbours: evaluated, exported and served are sums
+    # of both one's probabilities (`srgnn_jax.evaluate.joined`)
+    c.joined = False
+    c.neighbours = "STAN"  # or "V-SKNN": how neighbours are found and scored
+    c.neighbours_weight = 0.0  # their share, below 1; 0: validation chooses it
 
     # Running.
     # of matrix products; empty: exact float32; "tensorfloat32", "bfloat16": faster

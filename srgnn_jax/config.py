@@ -49,22 +49,28 @@ MAX_LENGTH = 4096
 
 # Limits of `Devices`, which change no number of a run.
 _LIMITS = ("max_clicks", "max_positions", "max_scores", "steps_per_call")
-# Nor do these, so that all may differ when it is resumed.
-MAY_DIFFER = frozenset(_LIMITS) | {
-    "checkpoint_every_minutes",
-    "checkpoint_every_steps",
-    "data_dir",
-    "epochs",
-    "eval_batch_size",
-    "log_every_steps",
-    "max_steps",
-    "mesh_shape",
-    "name",
-    "parallel",
-    "prepared_dir",
-    "progress",
-    "runs",
-}
+# What is done with a trained network.
+AFTER_TRAINING = frozenset({"joined", "neighbours", "neighbours_weight"})
+# None of these changes a parameter, so that all may differ when a run is resumed.
+MAY_DIFFER = (
+    AFTER_TRAINING
+    | frozenset(_LIMITS)
+    | {
+        "checkpoint_every_minutes",
+        "checkpoint_every_steps",
+        "data_dir",
+        "epochs",
+        "eval_batch_size",
+        "log_every_steps",
+        "max_steps",
+        "mesh_shape",
+        "name",
+        "parallel",
+        "prepared_dir",
+        "progress",
+        "runs",
+    }
+)
 # Those, and what may differ when its checkpoint is evaluated again.
 MAY_DIFFER_IN_EVALUATION = MAY_DIFFER | {"ks", "warm_start"}
 
@@ -74,6 +80,7 @@ PREPARATION_FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
 _CHOICES = {
     "compute_dtype": ("", "tensorfloat32", "bfloat16"),
     "header": ("", "none"),
+    "neighbours": ("STAN", "V-SKNN"),
     "new_items": ("uniform", "neighbours"),
     "on_bad_row": ("error", "skip"),
     "parallel": ("auto", "jit", "pmap", "mesh"),
@@ -118,6 +125,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr_decay": (lambda x: x > 0, "be positive"),
     "scale": (lambda x: x > 0, "be positive"),
     "item_dropout": (lambda x: x < 1, "be 0, or a share below 1"),
+    "neighbours_weight": (lambda x: x < 1, "be 0, or a share below 1"),
     "train_fraction": (lambda x: 0 < x <= 1, "lie between 0 and 1"),
     "valid_fraction": (lambda x: 0 < x < 1, "lie between 0 and 1"),
     "mesh_shape": (
@@ -157,6 +165,13 @@ def validate(config: ConfigDict) -> None:
                     "leave it out, or choose the readout "
                     + " or ".join(ATTENTION_READOUTS),
                 )
+    if config.joined and config.select_on != "valid" and not config.neighbours_weight:
+        refuse(
+            "neighbours_weight",
+            f", which has validation choose it, but config.select_on = "
+            f"{config.select_on!r} leaves none; name the weight that a run with "
+            "config.select_on = 'valid' found",
+        )
     known = metrics.names(config.ks)
     if config.select_by not in known:
         ks, names = tuple(config.ks), ", ".join(known)

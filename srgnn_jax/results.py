@@ -17,7 +17,7 @@ from srgnn_jax.configs import default
 from srgnn_jax.data.counts import PUBLISHED_COUNTS
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import metrics, results_json
-from srgnn_jax.evaluate.published import COLUMNS, PUBLISHED, PUBLISHED_K
+from srgnn_jax.evaluate.published import PUBLISHED, PUBLISHED_K, Figure
 from srgnn_jax.evaluate.results_json import BASELINES_FILE, FILE, Results
 from srgnn_jax.tables import markdown, percent
 
@@ -27,12 +27,22 @@ TITLES = {
     "diginetica": "Diginetica",
     "yoochoose_1_64": "Yoochoose 1/64",
     "yoochoose_1_4": "Yoochoose 1/4",
+    "retailrocket": "RetailRocket",
+    "tmall": "Tmall",
+    "nowplaying": "Nowplaying",
+    "gowalla": "Gowalla",
+    "lastfm": "LastFM",
+    "diginetica_811": "Diginetica, sessions split 8:1:1",
+    "yoochoose_811": "Yoochoose, sessions split 8:1:1",
+    "retailrocket_811": "RetailRocket, sessions split 8:1:1",
+    "tmall_811": "Tmall, sessions split 8:1:1",
+    "lastfm_811": "LastFM, sessions split 8:1:1",
     "synthetic": "Made clicks",
 }
 # What the label of a run leaves out: what changes no number, and what its section, its
 # other columns and the counts of its data say.
 _NOT_IN_LABELS = (
-    config_lib.MAY_DIFFER_IN_EVALUATION
+    (config_lib.MAY_DIFFER_IN_EVALUATION - config_lib.AFTER_TRAINING)
     | results_json.FIELDS_OF_PLACES
     | {"dataset", "runs", "seed", "select_on", *config_lib.PREPARATION_FIELDS}
 )
@@ -43,8 +53,8 @@ Recall (the papers' P@20) and MRR on test, in percent; for several seeds the \
 mean ± the standard deviation. One epoch of a run serves all metrics, and each row \
 says which split chose it, if any did. Where that was test, what the papers' codes \
 print stands below: each metric at its own best epoch; where it was validation, what \
-that epoch reached there. Published figures of models other than SR-GNN are quoted at \
-second hand. Written by
+that epoch reached there. Published figures that another paper quotes are marked 2nd; \
+their epoch is by the default of the public code, as far as it was read. Written by
 
     python -m srgnn_jax.results results/*.json > RESULTS.md"""
 
@@ -80,14 +90,12 @@ def _section(name: str, stored: Sequence[Results]) -> Iterator[str]:
             reached = [percent(values.get(metric)) for metric in shown]
             took = _minutes([values.get("seconds")])
             rows.append([f"{method}, {learnt}", "", "", *reached, "", took])
-    # Other counts than the published ones are of another preparation.
+    # Other counts than the published ones, if these are known, are of another
+    # preparation.
     tested = {one["test_examples"] for one in (*counts, *baselines)}
-    published = {PUBLISHED_COUNTS.get(name, {}).get("test_examples")}
-    if name in COLUMNS and tested == published and k == PUBLISHED_K:
-        for model, (*figures, source) in PUBLISHED.items():
-            if pair := figures[COLUMNS.index(name)]:
-                reached = [f"{value:.2f}" for value in pair]
-                rows.append([f"{model}, {source}", "", "", *reached, "", ""])
+    published = PUBLISHED_COUNTS.get(name, {}).get("test_examples")
+    if published in (None, *tested) and len(tested) == 1 and k == PUBLISHED_K:
+        rows += [_published_row(figure) for figure in PUBLISHED.get(name, ())]
     yield f"## {TITLES.get(name, name)}"
     if counts:
         keys = "train_examples", "test_examples", "items"
@@ -99,6 +107,13 @@ def _section(name: str, stored: Sequence[Results]) -> Iterator[str]:
     for found in baselines:
         yield "Baselines:"
         yield f"    {found.get('command', '')}"
+
+
+def _published_row(figure: Figure) -> list[str]:
+    label = f"{figure.model}, {figure.source}" + ", 2nd" * figure.second_hand
+    pair = figure.recall, figure.mrr
+    reached = ["" if value is None else f"{value:.2f}" for value in pair]
+    return [label, figure.chosen_on, "", *reached, "", ""]
 
 
 def _changes(results: Results) -> list[str]:
@@ -151,6 +166,8 @@ def _details(results: Results, shown: Sequence[str]) -> Iterator[str]:
     groups = "Intervals are by bootstrap over sessions."
     if len(runs) > 1:
         groups = f"Means of {len(runs)} seeds ± their standard deviation."
+    if "joined" in runs[0]:
+        yield _joined(results, shown)
     yield (
         f"jax {results['versions']['jax']} on {machine['devices']}, "
         f"{machine['cpu_cores']} CPU cores; the evaluation on test takes "
@@ -161,6 +178,22 @@ def _details(results: Results, shown: Sequence[str]) -> Iterator[str]:
     )
     yield _breakdown(runs, shown)
     yield from _by_epoch(results, shown)
+
+
+def _joined(results: Results, shown: Sequence[str]) -> str:
+    """Renders how much the neighbours weigh, and what that gains."""
+    runs, config = results["runs"], results["config"]
+    weights = ", ".join(str(run["joined"]["weight"]) for run in runs)
+    chosen = "" if config["neighbours_weight"] else ", chosen on validation"
+    said = f"{config['neighbours']} weighs {weights}{chosen}."
+    alone = {
+        metric: percent(
+            statistics.fmean(run["joined"]["network"][metric] for run in runs)
+        )
+        for metric in shown
+    }
+    told = " and ".join(f"{metric} {value}" for metric, value in alone.items())
+    return f"{said} The network alone reaches {told} on test."
 
 
 def _breakdown(runs: Sequence[Results], shown: Sequence[str]) -> str:

@@ -24,6 +24,15 @@ PUBLISHED_COUNTS: dict[str, dict[str, int | float]] = {
         ("yoochoose_1_4", 8_326_407, 5_917_745, 55_898, 29_618, 5.71),
     )
 }
+# As later papers print them.
+PUBLISHED_COUNTS |= {
+    name: {"train_examples": train, "test_examples": test, "items": items}
+    for name, train, test, items in (
+        ("tmall", 351_268, 25_898, 40_727),
+        ("nowplaying", 825_304, 89_824, 60_416),
+        ("retailrocket", 433_643, 15_132, 36_968),
+    )
+}
 
 
 def data_name(dataset: str, train_fraction: float | int) -> str:

@@ -26,9 +26,11 @@ import numpy as np
 
 from srgnn_jax.data.counts import PUBLISHED_COUNTS, data_name
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary, check_rows
-from srgnn_jax.data.sources import SOURCES, Settings, find_files
+from srgnn_jax.data.sources import NAMED, SOURCES, Settings, find_files
 from srgnn_jax.errors import UserError, nearest, reason
 
+# Sources whose raw file may be missing where there are the published pickles.
+PUBLISHED_AS_PICKLES = ("diginetica", "retailrocket", "yoochoose")
 DEFAULT_DIR = "~/.cache/srgnn_jax"
 # File systems keep times to a few milliseconds, the coarsest of them to two seconds.
 SETTLED_NANOSECONDS = 3_000_000_000
@@ -46,8 +48,9 @@ def load_dataset(
     """Finds a data set in the store, or prepares it.
 
     Args:
-      dataset: name of a source. "diginetica" and "yoochoose" stand for the raw file
-        or, where the folder has none, the published pickles.
+      dataset: name of a source, or one of `NAMED`. "diginetica", "retailrocket" and
+        "yoochoose" stand for the raw file or, where the folder has none, the published
+        pickles.
       data_dir: folder of the source, only read.
       prepared_dir: folder for what is built.
       **settings: fields of `Settings`.
@@ -55,12 +58,15 @@ def load_dataset(
     Raises UserError if the source is unknown, missing or malformed, or a folder cannot
     be read or written.
     """
-    if dataset not in SOURCES:
+    known_names = {*SOURCES, *NAMED}
+    if dataset not in known_names:
         raise UserError(
-            f"config.dataset is {dataset!r}{nearest(dataset, SOURCES)}. There are: "
-            + ", ".join(sorted(SOURCES))
+            f"config.dataset is {dataset!r}{nearest(dataset, known_names)}. There are: "
+            + ", ".join(sorted(known_names))
         )
     chosen = Settings(**settings)
+    name = data_name(dataset, chosen.train_fraction)
+    dataset = NAMED.get(dataset, dataset)
     source, files = _find_source(dataset, data_dir, chosen)
     _check_settings(dataset, source, settings)
     try:
@@ -80,7 +86,6 @@ def load_dataset(
     except OSError as error:
         where = error.filename or f"{data_dir} or {prepared_dir}"
         raise UserError(f"cannot read {where} ({reason(error)})") from error
-    name = data_name(dataset, chosen.train_fraction)
     _check_fraction(data.counts["train_examples"], name, data_dir)
     if dataset == "recbole_inter" and data.validation is None:
         log.warning(
@@ -96,7 +101,7 @@ def _find_source(
 ) -> tuple[str, list[pathlib.Path]]:
     """Returns the name and the files of the source that the folder holds."""
     missing = []
-    published = ["srgnn_pickles"] if dataset in ("diginetica", "yoochoose") else []
+    published = ["srgnn_pickles"] if dataset in PUBLISHED_AS_PICKLES else []
     for source in [dataset, *published]:
         try:
             return source, find_files(SOURCES[source], data_dir, settings)

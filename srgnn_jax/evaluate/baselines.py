@@ -17,15 +17,16 @@ from jaxtyping import Int
 from scipy import sparse
 
 from srgnn_jax.data.sessions import Sessions
-from srgnn_jax.evaluate.scorer import (
+from srgnn_jax.evaluate.scorer import parts
+from srgnn_jax.evaluate.session_knn import (
     Scorer,
     each_click,
     keep,
-    parts,
     places,
     row_of_each,
+    stan,
+    vsknn,
 )
-from srgnn_jax.evaluate.session_knn import stan, vsknn
 
 # Pairs of items that Item-KNN counts at a time, about.
 MAX_PAIRS = 2**22

@@ -93,12 +93,12 @@ class Evaluator:
         after_batch: Callable[[], None] = lambda: None,
     ):
         check_rows(examples.items, model.num_items)
+        self.model, self.after_batch = model, after_batch
         self._examples = examples
         self._ks = tuple(ks)
         self._batch_size = batch_size
         self._devices = devices
         self._progress = progress
-        self._after_batch = after_batch
         self.max_rows = rows_at_a_time(devices, model.num_items)
         self._with_clicks = devices.hold_clicks(examples.items)
         step = functools.partial(rank_step, model=model, **devices.step_options)
@@ -151,7 +151,7 @@ class Evaluator:
                     # Fetched late, so that the device always has work in hand.
                     found[-IN_HAND] = np.asarray(found[-IN_HAND])
                 bar.update(batch.examples)
-                self._after_batch()
+                self.after_batch()
             values = np.concatenate([np.asarray(x) for x in found])
         seconds = time.perf_counter() - start
         number = np.concatenate(numbers)

@@ -1,23 +1,61 @@
-"""Session-based neighbours: V-SKNN and STAN; see `baselines`.
+"""Session-based neighbours: V-SKNN and STAN, and what they add to a network.
 
-Axes: S training sessions, V item rows, C clicks.
+An export holds this file beside its loader, so that it needs numpy and scipy, nothing
+else. Clicks are `Sessions` or `Examples` of `data.sessions`, or whatever has their
+arrays.
+
+Axes: S training sessions, V item rows (row 0 is the padding), C clicks, E examples, R
+rows of a matrix, N item rows that may be listed.
 """
 
+import dataclasses
+import functools
+import os
+import pathlib
+import zipfile
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
 from scipy import sparse
 
-from srgnn_jax.data.sessions import Sessions
-from srgnn_jax.evaluate.scorer import Scorer, keep, places, row_of_each
+# The ages of clicks [C] and the lengths of their sessions [C] -> weights [C].
+Weight = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-# The ages of clicks and the lengths of their sessions -> weights.
-Weight = Callable[[Int[np.ndarray, " C"], Int[np.ndarray, " C"]], np.ndarray]
+
+class Scorer(NamedTuple):
+    """A recommender that has learnt.
+
+    Attributes:
+      score: returns the scores [E, V] of the prefixes of some examples. A row stores
+        those of some items, above 0; all of these come before the other items.
+      fallback: [V], orders the other items, higher is better.
+    """
+
+    score: Callable[[Any], sparse.csr_array]
+    fallback: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefixes:
+    """Clicks to score: `Examples` without targets, of which some may be empty."""
+
+    items: np.ndarray  # the item rows of all clicks
+    starts: np.ndarray  # the index of each prefix's first click
+    lengths: np.ndarray
+
+    @classmethod
+    def of(cls, item_seq: np.ndarray) -> "Prefixes":
+        """Returns those of item rows [B, L] in click order, 0 = padding at the end."""
+        starts = np.arange(len(item_seq)) * item_seq.shape[1]
+        return cls(item_seq.reshape(-1), starts, np.count_nonzero(item_seq, axis=1))
+
+    def __len__(self) -> int:
+        return len(self.starts)
 
 
 def vsknn(
-    train: Sessions,
+    train: Any,
     num_items: int,
     k: int = 100,
     sample_size: int = 1000,
@@ -49,7 +87,7 @@ def vsknn(
 
 
 def stan(
-    train: Sessions,
+    train: Any,
     num_items: int,
     k: int = 500,
     sample_size: int = 5000,
@@ -95,9 +133,9 @@ def _session_knn(
     sample_size: int,
     *,
     click_weight: Weight,
-    session_weight: Float[np.ndarray, " S"],
+    session_weight: np.ndarray,
     neighbour_weight: Weight,
-    item_weight: Callable[[Int[np.ndarray, " C"]], np.ndarray],
+    item_weight: Callable[[np.ndarray], np.ndarray],
 ) -> Scorer:
     """Scores the items of the k training sessions, as `places`, nearest to a prefix."""
     num_items = train.shape[1]
@@ -134,3 +172,126 @@ def _session_knn(
         return sparse.csr_array(neighbours @ contents)
 
     return Scorer(score, np.zeros(num_items))
+
+
+METHODS: dict[str, Callable[[Any, int], Scorer]] = {"STAN": stan, "V-SKNN": vsknn}
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbours:
+    """The neighbours that a network is joined with, and how much they weigh.
+
+    Attributes:
+      method: how they are found and scored, one of `METHODS`.
+      weight: their share of the joined probabilities, below 1.
+      items, offsets: the training sessions; see `data.sessions.Sessions`.
+      num_items: V.
+    """
+
+    method: str
+    weight: float
+    items: np.ndarray
+    offsets: np.ndarray
+    num_items: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of clicks of each training session."""
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @functools.cached_property
+    def _score(self) -> Callable[[Any], sparse.csr_array]:
+        return METHODS[self.method](self, self.num_items).score
+
+    def shares(self, clicks: Any, rows: np.ndarray | None = None) -> np.ndarray:
+        """Returns the scores of prefixes scaled to sum to 1, [E, V] in float32.
+
+        Where a prefix has no neighbour, all are 0. Of `rows` [N], others than 0 each
+        there once, only these share the 1, and [E, N] is returned.
+        """
+        scores = self._score(clicks)
+        if rows is not None:
+            is_chosen = np.zeros(self.num_items, bool)
+            is_chosen[rows] = True
+            scores.data *= is_chosen[scores.indices]
+        row = row_of_each(scores)
+        total = np.bincount(row, scores.data, len(clicks))[row]
+        # A product of weights may be too small for a number.
+        scores.data = np.divide(
+            scores.data, total, out=np.zeros_like(total), where=total > 0
+        )
+        shares = scores.astype(np.float32).toarray()
+        return shares if rows is None else shares[:, rows]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes an npz file, as a whole or not at all."""
+        path = pathlib.Path(path)
+        unfinished = path.with_name(path.name + ".unfinished")
+        with unfinished.open("wb") as file:
+            np.savez_compressed(file, **dataclasses.asdict(self))
+        unfinished.replace(path)
+
+    @classmethod
+    def load(cls, file: Any) -> "Neighbours":
+        """Reads what `save` wrote; ValueError, KeyError: it did not write this."""
+        try:
+            with np.load(file, allow_pickle=False) as found:
+                fields = {f.name: found[f.name] for f in dataclasses.fields(cls)}
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"it is damaged: {error}") from error
+        method, weight = str(fields["method"]), float(fields["weight"])
+        num_items = int(fields["num_items"])
+        items, offsets = fields["items"], fields["offsets"]
+        ends = offsets[[0, -1]].tolist() if len(offsets) else []
+        if (
+            method not in METHODS
+            or not 0 < weight < 1
+            or ends != [0, len(items)]
+            or (np.diff(offsets) < 0).any()
+            or (len(items) and not (items.min() > 0 and items.max() < num_items))
+        ):
+            raise ValueError("it holds no sessions of the vocabulary's items")
+        return cls(method, weight, items, offsets, num_items)
+
+
+def each_click(clicks: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns of each click its session or prefix, its item, and its place, from 1."""
+    lengths = clicks.lengths
+    starts = clicks.offsets[:-1] if hasattr(clicks, "offsets") else clicks.starts
+    row = np.repeat(np.arange(len(starts)), lengths)
+    place = np.arange(len(row)) - (np.cumsum(lengths, dtype=np.int64) - lengths)[row]
+    return row, clicks.items[starts[row] + place], 1 + place
+
+
+def places(clicks: Any, num_items: int) -> sparse.csr_array:
+    """Returns the place of the last click on each item; a row a session or prefix."""
+    row, item, place = each_click(clicks)
+    _, before_end = np.unique((row * num_items + item)[::-1], return_index=True)
+    last = len(row) - 1 - before_end
+    shape = len(clicks), num_items
+    return sparse.csr_array((place[last], (row[last], item[last])), shape)
+
+
+def row_of_each(matrix: sparse.csr_array) -> np.ndarray:
+    """Returns the row of each number that a matrix stores."""
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+
+
+def keep(matrix: sparse.csr_array, n: int, largest: bool) -> sparse.csr_array:
+    """Keeps n numbers of each row: its last columns, or its largest numbers.
+
+    Of equal numbers, those further right are kept.
+    """
+    matrix.sort_indices()
+    counts = np.diff(matrix.indptr)
+    from_end = np.repeat(matrix.indptr[1:], counts) - np.arange(matrix.nnz)
+    kept = np.flatnonzero(from_end <= n)
+    if largest:
+        kept = np.lexsort((matrix.data, row_of_each(matrix)))[kept]
+    indptr = np.append(0, np.cumsum(np.minimum(counts, n)))
+    return sparse.csr_array(
+        (matrix.data[kept], matrix.indices[kept], indptr), matrix.shape
+    )

@@ -17,7 +17,7 @@ from srgnn_jax.data.counts import data_name
 from srgnn_jax.data.sessions import Dataset, Examples
 from srgnn_jax.devices import layouts, processes
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import baselines, metrics, results_json
+from srgnn_jax.evaluate import baselines, joined, metrics, results_json
 from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.evaluate.scorer import target_ranks
 from srgnn_jax.model.layers import Params
@@ -83,9 +83,11 @@ def evaluate_workdir(
 
     Prints a table, and breaks ranks and lists down in the workdir's results.json. Where
     the workdir is that of several seeds, each is evaluated; the means are those of all.
+    With `config.joined` it recommends, from then on, joined with neighbours.
 
     Args:
-      config: instead of the run's own, where that may differ: `data_dir`, `ks`, ...
+      config: instead of the run's own, as it was last evaluated, where that may differ:
+        `data_dir`, `ks`, `joined`, ...
       model: what made the run's model, unless it is SRGNN; see `config.make_model`.
     """
     folder = pathlib.Path(workdir).expanduser()
@@ -106,8 +108,8 @@ def evaluate_workdir(
         path = folder / results_json.FILE
         try:
             command = results_json.read(path)["command"] if path.exists() else ""
-            results_json.record(folder, opened.own, opened.data, splits, command, run)
-        except UserError as error:
+            record(folder, opened.own, opened.data, splits, command, run)
+        except (UserError, OSError) as error:
             log.warning("%s: what was found is only printed", error)
     return test
 
@@ -143,11 +145,13 @@ def open_run(
     """Opens the run of a workdir; see `evaluate_workdir`."""
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         progress = checkpoints.progress()
-        own = config_lib.from_dict(progress.config)
+        own = _as_evaluated(folder, progress)
         asked = config_lib.to_dict(own if config is None else config)
         # Other list lengths join the run's own: its records lose nothing.
         own.ks = tuple(dict.fromkeys((*own.ks, *asked["ks"])))
         config = config_lib.from_dict({**asked, "ks": own.ks})
+        for field in config_lib.AFTER_TRAINING:
+            own[field] = config[field]
         config_lib.validate(config)
         devices = config_lib.find_devices(config)
         with processes.main_process_first():
@@ -166,6 +170,34 @@ def open_run(
     return OpenedRun(config, own, progress, data, splits, made, params, devices)
 
 
+def _as_evaluated(folder: pathlib.Path, progress: Progress) -> ConfigDict:
+    """Returns the config of a run, with what was last done with its network."""
+    config = config_lib.from_dict(progress.config)
+    path = folder / results_json.FILE
+    with contextlib.suppress(UserError):
+        last = config_lib.from_dict(results_json.read(path)["config"])
+        for field in config_lib.AFTER_TRAINING:
+            config[field] = last[field]
+    return config
+
+
+def record(
+    folder: pathlib.Path,
+    config: ConfigDict,
+    data: Dataset,
+    splits: config_lib.Splits,
+    command: str,
+    run: results_json.Results,
+) -> None:
+    """Writes what `evaluate_best` found into a workdir, which answers so from then on.
+
+    Raises UserError, OSError: a file cannot be written.
+    """
+    num_items = data.vocabulary.num_items
+    joined.save(folder, config, splits.train_sessions, num_items, run)
+    results_json.record(folder, config, data, splits, command, run)
+
+
 def evaluate_best(
     config: ConfigDict,
     progress: Progress,
@@ -179,8 +211,15 @@ def evaluate_best(
     mean of every metric is returned, and what results.json records of the run.
     """
     k = min(max(config.ks), progress.num_items - 1)
-    test, rank, lists = evaluate.with_lists(params, k)
-    columns = {"SR-GNN test": test}
+    found = None
+    if config.joined:
+        model, after_batch = evaluate.model, evaluate.after_batch
+        found = joined.evaluate(config, model, params, splits, k, after_batch)
+        test, rank, lists = found.test, found.rank, found.lists
+        columns = {"joined test": test, "SR-GNN test": found.network}
+    else:
+        test, rank, lists = evaluate.with_lists(params, k)
+        columns = {"SR-GNN test": test}
     title = f"step {progress.step}: no epoch is complete"
     if progress.best_step:
         chosen = _CHOSEN[config.select_on].format(config.select_by)
@@ -193,6 +232,10 @@ def evaluate_best(
     run = results_json.of_run(progress, config, splits, test, rank, lists)
     # After a warm start.
     columns |= run["test_breakdown"].get("age", {})
+    if found:
+        run |= found.record()
+        chosen = "" if config.neighbours_weight else ", chosen on validation"
+        title += f"\n{config.neighbours} joins it with weight {found.weight}{chosen}"
     processes.say("\n".join(["", title, "", *metric_table(config.ks, columns)]))
     return test, run
 

@@ -4,7 +4,9 @@
     <output>/top_k_<length>.bin    `jax.export`: sessions of a length -> items
     <output>/weights.npz           the parameters, by path
     <output>/vocabulary.json       raw ids and clicks of the item rows
-    <output>/recommender.py        the loader, `srgnn_jax.exported`
+    <output>/recommender.py        the loader, `srgnn_jax.serve.exported`
+    <output>/neighbours.npz        sessions that the network is joined with, if it is,
+    <output>/session_knn.py        and what finds neighbours among them
 
 Beside them is what a hub of models wants, see `card`.
 
@@ -31,6 +33,7 @@ import srgnn_jax
 from srgnn_jax import config as config_lib
 from srgnn_jax.devices import tiers
 from srgnn_jax.errors import UserError, reason
+from srgnn_jax.evaluate import joined, session_knn
 from srgnn_jax.evaluate.results_json import FIELDS_OF_PLACES as PLACES
 from srgnn_jax.model.layers import Params
 from srgnn_jax.runs.progress import model_name
@@ -70,10 +73,14 @@ def export_workdir(
     recommender = Recommender.load(workdir, model)
     progress, step = recommender.progress, recommender.step
     made, max_length = recommender.model, recommender.max_length
+    neighbours = recommender.neighbours
     lengths = [*(n for n in LENGTHS if n < max_length), max_length]
     k = min(k, made.num_items - 1)
     try:
-        functions = {n: export_top_k(made, recommender.params, n, k) for n in lengths}
+        functions = {
+            n: export_top_k(made, recommender.params, n, k, neighbours is not None)
+            for n in lengths
+        }
     # Whatever a layer that was handed in does that StableHLO or any length cannot.
     except Exception as error:
         what = model_name(made)
@@ -83,6 +90,7 @@ def export_workdir(
         "max_length": max_length,
         "lengths": lengths,
         "num_items": made.num_items,
+        "joined": neighbours is not None,
         "platforms": PLATFORMS,
         "srgnn_jax": srgnn_jax.__version__,
         "jax": jax.__version__,
@@ -122,6 +130,9 @@ def _write(
     vocabulary = {"items": ids, "clicks": None if clicks is None else clicks.tolist()}
     (folder / "vocabulary.json").write_text(json.dumps(vocabulary))
     shutil.copy(str(exported.__file__), folder / "recommender.py")
+    if recommender.neighbours is not None:
+        recommender.neighbours.save(folder / joined.FILE)
+        shutil.copy(str(session_knn.__file__), folder / "session_knn.py")
     hashes = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.iterdir())
@@ -131,29 +142,42 @@ def _write(
 
 
 def export_top_k(
-    model: nn.Module, params: Params, length: int, k: int
+    model: nn.Module, params: Params, length: int, k: int, is_joined: bool = False
 ) -> jax.export.Exported:
     """Exports what finds the best items of sessions: scores and rows, [B, K].
 
     It takes the parameters, of which here only the shapes count, item_seq [B, L],
     item_seq_len [B], whether each item may be listed [V], and item rows to leave out
-    [B, M], 0 = padding. B and M may be any numbers. Scores are -inf where no item is
+    [B, M], 0 = padding. B and M may be any numbers. If it is joined, it takes shares
+    [B, V] and their weight too; see `joined.add_up`. Scores are -inf where no item is
     left.
     """
 
-    def one(params, item_seq, item_seq_len, allowed, seen):
+    def one(params, item_seq, item_seq_len, allowed, seen, *neighbours):
         tier = item_seq[None], item_seq_len[None]
         session, table = tiers.encode(model, params, [tier])
+        scores = table.scores(session)[:, 0]
+        if neighbours:
+            shares, weight = neighbours
+            scores = jnp.where(allowed.at[0].set(False), scores, -jnp.inf)
+            scores = joined.add_up(scores[:, None], shares[:, None], weight)[:, 0]
         listed = allowed.at[seen].set(False).at[0].set(False)
-        scores = jnp.where(listed, table.scores(session)[:, 0], -jnp.inf)
-        return jax.lax.top_k(scores, k)
+        return jax.lax.top_k(jnp.where(listed, scores, -jnp.inf), k)
 
     batch, seen = jax.export.symbolic_shape("b, m")
-    function = jax.jit(jax.vmap(one, in_axes=(None, 0, 0, None, 0)))
-    return jax.export.export(function, platforms=PLATFORMS)(
+    arguments = [
         jax.eval_shape(lambda: params),
         jax.ShapeDtypeStruct((batch, length), np.int32),
         jax.ShapeDtypeStruct((batch,), np.int32),
         jax.ShapeDtypeStruct((model.num_items,), np.bool_),
         jax.ShapeDtypeStruct((batch, seen), np.int32),
-    )
+    ]
+    axes: list[int | None] = [None, 0, 0, None, 0]
+    if is_joined:
+        arguments += [
+            jax.ShapeDtypeStruct((batch, model.num_items), np.float32),
+            jax.ShapeDtypeStruct((), np.float32),
+        ]
+        axes += [0, None]
+    function = jax.jit(jax.vmap(one, in_axes=axes))
+    return jax.export.export(function, platforms=PLATFORMS)(*arguments)

@@ -1,5 +1,8 @@
 """Recommends from an exported folder; needs jax, numpy and flatbuffers, nothing else.
 
+Where neighbours join the network, session_knn.py beside this file needs scipy, which
+jax brings.
+
 `--mode=export` puts this file, as recommender.py, into the folder:
 
     sys.path.insert(0, "exported")
@@ -81,6 +84,11 @@ class Recommender:
                     at = at.setdefault(parent, {})
                 at[name] = value
         self._params = jax.device_put(params)
+        self._neighbours: Any = None
+        # Exports of before have no such entry.
+        if self.manifest.get("joined"):
+            stored = io.BytesIO(content["neighbours.npz"])
+            self._neighbours = session_knn().Neighbours.load(stored)
         vocabulary = json.loads(content["vocabulary.json"])
         items = vocabulary["items"]
         self._lists = Lists(
@@ -129,15 +137,32 @@ class Recommender:
         lists = self._lists if candidates is None else self._lists.restrict(candidates)
         allowed = np.zeros(len(lists.ids), bool)
         allowed[lists.popular] = True
+        listed = np.flatnonzero(allowed)
 
         def step(item_seq, seen):
             lengths = np.maximum(np.count_nonzero(item_seq, axis=1), 1)
             if seen is None:
                 seen = np.zeros((len(item_seq), 1), np.int32)
             run = self._functions[item_seq.shape[1]]
-            return run(self._params, item_seq, lengths.astype(np.int32), allowed, seen)
+            joined = ()
+            if self._neighbours is not None:
+                prefixes = session_knn().Prefixes.of(item_seq)
+                shares = np.zeros((len(item_seq), len(allowed)), np.float32)
+                shares[:, listed] = self._neighbours.shares(prefixes, listed)
+                joined = shares, np.float32(self._neighbours.weight)
+            lengths = lengths.astype(np.int32)
+            return run(self._params, item_seq, lengths, allowed, seen, *joined)
 
         return lists.make(sessions, step, k, exclude_seen)
+
+
+def session_knn() -> Any:
+    """Returns the module that finds neighbours: beside this file, or the package's."""
+    try:
+        import session_knn
+    except ImportError:
+        from srgnn_jax.evaluate import session_knn
+    return session_knn
 
 
 def rows_by_id(ids: Sequence[str]) -> Callable[[Any], np.ndarray]:

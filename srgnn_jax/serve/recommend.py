@@ -27,6 +27,8 @@ from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.devices import layouts, suits
 from srgnn_jax.devices.layouts import ITEM_AXIS
 from srgnn_jax.errors import UserError
+from srgnn_jax.evaluate import joined
+from srgnn_jax.evaluate.session_knn import Neighbours, Prefixes
 from srgnn_jax.model import graph
 from srgnn_jax.model.layers import Params, normalise
 from srgnn_jax.runs.checkpoint import Checkpoints, check_finite, restore_best
@@ -68,6 +70,7 @@ class Recommender:
 
     Attributes:
       model, params, vocabulary, max_length: as they were given.
+      neighbours: what the network is joined with; None: it stands alone.
       max_rows: sessions that are scored at a time.
       progress, step: of the run and its checkpoint, where they were loaded.
     """
@@ -81,13 +84,14 @@ class Recommender:
         params: Params,
         vocabulary: Vocabulary,
         *,
+        neighbours: Neighbours | None = None,
         max_length: int = MAX_LENGTH,
         max_scores: int = 0,
         score_padding: bool = False,
         share_code: bool = False,
         mesh: Mesh | None = None,
     ):
-        """Takes a model, whole or its item table split by rows over a mesh.
+        """Takes a model, whole or its item table split over a mesh, and neighbours.
 
         It sees at most `max_length` clicks of a session. At most `max_scores` scores
         (items times sessions) are held at a time; 0: as suits the device. Row 0 has a
@@ -107,9 +111,11 @@ class Recommender:
             )
         check_finite(params)
         self.model, self.params, self.vocabulary = model, params, vocabulary
-        self.max_length = max_length
+        self.max_length, self.neighbours = max_length, neighbours
         max_scores = max_scores or suits.scores_to_rank(0)
-        rows = max(BATCH_SIZES[-2], max_scores // model.num_items)
+        # All scores are joined at once.
+        least = BATCH_SIZES[-2 if neighbours is None else 0]
+        rows = max(least, max_scores // model.num_items)
         self.max_rows = max(size for size in BATCH_SIZES if size <= rows)
         self._lists = exported.Lists(
             np.array(["", *vocabulary.ids], object),
@@ -156,10 +162,11 @@ class Recommender:
     ) -> "Recommender":
         """Loads the best checkpoint of a workdir; the data set is not needed.
 
+        It is joined with neighbours if the workdir was so when it was evaluated last.
         `model` is what made the run's model, unless it is SRGNN; for `share_code` see
         the class. With `split` the item table is split by rows over all devices, if
-        the run split it. UserError: there is no checkpoint, it is of another model, or
-        its vocabulary is missing or another's.
+        the run split it and is not joined. UserError: there is no checkpoint, it is of
+        another model, or its vocabulary is missing or another's.
         """
         # All of one run, where a link to another one comes in between.
         folder = pathlib.Path(workdir).expanduser().resolve()
@@ -167,13 +174,16 @@ class Recommender:
             progress = checkpoints.progress()
             config = config_lib.from_dict(progress.config)
             made = config_lib.make_model(config, progress.num_items, model)
+            neighbours = joined.load(folder, progress.num_items)
             split &= config_lib.splits_items(config) and jax.device_count() > 1
+            split &= neighbours is None
             devices = layouts.find_devices("mesh" if split else "jit", (1, 0))
             params, step = restore_best(checkpoints, progress, made, devices)
         recommender = cls(
             made,
             params,
             load_vocabulary(folder, progress.vocabulary),
+            neighbours=neighbours,
             max_length=config.max_session_length or MAX_LENGTH,
             max_scores=suits.scores_to_rank(config.max_scores),
             score_padding=config.score_padding,
@@ -254,16 +264,25 @@ class Recommender:
 
     def _step_for(self, k: int, as_probabilities: bool, recall: float) -> Any:
         """Returns `recommend_step` of item_seq and seen."""
-        rows = self._scored[0].shape[0]
-        whole = self._scored[1] is None
-        return functools.partial(
+        table, rows, _ = self._scored
+        run = functools.partial(
             self._step,
             self.params["item_embedding"],
             *self._scored,
-            k=min(k, rows - whole),
+            k=min(k, len(table) - (rows is None)),
             as_probabilities=as_probabilities,
             recall=recall,
         )
+        if self.neighbours is None:
+            return run
+        neighbours, listed = self.neighbours, None if rows is None else np.asarray(rows)
+        weight = np.float32(neighbours.weight)
+
+        def of_both(item_seq, seen):
+            shares = neighbours.shares(Prefixes.of(item_seq), listed)
+            return run(item_seq, seen, shares, weight)
+
+        return of_both
 
     def recommend(
         self,
@@ -286,7 +305,8 @@ class Recommender:
           candidates: raw ids that may be recommended, as for `restrict`; what is made
             for them is kept for the next call. None: all items.
           as_probabilities: give the probability that the item is next, among all
-            candidates, what was seen included, instead of the score.
+            candidates, what was seen included, instead of the score. Where neighbours
+            join the network all scores are that.
           recall: share of the best items that must be found; below 1 by
             `jax.lax.approx_max_k`, which is faster on a TPU and large catalogs.
 

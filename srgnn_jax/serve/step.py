@@ -16,9 +16,11 @@ from jaxtyping import Array, Float, Int
 
 from srgnn_jax.devices import tiers
 from srgnn_jax.devices.layouts import ITEM_AXIS
+from srgnn_jax.evaluate.joined import add_up
 from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.item_table import ItemTable
 from srgnn_jax.model.layers import Params
+from srgnn_jax.model.ranking import largest
 
 
 def recommend_step(
@@ -28,6 +30,8 @@ def recommend_step(
     count: Int[AnyArray, ""] | None,
     item_seq: Int[AnyArray, "B L"],
     seen: Int[AnyArray, "B M"] | None,
+    shares: Float[AnyArray, "B N"] | None = None,
+    weight: Float[AnyArray, ""] | None = None,
     *,
     model: nn.Module,
     k: int,
@@ -48,9 +52,12 @@ def recommend_step(
       count: rows of the table that count, those beyond only fill it up; None: all.
       item_seq: item rows in click order, 0 = padding at the end.
       seen: item rows to leave out, 0 = padding; None: none.
+      shares: those of neighbours, of the table's rows; None: the network stands alone.
+      weight: that of the neighbours; see `joined.add_up`.
 
     Returns:
-      Scores, or probabilities, -inf where there is no item left, and item rows.
+      Scores, or probabilities, as which all are joined, -inf where there is no item
+      left, and item rows.
     """
     item_seq_len = jnp.maximum(jnp.count_nonzero(jnp.asarray(item_seq), axis=1), 1)
     tier = item_seq, item_seq_len
@@ -65,8 +72,13 @@ def recommend_step(
         item_axis,
         model.compute_dtype,
     )
-    best, row = scored.top_k(session, wanted, recall)
-    if as_probabilities:
+    if shares is not None and weight is not None:
+        _, _, _, scores = scored.block(session, 0, 1, 1)
+        both = add_up(scores, jnp.asarray(shares).T, jnp.asarray(weight))
+        best, row = largest(both, wanted, recall)
+    else:
+        best, row = scored.top_k(session, wanted, recall)
+    if as_probabilities and shares is None:
         total = scored.log_sum_exp(session)
         best = jnp.where(best > -jnp.inf, jnp.exp(best - total[:, None]), best)
     if rows is not None:

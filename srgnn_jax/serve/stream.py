@@ -23,7 +23,7 @@ from srgnn_jax.data.sources import Settings
 from srgnn_jax.data.visits import gather_visits
 from srgnn_jax.devices import layouts, processes
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import baselines, metrics
+from srgnn_jax.evaluate import baselines, joined, metrics
 from srgnn_jax.evaluate.scorer import target_ranks
 from srgnn_jax.evaluate.workdir import make_evaluator, metric_table
 from srgnn_jax.serve.inputs import (
@@ -51,7 +51,8 @@ def evaluate_sessions(
 
     `clicks` is a file or a folder, read as a training log is, see `read.read_clicks`,
     or a frame. `config`, the run's own if None, says how, and may name other list
-    lengths; for `model` see `Recommender.load`. Returns the mean of every metric.
+    lengths; for `model` see `Recommender.load`. Returns the mean of every metric,
+    joined with neighbours where the workdir is so.
     """
     recommender = Recommender.load(workdir, model)
     vocabulary = recommender.vocabulary
@@ -77,8 +78,14 @@ def evaluate_sessions(
     devices = layouts.find_devices(
         "jit", max_scores=config.max_scores, max_positions=config.max_positions
     )
-    evaluate = make_evaluator(config, recommender.model, examples, devices)
-    columns = {"SR-GNN": evaluate(recommender.params)}
+    model, params = recommender.model, recommender.params
+    evaluate = make_evaluator(config, model, examples, devices)
+    columns = {"SR-GNN": evaluate(params)}
+    if neighbours := recommender.neighbours:
+        weights = (neighbours.weight,)
+        found = joined.rank(model, params, examples, neighbours, weights, 0, devices)
+        means = metrics.means(found.ranks[:, 0], config.ks)
+        columns = {"joined": means, **columns}
     if vocabulary.clicks is not None:
         popular = baselines.pop_of_clicks(np.append(0, vocabulary.clicks))
         columns["POP"] = metrics.means(target_ranks(popular, examples), config.ks)
@@ -88,7 +95,7 @@ def evaluate_sessions(
         f"{np.count_nonzero(rows == 0):,} on unknown items are dropped; "
         f"{len(examples):,} examples\n\n" + "\n".join(metric_table(config.ks, columns))
     )
-    return columns["SR-GNN"]
+    return next(iter(columns.values()))
 
 
 def recommend_file(

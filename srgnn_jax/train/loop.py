@@ -21,7 +21,12 @@ from srgnn_jax.data.frames import Clicks
 from srgnn_jax.devices import layouts, processes
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
-from srgnn_jax.evaluate.workdir import evaluate_best, make_evaluator, report_seeds
+from srgnn_jax.evaluate.workdir import (
+    evaluate_best,
+    make_evaluator,
+    record,
+    report_seeds,
+)
 from srgnn_jax.model.losses import Loss
 from srgnn_jax.runs.checkpoint import Checkpoints, check_finite, restore_best
 from srgnn_jax.runs.progress import Progress
@@ -145,7 +150,7 @@ def train_one(
                 run.begin(parent)
             results = run.run(stops)
             if is_main and results:
-                results_json.record(folder, config, data, splits, command, results)
+                record(folder, config, data, splits, command, results)
             return run.state
 
 
@@ -392,8 +397,9 @@ class _Run:
             )
         evaluate = self.evaluate["test"]
         test, results = evaluate_best(config, progress, self.splits, evaluate, params)
+        name = "joined" if config.joined else "test"
         # Where test chose the epoch, it is recorded already.
-        if config.select_on != "test" or not progress.best_step:
+        if config.joined or config.select_on != "test" or not progress.best_step:
             step = progress.best_step or progress.step
-            self.writer.write(step, {f"test/{k}": value for k, value in test.items()})
+            self.writer.write(step, {f"{name}/{k}": value for k, value in test.items()})
         return results

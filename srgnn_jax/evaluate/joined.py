@@ -1,0 +1,289 @@
+"""Neighbours and network joined: what each of them expects next, added up.
+
+    p(j | s) = (1 - w) softmax_j(scores of the network) + w knn(j | s) / sum knn(i | s)
+
+over the items i that may be recommended, where knn are the scores of `session_knn` and
+w their weight; a session without neighbours has w = 0. The weight is chosen on
+validation. Blends of scores with fixed weights are an old way to gain: Jannach and
+Ludewig 2017, "When recurrent neural networks meet the neighborhood for session-based
+recommendation", join GRU4Rec with neighbours.
+
+Axes: E examples, C clicks, R rows of a part, V item rows, N rows that are scored, B
+sessions, W weights, K items of a list, X numbers of an example.
+"""
+
+import functools
+import math
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from srgnn_jax import config as config_lib
+from srgnn_jax.data import batches
+from srgnn_jax.data.batches import Batch
+from srgnn_jax.data.files import reading
+from srgnn_jax.data.sessions import Examples, Sessions
+from srgnn_jax.devices import layouts, processes
+from srgnn_jax.devices.tiers import encode
+from srgnn_jax.errors import UserError
+from srgnn_jax.evaluate import metrics
+from srgnn_jax.evaluate.evaluator import rows_at_a_time
+from srgnn_jax.evaluate.session_knn import Neighbours, Prefixes
+from srgnn_jax.model.graph import AnyArray
+from srgnn_jax.model.item_table import MAX_SCORES
+from srgnn_jax.model.layers import Params
+from srgnn_jax.model.ranking import count_not_below, largest
+
+FILE = "neighbours.npz"
+# Those that validation chooses from.
+WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def add_up(
+    scores: Float[Array, "N B"],
+    shares: Float[Array, "N B"],
+    weight: float | Float[AnyArray, ""],
+) -> Float[Array, "N B"]:
+    """Returns the joined probabilities; -inf where the network's score is that.
+
+    Args:
+      scores: the network's, of all rows of the table that are scored at once.
+      shares: the neighbours', which sum to 1 or are all 0; see `Neighbours.shares`.
+      weight: the neighbours'.
+    """
+    known = jnp.where(shares.max(axis=0) > 0, weight, 0.0)
+    joined = (1 - known) * jax.nn.softmax(scores, axis=0) + known * shares
+    return jnp.where(scores == -jnp.inf, scores, joined)
+
+
+def rank_step(
+    params: Params,
+    clicks: Int[AnyArray, " C"],
+    batch: Batch,
+    shares: Float[AnyArray, "R V"],
+    *,
+    model: nn.Module,
+    weights: tuple[float, ...],
+    k: int = 0,
+    max_scores: int = MAX_SCORES,
+) -> Int[Array, "R X"]:
+    """Ranks the targets of a batch of one part, by each weight, on one device.
+
+    See `evaluator.rank_step`, whose rule for ties holds. By the weight 0 the network's
+    scores are ranked as they are.
+
+    Returns:
+      The ranks by each weight, and after them the rows of the k best items by the
+      first.
+    """
+    part = batches.gather_part(clicks, batch, 0)
+    session, table = encode(model, params, part.tiers, max_scores=max_scores)
+    _, _, scored, scores = table.block(session, 0, 1, 1)
+    column = jnp.arange(len(part.target))
+    by_weight = [
+        add_up(scores, jnp.asarray(shares).T, weight) if weight else scores
+        for weight in weights
+    ]
+    ranks = [
+        count_not_below(joined, joined[part.target, column], scored)
+        for joined in by_weight
+    ]
+    _, best = largest(by_weight[0], k, 1.0)
+    return jnp.append(jnp.stack(ranks, axis=1), best, axis=1)
+
+
+class Ranked(NamedTuple):
+    """What a pass over a split finds."""
+
+    ranks: Int[np.ndarray, "E W"]  # of each example's target, by each weight
+    lists: Int[np.ndarray, "E K"]  # the best items by the first weight
+    seconds: float
+
+
+def rank(
+    model: nn.Module,
+    params: Params,
+    examples: Examples,
+    neighbours: Neighbours,
+    weights: Sequence[float],
+    k: int = 0,
+    devices: layouts.Devices = layouts.Devices(),  # noqa: B008 (nothing changes it)
+    progress: bool = False,
+    after_batch: Callable[[], None] = lambda: None,
+) -> Ranked:
+    """Ranks the target of every example among all items, by each weight.
+
+    One device ranks; what an example is computed with is always the same. For the other
+    arguments see `Evaluator`.
+    """
+    step = jax.jit(
+        functools.partial(
+            rank_step,
+            model=model,
+            weights=tuple(weights),
+            k=k,
+            max_scores=devices.max_scores,
+        )
+    )
+    with_clicks = devices.hold_clicks(examples.items)
+    made = batches.eval_batches(
+        examples,
+        1,
+        1,
+        devices.max_positions,
+        rows_at_a_time(devices, model.num_items),
+        devices.tiering,
+    )
+    values = np.empty((len(examples), len(weights) + k), np.int32)
+    waiting: list[tuple[np.ndarray, np.ndarray, jax.Array]] = []
+
+    def fetch():
+        number, is_example, found = waiting.pop(0)
+        values[number[is_example]] = np.asarray(found)[is_example]
+
+    start = math.inf
+    total = len(examples)
+    with processes.progress_bar(
+        progress, total=total, desc="joined", unit=" examples"
+    ) as bar:
+        for batch in made:
+            prefixes = Prefixes(examples.items, batch.start[0], batch.length[0])
+            shares = neighbours.shares(prefixes)
+            found = step(params, *with_clicks(batch), shares)
+            start = min(start, time.perf_counter())
+            waiting.append((batch.example[0], batch.length[0] > 0, found))
+            # While the device works on one part, the next one's neighbours are found.
+            if len(waiting) > 1:
+                fetch()
+            bar.update(batch.examples)
+            after_batch()
+        fetch()
+    seconds = time.perf_counter() - start
+    return Ranked(values[:, : len(weights)], values[:, len(weights) :], seconds)
+
+
+class Reached(NamedTuple):
+    """What a joined run reaches."""
+
+    weight: float
+    test: dict[str, float]  # the means of the metrics, and examples_per_second
+    network: dict[str, float]  # those of the network alone
+    rank: Int[np.ndarray, " E"]
+    lists: Int[np.ndarray, "E K"]
+    # Where validation chose: its metrics by each weight, 0 for the network alone.
+    valid: dict[float, dict[str, float]] | None
+
+    def record(self) -> dict[str, Any]:
+        """Returns what results.json holds of it, beside what it holds of any run."""
+        found: dict[str, Any] = {"weight": self.weight, "network": self.network}
+        if self.valid is None:
+            return {"joined": found}
+        by_weight = {str(weight): means for weight, means in self.valid.items()}
+        found["valid_by_weight"] = by_weight
+        return {"joined": found, "valid": self.valid[self.weight]}
+
+
+def evaluate(
+    config: ConfigDict,
+    model: nn.Module,
+    params: Params,
+    splits: config_lib.Splits,
+    k: int,
+    after_batch: Callable[[], None] = lambda: None,
+) -> Reached:
+    """Chooses the neighbours' weight, unless the config says it, and ranks test.
+
+    The neighbours are sessions that the network trained on. Of weights that are equally
+    good by `config.select_by` the lower one is taken.
+
+    Raises:
+      UserError: several processes share the run.
+    """
+    if jax.process_count() > 1:
+        raise UserError(
+            "one process joins neighbours: train without config.joined, and then run "
+            "--mode=evaluate with it in one process"
+        )
+    params = _whole(params, model.num_items)
+    train, weight, valid = splits.train_sessions, config.neighbours_weight, None
+    neighbours = _neighbours(config, weight, train, model.num_items)
+    devices = layouts.find_devices(
+        "jit",
+        embedding_size=config.embedding_size,
+        max_scores=config.max_scores,
+        max_positions=config.max_positions,
+    )
+    ranked = functools.partial(
+        rank,
+        model,
+        params,
+        neighbours=neighbours,
+        devices=devices,
+        progress=config.progress,
+        after_batch=after_batch,
+    )
+    if not weight:
+        weights = (0.0, *WEIGHTS)
+        ranks = ranked(splits.evaluated["valid"], weights=weights).ranks
+        means = [metrics.means(of, config.ks) for of in ranks.T]
+        valid = dict(zip(weights, means, strict=True))
+        weight = max(WEIGHTS, key=lambda one: valid[one][config.select_by])
+    found = ranked(splits.evaluated["test"], weights=(weight, 0.0), k=k)
+    joined, alone = (metrics.means(of, config.ks) for of in found.ranks.T)
+    joined["examples_per_second"] = len(found.ranks) / found.seconds
+    return Reached(weight, joined, alone, found.ranks[:, 0], found.lists, valid)
+
+
+def _whole(params: Params, num_items: int) -> Params:
+    """Returns parameters that one device holds, the table without what fills it up."""
+    here = jax.device_get(params)
+    return {**here, "item_embedding": here["item_embedding"][:num_items]}
+
+
+def _neighbours(
+    config: ConfigDict, weight: float, train: Sessions, num_items: int
+) -> Neighbours:
+    items, offsets = np.asarray(train.items), np.asarray(train.offsets)
+    return Neighbours(config.neighbours, weight, items, offsets, num_items)
+
+
+def save(
+    folder: pathlib.Path,
+    config: ConfigDict,
+    train: Sessions,
+    num_items: int,
+    run: Mapping[str, Any],
+) -> None:
+    """Has a workdir answer as it was evaluated last: joined, or by the network alone.
+
+    `train` are the sessions that the neighbours are among; `run` is what
+    `evaluate_best` recorded.
+    """
+    path = folder / FILE
+    if config.joined:
+        _neighbours(config, run["joined"]["weight"], train, num_items).save(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def load(folder: pathlib.Path, num_items: int) -> Neighbours | None:
+    """Reads what a workdir's network is joined with; None: it stands alone.
+
+    UserError: the file is damaged, or of another vocabulary.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    with reading(path, ", sessions of neighbours"):
+        found = Neighbours.load(path)
+        if found.num_items != num_items:
+            raise ValueError(f"it is of {found.num_items} item rows, not {num_items}")
+    return found

@@ -1,0 +1,237 @@
+"""Neighbours and network joined: one answer, wherever it is asked for."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from srgnn_jax import config as config_lib
+from srgnn_jax import results
+from srgnn_jax.configs import click_log
+from srgnn_jax.data.sessions import Sessions
+from srgnn_jax.errors import UserError
+from srgnn_jax.evaluate import baselines, joined, results_json, session_knn
+from srgnn_jax.evaluate.session_knn import Neighbours, Prefixes
+from srgnn_jax.evaluate.workdir import evaluate_workdir
+from srgnn_jax.model.srgnn import SRGNN, init_params
+from srgnn_jax.serve import exported
+from srgnn_jax.serve.export import export_workdir
+from srgnn_jax.serve.recommend import Recommender
+from srgnn_jax.serve.served import Served, Work, group_of
+from srgnn_jax.serve.stream import evaluate_sessions
+from srgnn_jax.train.loop import train_and_evaluate
+from tests.test_baselines import TEST, TRAIN, V
+from tests.tiny import spelled_out, tiny_config
+
+
+def neighbours(weight=0.4, method="STAN"):
+    train = Sessions.from_lists(TRAIN)
+    return Neighbours(method, weight, train.items, train.offsets, V)
+
+
+def plain_joined(examples, params, weight, method="STAN", chosen=None):
+    """Joins examples one by one; rows of 0 where an item is not among the chosen."""
+    chosen = np.arange(1, V) if chosen is None else chosen
+    learnt = baselines.METHODS[method](Sessions.from_lists(TRAIN), V)
+    joined_of = np.zeros((len(examples), V))
+    for n, (prefix, _) in enumerate(spelled_out(examples)):
+        scores = SRGNN(V, 8).apply(
+            {"params": params},
+            jnp.array([prefix]),
+            jnp.array([len(prefix)]),
+            method="full_sort_predict",
+        )
+        one = dataclasses.replace(
+            examples, starts=examples.starts[[n]], lengths=examples.lengths[[n]]
+        )
+        knn = learnt.score(one).toarray()[0, chosen]
+        network = softmax(np.asarray(scores, np.float64)[0, chosen])
+        w = weight if knn.sum() else 0
+        joined_of[n, chosen] = (1 - w) * network + w * knn / (knn.sum() or 1)
+    return joined_of
+
+
+@pytest.mark.parametrize("method", session_knn.METHODS)
+def test_ranks_and_lists_are_those_of_the_formula(method):
+    examples, params = TEST.examples(), init_params(SRGNN(V, 8), 0)
+    found = joined.rank(
+        SRGNN(V, 8), params, examples, neighbours(method=method), (0.4, 0.0), k=5
+    )
+    for column, weight in enumerate((0.4, 0.0)):
+        expected = plain_joined(examples, params, weight, method)
+        of_target = expected[np.arange(len(examples)), examples.targets][:, None]
+        ranks = (expected[:, 1:] >= of_target * (1 - 1e-6)).sum(axis=1)
+        np.testing.assert_array_equal(found.ranks[:, column], ranks)
+    expected = plain_joined(examples, params, 0.4, method)
+    listed = np.take_along_axis(expected, found.lists, axis=1)
+    np.testing.assert_allclose(listed, -np.sort(-expected)[:, :5], rtol=1e-5)
+
+
+def test_ties_count_against_the_target_and_nothing_hides_a_nan():
+    scores = jnp.array([[-jnp.inf], [0.0], [0.0], [jnp.nan]])
+    shares = jnp.zeros((4, 1))
+    assert joined.add_up(scores[:3], shares[:3], 0.5)[:, 0].tolist() == [
+        *(-np.inf, 0.5, 0.5)
+    ]
+    assert np.isnan(joined.add_up(scores, shares, 0.5)[1:]).all()
+
+
+def test_prefixes_of_padded_rows_are_those_of_examples():
+    found = Prefixes.of(np.array([[3, 4, 0], [0, 0, 0], [5, 5, 6]]))
+    shares = neighbours().shares(found)
+    alone = Sessions.from_lists([[3, 4, 1], [5, 5, 6, 1]], last_only=True).examples()
+    np.testing.assert_array_equal(shares[[0, 2]], neighbours().shares(alone))
+    assert not shares[1].any()
+    np.testing.assert_allclose(shares[[0, 2]].sum(axis=1), 1, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A joined run, its config and its test examples as raw ids."""
+    folder = tmp_path_factory.mktemp("joined")
+    config = tiny_config(folder)
+    config.joined = True
+    train_and_evaluate(config, str(folder / "run"), "the command")
+    data = config_lib.load_data(config)
+    splits = config_lib.make_splits(config, data)
+    ids = data.vocabulary.raw
+    pairs = [
+        (ids(prefix), *ids([target]))
+        for prefix, target in spelled_out(splits.evaluated["test"])
+    ]
+    return folder, config, pairs
+
+
+def test_every_way_to_ask_gives_the_same_answer(run):
+    folder, _, pairs = run
+    recommender = Recommender.load(folder / "run")
+    sessions = [prefix for prefix, _ in pairs]
+    found = recommender.recommend(sessions, k=20)
+    # Evaluation.
+    hits = [
+        target in one.items[:5] for one, (_, target) in zip(found, pairs, strict=True)
+    ]
+    stored = results_json.read(folder / "run" / results_json.FILE)
+    assert stored["mean"]["test"]["recall@5"] == pytest.approx(np.mean(hits))
+    # The network alone answers otherwise.
+    alone = Recommender.load(folder / "run")
+    alone.neighbours = None
+    assert alone.recommend(sessions) != found
+    # The service.
+    served = Served.of(recommender)
+    group = group_of(None, 20, False)
+    ((answers, _),) = served.answer(group, [Work(sessions, 20, False)])
+    # An export.
+    export_workdir(str(folder / "run"), str(folder / "out"), k=20)
+    loaded = exported.Recommender.load(folder / "out").recommend(sessions)
+    for one, answer, there in zip(found, answers, loaded, strict=True):
+        assert one.items == answer["items"] == there.items
+        np.testing.assert_allclose(answer["scores"], one.scores, rtol=1e-4)
+        np.testing.assert_allclose(there.scores, one.scores, rtol=1e-4)
+        assert sum(one.scores) == pytest.approx(1, rel=1e-5)
+
+
+def test_a_log_is_evaluated_joined(run, capsys):
+    folder, _, _ = run
+    log = folder / "data" / "log.csv"
+    means = evaluate_sessions(str(folder / "run"), str(log))
+    said = capsys.readouterr().out
+    assert "joined" in said
+    row = next(line for line in said.splitlines() if line.startswith("mrr@20"))
+    assert row.split()[1] == f"{100 * means['mrr@20']:.2f}"
+    assert row.split()[1] != row.split()[2]
+
+
+def test_candidates_share_the_probability(run):
+    folder, _, pairs = run
+    recommender = Recommender.load(folder / "run")
+    few = recommender.vocabulary.ids[3:9]
+    sessions = [prefix for prefix, _ in pairs[:20]]
+    found = recommender.recommend(sessions, candidates=few)
+    again = recommender.recommend(sessions, candidates=few, as_probabilities=True)
+    everything = recommender.recommend(sessions, exclude_seen=True)
+    for one, other, session, all_others in zip(
+        found, again, sessions, everything, strict=True
+    ):
+        assert sorted(one.items) == sorted(few)
+        assert one == other
+        assert sum(one.scores) == pytest.approx(1, rel=1e-5)
+        assert not {*all_others.items} & {*session}
+
+
+def test_validation_chooses_the_weight(run):
+    folder, _, _ = run
+    stored = results_json.read(folder / "run" / results_json.FILE)
+    (one,) = stored["runs"]
+    by_weight = one["joined"]["valid_by_weight"]
+    best = max(list(by_weight)[1:], key=lambda w: by_weight[w]["mrr@20"])
+    assert one["joined"]["weight"] == float(best)
+    assert one["valid"] == by_weight[best]
+    assert joined.load(folder / "run", 21).weight == float(best)
+    lines = results_json.read_lines(folder / "run" / "metrics.jsonl")
+    epochs = {line["epoch"]: line for line in lines if "epoch" in line}
+    best_epoch = epochs[one["best_epoch"]]
+    assert by_weight["0.0"]["mrr@20"] == best_epoch["valid/mrr@20"]
+    assert lines[-1]["joined/mrr@20"] == one["test"]["mrr@20"]
+
+
+def test_results_say_that_they_are_joined(run):
+    folder, _, _ = run
+    stored = results_json.read(folder / "run" / results_json.FILE)
+    assert stored["config"]["joined"] is True
+    text = results.document([stored])
+    assert "joined=True, " in text
+    assert "chosen on validation. The network alone reaches recall@20" in text
+
+
+def test_a_workdir_answers_as_it_was_evaluated_last(run, tmp_path, capsys):
+    folder, config, _ = run
+    workdir = str(tmp_path / "run")
+    alone = config.copy_and_resolve_references()
+    alone.joined = False
+    train_and_evaluate(alone, workdir)
+    network = evaluate_workdir(workdir)
+    stored = json.loads((folder / "run" / "results.json").read_text())
+    both = evaluate_workdir(workdir, config)
+    assert both["mrr@20"] == stored["mean"]["test"]["mrr@20"] != network["mrr@20"]
+    # Without a config, as it was.
+    assert evaluate_workdir(workdir)["mrr@20"] == both["mrr@20"]
+    assert Recommender.load(workdir).neighbours is not None
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "STAN joins it with weight" in printed
+    # The same command but for this joins a run that is complete.
+    config.neighbours, config.neighbours_weight = "V-SKNN", 0.25
+    train_and_evaluate(config, workdir)
+    assert joined.load(tmp_path / "run", 21).method == "V-SKNN"
+    assert joined.load(tmp_path / "run", 21).weight == 0.25
+    config.neighbours, config.neighbours_weight = "STAN", 0.0
+    evaluate_workdir(workdir, alone)
+    assert Recommender.load(workdir).neighbours is None
+
+
+def test_what_cannot_be_joined_is_told(run, tmp_path):
+    folder, _, _ = run
+    for on in ("last", "test"):
+        one = click_log.get_config()
+        one.joined, one.select_on = True, on
+        with pytest.raises(UserError, match=r"neighbours_weight is 0\.0, which has"):
+            config_lib.validate(one)
+        one.neighbours_weight = 0.3
+        config_lib.validate(one)
+    one.neighbours = "KNN"
+    with pytest.raises(UserError, match="choose one of STAN, V-SKNN"):
+        config_lib.validate(one)
+    assert {*session_knn.METHODS} == {"STAN", "V-SKNN"}
+    path = tmp_path / joined.FILE
+    whole = (folder / "run" / joined.FILE).read_bytes()
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=r"neighbours\.npz.* 21 item rows, not 30"):
+        joined.load(tmp_path, 30)
+    for damaged in (b"", whole[:100], whole[:-200], b"PK" + whole[2:90]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"cannot read .*neighbours\.npz"):
+            joined.load(tmp_path, 21)
