@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from srgnn_jax.data.counts import count
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
@@ -67,14 +67,12 @@ def prepare(
         dates = gathered.dates
         dates = dates - dates % (date_resolution_seconds * SECOND)
         gathered = gathered._replace(dates=dates)
-    kept, date = _filter(gathered, min_session_length, min_item_count, len(clicks))
-    # A span that is longer than all of time leaves nothing before it.
-    edge = date.max() - round(min(test_days, 1e6) * DAY)
-    is_test = date > edge
-    is_train = date < edge if as_published else ~is_test
-    if test_start is not None:
-        is_train = date < test_start
-        is_test = ~is_train & (date < (np.inf if test_end is None else test_end))
+    kept, date, dropped = _filter(
+        gathered, min_session_length, min_item_count, len(clicks)
+    )
+    is_train, is_test, rule = _by_time(
+        date, as_published, test_days, test_start, test_end
+    )
     train, test = (kept.take(np.flatnonzero(part)) for part in (is_train, is_test))
     _check_split(train, test, date)
     raw = dict.fromkeys(("train", "test"), gathered.raw_items)
@@ -82,26 +80,68 @@ def prepare(
         {"train": train, "test": test}, raw, min_session_length
     )
     splits["train"] = _last_examples(splits["train"], train_fraction)
+    _check_left(splits)
+    counts = count(splits, vocabulary) | gathered.counts
+    # As published: before those without a known item are dropped.
+    counts |= {"test_sessions": len(test), "raw_clicks": len(clicks)}
+    counts["edge_sessions"] = int((~is_train & ~is_test).sum())
+    unknown = len(test.items) - len(splits["test"].items)
+    notes = [
+        _span(clicks),
+        f"test begins with the session of {_written(date[is_test].min())}: {rule}",
+        *dropped,
+        f"{unknown:,} test clicks dropped, on items that training lacks or alone then",
+    ]
+    return Dataset(splits, vocabulary, counts, notes=notes)
+
+
+def _by_time(
+    date: Int[np.ndarray, " S"],
+    as_published: bool,
+    test_days: float,
+    test_start: int | None,
+    test_end: int | None,
+) -> tuple[Bool[np.ndarray, " S"], Bool[np.ndarray, " S"], str]:
+    """Applies rule 3: which sessions train, which test, and what says so."""
+    if test_start is not None:
+        is_train = date < test_start
+        is_test = ~is_train & (date < (np.inf if test_end is None else test_end))
+        return is_train, is_test, "config.test_start"
+    # A span that is longer than all of time leaves nothing before it.
+    edge = date.max() - round(min(test_days, 1e6) * DAY)
+    is_test = date > edge
+    days = "day" if test_days == 1 else "days"
+    rule = f"the last {test_days:g} {days} (config.test_days)"
+    return date < edge if as_published else ~is_test, is_test, rule
+
+
+def _span(clicks: pl.DataFrame) -> str:
+    time = clicks["date" if "date" in clicks.columns else "time"].to_numpy()
+    first, last = (_written(when) for when in (time.min(), time.max()))
+    return f"{len(clicks):,} clicks from {first} to {last}, UTC"
+
+
+def _written(time: np.int64) -> str:
+    """Returns microseconds since 1970 as a person writes them, to the second."""
+    return str(np.datetime64(int(time), "us"))[:19].replace("T", " ")
+
+
+def _check_split(train: Sessions, test: Sessions, date: Int[np.ndarray, " S"]) -> None:
+    if not len(train) or not len(test):
+        first, last = (_written(when) for when in (date.min(), date.max()))
+        raise UserError(
+            f"the split by time leaves {len(train)} sessions to train on and "
+            f"{len(test)} to test on, of {len(date)} from {first} to {last}; "
+            "set config.test_days, or config.test_start and config.test_end"
+        )
+
+
+def _check_left(splits: Mapping[str, Sessions]) -> None:
     if not len(splits["train"]) or not len(splits["test"]):
         raise UserError(
             f"{len(splits['train'])} sessions are left to train on and "
             f"{len(splits['test'])} to test on, after config.train_fraction and "
             "without test clicks on unknown items"
-        )
-    counts = count(splits, vocabulary) | gathered.counts
-    # As published: before those without a known item are dropped.
-    counts |= {"test_sessions": len(test), "raw_clicks": len(clicks)}
-    counts["edge_sessions"] = int((~is_train & ~is_test).sum())
-    return Dataset(splits, vocabulary, counts)
-
-
-def _check_split(train: Sessions, test: Sessions, date: Int[np.ndarray, " S"]) -> None:
-    if not len(train) or not len(test):
-        first, last = np.array([date.min(), date.max()], "datetime64[us]").astype(str)
-        raise UserError(
-            f"the split by time leaves {len(train)} sessions to train on and "
-            f"{len(test)} to test on, of {len(date)} from {first[:19]} to {last[:19]}; "
-            "set config.test_days, or config.test_start and config.test_end"
         )
 
 
@@ -128,7 +168,8 @@ def prepare_splits(
             )
     counts = count(splits, vocabulary)
     counts["raw_clicks"] = sum(map(len, clicks.values()))
-    return Dataset(splits, vocabulary, counts)
+    notes = [f"{split}: {_span(of)}" for split, of in clicks.items()]
+    return Dataset(splits, vocabulary, counts, notes=notes)
 
 
 def _number(
@@ -160,11 +201,15 @@ def _as_published(clicks: pl.DataFrame) -> Visits:
 
 def _filter(
     visits: Visits, least: int, least_of_item: int, clicks: int
-) -> tuple[Sessions, Int[np.ndarray, " S"]]:
-    """Applies rules 2 and 4: sessions of items by number, in order; and their dates."""
+) -> tuple[Sessions, Int[np.ndarray, " S"], list[str]]:
+    """Applies rules 2 and 4.
+
+    Returns sessions of items by number, in order; their dates; and what was dropped.
+    """
     everything = visits.sessions
     long, is_long = everything.keep(np.ones(len(everything.items), bool), least)
-    often = np.bincount(long.items, minlength=len(visits.raw_items)) >= least_of_item
+    clicked = np.bincount(long.items, minlength=len(visits.raw_items))
+    often = clicked >= least_of_item
     kept, is_kept = long.keep(often[long.items], least)
     if not len(kept):
         raise UserError(
@@ -175,7 +220,14 @@ def _filter(
     left = np.flatnonzero(is_long)[is_kept]
     dates = visits.dates[left]
     order = np.lexsort((sort_key(visits.ids.gather(left)), dates))
-    return kept.take(order), dates[order]
+    rare = clicked[~often & (clicked > 0)]
+    dropped = [
+        f"{(~is_long).sum():,} of {len(everything):,} sessions of fewer than {least} "
+        "clicks dropped",
+        f"{len(rare):,} items of fewer than {least_of_item} clicks dropped, with "
+        f"{rare.sum():,} clicks, and {(~is_kept).sum():,} sessions then too short",
+    ]
+    return kept.take(order), dates[order], dropped
 
 
 def _last_examples(train: Sessions, fraction: float) -> Sessions:
