@@ -3,10 +3,10 @@
 # make test-tpu   what the TPU's compiler says of the steps; needs no TPU
 # make test-long   kills runs and breaks files at random, more often than test-slow
 # make venv     .venv, with all that these need (they make it themselves)
-# make docs     docs/configs.md and docs/api.md, from the source
+# make docs     docs/configs.md from the source, and the site, in docs/_build/html
 # make notebooks   runs those of colab/ from top to bottom
 # make parity   compares with RecBole itself, in an environment of its own
-# make parity-table   prints the README's table of differences from PyTorch
+# make parity-table   prints the table of differences from PyTorch of docs/pytorch.md
 
 PYTHON ?= python3
 BIN = .venv/bin
@@ -18,8 +18,9 @@ PYTEST = $(BIN)/python -m pytest --numprocesses=logical --dist=worksteal
 venv: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
+	@echo "making .venv: fetches and installs packages, which takes some minutes"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 train: venv
@@ -51,8 +52,13 @@ lint: venv
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-docs:
-	$(PYTHON) docs/generate.py
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: .venv/docs
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --jobs=auto -q docs docs/_build/html
 
 .venv/torch: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[torch]'

@@ -1,19 +1,24 @@
-"""Your own clicks: any csv, tsv or parquet log of (session, item, time).
+"""Your own clicks: a log of (session, item, time) in csv, parquet or JSON lines.
 
-    python -m srgnn_jax.main --config=configs/click_log.py --config.data_dir=DIR
+    srgnn --config=click_log --config.data_dir=DIR
 
-DIR holds one log file. Its columns are found by their usual names (SessionId, item_id,
-timestamp, ...) or named by config.session_column, item_column and time_column. The last
-day is the test split; see config.test_days, test_start and test_end.
+DIR holds one log, in one file or in parts. Its columns are found by their usual names
+(SessionId, item_id, timestamp, ...) or named by config.session_column, item_column and
+time_column. The last day is the test split; see config.test_days, test_start and
+test_end. The settings are those that were best on validation of several logs
+(docs/own_data.md); click_log_paper has the paper's.
 """
 
-from srgnn_jax.configs import default
+from srgnn_jax.configs import click_log_paper
 
 
 def get_config():
     """Returns the config."""
-    c = default.get_config()
+    c = click_log_paper.get_config()
     c.name = "click_log"
-    c.dataset = "click_log"
-    c.data_dir = "data"
+    c.normalize = True
+    c.item_dropout = 0.3
+    c.reverse_positions = 32
+    c.epochs = 10
+    c.patience = 3
     return c

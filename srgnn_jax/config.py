@@ -139,8 +139,16 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Any) -> None:
     """Raises UserError naming the first field whose value cannot be used."""
+    known = default.get_config()
+    if not isinstance(config, ConfigDict) or config.keys() != known.keys():
+        wrong = sorted({*known} ^ {*config}) if isinstance(config, ConfigDict) else []
+        what = f"has other fields ({', '.join(wrong[:5])})" if wrong else "is no config"
+        raise UserError(
+            f"the {type(config).__name__} handed in {what}; take what get_config() of "
+            "a module in srgnn_jax.configs returns"
+        )
 
     def refuse(field, what):
         raise UserError(f"config.{field} is {config[field]!r}{what}")
@@ -149,7 +157,7 @@ def validate(config: ConfigDict) -> None:
         if config[field] not in choices:
             hint = nearest(str(config[field]), choices)
             refuse(field, f"; choose one of {', '.join(choices)}{hint}")
-    for field, usual in default.get_config().items():
+    for field, usual in known.items():
         least = _AT_LEAST.get(field, 0)
         if isinstance(usual, int | float) and not config[field] >= least:
             refuse(field, f"; it must be at least {least}")
@@ -172,10 +180,10 @@ def validate(config: ConfigDict) -> None:
             f"{config.select_on!r} leaves none; name the weight that a run with "
             "config.select_on = 'valid' found",
         )
-    known = metrics.names(config.ks)
-    if config.select_by not in known:
-        ks, names = tuple(config.ks), ", ".join(known)
-        refuse("select_by", f"; with config.ks = {ks} it can be one of {names}")
+    names = metrics.names(config.ks)
+    if config.select_by not in names:
+        ks, those = tuple(config.ks), ", ".join(names)
+        refuse("select_by", f"; with config.ks = {ks} it can be one of {those}")
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:

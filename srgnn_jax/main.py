@@ -30,19 +30,22 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
-from absl import logging as absl_logging
+try:
+    from absl import app, flags
+    from absl import logging as absl_logging
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    sys.exit(
+        f"error: {sys.executable} does not find {error.name}: in a clone, make venv "
+        "and then source .venv/bin/activate; else pip install ."
+    )
 from ml_collections import ConfigDict, config_flags
 
-from srgnn_jax.configs import default
-from srgnn_jax.errors import UserError, nearest
+from srgnn_jax import arguments
+from srgnn_jax.errors import UserError
 from srgnn_jax.train.interrupt import Stopped
 
-MOST_CONFIG_BYTES = 2**20
-SHIPPED = {
-    path.stem: path
-    for path in pathlib.Path(__file__).with_name("configs").glob("[!_]*.py")
-}
 MODES = (
     *("train", "evaluate", "recommend", "serve", "export"),
     *("import", "baselines", "search", "plot", "promote"),
@@ -153,22 +156,33 @@ flags.DEFINE_enum(
 config_flags.DEFINE_config_file(
     "config",
     None,
-    f"A config that comes along, one of {', '.join(sorted(SHIPPED))}, or a file of "
-    "your own; :1_4 after it hands its get_config the argument 1_4.",
+    f"A config that comes along, one of {', '.join(sorted(arguments.SHIPPED))}, or a "
+    "file of your own; :1_4 after it hands its get_config the argument 1_4.",
 )
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Parses the flags, reducing what is wrong with them to one line."""
+    """Parses the flags, reducing what is wrong with them to one line.
+
+    Where fields of a config are set and no config is named, `FLAGS.config` is the
+    default one with these fields: it names no data set.
+    """
+    if not argv[1:]:
+        sys.exit(arguments.first_steps())
     try:
-        arguments = "\0".join(FLAGS.read_flags_from_files(argv))
+        given = "\0".join(FLAGS.read_flags_from_files(argv))
         named = r"(?<![^\0])(--?config[=\0])([^:\0]+)"
-        found = re.sub(named, lambda m: m[1] + _config_file(m[2]), arguments)
+        found = re.sub(named, lambda m: m[1] + arguments.config_file(m[2]), given)
+        if fields := re.findall(r"\0--?config\.([^\0=]+)", found):
+            arguments.check_names(fields)
+            if not re.search(named, found):
+                program, _, others = found.partition("\0")
+                found = f"{program}\0--config={arguments.SHIPPED['default']}\0{others}"
         rest = FLAGS(found.split("\0"))
     except UserError:
         raise
     except Exception as error:
-        raise UserError(_what_is_wrong(error, str(error))) from error
+        raise UserError(arguments.what_is_wrong(error, FLAGS, MODES)) from error
     if rest[1:]:
         raise UserError(
             f"unexpected argument {rest[1]!r}; flags look like --name=value"
@@ -178,25 +192,10 @@ def parse(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def _what_is_wrong(error: Exception, said: str) -> str:
-    """Returns what absl, ml_collections or a config file says in one line."""
-    if isinstance(error, AttributeError | KeyError) and "no attribute" not in said:
-        field = re.findall(r'Key "(\w+)"|(\w+)', said)[0]
-        key = "".join(field)
-        hint = nearest(key, default.get_config()) or "; see configs/default.py"
-        return f"the config has no field {key}{hint}"
-    last = said.strip().splitlines()[-1].strip() if said.strip() else repr(error)
-    if not isinstance(error, flags.Error):
-        return f"cannot use --config: {last}"
-    if mode := re.search(r"--mode=(\S+): ", said):
-        return last + nearest(mode[1], MODES)
-    if "flag 'config." in said:
-        return f"{last}: fields can be set where --config names a config"
-    if field := re.search(r"flag '(\w+)\.\w+'", said):
-        return last + nearest(field[1], FLAGS)
-    if "get_config() takes 0" in said:
-        return f"{last}; there is nothing to choose by a colon after this config"
-    return last
+def fields_set() -> dict[str, Any]:
+    """Returns the fields of the config that were set on the command line."""
+    given = FLAGS.config is not None
+    return config_flags.get_override_values(FLAGS["config"]) if given else {}
 
 
 def check_flags() -> None:
@@ -208,9 +207,17 @@ def check_flags() -> None:
             raise UserError(
                 f"--{name} does nothing with --mode={mode}; it is for {those}"
             )
-    if config is None and mode in ("train", "search", "import", "baselines"):
-        raise UserError("--config is missing; try --config=configs/synthetic.py")
-    if not FLAGS.workdir and config is None:
+    fields = fields_set()
+    arguments.check_fields(mode, fields)
+    if mode in ("train", "search", "import", "baselines"):
+        if config is None:
+            raise UserError("--config is missing; try --config=synthetic")
+        if not config.dataset:
+            raise UserError(
+                "the config names no data set: fields are set of one that --config "
+                "names, such as --config=synthetic"
+            )
+    if not FLAGS.workdir and not (config and config.dataset):
         raise UserError(f"--mode={mode} needs --workdir, the folder of the run")
     if mode in NEEDS:
         flag, what = NEEDS[mode]
@@ -236,8 +243,13 @@ def run() -> None:
 def run_mode() -> None:
     """Hands the flags to the function of the mode."""
     from srgnn_jax.convert.import_mode import import_checkpoint
+    from srgnn_jax.devices import processes
     from srgnn_jax.evaluate.results_json import portable_command
-    from srgnn_jax.evaluate.workdir import evaluate_baselines, evaluate_workdir
+    from srgnn_jax.evaluate.workdir import (
+        evaluate_baselines,
+        evaluate_workdir,
+        own_config,
+    )
     from srgnn_jax.serve.export import export_workdir
     from srgnn_jax.serve.promote import promote, train_both
     from srgnn_jax.serve.stream import evaluate_sessions, recommend_file
@@ -258,10 +270,13 @@ def run_mode() -> None:
     command = portable_command(sys.argv[1:])
     options: dict[str, Any]
     options = {name: FLAGS[name].value for name in ONLY_FOR if mode in ONLY_FOR[name]}
+    if mode == "evaluate" and config is not None and not config.dataset:
+        config = own_config(workdir, fields_set())
     if mode == "train" and FLAGS.compare:
         train_both(config, workdir, FLAGS.compare, command, model, losses)
     elif mode == "train":
-        train_and_evaluate(config, workdir, command, model, losses)
+        if train_and_evaluate(config, workdir, command, model, losses):
+            processes.say(arguments.next_steps(workdir))
     elif mode == "search":
         # An extra brings what it imports.
         from srgnn_jax.train.search import search
@@ -272,7 +287,7 @@ def run_mode() -> None:
             config,
             workdir,
             ranges=get_search and get_search(),
-            fixed=config_flags.get_override_values(FLAGS["config"]),
+            fixed=fields_set(),
             command=command,
             model=model,
             losses=losses,
@@ -367,22 +382,6 @@ def main() -> None:
 
     sys.unraisablehook = _print_unraisable
     app.run(after_parsing, flags_parser=lambda argv: guarded(parse, argv))
-
-
-def _config_file(name: str) -> str:
-    """Returns the file of a config, and refuses what is no Python file unrun."""
-    path = SHIPPED.get(name, pathlib.Path(name))
-    if not path.exists():
-        those = f"; those that come along are {', '.join(sorted(SHIPPED))}"
-        hint = nearest(path.stem, SHIPPED) or those
-        raise UserError(f"cannot load the config: no file {name}{hint}")
-    if not (path.suffix == ".py" and path.is_file()):
-        what = "a config is a Python file, name.py"
-    elif path.stat().st_size > MOST_CONFIG_BYTES:
-        what = f"it has {path.stat().st_size:,} bytes, as no config does"
-    else:
-        return str(path)
-    raise UserError(f"cannot use --config={name}: {what}; nothing was run")
 
 
 def _print_unraisable(found: Any) -> None:

@@ -1,5 +1,6 @@
-"""Tables of text, for a terminal and in Markdown."""
+"""Tables of text, for a terminal, in Markdown and in HTML."""
 
+import html as html_text
 from collections.abc import Sequence
 
 
@@ -29,3 +30,15 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Renders rows in Markdown; numbers are in all columns but the first."""
     ruler = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, ruler, *rows))
+
+
+def html(rows: Sequence[Sequence[str]], caption: str) -> str:
+    """Renders rows, a header first, as HTML for a notebook."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        written = (f"<{tag}>{html_text.escape(cell)}</{tag}>" for cell in cells)
+        return f"<tr>{''.join(written)}</tr>"
+
+    lines = [line(rows[0], "th"), *(line(row, "td") for row in rows[1:])]
+    title = f"<caption>{html_text.escape(caption)}</caption>"
+    return f"<table>{title}{''.join(lines)}</table>"

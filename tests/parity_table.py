@@ -1,4 +1,4 @@
-"""Prints the README's parity table, measured here: `make parity-table`.
+"""Prints the parity table of docs/pytorch.md, measured here: `make parity-table`.
 
 Every row is the largest difference between this model and the PyTorch one of
 torch_srgnn.py over models of random sizes, of both codes' conventions, steps 1 to 4,

@@ -7,17 +7,18 @@ import itertools
 import json
 import math
 import pathlib
+import re
 
 import numpy as np
 import pytest
 
 from srgnn_jax import config as config_lib
-from srgnn_jax.configs import diginetica, yoochoose
+from srgnn_jax.configs import click_log, click_log_paper, diginetica, yoochoose
 from srgnn_jax.data.sessions import Examples, Sessions
 from srgnn_jax.errors import UserError
-from srgnn_jax.evaluate import baselines, metrics
+from srgnn_jax.evaluate import baselines, metrics, results_json
 from srgnn_jax.evaluate.scorer import target_ranks
-from srgnn_jax.evaluate.workdir import evaluate_baselines
+from srgnn_jax.evaluate.workdir import evaluate_baselines, lost_to
 from tests.command import ROOT, srgnn
 from tests.tiny import tiny_config
 
@@ -259,6 +260,43 @@ def test_they_learn_from_what_a_training_learns_from(tmp_path, capsys, select_on
     # It fits a terminal.
     assert max(map(len, table.splitlines())) <= 80
     assert ("held out" in table) == (select_on == "valid")
+
+
+def test_a_run_of_the_same_data_stands_in_the_first_column(tmp_path, capsys):
+    config = tiny_config(tmp_path)
+    (tmp_path / "run").mkdir()
+    data = config_lib.load_data(config)
+    found = {"data": {"fingerprint": data.fingerprint}, "config": {}, "protocol": {}}
+    found |= {
+        "mean": {"test": {"mrr@20": 0.98765}},
+        "standard_deviation": {},
+        "runs": [],
+    }
+    results_json.write(tmp_path / "run" / "results.json", found)
+    evaluate_baselines(config, str(tmp_path / "run"))
+    header, *rows = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert header.split()[:2] == ["SR-GNN", "POP"]
+    assert "mrr@20          98.77" in "\n".join(rows)
+    found["data"]["fingerprint"] = "of other data"
+    results_json.write(tmp_path / "run" / "results.json", found)
+    evaluate_baselines(config, str(tmp_path / "run"))
+    assert "SR-GNN" not in capsys.readouterr().out
+
+
+def test_where_a_baseline_wins_the_settings_to_try_are_named():
+    config = click_log_paper.get_config()
+    beside = {"POP": {"mrr@20": 0.1}, "STAN": {"mrr@20": 0.5}, "Markov": {}}
+    assert lost_to(config, {"mrr@20": 0.5}, beside) == []
+    said = " ".join(lost_to(config, {"mrr@20": 0.4}, beside))
+    assert said.startswith(" STAN is better by mrr@20: try --config.normalize=True")
+    # What is named is a setting, and is the one of click_log.
+    named = dict(re.findall(r"--config\.(\w+)=(\S+?),? ", said))
+    own = click_log.get_config()
+    assert {name: str(own[name]) for name in named} == named
+    assert len(named) == 3
+    said = " ".join(lost_to(own, {"mrr@20": 0.4}, beside))
+    assert "--config" not in said
+    assert "--mode=search" in said
 
 
 def test_what_cannot_be_written_is_printed(tmp_path, capsys):

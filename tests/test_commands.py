@@ -33,8 +33,6 @@ PLAN = (
 )
 PLANNED = "test_tpu.py::test_an_exact_step_of_diginetica"
 NOT_RUN = {
-    "make train": BY_MAKE + "what it runs stands beside it",
-    "make test": BY_MAKE + "runs this",
     "make test-slow": BY_MAKE + "runs this",
     "make test-long": BY_MAKE + "test_promises runs its commands with fewer cases",
     "make test-tpu": "installs libtpu; " + PLANNED,
@@ -42,13 +40,15 @@ NOT_RUN = {
     "make parity": BY_MAKE + "test_parity.py::test_recorded_numbers_of_both_codes",
     "make parity-table": BY_MAKE + "test_parity.py::test_live_torch_model",
     "pip install .": INSTALLS,
-    "pip install -e '.[cuda]'": INSTALLS,
     "pip install -e '.[export]'": INSTALLS,
     "pip install '.[search]'": INSTALLS,
     "pip install '.[plots]'": INSTALLS,
     "pip install '.[serve]'": INSTALLS,
     "pip install '.[hub]'": INSTALLS,
+    "make docs": "installs Sphinx; test_docs.py::test_the_site_is_built",
+    "pip install -e '.[cuda]'": INSTALLS,
     "python -m srgnn_jax.main": "the name of the program",
+    "srgnn --help": "test_main.py::test_help_says_what_every_flag_and_every_mode_does",
     "python -m benchmarks.against_recbole --epochs=2 --rounds=1": "installs RecBole; "
     "test_benchmarks.py::test_epochs_are_timed_apart_from_the_first",
     "pip install '.[tpu]'": INSTALLS,
@@ -61,9 +61,14 @@ NOT_RUN = {
     "--coordinator_address=HOST:PORT --num_processes=2 --process_id=0": "one of two; "
     "test_processes.py::test_two_processes_of_four_devices_are_one_of_eight",
 }
+# What a target of the Makefile runs once all is installed.
+MADE = {
+    "make train": ".venv/bin/python -m srgnn_jax.main --config=configs/synthetic.py"
+}
 # Pages whose blocks another test runs.
 HELD = {
     "own_data.md": "test_wheel.py::test_every_command_of_own_data_works_in_turn",
+    "index.md": "test_docs.py::test_the_site_is_built",
     "how_it_works.md": "test_notebooks.py::"
     "test_the_code_of_how_it_works_prints_what_it_says",
     "serving.md": "test_server.py::test_every_command_of_serving_works_in_turn",
@@ -73,6 +78,10 @@ HELD = {
 # Pages that are run here, and settings of their processes.
 RUN = {
     "README.md": {},
+    "recommend.md": {},
+    "results.md": {},
+    "pytorch.md": {},
+    "speed.md": {},
     "many_devices.md": {"JAX_NUM_CPU_DEVICES": "8"},
     "promises.md": {},
     "search.md": {},
@@ -82,10 +91,10 @@ RUN = {
 # What makes a command small, by what it holds, after what it says itself.
 BENCHMARK = "--items=300 --embedding_size=8 --rounds=1"
 SMALL = {
-    r"--config=\S*(diginetica|yoochoose|ml100k|click_log|synthetic|shop)": "--config."
-    "embedding_size=8 --config.epochs=1 --config.batch_size=50",
-    "--config=diginetica": "--config.data_dir=DIR",
-    "configs/synthetic.py": "--config.train_fraction=0.02",
+    r"^(?!.*=baselines).*--config=\S*(diginetica|yoochoose|ml100k|click_log|synthetic|"
+    "shop)": "--config.embedding_size=8 --config.epochs=1 --config.batch_size=50",
+    "--config=(configs/)?synthetic": "--config.train_fraction=0.02",
+    "--config=click_log.*=data ": "--config.train_fraction=0.05",
     "configs/click_log.py": "--config.log_file=LOG.csv",
     "--config=shop.py": "--config.data_dir=DIR --config.log_file=LOG.csv",
     "benchmarks.against_original": "--rounds=1 --steps=4 --window=2 --embedding_size=8",
@@ -103,6 +112,10 @@ SMALL = {
     "tests.fuzz_readers": "--cases=20",
     "tests.fuzz_http": "--cases=20",
 }
+SMALL_IN_PYTHON = """
+config = click_log.get_config()
+config.update(embedding_size=8, epochs=1, batch_size=50, train_fraction=0.05)
+"""
 PROGRAMS = "echo|git|make|pip|python|srgnn|srun"
 
 
@@ -156,30 +169,44 @@ def write_everything(folder):
     weights = params_to_torch(params, "recbole")
     write_pth(folder / "SRGNN.pth", {"state_dict": tensors(weights)})
     (folder / "configs").symlink_to(ROOT / "configs")
-    programs = folder / "bin"
-    programs.mkdir()
+    programs = folder / ".venv/bin"
+    programs.mkdir(parents=True)
+    (programs / "activate").write_text('PATH="$PWD/.venv/bin:$PATH"\n')
     for name, what in (("python", '"$@"'), ("srgnn", '-m srgnn_jax.main "$@"')):
         (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {what}\n')
         (programs / name).chmod(0o755)
 
 
 def run_page(page, folder):
-    """Runs a page's commands in turn, and returns (command, output) of each."""
-    write_everything(folder)
+    """Runs a page's commands in turn, and returns (command, output) of each.
+
+    The README says how to find the programs, for all pages.
+    """
+    if not (folder / "DIR").exists():
+        write_everything(folder)
+    others = [
+        path
+        for path in os.environ["PATH"].split(os.pathsep)
+        if not Path(path, "srgnn").exists()
+    ]
     environment = {
         **os.environ,
         **RUN[page],
         "HOME": str(folder),
-        "PATH": os.pathsep.join([str(folder / "bin"), os.environ["PATH"]]),
+        "PATH": os.pathsep.join(others),
         "PYTHONPATH": str(ROOT),
         # One device, as on most machines, unless the page has more.
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
 
+    before = ["set -o pipefail"]
+    if page != "README.md":
+        before += ["source .venv/bin/activate"]
+
     def run(command):
         flags = [flags for key, flags in SMALL.items() if re.search(key, command)]
         done = subprocess.run(
-            ["bash", "-c", "set -o pipefail\n" + " ".join([command, *flags])],
+            ["bash", "-c", "\n".join([*before, " ".join([command, *flags])])],
             cwd=folder,
             env=environment,
             capture_output=True,
@@ -187,6 +214,8 @@ def run_page(page, folder):
             timeout=300,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        if command.startswith("source "):
+            before.append(command)
         return command, done.stdout
 
     outputs = []
@@ -197,9 +226,13 @@ def run_page(page, folder):
             (folder / "shop.py").write_text(command)
             command = "python -m srgnn_jax.main --config=shop.py"
         elif kind == "python":
+            call = "click_log.get_config()"
+            if call in command:
+                head, *rest = command.partition("\n\nclicks")
+                command = head + SMALL_IN_PYTHON + "".join(rest).replace(call, "config")
             (folder / "block.py").write_text(command)
             command = "python block.py"
-        outputs.append(run(command))
+        outputs.append(run(MADE.get(command, command)))
     return outputs
 
 
@@ -220,25 +253,47 @@ def test_what_is_not_run_is_on_a_page_and_held_by_a_test_that_there_is():
             assert f"def {test}" in (ROOT / "tests" / file).read_text()
 
 
-@pytest.mark.slow  # some thirty processes
-def test_readme(tmp_path):
-    outputs = run_page("README.md", tmp_path)
-    said = dict(outputs)
+def test_what_make_runs_is_in_the_makefile():
+    makefile = (ROOT / "Makefile").read_text()
+    for target, command in MADE.items():
+        name = target.removeprefix("make ")
+        recipe = re.search(rf"^{name}:.*\n\t(.*)$", makefile, re.MULTILINE)[1]
+        assert recipe.replace("$(BIN)", ".venv/bin") == command
+
+
+@pytest.mark.slow  # some twenty processes
+def test_readme_then_recommend(tmp_path):
+    said = dict(run_page("README.md", tmp_path))
 
     def table(command):
-        return said[command].split(" (step ")[1]
+        return said[command].split(" (step ")[1].split("\n\nThe run is in")[0].strip()
 
-    program = "python -m srgnn_jax.main"
-    assert table(f"{program} --mode=evaluate --workdir=runs/synthetic") == table(
-        f"{program} --config=configs/synthetic.py"
-    )
-    assert "diginetica" in (tmp_path / "RESULTS.md").read_text().lower()
-    (recommended,) = (text for command, text in outputs if "--k=5" in command)
-    assert len(json.loads(recommended)["items"]) == 5
-    in_python = [text for command, text in outputs if command == "python block.py"][-1]
-    assert in_python.count("'") == 10
-    assert in_python.endswith("[] False\n")
+    evaluated = table("srgnn --mode=evaluate --workdir=runs/synthetic")
+    assert evaluated == table(TRAIN)
+    assert "STAN test" in evaluated
+    (recommended,) = (text for command, text in said.items() if "--k=5" in command)
+    found = json.loads(recommended)
+    assert len(found["items"]) == 5
+    assert not found["unknown"]
+    outputs = run_page("recommend.md", tmp_path)
+    assert not [text for _, text in outputs if '"unknown": ["' in text]
     assert (tmp_path / "exported" / "recommender.py").is_file()
+    assert (tmp_path / "explanation.png").is_file()
+
+
+@pytest.mark.slow  # some twenty processes
+def test_results(tmp_path):
+    said = dict(run_page("results.md", tmp_path))
+    assert "diginetica" in (tmp_path / "RESULTS.md").read_text().lower()
+    assert "STAN" in next(
+        text for command, text in said.items() if "=baselin" in command
+    )
+
+
+@pytest.mark.slow  # benchmarks
+@pytest.mark.parametrize("page", ["pytorch.md", "speed.md"])
+def test_benchmarks_of(page, tmp_path):
+    assert len(run_page(page, tmp_path)) > 3
 
 
 @pytest.mark.slow  # trains under three layouts

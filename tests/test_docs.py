@@ -1,11 +1,15 @@
 """Pages that are made of the source hold what it says."""
 
+import importlib
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import srgnn_jax
 from srgnn_jax.configs import default
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +34,51 @@ def test_a_field_without_a_comment_is_named():
     )
     with pytest.raises(ValueError, match="b has no comment"):
         list(GENERATE["sections"](source))
+
+
+def test_the_api_page_has_all_that_can_be_imported():
+    page = (ROOT / "docs" / "api.rst").read_text(encoding="utf-8")
+    listed = {
+        module: names.split(", ")
+        for module, names in re.findall(
+            r"^\.\. automodule:: (\S+)\n   :members: (.*)$", page, re.MULTILINE
+        )
+    }
+    for module, names in listed.items():
+        found = importlib.import_module(module)
+        assert not [name for name in names if not hasattr(found, name)], module
+    for name in srgnn_jax.__all__:
+        module = getattr(srgnn_jax, name).__module__
+        assert name in listed[module], name
+
+
+def test_the_package_shows_its_public_names_and_nothing_else():
+    assert sorted(srgnn_jax.__all__) == dir(srgnn_jax)
+    assert (ROOT / "srgnn_jax" / "py.typed").is_file()
+
+
+def test_importing_the_package_imports_neither_jax_nor_polars():
+    code = (
+        "import sys, srgnn_jax\nassert not {'jax', 'polars', 'numpy'} & {*sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.slow  # imports everything, and writes some twenty pages
+def test_the_site_is_built(tmp_path):
+    pytest.importorskip("sphinx")
+    pytest.importorskip("myst_nb")
+    command = [sys.executable, "-m", "sphinx", "-q", "--fail-on-warning", "docs"]
+    done = subprocess.run(
+        [*command, tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    pages = {path.name: path.read_text() for path in tmp_path.glob("*.html")}
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"{page.stem}.html" in pages
+    assert "train_and_evaluate" in pages["api.html"]
+    # Links between pages lead to pages of the site.
+    assert 'href="own_data.html"' in pages["index.html"]
 
 
 def test_links_between_pages_lead_somewhere():

@@ -53,7 +53,7 @@ def test_an_example_goes_through_every_mode(name, tmp_path, monkeypatch):
     train_and_evaluate(config, str(tmp_path / "parts"), "", model, losses)
     config.max_steps = 0
     parts = train_and_evaluate(config, str(tmp_path / "parts"), "", model, losses)
-    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    jax.tree.map(np.testing.assert_array_equal, whole.state, parts.state)
     workdir = str(tmp_path / "whole")
     assert evaluate_workdir(workdir, None, model)["recall@20"] > 0.5
     recommender = Recommender.load(workdir, model)

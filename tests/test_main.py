@@ -4,6 +4,7 @@ import json
 import os
 import pwd
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -26,13 +27,13 @@ CLICK_LOG = "--config=configs/click_log.py"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--config is missing"),
+        (["--workdir=x"], "--config is missing; try --config=synthetic"),
         (["--config=configs/nowhere.py"], "no file configs/nowhere.py"),
         ([CLICK_LOG, "--config.embeding_size=3"], "did you mean embedding_size?"),
         ([CLICK_LOG, "--config.embedding_size=big"], "embedding_size=big"),
         (["--config=configs/yoochose.py"], "no file configs/yoochose.py; did you mean"),
         (["--config", "yoochose:1_4"], "no file yoochose; did you mean yoochoose?"),
-        (["--config=nowhere"], "those that come along are click_log, default"),
+        (["--config=nowhere"], "those that come along are click_log, click_log_paper"),
         (["--config=yoochoose:1_5"], "choose one of 1_64, 1_4"),
         (["--config=configs/yoochoose.py:1_5"], "choose one of 1_64, 1_4"),
         (["--config=click_log:3"], "nothing to choose by a colon after this config"),
@@ -41,7 +42,26 @@ CLICK_LOG = "--config=configs/click_log.py"
         (["--mode=exprot"], "did you mean export?"),
         (["--wrkdir=x"], "Did you mean: workdir"),
         (["--confg.epochs=1"], "did you mean config?"),
-        (["--config.epochs=1"], "fields can be set where --config names a config"),
+        (["--config.epochs=1"], "fields are set of one that --config names"),
+        (["--data_dir=x"], "no flag --data_dir; a field is set by --config.data_dir"),
+        (["--data-dir=x"], "no flag --data-dir; a field is set by --config.data_dir"),
+        ([CLICK_LOG, "--config.data-dir=x"], "no field data-dir; did you mean data_di"),
+        (
+            ["--mode=recommend", "--workdir=x", CLICK_LOG, "--config.batch_size=7"],
+            "--config.batch_size does nothing with --mode=recommend: the run has its",
+        ),
+        (
+            ["--mode=plot", "--workdir=x", "--config.ks=7"],
+            "--config.ks does nothing with --mode=plot: the run has its own",
+        ),
+        (
+            ["--mode=evaluate", "--workdir=x", "--config.epochs=7"],
+            "--config.epochs does nothing with --mode=evaluate; leave it out",
+        ),
+        (
+            ["--mode=baselines", CLICK_LOG, "--config.learning_rate=7"],
+            "--config.learning_rate does nothing with --mode=baselines",
+        ),
         ([CLICK_LOG, "extra"], "unexpected argument 'extra'"),
         (["--mode=evaluate"], "needs --workdir"),
         (["--mode=evaluate", "--workdir="], "needs --workdir"),
@@ -64,6 +84,25 @@ def test_wrong_flags_end_in_one_line(arguments, message):
     done = srgnn(*arguments)
     assert done.returncode == 1
     assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_command_alone_says_what_to_do_first():
+    done = srgnn()
+    assert done.returncode == 1
+    (command,) = re.findall(r"^  (.*) --config=synthetic$", done.stderr, re.MULTILINE)
+    assert not done.stderr.startswith("error")
+    # In the form that works here.
+    asked = [*shlex.split(command), "--mode=nothing"]
+    found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+    assert "error: flag --mode=nothing" in found.stderr
+
+
+def test_a_python_without_the_packages_is_told_how_to_have_them():
+    command = [sys.executable, "-S", "-m", "srgnn_jax.main"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "does not find absl: in a clone, make venv" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -156,13 +195,23 @@ def test_train_then_evaluate(tmp_path):
     ]
     trained = srgnn(*settings, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
-    table = trained.stdout.split(" (step ")[1]
+    table, what_next = trained.stdout.split(" (step ")[1].split("\nThe run is in ")
+    assert what_next.startswith("runs/click_log. Next")
+    assert "--mode=plot --workdir=runs/click_log\n" in what_next
+    sessions = re.search(r"echo '(.*)' \|", what_next)[1]
+    assert len(json.loads(sessions)["session"]) == 2
     # The default workdir is named after the config.
     counts = json.loads((tmp_path / "runs" / "click_log" / "counts.json").read_text())
     assert counts["items"] == 20
     evaluated = srgnn("--mode=evaluate", "--workdir=runs/click_log", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     assert evaluated.stdout.split(" (step ")[1] == table
+    # Other list lengths need no --config.
+    asked = "--mode=evaluate", "--workdir=runs/click_log", "--config.ks=3,20"
+    evaluated = srgnn(*asked, cwd=tmp_path)
+    assert re.findall(r"^recall@(\d+)", evaluated.stdout, re.MULTILINE) == [
+        *("5", "10", "20", "3")
+    ]
     # No control characters reach a log file.
     assert "\r" not in trained.stdout + trained.stderr
     assert "\x1b" not in trained.stdout + trained.stderr

@@ -30,6 +30,17 @@ def test_nothing_that_it_printed_is_stored(path):
             assert cell["execution_count"] is None
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_to_do_where_it_is_not_installed_is_told(path, monkeypatch):
+    inputs = pytest.importorskip("IPython.core.inputtransformer2")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    (cell,) = (c for c in cells if "install" in c["metadata"].get("tags", []))
+    code = inputs.TransformerManager().transform_cell("".join(cell["source"]))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="on Colab set REPOSITORY above"):
+        exec(code, {})
+
+
 def test_the_code_of_how_it_works_prints_what_it_says(capsys):
     page = (ROOT / "docs" / "how_it_works.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -51,10 +62,8 @@ def execute(name, settings, checks, folder):
     nbformat.validate(notebook)
     cells = []
     for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        if "install" not in tags:
-            cells.append(cell)
-        if "parameters" in tags:
+        cells.append(cell)
+        if "parameters" in cell.metadata.get("tags", []):
             cells.append(nbformat.v4.new_code_cell(settings))
     notebook.cells = [*cells, nbformat.v4.new_code_cell(checks)]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -88,7 +97,8 @@ def test_train_on_tpu(tmp_path):
     lost += "from srgnn_jax.train.loop import train_and_evaluate\n"
     lost += "train_and_evaluate(config, WORKDIR)\nconfig.max_steps = 0"
     checks = """
-assert run["steps"] == int(state.step) > 7
+assert run["steps"] == trained.step > 7
+assert trained.metrics["recall@20"] == means["recall@20"]
 assert run["test"]["recall@20"] == means["recall@20"] > 0.4
 assert run["test"]["mrr@20"] == means["mrr@20"] > 0.2
 """
@@ -99,12 +109,28 @@ assert run["test"]["mrr@20"] == means["mrr@20"] > 0.2
 
 
 @pytest.mark.slow  # trains
+def test_own_clicks(tmp_path):
+    checks = """
+assert recommended["session"].n_unique() == len(clicks.sessions())
+assert recommended.group_by("session").len()["len"].unique().to_list() == [5]
+assert len(why.parts) == len(session)
+assert trained.metrics["recall@20"] > 0.2
+"""
+    text, pictures = execute("own_clicks", SMALL, checks, tmp_path)
+    assert "clicks.parquet: session from 'session'" in text
+    assert "STAN test" in text
+    assert [len(picture) > 10_000 for picture in pictures] == [True]
+
+
+@pytest.mark.slow  # trains
 def test_recommend(tmp_path):
     checks = """
 assert found.unknown == explanation.unknown == ["never seen"]
 assert len(found.items) == 10 and not set(found.items) & set(session)
 assert 0 < found.scores[-1] <= found.scores[0] < 1
 assert explanation.items == session[:-1]
+assert explanation.item == found.items[0]
+assert len(explanation.parts) == len(session) - 1
 assert unknown.fallback and not known.fallback
 assert set(unknown.items + known.items) <= set(stock)
 """

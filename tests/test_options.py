@@ -363,11 +363,11 @@ def test_a_stopped_run_goes_on_exactly(tmp_path):
     config = tiny_config(tmp_path)
     # One click each, so that there is but one tier to compile for.
     config.update(normalize=True, item_dropout=0.3, max_session_length=1, epochs=1)
-    whole = train_and_evaluate(config, str(tmp_path / "whole"))
+    whole = train_and_evaluate(config, str(tmp_path / "whole")).state
     config.max_steps = 3
     train_and_evaluate(config, str(tmp_path / "parts"))
     config.max_steps = 0
-    parts = train_and_evaluate(config, str(tmp_path / "parts"))
+    parts = train_and_evaluate(config, str(tmp_path / "parts")).state
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     config.normalize = False
     with pytest.raises(UserError, match=r"config\.normalize: True -> False"):

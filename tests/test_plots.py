@@ -2,10 +2,13 @@
 
 import importlib
 import io
+import itertools
 import sys
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate.plots import (
@@ -32,14 +35,54 @@ def test_session_graph_shows_items_and_weights():
     assert file.getbuffer().nbytes > 5000
 
 
+def overlaps(figure):
+    """Returns pairs of texts of a figure that are drawn over each other."""
+    figure.canvas.draw()
+    texts = [
+        text
+        for text in figure.findobj(Text)
+        if text.get_text().strip() and text.get_visible()
+    ]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
+    width, height = figure.canvas.get_width_height()
+    for text, box in boxes:
+        assert min(box.x0, box.y0) > -1, f"{text} is cut"
+        assert box.x1 < width + 1, f"{text} is cut"
+        assert box.y1 < height + 1, f"{text} is cut"
+    return [
+        (a, b)
+        for (a, one), (b, other) in itertools.combinations(boxes, 2)
+        if one.overlaps(other) and one != other
+    ]
+
+
+@pytest.mark.parametrize("clicks", [3, 12, 50])
+def test_ids_of_any_length_are_numbered_and_nothing_is_drawn_over_another(clicks):
+    ids = [f"214{716_935 + 7 * n} and more" for n in range(clicks)]
+    session = [*ids[1:], ids[0]]
+    weights = np.linspace(-3, 12, clicks).tolist()
+    figure = session_graph(session, weights, weights[::-1])
+    FigureCanvasAgg(figure)
+    assert not overlaps(figure)
+    said = [text.get_text() for text in figure.findobj(Text)]
+    for n, item in enumerate(session, 1):
+        assert f"{n}   {item}" in said
+        assert said.count(str(n)) >= 3
+    title = figure.get_suptitle().replace("\n", " ")
+    assert title.startswith("session 1 → 2 → 3")
+    assert title.endswith(f"→ {clicks}")
+
+
 def test_attention_is_drawn_click_by_click():
     figure = session_graph(["a", "b", "a"], [0.5, -0.25, 1.0])
     bars = figure.axes[3]
     assert [bar.get_height() for bar in bars.patches] == [0.5, -0.25, 1.0]
     assert [label.get_text() for label in bars.get_xticklabels()] == ["a", "b", "a"]
     assert [text.get_text() for text in bars.texts] == ["0.50", "-0.25", "1.00"]
-    with pytest.raises(ValueError, match="1 attention weights for 2 clicks"):
+    with pytest.raises(ValueError, match="attention: 1 for 2 clicks"):
         session_graph(["a", "b"], [1.0])
+    with pytest.raises(ValueError, match="parts: 1 for 2 clicks"):
+        session_graph(["a", "b"], parts=[1.0])
 
 
 def test_learning_curves_show_every_run():
@@ -49,7 +92,8 @@ def test_learning_curves_show_every_run():
         {"step": 14, "epoch": 2, "train/loss": 2.0, "valid/mrr@20": 0.3},
         {"step": 14, "test/mrr@20": 0.9},
     ]
-    figure = learning_curves({"seed 0": lines, "seed 1": lines[:2]})
+    records = {"seed 0": lines, "seed 1": lines[:2]}
+    figure = learning_curves(records, chosen={"seed 0": 2, "seed 1": 1})
     loss, recall, mrr = figure.axes
     assert [[*line.get_ydata()] for line in loss.lines] == [
         *([3.0], [2.5, 2.0], [3.0], [2.5])
@@ -58,6 +102,9 @@ def test_learning_curves_show_every_run():
     assert not recall.lines
     assert [[*line.get_ydata()] for line in mrr.lines] == [[20.0, 30.0], [20.0]]
     assert mrr.get_title() == "mrr@20 on validation"
+    rings = [ring.get_offsets().tolist() for ring in mrr.collections]
+    assert rings == [[[2, 30]], [[1, 20]]]
+    assert not loss.collections
 
 
 def test_recall_over_k_and_by_length_hold_the_numbers():

@@ -295,6 +295,23 @@ def test_counts():
     }
 
 
+def test_what_was_read_and_dropped_is_told_in_words():
+    day = 86_400_000_000
+    rows = [(f"s{n}", item, n * day // 10) for n in range(40) for item in "ab"]
+    rows += [("alone", "a", 0), *(("rare", item, 1) for item in "axy")]
+    rows += [("new", item, 39 * day // 10) for item in "zbzbzz"]
+    said = prepare(frame(rows), as_published=False, min_item_count=3).notes
+    assert said == [
+        "90 clicks from 1970-01-01 00:00:00 to 1970-01-04 21:36:00, UTC",
+        "test begins with the session of 1970-01-04 00:00:00: the last 1 day "
+        "(config.test_days)",
+        "1 of 43 sessions of fewer than 2 clicks dropped",
+        "2 items of fewer than 3 clicks dropped, with 2 clicks, and 1 sessions then "
+        "too short",
+        "4 test clicks dropped, on items that training lacks or alone then",
+    ]
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [

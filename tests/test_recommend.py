@@ -452,6 +452,45 @@ def test_attention_is_that_of_the_model():
         recommender.explain(["nope"])
 
 
+def test_parts_of_a_score_are_what_it_loses_without_each_click(recommender):
+    session = ["i4", "nope", "i9", "i4", "i2"]
+    known = [raw for raw in session if raw != "nope"]
+    explained = recommender.explain(session, item="i7")
+    (row,) = recommender.vocabulary.rows(["i7"])
+
+    def score(clicks):
+        return scores_of(recommender, clicks)[row]
+
+    assert explained.item == "i7"
+    assert explained.score == pytest.approx(score(known), rel=1e-5)
+    without = [known[:n] + known[n + 1 :] for n in range(len(known))]
+    expected = [score(known) - score(clicks) for clicks in without]
+    assert explained.parts == pytest.approx(expected, abs=1e-6)
+    assert len(set(explained.parts)) == 4
+    # The only click has all of the score.
+    alone = recommender.explain(["i4"], item="i7")
+    assert alone.parts == [alone.score] == [pytest.approx(score(["i4"]), rel=1e-5)]
+    with pytest.raises(UserError, match="none of 1 candidates is known: 'nope'"):
+        recommender.explain(session, item="nope")
+
+
+def test_recommendations_become_a_frame(recommender):
+    sessions = {"a": ["i4", "i9"], "b": [], "c": ["i1"]}
+    found = recommender.recommend_frame(sessions, k=3, exclude_seen=True)
+    assert found.columns == ["session", "rank", "item", "score", "fallback"]
+    lists_ = recommender.recommend(list(sessions.values()), k=3, exclude_seen=True)
+    for name, one in zip(sessions, lists_, strict=True):
+        rows = found.filter(pl.col("session") == name)
+        assert rows["rank"].to_list() == [1, 2, 3]
+        assert rows["item"].to_list() == one.items
+        assert rows["score"].to_list() == one.scores
+        assert rows["fallback"].unique().to_list() == [name == "b"]
+    # A session with nothing left has no row, and no session gives an empty frame.
+    few = recommender.recommend_frame(sessions, 3, exclude_seen=True, candidates=["i1"])
+    assert few["session"].to_list() == ["a", "b"]
+    assert recommender.recommend_frame({}).height == 0
+
+
 def stream(recommender, text, name="-", **options):
     """Returns what is printed for a text, parsed."""
     output = io.StringIO()

@@ -25,6 +25,7 @@ LAYERS = [
     ["train.search_report"],
     ["train.search"],
     ["plan"],
+    ["arguments"],
     ["main"],
 ]
 LAYER = {name: n for n, names in enumerate(LAYERS) for name in names}

@@ -1,20 +1,25 @@
 """Training end to end on a tiny log: records, resuming, selection, refusals."""
 
+import io
 import json
 import math
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from srgnn_jax.configs import click_log
+from srgnn_jax.devices import processes
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
 from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.evaluate.workdir import evaluate_workdir
+from srgnn_jax.train import interrupt, step
 from srgnn_jax.train import loop as train
-from srgnn_jax.train import step
 from srgnn_jax.train.loop import train_and_evaluate
 from tests.tiny import tiny_config, write_log
 
@@ -26,10 +31,9 @@ def config(tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The workdir of a run of the same config that nothing befalls, and its state."""
+    """The workdir of a run of the same config that nothing befalls, and its result."""
     folder = tmp_path_factory.mktemp("whole")
-    state = train_and_evaluate(tiny_config(folder), str(folder / "run"))
-    return folder / "run", state
+    return folder / "run", train_and_evaluate(tiny_config(folder), str(folder / "run"))
 
 
 def records(workdir):
@@ -47,7 +51,7 @@ def assert_same_state(a, b):
 
 def test_a_run_records_what_it_did(config, tmp_path, capsys):
     workdir = tmp_path / "run"
-    state = train_and_evaluate(config, str(workdir))
+    state = train_and_evaluate(config, str(workdir)).state
     lines = [
         json.loads(s) for s in (workdir / "metrics.jsonl").read_text().splitlines()
     ]
@@ -93,12 +97,12 @@ def test_training_learns(config, tmp_path, capsys):
     train_and_evaluate(config, str(tmp_path / "run"))
     table = capsys.readouterr().out.split(" (step ")[1]
     row = next(line for line in table.splitlines() if line.startswith("mrr@20"))
-    _, ours, popularity = row.split()
+    _, ours, popularity, *_ = row.split()
     assert float(ours) > 2 * float(popularity)
 
 
 def test_a_stopped_run_goes_on_exactly(config, tmp_path, whole):
-    workdir, state = whole
+    workdir, trained = whole
     config.checkpoint_every_steps = 4
     # Before the first checkpoint, and in the second epoch.
     stops = 3, 11
@@ -106,7 +110,8 @@ def test_a_stopped_run_goes_on_exactly(config, tmp_path, whole):
         config.max_steps = stop
         train_and_evaluate(config, str(tmp_path / "parts"))
     config.max_steps = 0
-    assert_same_state(state, train_and_evaluate(config, str(tmp_path / "parts")))
+    parts = train_and_evaluate(config, str(tmp_path / "parts"))
+    assert_same_state(trained.state, parts.state)
     # A stop is reported by an evaluation of its own, which the whole run has not.
     lines, expected_lines = records(tmp_path / "parts"), records(workdir)
     extra = [line for line in lines if line not in expected_lines]
@@ -117,7 +122,7 @@ def test_a_stopped_run_goes_on_exactly(config, tmp_path, whole):
 
 
 def test_a_killed_run_goes_on_exactly(config, tmp_path, monkeypatch, whole):
-    workdir, state = whole
+    workdir, trained = whole
 
     def die(self):
         raise KeyboardInterrupt
@@ -133,7 +138,7 @@ def test_a_killed_run_goes_on_exactly(config, tmp_path, monkeypatch, whole):
     with path.open("a") as file:
         file.write('{"step": 10, "train/lo')
     killed = train_and_evaluate(config, str(tmp_path / "killed"))
-    assert_same_state(state, killed)
+    assert_same_state(trained.state, killed.state)
     assert records(tmp_path / "killed") == records(workdir)
 
 
@@ -144,7 +149,8 @@ def test_a_complete_run_says_so_and_changes_nothing(config, tmp_path, capsys):
     second = train_and_evaluate(config, str(tmp_path / "run"))
     assert "complete" in capsys.readouterr().out
     assert records(tmp_path / "run") == before
-    assert_same_state(first, second)
+    assert_same_state(first.state, second.state)
+    assert second.metrics == pytest.approx(first.metrics)
 
 
 @pytest.mark.parametrize("select_on", ["valid", "test", "last"])
@@ -196,7 +202,7 @@ def test_the_last_epoch_is_trained_on_everything_and_chosen_by_nothing(
     config, tmp_path, capsys
 ):
     config.select_on, config.epochs, config.patience = "last", 3, 1
-    state = train_and_evaluate(config, str(tmp_path / "last"))
+    state = train_and_evaluate(config, str(tmp_path / "last")).state
     printed = capsys.readouterr().out
     assert f"epoch 3 (step {int(state.step)}), the last, chosen on no split" in printed
     assert "valid" not in printed.split("epoch 1: loss")[1]
@@ -249,6 +255,83 @@ def test_patience_ends_a_run(config, tmp_path, monkeypatch):
     assert [r["epoch"] for r in records(tmp_path / "run") if "epoch" in r] == [1, 2, 3]
 
 
+def test_a_learning_rate_that_has_decayed_ends_a_run(config, tmp_path, capsys):
+    config.epochs, config.lr_decay_epochs, config.lr_decay = 9, 1, 0.03
+    train_and_evaluate(config, str(tmp_path / "run"))
+    said = "decayed to a thousandth: the run ends after 2 of at most 9 epochs"
+    assert said in capsys.readouterr().out
+    assert [r["epoch"] for r in records(tmp_path / "run") if "epoch" in r] == [1, 2]
+    train_and_evaluate(config, str(tmp_path / "run"))
+    assert "the run is complete" in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_at_an_epochs_end_tells_no_speed(
+    config, tmp_path, monkeypatch, capsys
+):
+    config.epochs = 1
+
+    def stop(*_):
+        raise interrupt.Stopped(15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "__call__", stop)
+        with pytest.raises(interrupt.Stopped, match="saved at step"):
+            train_and_evaluate(config, str(tmp_path / "run"))
+    capsys.readouterr()
+    train_and_evaluate(config, str(tmp_path / "run"))
+    printed = capsys.readouterr().out
+    assert "epoch 1: loss" in printed
+    assert "ex/s" not in printed
+
+
+def test_bars_have_room_in_80_columns(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    bar = processes.progress_bar(True, total=5_917_745, desc="compiling", file=terminal)
+    assert "compiling" in terminal.getvalue()
+    started = bar.start_t
+    processes.begin(bar, "epoch 12/30")
+    assert bar.start_t > started
+    bar.set_postfix(loss="12.3456", refresh=False)
+    how = {**bar.format_dict, "n": 2_345_678, "elapsed": 700, "ncols": 80}
+    line = bar.format_meter(**how)
+    bar.close()
+    assert len(line) == 80
+    assert len(line.split("|")[1]) >= 8
+    assert line.startswith("epoch 12/30:  40%|")
+
+
+def test_what_is_returned_shows_itself(whole):
+    _, trained = whole
+    lines = repr(trained).splitlines()
+    assert lines[0] == f"run in {trained.workdir}"
+    assert lines[1].split() == ["test,", "percent", "recall", "mrr", "ndcg"]
+    mean = 100 * trained.metrics["mrr@20"]
+    assert lines[-1].split()[:1] == ["@20"]
+    assert lines[-1].split()[2] == f"{mean:.2f}"
+    page = trained._repr_html_()
+    assert f"<td>{mean:.2f}</td>" in page
+    assert page.count("<tr>") == len(lines) - 1
+    assert repr(trained.state) == (
+        f"TrainState(step={trained.step}, "
+        f"{sum(x.size for x in jax.tree.leaves(trained.params)):,} parameters in "
+        f"{len(jax.tree.leaves(trained.params))} arrays)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("click_log", "the str handed in is no config; take what get_config()"),
+        (click_log.get_config, "the function handed in is no config"),
+        (ConfigDict({"epochs": 3}), "other fields (batch_size, "),
+    ],
+)
+def test_what_is_no_config_is_told(wrong, message, tmp_path):
+    with pytest.raises(UserError, match=re.escape(message)):
+        train_and_evaluate(wrong, str(tmp_path))
+
+
 def test_zero_epochs_only_count(config, tmp_path):
     config.epochs = 0
     assert train_and_evaluate(config, str(tmp_path / "run")) is None
@@ -289,7 +372,8 @@ def test_what_changes_no_number_may_differ(config, tmp_path, whole):
     config.epochs = 1
     train_and_evaluate(config, str(tmp_path / "parts"))
     config.epochs, config.log_every_steps, config.name = 2, 7, "renamed"
-    assert_same_state(whole[1], train_and_evaluate(config, str(tmp_path / "parts")))
+    parts = train_and_evaluate(config, str(tmp_path / "parts"))
+    assert_same_state(whole[1].state, parts.state)
 
 
 def test_a_loss_that_is_not_finite_names_the_step(config, tmp_path, monkeypatch):

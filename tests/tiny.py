@@ -6,7 +6,7 @@ import tarfile
 
 import numpy as np
 
-from srgnn_jax.configs import click_log
+from srgnn_jax.configs import click_log_paper
 from srgnn_jax.data.sessions import Sessions
 from srgnn_jax.model.losses import LOSSES
 from srgnn_jax.model.srgnn import SRGNN
@@ -36,7 +36,8 @@ def write_log(path, sessions=270, seed=0):
 def tiny_config(folder):
     """Returns a config whose raw and prepared data lie in `folder`."""
     write_log(folder / "data" / "log.csv")
-    config = click_log.get_config()
+    config = click_log_paper.get_config()
+    config.name = "click_log"
     config.data_dir = str(folder / "data")
     config.prepared_dir = str(folder / "prepared")
     config.test_days = 0.35

@@ -68,8 +68,10 @@ def prepare(
         dates = gathered.dates
         dates = dates - dates % (date_resolution_seconds * SECOND)
         gathered = gathered._replace(dates=dates)
-    kept, date = _filter(gathered, min_session_length, min_item_count, len(clicks))
-    is_train, is_test, is_older = _split(
+    kept, date, dropped = _filter(
+        gathered, min_session_length, min_item_count, len(clicks)
+    )
+    is_train, is_test, is_older, rule = _by_time(
         date, as_published, test_days, test_start, test_end, train_days
     )
     train, test = (kept.take(np.flatnonzero(part)) for part in (is_train, is_test))
@@ -79,52 +81,76 @@ def prepare(
         {"train": train, "test": test}, raw, min_session_length
     )
     splits["train"] = _last_examples(splits["train"], train_fraction)
-    if not len(splits["train"]) or not len(splits["test"]):
-        raise UserError(
-            f"{len(splits['train'])} sessions are left to train on and "
-            f"{len(splits['test'])} to test on, after config.train_fraction and "
-            "without test clicks on unknown items"
-        )
+    _check_left(splits)
     counts = count(splits, vocabulary) | gathered.counts
     # As published: before those without a known item are dropped.
     counts |= {"test_sessions": len(test), "raw_clicks": len(clicks)}
     counts["edge_sessions"] = int((~is_train & ~is_test & ~is_older).sum())
     if train_days:
         counts["older_sessions"] = int(is_older.sum())
-    return Dataset(splits, vocabulary, counts)
+    unknown = len(test.items) - len(splits["test"].items)
+    notes = [
+        _span(clicks),
+        f"test begins with the session of {_written(date[is_test].min())}: {rule}",
+        *dropped,
+        f"{unknown:,} test clicks dropped, on items that training lacks or alone then",
+    ]
+    return Dataset(splits, vocabulary, counts, notes=notes)
 
 
-def _split(
+def _by_time(
     date: Int[np.ndarray, " S"],
     as_published: bool,
     test_days: float | int,
     test_start: int | None,
     test_end: int | None,
     train_days: float | int,
-) -> list[Bool[np.ndarray, " S"]]:
-    """Applies rule 3: which sessions train, which test, and which are too old."""
+) -> tuple[Bool[np.ndarray, " S"], Bool[np.ndarray, " S"], Bool[np.ndarray, " S"], str]:
+    """Applies rule 3: which sessions train, test, are too old, and what says so."""
     # A span that is longer than all of time leaves nothing before it.
-    edge = date.max() - round(min(test_days, 1e6) * DAY)
     window = round(min(train_days or 1e6, 1e6) * DAY)
     if test_start is not None:
-        is_test = (date >= test_start) & (
-            date < (np.inf if test_end is None else test_end)
-        )
         is_before, is_older = date < test_start, date < test_start - window
-    elif as_published:
-        is_test, is_before, is_older = date > edge, date < edge, date < edge - window
+        is_test = ~is_before & (date < (np.inf if test_end is None else test_end))
+        return is_before & ~is_older, is_test, is_older, "config.test_start"
+    edge = date.max() - round(min(test_days, 1e6) * DAY)
+    is_test = date > edge
+    days = "day" if test_days == 1 else "days"
+    rule = f"the last {test_days:g} {days} (config.test_days)"
+    if as_published:
+        is_before, is_older = date < edge, date < edge - window
     else:
-        is_test, is_before, is_older = date > edge, date <= edge, date <= edge - window
-    return [is_before & ~is_older, is_test, is_older]
+        is_before, is_older = ~is_test, date <= edge - window
+    return is_before & ~is_older, is_test, is_older, rule
+
+
+def _span(clicks: pl.DataFrame) -> str:
+    time = clicks["date" if "date" in clicks.columns else "time"].to_numpy()
+    first, last = (_written(when) for when in (time.min(), time.max()))
+    return f"{len(clicks):,} clicks from {first} to {last}, UTC"
+
+
+def _written(time: np.int64) -> str:
+    """Returns microseconds since 1970 as a person writes them, to the second."""
+    return str(np.datetime64(int(time), "us"))[:19].replace("T", " ")
 
 
 def _check_split(train: Sessions, test: Sessions, date: Int[np.ndarray, " S"]) -> None:
     if not len(train) or not len(test):
-        first, last = np.array([date.min(), date.max()], "datetime64[us]").astype(str)
+        first, last = (_written(when) for when in (date.min(), date.max()))
         raise UserError(
             f"the split by time leaves {len(train)} sessions to train on and "
-            f"{len(test)} to test on, of {len(date)} from {first[:19]} to {last[:19]}; "
+            f"{len(test)} to test on, of {len(date)} from {first} to {last}; "
             "set config.test_days, or config.test_start and config.test_end"
+        )
+
+
+def _check_left(splits: Mapping[str, Sessions]) -> None:
+    if not len(splits["train"]) or not len(splits["test"]):
+        raise UserError(
+            f"{len(splits['train'])} sessions are left to train on and "
+            f"{len(splits['test'])} to test on, after config.train_fraction and "
+            "without test clicks on unknown items"
         )
 
 
@@ -151,7 +177,8 @@ def prepare_splits(
             )
     counts = count(splits, vocabulary)
     counts["raw_clicks"] = sum(map(len, clicks.values()))
-    return Dataset(splits, vocabulary, counts)
+    notes = [f"{split}: {_span(of)}" for split, of in clicks.items()]
+    return Dataset(splits, vocabulary, counts, notes=notes)
 
 
 def _number(
@@ -183,11 +210,15 @@ def _as_published(clicks: pl.DataFrame) -> Visits:
 
 def _filter(
     visits: Visits, least: int, least_of_item: int, clicks: int
-) -> tuple[Sessions, Int[np.ndarray, " S"]]:
-    """Applies rules 2 and 4: sessions of items by number, in order; and their dates."""
+) -> tuple[Sessions, Int[np.ndarray, " S"], list[str]]:
+    """Applies rules 2 and 4.
+
+    Returns sessions of items by number, in order; their dates; and what was dropped.
+    """
     everything = visits.sessions
     long, is_long = everything.keep(np.ones(len(everything.items), bool), least)
-    often = np.bincount(long.items, minlength=len(visits.raw_items)) >= least_of_item
+    clicked = np.bincount(long.items, minlength=len(visits.raw_items))
+    often = clicked >= least_of_item
     kept, is_kept = long.keep(often[long.items], least)
     if not len(kept):
         raise UserError(
@@ -198,7 +229,14 @@ def _filter(
     left = np.flatnonzero(is_long)[is_kept]
     dates = visits.dates[left]
     order = np.lexsort((sort_key(visits.ids.gather(left)), dates))
-    return kept.take(order), dates[order]
+    rare = clicked[~often & (clicked > 0)]
+    dropped = [
+        f"{(~is_long).sum():,} of {len(everything):,} sessions of fewer than {least} "
+        "clicks dropped",
+        f"{len(rare):,} items of fewer than {least_of_item} clicks dropped, with "
+        f"{rare.sum():,} clicks, and {(~is_kept).sum():,} sessions then too short",
+    ]
+    return kept.take(order), dates[order], dropped
 
 
 def _last_examples(train: Sessions, fraction: float) -> Sessions:

@@ -307,6 +307,8 @@ class Dataset:
     counts: dict[str, int | float]  # see `counts.count`
     published: dict[str, int | float] = dataclasses.field(default_factory=dict)
     fingerprint: str = ""  # of sessions and vocabulary, once they are stored
+    # For people: what was read, where test begins, what was dropped; a line each.
+    notes: Sequence[str] = ()
 
     @property
     def train(self) -> Sessions:

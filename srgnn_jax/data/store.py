@@ -203,6 +203,7 @@ def _write(data: Dataset, folder: pathlib.Path) -> None:
     contents = {
         "last_only": last_only,
         "counts": data.counts,
+        "notes": [*data.notes],
         # Of the data alone: two ways to the same data are one to a run.
         "fingerprint": _sum([arrays, last_only, data.vocabulary.fingerprint()]),
         "files": arrays | {vocabulary.name: _hash(vocabulary)},
@@ -250,8 +251,8 @@ def _map(folder: pathlib.Path) -> Dataset:
                 )
                 check_rows(items, vocabulary.num_items)
                 splits[split] = Sessions(items, offsets, split in contents["last_only"])
-        counts, fingerprint = contents["counts"], contents["fingerprint"]
-        return Dataset(splits, vocabulary, counts, fingerprint=fingerprint)
+        told = {name: contents[name] for name in ("counts", "notes", "fingerprint")}
+        return Dataset(splits, vocabulary, **told)
     except FileNotFoundError as error:
         raise _DamagedError(f"{damaged}{error.filename} is missing") from error
     except OSError as error:

@@ -26,6 +26,9 @@ _LOST_PEER = re.compile(
     re.IGNORECASE,
 )
 
+# What a bar shows while a step is compiled.
+COMPILING = "compiling"
+
 log = logging.getLogger(__name__)
 
 
@@ -139,9 +142,20 @@ def from_all(value: int | bool) -> np.ndarray:
 
 
 def progress_bar(shown: bool, *arguments: Any, **options: Any) -> tqdm:
-    """Makes a bar that only the main process shows, on a terminal, while it lasts."""
+    """Makes a bar that only the main process shows, on a terminal, while it lasts.
+
+    It counts examples, unless `unit` names something else, and in thousands, so that
+    there is room for the bar in 80 columns.
+    """
     disable = None if shown and is_main_process() else True
-    return tqdm(*arguments, disable=disable, leave=False, **options)
+    options = {"unit": "ex", "unit_scale": "unit" not in options} | options
+    return tqdm(*arguments, disable=disable, dynamic_ncols=True, leave=False, **options)
+
+
+def begin(bar: tqdm, name: str) -> None:
+    """Names what a bar shows from now on; the time before does not count."""
+    bar.unpause()
+    bar.set_description(name)
 
 
 def say(text: str) -> None:

@@ -129,13 +129,9 @@ class Evaluator:
         start = math.inf
         found: list[jax.Array | np.ndarray] = []
         numbers: list[np.ndarray] = []
-        bar = processes.progress_bar(
-            self._progress,
-            total=len(self._examples),
-            desc="evaluate",
-            unit=" examples",
-        )
-        with bar:
+        with processes.progress_bar(
+            self._progress, total=len(self._examples), desc=processes.COMPILING
+        ) as bar:
             for batch in batches.eval_batches(
                 self._examples,
                 self._batch_size,
@@ -145,7 +141,9 @@ class Evaluator:
                 self._devices.tiering,
             ):
                 found.append(step(params, *self._with_clicks(batch)))
-                start = min(start, time.perf_counter())
+                if start == math.inf:
+                    start = time.perf_counter()
+                    processes.begin(bar, "evaluate")
                 numbers.append(np.where(batch.length > 0, batch.example, -1))
                 if len(found) >= IN_HAND:
                     # Fetched late, so that the device always has work in hand.

@@ -6,6 +6,7 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
@@ -25,6 +26,13 @@ from srgnn_jax.runs.checkpoint import Checkpoints, restore_best
 from srgnn_jax.runs.progress import Progress
 from srgnn_jax.runs.workdir import load_vocabulary, make_workdir, seed_folders
 
+# What stands beside every result: the least, the first to beat, and the strongest,
+# which takes seconds for a test split of at most so many examples.
+BESIDE = ("POP", "Markov", "STAN")
+MOST_BESIDE = 100_000
+# What later papers added, which wins where the paper's settings lose; see
+# configs/click_log.py.
+PLUS = {"normalize": True, "item_dropout": 0.3, "reverse_positions": 32}
 # By `config.select_on`: how the epoch was chosen, for a person at the terminal.
 _CHOSEN = {
     "valid": "chosen by {} on validation",
@@ -66,12 +74,22 @@ def _metric_rows(
 def metric_table(
     ks: Sequence[int], columns: Mapping[str, Mapping[str, float]]
 ) -> list[str]:
-    """Renders metrics, by what stands above them, and seconds where all have some."""
+    """Renders metrics, by what stands above them, and seconds where there are some."""
     each = list(columns.values())
     rows = [["", *columns], *_metric_rows(ks, each)]
-    if all("seconds" in column for column in each):
-        rows += [["seconds", *(f"{column['seconds']:.1f}" for column in each)]]
+    if any("seconds" in column for column in each):
+        took = (column.get("seconds") for column in each)
+        rows += [["seconds", *("" if s is None else f"{s:.1f}" for s in took)]]
     return tables.plain(rows)
+
+
+def own_config(workdir: str, fields: Mapping[str, Any]) -> ConfigDict:
+    """Returns the config of a workdir's run, with some fields in place of its own."""
+    folder = pathlib.Path(workdir).expanduser()
+    one = next(iter(seed_folders(folder).values()), folder)
+    with contextlib.closing(Checkpoints(one)) as checkpoints:
+        own = checkpoints.progress().config
+    return config_lib.from_dict({**own, **fields})
 
 
 def evaluate_workdir(
@@ -205,7 +223,7 @@ def evaluate_best(
     evaluate: Evaluator,
     params: Params,
 ) -> tuple[dict[str, float], results_json.Results]:
-    """Evaluates the best epoch on test; prints it, the popularity baseline beside it.
+    """Evaluates the best epoch on test; prints it, simple recommenders beside it.
 
     `params` are those of the best epoch, or of the last step while there is none. The
     mean of every metric is returned, and what results.json records of the run.
@@ -226,9 +244,6 @@ def evaluate_best(
         title = f"epoch {progress.best_epoch} (step {progress.best_step}), {chosen}"
         if config.select_on == "valid":
             columns["SR-GNN valid"] = progress.best_metrics
-    pop = baselines.pop(splits.train_sessions, progress.num_items)
-    ranks = target_ranks(pop, splits.evaluated["test"])
-    columns["POP test"] = metrics.means(ranks, config.ks)
     run = results_json.of_run(progress, config, splits, test, rank, lists)
     # After a warm start.
     columns |= run["test_breakdown"].get("age", {})
@@ -236,8 +251,46 @@ def evaluate_best(
         run |= found.record()
         chosen = "" if config.neighbours_weight else ", chosen on validation"
         title += f"\n{config.neighbours} joins it with weight {found.weight}{chosen}"
-    processes.say("\n".join(["", title, "", *metric_table(config.ks, columns)]))
+    if processes.is_main_process():
+        beside = baselines_beside(config, splits, progress.num_items)
+        columns |= {f"{name} test": means for name, means in beside.items()}
+        advice = lost_to(config, test, beside)
+        table = metric_table(config.ks, columns)
+        processes.say("\n".join(["", title, "", *table, *advice]))
     return test, run
+
+
+def baselines_beside(
+    config: ConfigDict, splits: config_lib.Splits, num_items: int
+) -> dict[str, dict[str, float]]:
+    """Returns what the recommenders beside a result reach on test, by their names."""
+    train, test = splits.train_sessions, splits.evaluated["test"]
+    names = BESIDE if len(test) <= MOST_BESIDE else BESIDE[:-1]
+    learnt = {name: baselines.METHODS[name](train, num_items) for name in names}
+    return {
+        name: metrics.means(target_ranks(scorer, test), config.ks)
+        for name, scorer in learnt.items()
+    }
+
+
+def lost_to(
+    config: ConfigDict,
+    test: Mapping[str, float],
+    beside: Mapping[str, Mapping[str, float]],
+) -> list[str]:
+    """Returns lines on a baseline that is better, and what to try; none if none is."""
+    metric = config.select_by
+    best = max(beside, key=lambda name: beside[name].get(metric, 0.0))
+    if beside[best].get(metric, 0.0) <= test.get(metric, 0.0):
+        return []
+    tried = [name for name, value in PLUS.items() if config[name] != value]
+    flags = " ".join(f"--config.{name}={PLUS[name]}" for name in tried)
+    first = f"try {flags}, as configs/click_log.py has it, then" if tried else "try"
+    return [
+        "",
+        f"{best} is better by {metric}: {first} more epochs, and --mode=search, which "
+        "finds the settings for this data",
+    ]
 
 
 def report_seeds(folder: pathlib.Path, seeds: Sequence[int]) -> None:
@@ -263,11 +316,22 @@ def seeds_table(results: results_json.Results) -> str:
     return f"{title}\n\n{tables.markdown(header, rows)}"
 
 
+def own_result(folder: pathlib.Path, data: Dataset) -> dict[str, Mapping[str, float]]:
+    """Returns what the run in a workdir reached on this data's test split, if any."""
+    path = folder / results_json.FILE
+    if not path.exists():
+        return {}
+    results = results_json.read(path)
+    same = results["data"]["fingerprint"] == data.fingerprint
+    return {"SR-GNN": results["mean"]["test"]} if same else {}
+
+
 def evaluate_baselines(
     config: ConfigDict, workdir: str, command: str = ""
 ) -> dict[str, dict[str, float]]:
     """Evaluates every baseline on the test split; prints a table.
 
+    Where the workdir holds a run of the same data, its result is in the first column.
     They learn from the sessions that a training with this config would learn from.
     Returns, for each of `baselines.METHODS`, the mean of every metric and the "seconds"
     that it took to learn and to rank; baselines.json in the workdir holds the same, and
@@ -281,7 +345,7 @@ def evaluate_baselines(
     train, test = splits.train_sessions, splits.evaluated["test"]
     reached = {}
     for name, learn in processes.progress_bar(
-        config.progress, baselines.METHODS.items(), desc="baselines"
+        config.progress, baselines.METHODS.items(), desc="baselines", unit=" methods"
     ):
         start = time.perf_counter()
         ranks = target_ranks(learn(train, data.vocabulary.num_items), test)
@@ -291,7 +355,8 @@ def evaluate_baselines(
     if "valid" in splits.evaluated:
         held_out = len(splits.evaluated["valid"])
         said.append(f"{held_out:,} examples are held out for validation")
-    processes.say("\n".join([*said, "", *metric_table(config.ks, reached)]))
+    columns: dict[str, Mapping[str, float]] = {**own_result(folder, data), **reached}
+    processes.say("\n".join([*said, "", *metric_table(config.ks, columns)]))
     if processes.is_main_process():
         record = {
             "command": command,

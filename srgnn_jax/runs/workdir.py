@@ -17,6 +17,8 @@ import socket
 from collections.abc import Iterator
 from typing import TextIO
 
+import numpy as np
+
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.devices import processes
 from srgnn_jax.errors import UserError, reason
@@ -118,3 +120,11 @@ def load_vocabulary(folder: pathlib.Path, fingerprint: str) -> Vocabulary:
             path,
         )
     return vocabulary
+
+
+def popular_items(folder: pathlib.Path, count: int) -> list[str]:
+    """Returns the raw ids of some of the items with the most clicks in training."""
+    vocabulary = Vocabulary.load(folder / _VOCABULARY)
+    clicks = vocabulary.clicks
+    order = range(count) if clicks is None else np.argsort(-clicks, kind="stable")
+    return [vocabulary.ids[i] for i in order[:count]]

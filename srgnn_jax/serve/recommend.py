@@ -12,13 +12,14 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import polars as pl
 from jax.sharding import Mesh
 from jaxtyping import Int
 
@@ -29,34 +30,16 @@ from srgnn_jax.devices.layouts import ITEM_AXIS
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import joined
 from srgnn_jax.evaluate.session_knn import Neighbours, Prefixes
-from srgnn_jax.model import graph
 from srgnn_jax.model.layers import Params, normalise
 from srgnn_jax.runs.checkpoint import Checkpoints, check_finite, restore_best
 from srgnn_jax.runs.progress import Progress
 from srgnn_jax.runs.workdir import load_vocabulary
-from srgnn_jax.serve import exported, step
+from srgnn_jax.serve import explanation, exported, step
+from srgnn_jax.serve.explanation import Explanation
 from srgnn_jax.serve.exported import BATCH_SIZES, RawSession, Recommendation
 
 # Clicks that the model sees of a session, unless the run was trained on fewer.
 MAX_LENGTH = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class Explanation:
-    """What the model saw in a session.
-
-    Attributes:
-      items: raw ids of the clicks that it saw, in their order.
-      attention: the weight of each click in the readout's sum, equation 6 of Wu et al.
-        2019 in that of the paper; they need not sum to 1.
-      edges: (item, next item, weight) of the session graph; from an item they sum to 1.
-      unknown: ids that the vocabulary lacks, each once.
-    """
-
-    items: list[str]
-    attention: list[float]
-    edges: list[tuple[str, str, float]]
-    unknown: list[str]
 
 
 class Recommender:
@@ -328,33 +311,55 @@ class Recommender:
         total_clicks = max(lists.clicks.sum(), 1.0) if as_probabilities else 1.0
         return lists.make(sessions, run, k, exclude_seen, total_clicks)
 
-    def explain(self, session: RawSession) -> Explanation:
+    def recommend_frame(
+        self, sessions: Mapping[Any, RawSession], k: int = 20, **options: Any
+    ) -> pl.DataFrame:
+        """Returns what `recommend` finds as a frame: session, rank, item, score.
+
+        `sessions` are by what names them in the frame, as `Clicks.sessions` gives them;
+        `options` are the others of `recommend`. Ranks begin with 1; fallback tells
+        whether the session has no known click. `.to_pandas()` makes it one of pandas.
+        """
+        found = self.recommend(sessions.values(), k, **options)
+        frame = pl.DataFrame(
+            {
+                "session": [*sessions],
+                "rank": [[*range(1, len(one.items) + 1)] for one in found],
+                "item": [one.items for one in found],
+                "score": [one.scores for one in found],
+                "fallback": [one.fallback for one in found],
+            },
+            schema_overrides={
+                "rank": pl.List(pl.Int32),
+                "item": pl.List(pl.String),
+                "score": pl.List(pl.Float64),
+            },
+        )
+        return frame.explode("rank", "item", "score").drop_nulls("item")
+
+    def explain(
+        self, session: RawSession, item: str | int | float | None = None
+    ) -> Explanation:
         """Shows the session graph and the attention to each click.
 
-        UserError: no click of the session is known, or the readout tells no weights.
+        With `item`, it tells as well what each click adds to the item's score: what the
+        score loses where the click is left out. UserError: no click of the session is
+        known, nor the item, or the readout tells no weights.
         """
-        known, unknown = self._lists.look_up(session, 0)
-        if not len(known):
-            raise UserError(f"nothing to explain: no item of {list(session)} is known")
-        _, item_seq, _ = next(self._lists.batches([known]))
-        length = np.count_nonzero(item_seq)
-        weights = step.click_weights(
-            self.params, item_seq, np.array([length]), model=self.model
-        )
-        if not weights:
-            raise UserError(
-                "this model's readout tells no weights of clicks; have it "
-                'self.sow("intermediates", "click_weights", weights)'
-            )
-        nodes, _, connections = graph.connection_matrix(item_seq)
-        outgoing = np.asarray(connections)[0, :, item_seq.shape[1] :]
-        names = self._lists.ids[np.asarray(nodes)[0]]
-        return Explanation(
-            items=self._lists.ids[item_seq[0, :length]].tolist(),
-            attention=np.asarray(weights[0])[0, :length].tolist(),
-            edges=[
-                (names[u], names[v], float(outgoing[u, v]))
-                for u, v in np.argwhere(outgoing)
-            ],
-            unknown=unknown,
+        found = explanation.explain(self._lists, self.model, self.params, session)
+        if item is None:
+            return found
+        clicks = found.items
+        others = (clicks[:n] + clicks[n + 1 :] for n in range(len(clicks)))
+        # Joined, a score would be a share among the candidates, of which there is one.
+        network = copy.copy(self)
+        network.neighbours = None
+        scored = network.restrict([item]).recommend([clicks, *others], k=1)
+        # Without any click there is no score.
+        score, *without = (0.0 if one.fallback else one.scores[0] for one in scored)
+        return dataclasses.replace(
+            found,
+            item=scored[0].items[0],
+            score=score,
+            parts=[score - other for other in without],
         )

@@ -41,7 +41,10 @@ from srgnn_jax.runs.workdir import (
 from srgnn_jax.train import interrupt, warm_start
 from srgnn_jax.train.optimizer import adam_with_l2
 from srgnn_jax.train.step import TrainState, init_state, train_step
+from srgnn_jax.train.trained import Trained
 
+# The share of the learning rate that is too little to change anything.
+LEAST_RATE = 1e-3
 # Asked before the first epoch and after each one, of a resumed run too: is it to end?
 Stops = Callable[[Progress], bool]
 
@@ -57,7 +60,7 @@ def train_and_evaluate(
     model: config_lib.MakeModel | None = None,
     losses: Mapping[str, Loss] | None = None,
     clicks: Clicks | None = None,
-) -> TrainState | None:
+) -> Trained | None:
     """Prepares the data, trains, and evaluates; resumes what the workdir holds.
 
     Args:
@@ -69,7 +72,7 @@ def train_and_evaluate(
       clicks: those of a frame, in the place of files.
 
     Returns:
-      The state after the last step, of several runs the last one's; None where
+      The state after the last step, and what the best epoch reached on test; None where
       `config.epochs` is 0.
 
     Raises:
@@ -83,13 +86,15 @@ def train_and_evaluate(
     folder = make_workdir(workdir)
     check_kind(folder, several=True)
     seeds = range(config.seed, config.seed + config.runs)
+    each = []
     for seed in seeds:
         processes.say(f"\nseed {seed}, of {seeds[0]} to {seeds[-1]}")
         one = config_lib.with_seed(config, seed)
         own = str(folder / f"seed_{seed}")
-        state = train_one(one, own, command, model, loss, clicks)
+        if trained := train_one(one, own, command, model, loss, clicks):
+            each.append(trained)
     report_seeds(folder, seeds)
-    return state
+    return Trained.of_several(each, workdir)
 
 
 def train_one(
@@ -100,7 +105,7 @@ def train_one(
     loss: Loss,
     clicks: Clicks | None = None,
     stops: Stops | None = None,
-) -> TrainState | None:
+) -> Trained | None:
     """Does what `train_and_evaluate` does, for a single run of a valid config.
 
     With `stops`, which may end the run after any epoch, test is left alone.
@@ -110,7 +115,8 @@ def train_one(
         data = config_lib.load_data(config, clicks)
     splits = config_lib.make_splits(config, data)
     counts = {**data.counts, **splits.counts}
-    processes.say(counts_table(counts, data.published))
+    told = "\n".join(data.notes), counts_table(counts, data.published)
+    processes.say("\n\n".join(filter(None, told)))
     model = config_lib.make_model(config, data.vocabulary.num_items, make)
     folder = make_workdir(workdir)
     check_kind(folder, several=False)
@@ -151,7 +157,8 @@ def train_one(
             results = run.run(stops)
             if is_main and results:
                 record(folder, config, data, splits, command, results)
-            return run.state
+            test = results["test"] if results else {}
+            return Trained(run.state, workdir, test)
 
 
 @dataclasses.dataclass
@@ -219,7 +226,15 @@ class _Run:
             progress.epoch >= config.epochs
             or (config.max_steps and progress.step >= config.max_steps)
             or (config.patience and progress.bad_epochs >= config.patience)
+            or self.has_decayed()
         )
+
+    def has_decayed(self) -> bool:
+        """Whether the learning rate of the next epoch is too low to change anything."""
+        config = self.config
+        rate = float(self.schedule(self.progress.epoch * self.steps_per_epoch))
+        # A rate that the decay brings to the bound, rounded in float32, is at it.
+        return rate <= 1.001 * LEAST_RATE * config.learning_rate
 
     def is_to_evaluate(self) -> bool:
         """Whether the epoch's steps are done, and its evaluation is not."""
@@ -283,17 +298,14 @@ class _Run:
             *(train, config.batch_size, config.seed, epoch, first),
             *(devices.shards, devices.max_positions, devices.tiering),
         )
-        # Then nothing is compiled in the middle of the epoch.
-        for batch in batches.one_of_each_layout(of_epoch(), devices.tiering):
-            self.train_step.prepare(self.state, *self.in_one_call([batch]))
-        start = logged_at = time.perf_counter()
         with processes.progress_bar(
-            config.progress,
-            total=len(train),
-            initial=done,
-            desc=f"epoch {epoch + 1}/{config.epochs}",
-            unit=" examples",
+            config.progress, total=len(train), initial=done, desc=processes.COMPILING
         ) as bar:
+            # Then nothing is compiled in the middle of the epoch.
+            for batch in batches.one_of_each_layout(of_epoch(), devices.tiering):
+                self.train_step.prepare(self.state, *self.in_one_call([batch]))
+            processes.begin(bar, f"epoch {epoch + 1}/{config.epochs}")
+            start = logged_at = time.perf_counter()
             for several in batches.in_calls(of_epoch(), self.steps_of_next_call):
                 self.state = self.train_step(self.state, *self.in_one_call(several))
                 progress.step += len(several)
@@ -366,7 +378,14 @@ class _Run:
             shown = (f"recall@{max(config.ks)}", config.select_by)
             values = ", ".join(f"{name} {100 * metrics[name]:.2f}" for name in shown)
             said += f", {split} {values}" + ", best" * (progress.bad_epochs == 0)
-        processes.say(f"{said} ({examples_per_second:,.0f} ex/s)")
+        # There is none where the run was broken off after the epoch's last step.
+        rate = f" ({examples_per_second:,.0f} ex/s)" if examples_per_second else ""
+        processes.say(said + rate)
+        if self.has_decayed() and progress.epoch < config.epochs:
+            processes.say(
+                "the learning rate has decayed to a thousandth: the run ends after "
+                f"{progress.epoch} of at most {config.epochs} epochs"
+            )
         self.save()
 
     def run(self, stops: Stops | None = None) -> results_json.Results | None:

@@ -32,6 +32,13 @@ class TrainState(NamedTuple):
     loss: Float[Array, ""]  # sum of the examples' losses since the last logged step
     examples: Float[Array, ""]  # their number
 
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.params)
+        size = sum(leaf.size for leaf in leaves)
+        return (
+            f"TrainState(step={self.step}, {size:,} parameters in {len(leaves)} arrays)"
+        )
+
 
 def init_state(
     model: nn.Module, optimizer: optax.GradientTransformation, seed: int

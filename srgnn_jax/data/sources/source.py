@@ -12,7 +12,7 @@ import polars as pl
 from srgnn_jax.data.columns import Columns
 from srgnn_jax.data.ids import MISSING
 from srgnn_jax.data.prepare import prepare
-from srgnn_jax.data.read import Form, read_clicks
+from srgnn_jax.data.read import Form, columns_of, read_clicks
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.times import parse_iso
 from srgnn_jax.data.visits import gather_visits
@@ -168,4 +168,17 @@ def read_log(
     except UserError as error:
         raise UserError(f"{files[0]}: {error}") from error
     dataset.counts.update(counts)
-    return dataset
+    skipped = f"{counts['skipped_rows']:,} malformed rows dropped"
+    notes = [_columns(files[0], form), *dataset.notes]
+    notes += [skipped] * bool(counts["skipped_rows"])
+    return dataclasses.replace(dataset, notes=notes)
+
+
+def _columns(file: pathlib.Path, form: Form) -> str:
+    """Says which of a log's columns are read, as what, and which are not."""
+    names = columns_of(file, form)
+    read = form.names(names, file)
+    told = ", ".join(f"{column} from {name!r}" for column, name in read.items())
+    others = [repr(name) for name in names if name not in read.values()]
+    more = f"; not read: {', '.join(others[:10])}" if others else ""
+    return f"{file.name}: {told}{more}" + ", ..." * (len(others) > 10)

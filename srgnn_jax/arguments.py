@@ -1,0 +1,144 @@
+"""What is said of a command line: what is wrong with it, and which one comes next."""
+
+import json
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Collection, Iterable
+
+from absl import flags
+
+from srgnn_jax.configs import default
+from srgnn_jax.errors import UserError, nearest
+
+MOST_CONFIG_BYTES = 2**20
+SHIPPED = {
+    path.stem: path
+    for path in pathlib.Path(__file__).with_name("configs").glob("[!_]*.py")
+}
+# Modes by the fields of a config that they heed: none, as the run has its own; ...
+_OF_A_RUN = ("recommend", "serve", "export", "plot")
+# ... in an evaluation all but these, which may differ from the run's, to no effect; ...
+_OF_TRAINING = {
+    *("checkpoint_every_minutes", "checkpoint_every_steps", "epochs", "max_steps"),
+    *("log_every_steps", "name", "runs"),
+}
+# ... in baselines these, and those of how data is prepared.
+_OF_BASELINES = {
+    *("dataset", "data_dir", "prepared_dir", "name", "progress", "ks"),
+    *("max_session_length", "select_on", "valid_fraction"),
+}
+
+
+def check_names(fields: Iterable[str]) -> None:
+    """Refuses fields that are spelt like flags, with hyphens."""
+    for name in fields:
+        field = name.replace("-", "_")
+        if field != name and field in default.get_config():
+            raise UserError(f"the config has no field {name}; did you mean {field}?")
+
+
+def check_fields(mode: str, names: Collection[str]) -> None:
+    """Refuses fields on the command line that the mode ignores."""
+    ignored = set(names)
+    if mode == "baselines":
+        # Imported late: --help needs no JAX.
+        from srgnn_jax.config import PREPARATION_FIELDS
+
+        ignored -= _OF_BASELINES.union(PREPARATION_FIELDS)
+    elif mode not in _OF_A_RUN:
+        ignored &= _OF_TRAINING if mode == "evaluate" else set()
+    if ignored:
+        own = ": the run has its own settings" if mode in _OF_A_RUN else ""
+        told = f"--config.{min(ignored)} does nothing with --mode={mode}{own}"
+        raise UserError(f"{told}; leave it out")
+
+
+def what_is_wrong(error: Exception, known: Iterable[str], modes: Iterable[str]) -> str:
+    """Returns what absl, ml_collections or a config file says in one line.
+
+    `known` are the names of all flags, `modes` the values of --mode.
+    """
+    said = str(error)
+    fields = default.get_config()
+    if isinstance(error, AttributeError | KeyError) and "no attribute" not in said:
+        field = re.findall(r'Key "(\w+)"|(\w+)', said)[0]
+        key = "".join(field)
+        hint = nearest(key, fields) or "; see configs/default.py"
+        return f"the config has no field {key}{hint}"
+    last = said.strip().splitlines()[-1].strip() if said.strip() else repr(error)
+    if not isinstance(error, flags.Error):
+        return f"cannot use --config: {last}"
+    if mode := re.search(r"--mode=(\S+): ", said):
+        return last + nearest(mode[1], modes)
+    if field := re.search(r"flag '(\w+)\.\w+'", said):
+        return last + nearest(field[1], known)
+    if (field := re.search(r"command line flag '([\w-]+)'", said)) and (
+        name := field[1].replace("-", "_")
+    ) in fields:
+        return f"there is no flag --{field[1]}; a field is set by --config.{name}"
+    if "get_config() takes 0" in said:
+        return f"{last}; there is nothing to choose by a colon after this config"
+    return last
+
+
+def config_file(name: str) -> str:
+    """Returns the file of a config, and refuses what is no Python file unrun."""
+    path = SHIPPED.get(name, pathlib.Path(name))
+    if not path.exists():
+        those = f"; those that come along are {', '.join(sorted(SHIPPED))}"
+        hint = nearest(path.stem, SHIPPED) or those
+        raise UserError(f"cannot load the config: no file {name}{hint}")
+    if not (path.suffix == ".py" and path.is_file()):
+        what = "a config is a Python file, name.py"
+    elif path.stat().st_size > MOST_CONFIG_BYTES:
+        what = f"it has {path.stat().st_size:,} bytes, as no config does"
+    else:
+        return str(path)
+    raise UserError(f"cannot use --config={name}: {what}; nothing was run")
+
+
+def program() -> str:
+    """Returns how this command is called from here: srgnn, or where it lies."""
+    script = pathlib.Path(sys.executable).with_name("srgnn")
+    if not script.is_file():
+        return "python -m srgnn_jax.main"
+    found = shutil.which("srgnn")
+    if found and os.path.samefile(found, script):
+        return "srgnn"
+    if script.is_relative_to(pathlib.Path.cwd()):
+        script = script.relative_to(pathlib.Path.cwd())
+    return shlex.quote(str(script))
+
+
+def first_steps() -> str:
+    """Returns what is said to a command without arguments."""
+    return f"""\
+Trains SR-GNN on logs of clicks, and recommends what is clicked next. Try it:
+
+  {program()} --config=synthetic
+      trains on made clicks, within two minutes
+  {program()} --config=click_log --config.data_dir=DIR
+      trains on a log of your own, which lies in DIR
+  {program()} --help
+      tells every mode and every flag"""
+
+
+def next_steps(workdir: str) -> str:
+    """Returns where a run lies, and the commands that recommend with it and draw it."""
+    # Imported late: --help needs no JAX.
+    from srgnn_jax.runs.workdir import popular_items, seed_folders
+
+    folder = pathlib.Path(workdir).expanduser()
+    one = next(iter(seed_folders(folder).values()), folder)
+    session = json.dumps({"session": popular_items(one, 2)}, ensure_ascii=False)
+    command = program()
+    return f"""
+The run is in {workdir}. Next, recommend, and draw it:
+
+  echo {shlex.quote(session)} | \\
+      {command} --mode=recommend --workdir={shlex.quote(str(one))} --sessions=- --k=5
+  {command} --mode=plot --workdir={shlex.quote(workdir)}"""

@@ -1,0 +1,70 @@
+"""What the model saw in a session, and what each click adds to an item's score."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax.linen as nn
+import numpy as np
+
+from srgnn_jax.errors import UserError
+from srgnn_jax.model import graph
+from srgnn_jax.model.layers import Params
+from srgnn_jax.serve import step
+from srgnn_jax.serve.exported import Lists, RawSession
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What the model saw in a session.
+
+    Attributes:
+      items: raw ids of the clicks that it saw, in their order.
+      attention: the weight of each click in the readout's sum, equation 6 of Wu et al.
+        2019 in that of the paper; they need not sum to 1.
+      edges: (item, next item, weight) of the session graph; from an item they sum to 1.
+      unknown: ids that the vocabulary lacks, each once.
+      item: the one whose score is explained, if any.
+      score: the item's.
+      parts: what each click adds to the score: the score less that of the session
+        without the click. They need not sum to the score.
+    """
+
+    items: list[str]
+    attention: list[float]
+    edges: list[tuple[str, str, float]]
+    unknown: list[str]
+    item: str | None = None
+    score: float | None = None
+    parts: Sequence[float] = ()
+
+
+def explain(
+    lists: Lists, model: nn.Module, params: Params, session: RawSession
+) -> Explanation:
+    """Shows the graph of a session, and the attention to each click.
+
+    UserError: no click of the session is known, or the readout tells no weights.
+    """
+    known, unknown = lists.look_up(session, 0)
+    if not len(known):
+        raise UserError(f"nothing to explain: no item of {list(session)} is known")
+    _, item_seq, _ = next(lists.batches([known]))
+    length = np.count_nonzero(item_seq)
+    weights = step.click_weights(params, item_seq, np.array([length]), model=model)
+    if not weights:
+        raise UserError(
+            "this model's readout tells no weights of clicks; have it "
+            'self.sow("intermediates", "click_weights", weights)'
+        )
+    nodes, _, connections = graph.connection_matrix(item_seq)
+    outgoing = np.asarray(connections)[0, :, item_seq.shape[1] :]
+    names = lists.ids[np.asarray(nodes)[0]]
+    return Explanation(
+        items=lists.ids[item_seq[0, :length]].tolist(),
+        attention=np.asarray(weights[0])[0, :length].tolist(),
+        edges=[
+            (names[u], names[v], float(outgoing[u, v]))
+            for u, v in np.argwhere(outgoing)
+        ],
+        unknown=unknown,
+    )

@@ -1,0 +1,67 @@
+"""What a training came to: its state, and what it reached on test."""
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Sequence
+
+from srgnn_jax import tables
+from srgnn_jax.model.layers import Params
+from srgnn_jax.train.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Trained:
+    """What `train_and_evaluate` returns; a notebook shows it as a table.
+
+    Attributes:
+      state: after the last step, of several runs the last one's. The best epoch's
+        parameters are in the workdir: `Recommender.load(trained.workdir)`.
+      workdir: where the run lies.
+      metrics: the mean of every metric on test, as fractions; of several runs the mean
+        of theirs.
+    """
+
+    state: TrainState
+    workdir: str
+    metrics: dict[str, float]
+
+    @classmethod
+    def of_several(cls, runs: Sequence["Trained"], workdir: str) -> "Trained":
+        """Joins the runs of several seeds, which lie in one workdir."""
+        means = {
+            name: statistics.fmean(run.metrics[name] for run in runs)
+            for name in runs[0].metrics
+        }
+        return cls(runs[-1].state, workdir, means)
+
+    @property
+    def step(self) -> int:
+        """How many optimizer steps were taken."""
+        return int(self.state.step)
+
+    @property
+    def params(self) -> Params:
+        """The parameters after the last step."""
+        return self.state.params
+
+    def _rows(self) -> list[list[str]]:
+        of_k = {
+            k: list(names)
+            for k, names in itertools.groupby(
+                sorted(self.metrics, key=lambda name: int(name.partition("@")[2])),
+                key=lambda name: name.partition("@")[2],
+            )
+        }
+        names = [name.partition("@")[0] for name in next(iter(of_k.values()), [])]
+        header = ["test, percent", *names]
+        return [header] + [
+            [f"@{k}", *(tables.percent(self.metrics[name]) for name in these)]
+            for k, these in of_k.items()
+        ]
+
+    def __repr__(self) -> str:
+        return "\n".join([f"run in {self.workdir}", *tables.plain(self._rows())])
+
+    def _repr_html_(self) -> str:
+        return tables.html(self._rows(), f"run in {self.workdir}")
