@@ -192,7 +192,8 @@ def evaluate_best(
     columns["POP test"] = metrics.means(ranks, config.ks)
     run = results_json.of_run(progress, config, splits, test, rank, lists)
     # After a warm start.
-    columns |= run["test_breakdown"].get("age", {})
+    for age, means in run["test_breakdown"].get("age", {}).items():
+        columns[age] = {name: means[name] for name in metrics.names(config.ks)}
     processes.say("\n".join(["", title, "", *metric_table(config.ks, columns)]))
     return test, run
 
