@@ -246,7 +246,8 @@ def evaluate_best(
             columns["SR-GNN valid"] = progress.best_metrics
     run = results_json.of_run(progress, config, splits, test, rank, lists)
     # After a warm start.
-    columns |= run["test_breakdown"].get("age", {})
+    for age, means in run["test_breakdown"].get("age", {}).items():
+        columns[age] = {name: means[name] for name in metrics.names(config.ks)}
     if found:
         run |= found.record()
         chosen = "" if config.neighbours_weight else ", chosen on validation"

@@ -69,8 +69,8 @@ def promote(
             )
             return False
     elif not link.exists():
-        # What cannot be evaluated is not promoted.
-        open_run(folder, config, model)
+        # What cannot be loaded is not promoted.
+        Recommender.load(folder, model)
     _switch(link, folder)
     processes.say(f"\npromoted: {live} is {folder.resolve().name}")
     return True

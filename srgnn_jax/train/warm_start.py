@@ -37,7 +37,7 @@ NETWORK_FIELDS = (
 )
 
 # Of rows, values to set: where each row's lie among the values, -1 where it has none.
-Rows = tuple[Int[np.ndarray, " V"], Float[np.ndarray, "N D"]]
+Rows = tuple[Int[np.ndarray, "_"], Float[np.ndarray, "_ D"]]
 
 
 @dataclasses.dataclass(frozen=True)
