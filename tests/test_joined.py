@@ -1,8 +1,9 @@
 """Neighbours and network joined: one answer, wherever it is asked for."""
 
-import dataclasses
+import functools
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,8 +24,13 @@ from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.serve.served import Served, Work, group_of
 from srgnn_jax.serve.stream import evaluate_sessions
 from srgnn_jax.train.loop import train_and_evaluate
-from tests.test_baselines import TEST, TRAIN, V
 from tests.tiny import spelled_out, tiny_config
+
+V = 30
+RNG = np.random.default_rng(0)
+# Two lengths of prefixes, so that little is compiled; the last item is never trained.
+TRAIN = RNG.integers(1, V - 1, (50, 3)).tolist()
+TEST = Sessions.from_lists([*RNG.integers(1, V, (20, 3)).tolist(), [V - 1, V - 1, 1]])
 
 
 def neighbours(weight=0.4, method="STAN"):
@@ -32,26 +38,20 @@ def neighbours(weight=0.4, method="STAN"):
     return Neighbours(method, weight, train.items, train.offsets, V)
 
 
-def plain_joined(examples, params, weight, method="STAN", chosen=None):
-    """Joins examples one by one; rows of 0 where an item is not among the chosen."""
-    chosen = np.arange(1, V) if chosen is None else chosen
+def plain_joined(examples, params, weight, method="STAN"):
+    """Joins as the formula says, in float64."""
     learnt = baselines.METHODS[method](Sessions.from_lists(TRAIN), V)
-    joined_of = np.zeros((len(examples), V))
-    for n, (prefix, _) in enumerate(spelled_out(examples)):
-        scores = SRGNN(V, 8).apply(
-            {"params": params},
-            jnp.array([prefix]),
-            jnp.array([len(prefix)]),
-            method="full_sort_predict",
-        )
-        one = dataclasses.replace(
-            examples, starts=examples.starts[[n]], lengths=examples.lengths[[n]]
-        )
-        knn = learnt.score(one).toarray()[0, chosen]
-        network = softmax(np.asarray(scores, np.float64)[0, chosen])
-        w = weight if knn.sum() else 0
-        joined_of[n, chosen] = (1 - w) * network + w * knn / (knn.sum() or 1)
-    return joined_of
+    item_seq = np.zeros((len(examples), examples.lengths.max()), np.int32)
+    for row, (prefix, _) in zip(item_seq, spelled_out(examples), strict=True):
+        row[: len(prefix)] = prefix
+    predict = jax.jit(functools.partial(SRGNN(V, 8).apply, method="full_sort_predict"))
+    scores = np.asarray(predict({"params": params}, item_seq, examples.lengths))
+    network = softmax(scores[:, 1:].astype(np.float64), axis=1)
+    knn = learnt.score(examples).toarray()[:, 1:]
+    total = knn.sum(axis=1, keepdims=True)
+    w = np.where(total > 0, weight, 0)
+    both = (1 - w) * network + w * knn / np.where(total > 0, total, 1)
+    return np.pad(both, [(0, 0), (1, 0)])
 
 
 @pytest.mark.parametrize("method", session_knn.METHODS)
@@ -93,7 +93,7 @@ def run(tmp_path_factory):
     """A joined run, its config and its test examples as raw ids."""
     folder = tmp_path_factory.mktemp("joined")
     config = tiny_config(folder)
-    config.joined = True
+    config.joined, config.max_session_length = True, 4
     train_and_evaluate(config, str(folder / "run"), "the command")
     data = config_lib.load_data(config)
     splits = config_lib.make_splits(config, data)
@@ -187,6 +187,7 @@ def test_results_say_that_they_are_joined(run):
     assert "chosen on validation. The network alone reaches recall@20" in text
 
 
+@pytest.mark.slow  # trains again, and evaluates six times
 def test_a_workdir_answers_as_it_was_evaluated_last(run, tmp_path, capsys):
     folder, config, _ = run
     workdir = str(tmp_path / "run")

@@ -145,3 +145,13 @@ def test_clicks_of_training_are_counted_saved_and_no_part_of_the_fingerprint(tmp
     assert Vocabulary.load(path).clicks is None
     with pytest.raises(ValueError, match="2 click counts for 4 item ids"):
         Vocabulary(IDS, np.array([1, 2]))
+
+
+def test_sessions_behind_pairs_are_found_once_in_either_order():
+    pairs = [[1, 2, 3], [1, 2], [4, 5], [4, 6], [7, 8], [7, 8, 8], [8, 8], [9, 1, 9, 1]]
+    found = Sessions.from_lists(pairs, last_only=True).whole()
+    whole = [found[s].tolist() for s in range(len(found))]
+    assert whole == [[1, 2, 3], [4, 5], [4, 6], [7, 8, 8], [8, 8], [9, 1, 9, 1]]
+    sessions = Sessions.from_lists(pairs)
+    assert sessions.whole() is sessions
+    assert len(Sessions.from_lists([], last_only=True).whole()) == 0

@@ -152,6 +152,34 @@ class Sessions:
             starts, lengths = starts + dropped, lengths - dropped
         return Examples(self.items, starts, lengths.astype(np.int32))
 
+    def whole(self) -> "Sessions":
+        """Returns the sessions behind (prefix, target) pairs, each once.
+
+        Pairs are listed session by session, longer prefixes first or last: one that
+        only shortens the pair before or after it is left out.
+        """
+        if not self.last_only:
+            return self
+        shortens = np.zeros(len(self), bool)
+        for longer, shorter in (
+            (slice(1, None), slice(-1)),
+            (slice(-1), slice(1, None)),
+        ):
+            shortens[shorter] |= self._begins(longer, shorter)
+        return self.take(np.flatnonzero(~shortens))
+
+    def _begins(self, longer: slice, shorter: slice) -> Bool[np.ndarray, " T"]:
+        """Whether a longer session begins with the shorter one, but for one click."""
+        lengths, starts = self.lengths[shorter], self.offsets[:-1][shorter]
+        found = self.lengths[longer] == lengths + 1
+        lengths = np.where(found, lengths, 0)
+        pair = np.repeat(np.arange(len(lengths)), lengths)
+        place = np.arange(len(pair)) - (np.cumsum(lengths) - lengths)[pair]
+        others = self.offsets[:-1][longer]
+        differs = self.items[starts[pair] + place] != self.items[others[pair] + place]
+        found[pair[differs]] = False
+        return found
+
     def split_last(self, fraction: float) -> tuple["Sessions", "Sessions"]:
         """Splits off the last sessions: (all but the last `fraction`, those)."""
         cut = len(self) - round(fraction * len(self))

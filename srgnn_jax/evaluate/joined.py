@@ -251,6 +251,7 @@ def _whole(params: Params, num_items: int) -> Params:
 def _neighbours(
     config: ConfigDict, weight: float, train: Sessions, num_items: int
 ) -> Neighbours:
+    train = train.whole()
     items, offsets = np.asarray(train.items), np.asarray(train.offsets)
     return Neighbours(config.neighbours, weight, items, offsets, num_items)
 
@@ -282,8 +283,8 @@ def load(folder: pathlib.Path, num_items: int) -> Neighbours | None:
     path = folder / FILE
     if not path.exists():
         return None
-    with reading(path, ", sessions of neighbours"):
-        found = Neighbours.load(path)
+    with reading(path, ", sessions of neighbours"), path.open("rb") as file:
+        found = Neighbours.load(file)
         if found.num_items != num_items:
             raise ValueError(f"it is of {found.num_items} item rows, not {num_items}")
     return found

@@ -10,6 +10,7 @@ rows of a matrix, N item rows that may be listed.
 
 import dataclasses
 import functools
+import io
 import os
 import pathlib
 import zipfile
@@ -235,7 +236,7 @@ class Neighbours:
         unfinished.replace(path)
 
     @classmethod
-    def load(cls, file: Any) -> "Neighbours":
+    def load(cls, file: io.BufferedIOBase) -> "Neighbours":
         """Reads what `save` wrote; ValueError, KeyError: it did not write this."""
         try:
             with np.load(file, allow_pickle=False) as found:

@@ -242,7 +242,9 @@ def evaluate_best(
     if progress.best_step:
         chosen = _CHOSEN[config.select_on].format(config.select_by)
         title = f"epoch {progress.best_epoch} (step {progress.best_step}), {chosen}"
-        if config.select_on == "valid":
+        if found and found.valid:
+            columns["joined valid"] = found.valid[found.weight]
+        elif config.select_on == "valid":
             columns["SR-GNN valid"] = progress.best_metrics
     run = results_json.of_run(progress, config, splits, test, rank, lists)
     # After a warm start.
@@ -333,7 +335,8 @@ def evaluate_baselines(
     """Evaluates every baseline on the test split; prints a table.
 
     Where the workdir holds a run of the same data, its result is in the first column.
-    They learn from the sessions that a training with this config would learn from.
+    They learn from the sessions that a training with this config would learn from, or
+    from those behind its examples.
     Returns, for each of `baselines.METHODS`, the mean of every metric and the "seconds"
     that it took to learn and to rank; baselines.json in the workdir holds the same, and
     the `command` line. UserError: what the user can mend, such as a missing file.
@@ -343,7 +346,7 @@ def evaluate_baselines(
         data = config_lib.load_data(config)
     splits = config_lib.make_splits(config, data)
     folder = make_workdir(workdir)
-    train, test = splits.train_sessions, splits.evaluated["test"]
+    train, test = splits.train_sessions.whole(), splits.evaluated["test"]
     reached = {}
     for name, learn in processes.progress_bar(
         config.progress, baselines.METHODS.items(), desc="baselines", unit=" methods"
