@@ -4,13 +4,12 @@ import re
 import shutil
 from pathlib import Path
 
+import srgnn_jax
+
 ROOT = Path(__file__).parents[1]
 
 project = "srgnn_jax"
-version = re.search(
-    r'__version__ = "(.*)"', (ROOT / "srgnn_jax/__init__.py").read_text()
-)[1]
-release = version
+version = release = srgnn_jax.__version__
 author = copyright = f"the authors of {project}"
 
 # Links between notebooks hold in one folder.
@@ -26,8 +25,6 @@ myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = f"{project} {version}"
-html_static_path = []
-templates_path = []
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -36,7 +33,6 @@ autodoc_default_options = {"exclude-members": "setup"}  # Flax's own
 napoleon_use_ivar = True
 # What stands between single backticks in docstrings is code.
 default_role = "code"
-nitpicky = False
 
 
 def paragraphs(app, what, name, obj, options, lines):
@@ -55,6 +51,10 @@ def paragraphs(app, what, name, obj, options, lines):
         in_code = is_code or (in_code and not line)
         made.append(line)
     text = "\n".join(made)
+    # Several names before one colon are several entries.
+    for names, what in re.findall(r"^  (\w+(?:, \w+)+): (.+(?:\n    .+)*)", text, re.M):
+        entries = "\n".join(f"  {name}: {what}" for name in names.split(", "))
+        text = text.replace(f"  {names}: {what}", entries)
     for title, body in re.findall(r"^(Returns|Yields):\n((?:  .*\n|\n)+)", text, re.M):
         if "\n    " in body:
             values = re.sub(r"^  (?! )", "- ", body, flags=re.M)

@@ -86,7 +86,7 @@ RUN = {
     "speed.md": {},
     "many_devices.md": {"JAX_NUM_CPU_DEVICES": "8"},
     "promises.md": {},
-    "search.md": {},
+    "find_settings.md": {},
 }
 
 # What makes a command small, by what it holds, after what it says itself.
@@ -308,7 +308,7 @@ def test_promises(tmp_path):
 
 @pytest.mark.slow  # two searches, and three runs of what one has found
 def test_search(tmp_path):
-    said = [output for _, output in run_page("search.md", tmp_path)]
+    said = [output for _, output in run_page("find_settings.md", tmp_path)]
     assert len(said) == 5
     for number in (0, 2):
         assert "2 of 2 trials" in said[number]
