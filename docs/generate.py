@@ -77,7 +77,8 @@ def shipped(path: Path) -> str:
     name = f"{path.stem}:{argument[2]}" if argument else path.stem
     what = f" (what is behind the colon is `{argument[1]}`)" if argument else ""
     return (
-        f"\n### [{path.stem}](../configs/{path.name})\n\n{text(about)}\n"
+        f"\n### {path.stem}\n\n[configs/{path.name}](../configs/{path.name}): "
+        f"{text(about)}\n"
         f"`--config={name}`{what} sets\n\n```python\n{code}\n```"
     )
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -289,11 +290,8 @@ def lost_to(
     tried = [name for name, value in PLUS.items() if config[name] != value]
     flags = " ".join(f"--config.{name}={PLUS[name]}" for name in tried)
     first = f"try {flags}, as configs/click_log.py has it, then" if tried else "try"
-    return [
-        "",
-        f"{best} is better by {metric}: {first} more epochs, and --mode=search, which "
-        "finds the settings for this data",
-    ]
+    said = f"{best} is better by {metric}: {first} more epochs, and --mode=search"
+    return ["", *textwrap.wrap(said, 80, break_on_hyphens=False)]
 
 
 def report_seeds(folder: pathlib.Path, seeds: Sequence[int]) -> None:
