@@ -5,10 +5,11 @@
 
 DIR holds the published pickles, all_train_seq.txt and test.txt, whose sessions are in
 order of time, and of which `--last` takes a share; else clicks are made, whose items
-come and go. Yesterday's run is trained on all but the newest sessions. Today, one begins
-with nothing, on all sessions, and others with yesterday's, on a window of the newest.
-All are evaluated on the same test. Flags that are not known here go to the trainings,
-such as --config.batch_size=512; trainings that a workdir holds are not repeated.
+come and go. Yesterday's run is trained on all but the newest sessions. Today, one
+begins with nothing, on all sessions, and others with yesterday's, on a window of the
+newest. All are evaluated on the same test. Flags that are not known here go to the
+trainings, such as --config.batch_size=512; trainings that a workdir holds are not
+repeated.
 """
 
 import argparse
