@@ -4,11 +4,12 @@
     python -m benchmarks.warm_start --data_dir=DIR --epochs=4 --workdir=runs/warm
 
 DIR holds the published pickles, all_train_seq.txt and test.txt, whose sessions are in
-order of time; else clicks are made, whose items come and go. Yesterday's run is trained
-on all but the newest sessions. Today, one begins with nothing, on all sessions, and
-others with yesterday's, on a window of the newest. All are evaluated on the same test.
-Flags that are not known here go to the trainings, such as --config.batch_size=512;
-trainings that a workdir holds are not repeated.
+order of time, and of which `--last` takes a share; else clicks are made, whose items
+come and go. Yesterday's run is trained on all but the newest sessions. Today, one
+begins with nothing, on all sessions, and others with yesterday's, on a window of the
+newest. All are evaluated on the same test. Flags that are not known here go to the
+trainings, such as --config.batch_size=512; trainings that a workdir holds are not
+repeated.
 """
 
 import argparse
@@ -55,12 +56,23 @@ def made(sessions: int, items: int, seed: int = 0) -> tuple[Sequences, Sequences
     return train, [clicks for clicks in test if len(clicks) > 1]
 
 
-def read(folder: pathlib.Path) -> tuple[Sequences, tuple[Sequences, list[int]]]:
-    """Reads the published pickles."""
-    train, test = (
+def read(
+    folder: pathlib.Path, last: float
+) -> tuple[Sequences, tuple[Sequences, list[int]]]:
+    """Reads the published pickles, and numbers the items of the last sessions anew."""
+    train, (prefixes, targets) = (
         NumpyUnpickler((folder / name).read_bytes()).load() for name in pickles.FILES
     )
-    return train, test
+    train = train[round(len(train) * (1 - last)) :]
+    numbers: dict[int, int] = {}
+    train = [[numbers.setdefault(i, len(numbers) + 1) for i in s] for s in train]
+    known = [
+        ([numbers[i] for i in prefix if i in numbers], numbers[target])
+        for prefix, target in zip(prefixes, targets, strict=True)
+        if target in numbers
+    ]
+    known = [(prefix, target) for prefix, target in known if prefix]
+    return train, ([prefix for prefix, _ in known], [target for _, target in known])
 
 
 def pairs(sessions: Sequences) -> tuple[Sequences, list[int]]:
@@ -115,8 +127,9 @@ def main():
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", default="")
-    parser.add_argument("--sessions", type=int, default=20_000)
-    parser.add_argument("--items", type=int, default=2_000)
+    parser.add_argument("--last", type=float, default=1.0)
+    parser.add_argument("--sessions", type=int, default=10_000)
+    parser.add_argument("--items", type=int, default=1_000)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--warm_epochs", type=int, default=1)
     parser.add_argument("--new", type=float, default=0.05)
@@ -128,7 +141,7 @@ def main():
         folder = arguments.workdir or stack.enter_context(tempfile.TemporaryDirectory())
         folder = pathlib.Path(folder).absolute()
         if arguments.data_dir:
-            sessions, test = read(pathlib.Path(arguments.data_dir))
+            sessions, test = read(pathlib.Path(arguments.data_dir), arguments.last)
         else:
             sessions, test = made(arguments.sessions, arguments.items)
             test = pairs(test)

@@ -138,7 +138,7 @@ flags.DEFINE_string("host", "127.0.0.1", "For serve: the address to listen on.")
 flags.DEFINE_integer("port", 8000, "For serve: the port to listen on.")
 for _name, _default, _least, _help in (
     ("trials", 50, 1, "For search: settings to try, those tried before included."),
-    ("compare", 0, 0, "For train: after a warm start, epochs to train from nothing."),
+    ("compare", 0, 0, "For train after a warm start: epochs from nothing beside it."),
 ):
     flags.DEFINE_integer(_name, _default, _help, lower_bound=_least)
 for _name, _number, _help in (

@@ -43,6 +43,9 @@ def test_learning_rate_falls_after_every_third_epoch():
     schedule = step_decay(0.001, 3, 0.1, steps_per_epoch=10)
     rates = [float(schedule(step)) for step in (0, 29, 30, 59, 60)]
     np.testing.assert_allclose(rates, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5], rtol=1e-6)
+    goes_on = step_decay(0.001, 3, 0.1, steps_per_epoch=20, first_epoch=2)
+    rates = [float(goes_on(step)) for step in (0, 19, 20, 79, 80)]
+    np.testing.assert_allclose(rates, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5], rtol=1e-6)
 
 
 def test_zero_decay_epochs_keep_the_learning_rate():

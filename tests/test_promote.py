@@ -97,6 +97,7 @@ def test_only_a_link_is_switched_and_only_to_a_run(runs, tmp_path):
     assert not (tmp_path / "live").is_symlink()
 
 
+@pytest.mark.slow  # trains twice
 def test_a_start_from_nothing_is_trained_beside(runs, tmp_path, capsys):
     config = tiny_config(tmp_path)
     log_of(tmp_path / "data", first=3, seed=2)

@@ -171,9 +171,9 @@ def saved_parent(folder, num_items, rows):
 @pytest.mark.parametrize(
     ("layout", "old_items", "new_items"),
     [
-        (("jit",), 41, 5),
         (("mesh", (2, 4)), 41, 5),
-        (("mesh", (1, 8)), 1001, 10),
+        pytest.param(("jit",), 41, 5, marks=pytest.mark.slow),
+        pytest.param(("mesh", (1, 8)), 1001, 10, marks=pytest.mark.slow),
         # Takes some seconds, and the memory of six such tables.
         pytest.param(("mesh", (1, 8)), 1_000_001, 10_000, marks=pytest.mark.slow),
     ],
@@ -242,6 +242,7 @@ def test_the_rule_of_new_items_is_heeded(config, tmp_path):
         assert not np.asarray(adam.nu["item_embedding"])[is_new].any()
 
 
+@pytest.mark.slow  # trains twice
 def test_the_decay_begins_anew_or_goes_on(config, parent, tmp_path):
     config.epochs, config.lr_decay_epochs = 1, 1
     rates = {}
@@ -261,6 +262,7 @@ def test_the_decay_begins_anew_or_goes_on(config, parent, tmp_path):
     assert rates["go_on"] == pytest.approx([0.01 * 0.1**epoch] * len(rates["anew"]))
 
 
+@pytest.mark.slow  # four trainings, and two evaluations
 def test_it_goes_on_exactly_and_from_no_other_run(config, parent, tmp_path):
     log_of(tmp_path / "data", first=2)
     config.checkpoint_every_steps, config.warm_start_schedule = 4, "go_on"
@@ -282,6 +284,7 @@ def test_it_goes_on_exactly_and_from_no_other_run(config, parent, tmp_path):
             train_and_evaluate(config, str(tmp_path / "parts"))
 
 
+@pytest.mark.slow  # trains twice
 def test_without_an_epoch_it_goes_on_by_the_same_command(config, tmp_path):
     whole = train_and_evaluate(config, str(tmp_path / "whole"))
     config.epochs = 0
