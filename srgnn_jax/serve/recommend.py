@@ -312,10 +312,10 @@ class Recommender:
 
         UserError: no click of the session is known, or the readout tells no weights.
         """
-        known, unknown = self._lists.look_up(session, 0)
-        if not len(known):
+        known, unknown = self._lists.look_up([session])
+        if not len(known[0]):
             raise UserError(f"nothing to explain: no item of {list(session)} is known")
-        _, item_seq, _ = next(self._lists.batches([known]))
+        _, item_seq, _ = next(self._lists.batches(known))
         length = np.count_nonzero(item_seq)
         weights = step.click_weights(
             self.params, item_seq, np.array([length]), model=self.model
@@ -335,5 +335,5 @@ class Recommender:
                 (names[u], names[v], float(outgoing[u, v]))
                 for u, v in np.argwhere(outgoing)
             ],
-            unknown=unknown,
+            unknown=unknown[0],
         )
