@@ -6,10 +6,12 @@ one gathers. What would wait too long is refused when it comes, not when it is l
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
+import queue
+import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 # The weight of the newest batch in the mean time of its size.
@@ -54,7 +56,9 @@ class Batcher:
         self.max_size, self.max_wait = max_size, max_wait
         self.seconds: dict[int, float] = {}
         self.waiting = 0
-        self._thread = ThreadPoolExecutor(1, "batches")
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
+        self._thread.start()
         self._groups: dict[Hashable, collections.deque[_Waiting]] = {}
         self._busy_until, self._is_busy = 0.0, False
 
@@ -111,12 +115,28 @@ class Batcher:
         self.waiting -= size
         started = time.perf_counter()
         self._busy_until = started + self._time(size)
-        loop = asyncio.get_running_loop()
-        works = [one.work for one in batch]
-        done = loop.run_in_executor(self._thread, self._run, group, works)
-        done.add_done_callback(lambda done: self._end(done, batch, size, started))
+        self._queue.put((asyncio.get_running_loop(), group, batch, size, started))
 
-    def _end(self, done, batch: list[_Waiting], size: int, started: float) -> None:
+    def _work(self) -> None:
+        """Works on batches, in the thread, until there is None in the place of one."""
+        while (given := self._queue.get()) is not None:
+            loop, group, batch, size, started = given
+            results: Sequence[Any]
+            try:
+                results = self._run(group, [one.work for one in batch])
+            except Exception as error:
+                results = [error] * len(batch)
+            # The only wake-up of the loop for all of them; it may have ended since.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._end, batch, results, size, started)
+
+    def _end(
+        self,
+        batch: list[_Waiting],
+        results: Sequence[Any],
+        size: int,
+        started: float,
+    ) -> None:
         seconds = time.perf_counter() - started
         key = 1 << (size - 1).bit_length()
         mean = self.seconds.setdefault(key, seconds)
@@ -124,8 +144,6 @@ class Batcher:
         # The device first: answers are sent while it works.
         self._start()
         self.on_batch(size, seconds)
-        error = done.exception()
-        results = [error] * len(batch) if error else done.result()
         for one, result in zip(batch, results, strict=True):
             if one.answer.done():  # whoever asked is gone
                 continue
@@ -136,4 +154,5 @@ class Batcher:
 
     def close(self) -> None:
         """Ends the thread, once it has done what it was given."""
-        self._thread.shutdown()
+        self._queue.put(None)
+        self._thread.join()

@@ -45,10 +45,10 @@ def explain(
 
     UserError: no click of the session is known, or the readout tells no weights.
     """
-    known, unknown = lists.look_up(session, 0)
-    if not len(known):
+    known, unknown = lists.look_up([session])
+    if not len(known[0]):
         raise UserError(f"nothing to explain: no item of {list(session)} is known")
-    _, item_seq, _ = next(lists.batches([known]))
+    _, item_seq, _ = next(lists.batches(known))
     length = np.count_nonzero(item_seq)
     weights = step.click_weights(params, item_seq, np.array([length]), model=model)
     if not weights:
@@ -66,5 +66,5 @@ def explain(
             (names[u], names[v], float(outgoing[u, v]))
             for u, v in np.argwhere(outgoing)
         ],
-        unknown=unknown,
+        unknown=unknown[0],
     )

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -254,15 +255,11 @@ class Lists:
         what `batches` cuts. Sessions without a known click get popular items, with
         their part of `total_clicks` as score.
         """
-        known, unknown = [], []
         if isinstance(sessions, str | bytes | dict):
             raise self.error(
                 f"{str(sessions)[:80]!r} is no list of sessions, such as [['17', '4']]"
             )
-        for n, session in enumerate(sessions):
-            rows, ids = self.look_up(session, n)
-            known.append(rows)
-            unknown.append(ids)
+        known, unknown = self.look_up(list(sessions))
         k = min(k, len(self.popular))
         best = np.tile(self.popular[:k], (len(known), 1))
         scores = np.tile(self.clicks[:k] / total_clicks, (len(known), 1))
@@ -325,15 +322,24 @@ class Lists:
         places[self.popular] = np.arange(len(self.popular))
         return places
 
-    def look_up(self, session: RawSession, n: int) -> tuple[np.ndarray, list[str]]:
-        """Returns the item rows of session n's known clicks, and its unknown ids."""
-        if wrong := wrong_session(session):
-            raise self.error(f"session {n}: {wrong}")
-        rows = self.rows_of(session)
-        if rows.all():
-            return rows, []
-        unknown = (str(raw) for raw, row in zip(session, rows, strict=True) if not row)
-        return rows[rows > 0], list(dict.fromkeys(unknown))
+    def look_up(
+        self, sessions: Sequence[RawSession]
+    ) -> tuple[list[np.ndarray], list[list[str]]]:
+        """Returns the item rows of each session's known clicks, and its unknown ids."""
+        for n, session in enumerate(sessions):
+            if wrong := wrong_session(session):
+                raise self.error(f"session {n}: {wrong}")
+        # One look-up for all: each has its price.
+        rows = self.rows_of(itertools.chain.from_iterable(sessions))
+        ends = [0, *itertools.accumulate(map(len, sessions))]
+        known = [rows[start:end] for start, end in itertools.pairwise(ends)]
+        unknown: list[list[str]] = [[] for _ in sessions]
+        if not rows.all():
+            for n, session in enumerate(sessions):
+                lacking = np.asarray(session, object)[known[n] == 0]
+                unknown[n] = list(dict.fromkeys(map(str, lacking)))
+                known[n] = known[n][known[n] > 0]
+        return known, unknown
 
     def sizes_for(self, width: int, num_seen: int = 1) -> list[int]:
         """Returns the B that there may be for an L and so many seen clicks."""

@@ -22,7 +22,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
@@ -31,19 +30,11 @@ from starlette.types import Message, Receive, Scope, Send
 from srgnn_jax.errors import UserError
 from srgnn_jax.serve import bodies
 from srgnn_jax.serve.access import is_here, secret_of
-from srgnn_jax.serve.answers import (
-    FAILED,
-    JSON,
-    TOO_BUSY,
-    Answer,
-    json_response,
-    of_router,
-    told,
-)
-from srgnn_jax.serve.batching import Overloaded
+from srgnn_jax.serve.answers import JSON, Answer, json_response, of_error
 from srgnn_jax.serve.bodies import LIMITS, Limits, Refused
 from srgnn_jax.serve.metrics import CONTENT_TYPE, Metrics
 from srgnn_jax.serve.openapi import openapi
+from srgnn_jax.serve.served import Identity
 from srgnn_jax.serve.service import Service
 
 log = logging.getLogger(__name__)
@@ -58,11 +49,6 @@ POLICY = (
 )
 # The token's own answer in a browser: it asks for a password, which is the token.
 CHALLENGE = {"www-authenticate": 'Basic realm="srgnn", charset="UTF-8"'}
-
-
-def is_for_lists(scope: Scope) -> bool:
-    """Whether a request asks for recommendations."""
-    return scope["path"] == RECOMMEND and scope["method"] == "POST"
 
 
 class App:
@@ -139,39 +125,94 @@ class App:
         body = b"" if scope["method"] == "HEAD" else body
         await send({"type": "http.response.body", "body": body})
 
-    async def answer(
-        self, scope: Scope, receive: Receive, whole: bytes | None = None
-    ) -> Answer:
-        """Returns the status, the headers and the body of an answer.
+    async def answer(self, scope: Scope, receive: Receive) -> Answer:
+        """Returns the status, the headers and the body of an answer."""
+        started = time.perf_counter()
+        fields: dict[str, Any] = {}
+        method, path = scope["method"], scope["path"]
+        try:
+            given = (
+                dict(scope["headers"]).get(b"authorization", b"")
+                if self._token
+                else b""
+            )
+            self._admit(path, given)
+            if path == RECOMMEND and method == "POST":
+                # Before anything is read: refusing must be cheap.
+                self.service.batcher.check()
+                asked = bodies.asked(
+                    await self._body(receive, self.limits.body), self.limits
+                )
+                found = await self.service.recommend(asked)
+                answer = 200, JSON, self._lists(asked, *found, fields)
+            else:
+                answer = await self._routed(scope, receive)
+        except Exception as error:
+            answer = of_error(error)
+        return self._counted(answer, started, method, path, fields)
 
-        `whole` is the request's body, where all of it has come already.
+    def ask(self, body: bytes, given: bytes, done: Callable[[Answer], None]) -> None:
+        """Has `done` called with the answer to a request for lists.
+
+        Most requests are such, and have all come at once: this does what `answer` does
+        without a task for each. `given` is the Authorization header.
         """
         started = time.perf_counter()
         fields: dict[str, Any] = {}
+
+        def end(answer: Answer) -> None:
+            done(self._counted(answer, started, "POST", RECOMMEND, fields))
+
+        def found(future: asyncio.Future) -> None:
+            try:
+                answer = 200, JSON, self._lists(asked, *future.result(), fields)
+            except Exception as error:
+                answer = of_error(error)
+            end(answer)
+
         try:
-            self._admit(scope)
-            if is_for_lists(scope):
-                status, headers = 200, JSON
-                body = await self._recommend(receive, whole, fields)
-            else:
-                status, headers, body = await self._routed(scope, receive)
-        except Overloaded:
-            status, headers, body = TOO_BUSY
-        except Refused as refused:
-            status, headers, body = told(refused)
-        except HTTPException as error:
-            status, headers, body = told(of_router(error))
-        # Told in the log, not to the client.
-        except Exception:
-            log.exception("a request failed")
-            status, headers, body = told(FAILED)
+            self._admit(RECOMMEND, given)
+            asked = bodies.asked(body, self.limits)
+            self.service.recommend(asked).add_done_callback(found)
+        except Exception as error:
+            end(of_error(error))
+
+    def _lists(
+        self,
+        asked: bodies.Asked,
+        found: list[dict[str, Any]],
+        identity: Identity,
+        fields: dict[str, Any],
+    ) -> bytes:
+        """Renders an answer, counts it, and notes what of it is logged."""
+        unknown = sum(len(one["unknown"]) for one in found)
+        self.metrics.sessions(sum(one["fallback"] for one in found), unknown)
+        fields["sessions"] = len(found)
+        if self.logs_sessions:
+            fields["contents"] = asked.sessions
+        if asked.several:
+            return orjson.dumps({"recommendations": found, "model": identity})
+        return orjson.dumps({**found[0], "model": identity})
+
+    def _counted(
+        self,
+        answer: Answer,
+        started: float,
+        method: str,
+        path: str,
+        fields: dict[str, Any],
+    ) -> Answer:
+        """Counts and logs an answer, and completes its headers."""
+        status, headers, body = answer
         headers = [*headers, (b"content-length", b"%d" % len(body))]
         if self.is_draining:
             headers.append((b"connection", b"close"))
         seconds = time.perf_counter() - started
         self.metrics.request(status, seconds)
         if self.requests_log is not None:
-            self._log_request(scope, status, seconds, fields)
+            about = {"method": method, "path": path[:200]}
+            ms = round(1e3 * seconds, 2)
+            self.requests_log({**about, "status": status, "ms": ms, **fields})
         return status, headers, body
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -219,15 +260,12 @@ class App:
 
         self._in_background(reload())
 
-    def _admit(self, scope: Scope) -> None:
+    def _admit(self, path: str, given: bytes) -> None:
         """Refuses a request without the token, or one that comes too early."""
-        path = scope["path"]
         if path in HEALTH:
             return
-        if self._token:
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(secret_of(given), self._token):
-                raise Refused(401, "authorization", "the token is wrong", **CHALLENGE)
+        if self._token and not hmac.compare_digest(secret_of(given), self._token):
+            raise Refused(401, "authorization", "the token is wrong", **CHALLENGE)
         if not self.service.is_ready and path.startswith("/v1/"):
             raise Refused(503, "service", "it is not ready", **{"retry-after": "1"})
 
@@ -263,24 +301,6 @@ class App:
         except TimeoutError:
             why = f"it took more than {self.limits.seconds:.0f} s"
             raise Refused(408, "body", why, connection="close") from None
-
-    async def _recommend(
-        self, receive: Receive, whole: bytes | None, fields: dict[str, Any]
-    ) -> bytes:
-        # Before anything is read: refusing must be cheap.
-        self.service.batcher.check()
-        if whole is None or len(whole) > self.limits.body:
-            whole = await self._body(receive, self.limits.body)
-        asked = bodies.asked(whole, self.limits)
-        found, identity = await self.service.recommend(asked)
-        unknown = sum(len(one["unknown"]) for one in found)
-        self.metrics.sessions(sum(one["fallback"] for one in found), unknown)
-        fields["sessions"] = len(found)
-        if self.logs_sessions:
-            fields["contents"] = asked.sessions
-        if asked.several:
-            return orjson.dumps({"recommendations": found, "model": identity})
-        return orjson.dumps({**found[0], "model": identity})
 
     async def _routed(self, scope: Scope, receive: Receive) -> Answer:
         """Answers by the table of routes."""
@@ -378,11 +398,3 @@ class App:
             step = self.service.served.identity["step"]
             why = f"the newest cannot be used, as the log tells; step {step} stays"
             raise Refused(409, "model", why) from None
-
-    def _log_request(
-        self, scope: Scope, status: int, seconds: float, fields: dict[str, Any]
-    ) -> None:
-        assert self.requests_log is not None
-        about = {"method": scope["method"], "path": scope["path"][:200]}
-        ms = round(1e3 * seconds, 2)
-        self.requests_log({**about, "status": status, "ms": ms, **fields})

@@ -24,7 +24,7 @@ from srgnn_jax.serve.exported import RawSession, Recommendation
 from srgnn_jax.serve.recommend import Recommender
 
 # Rows of a batch, positions, positions in all rows at most; and the lists' length.
-QUICK, QUICK_K = ((1, 2, 4, 8, 16, 32, 64), (16, 64), 1024), 32
+QUICK, QUICK_K = ((1, 2, 4, 8, 16, 24, 32, 48, 64), (8, 16, 64), 1024), 32
 RARE, RARE_K = ((1, 8), (64,), 512), LIMITS.k + LIMITS.clicks
 # For a request's own candidates, which have a table of so many rows.
 OWN, OWN_ROWS = ((1,), (64,), 512), 1024

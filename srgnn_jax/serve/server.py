@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import pathlib
 import re
 import signal
@@ -12,17 +13,13 @@ from typing import Any
 
 import orjson
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from srgnn_jax import config as config_lib
 from srgnn_jax.errors import UserError, reason
-from srgnn_jax.serve.answers import BUSY
+from srgnn_jax.serve.answers import BUSY, Answer
 from srgnn_jax.serve.bodies import LIMITS
-from srgnn_jax.serve.http import RECOMMEND, App, is_for_lists
+from srgnn_jax.serve.http import RECOMMEND, App
 from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.serve.service import Service
 
@@ -36,8 +33,20 @@ LAST_ANSWERS, LAST_WORK = 1.0, 7
 SHORTEST_TOKEN = 16
 # Seconds between looks at how far the event loop is behind.
 TICK = 0.01
-_ASKS = f"POST {RECOMMEND} HTTP/1.1\r\n".encode()
-_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]{1,9})(?=\r\n)", re.IGNORECASE)
+# Seconds that a connection may lie idle.
+KEPT_OPEN = 75
+# One whole request for lists on a connection that stays; any other is read by llhttp.
+_LINE = (
+    rb"(?i:connection: keep-alive|"
+    rb"(?!connection|content-length|transfer-encoding|expect|upgrade)"
+    rb"[a-z0-9-]+:[ -~]*)\r\n"
+)
+_WHOLE = re.compile(
+    rb"POST %s HTTP/1\.1(\r\n(?:%s)*(?i:content-length: ?)([0-9]{1,7})\r\n"
+    rb"(?:%s)*)\r\n(.*)" % (RECOMMEND.encode(), _LINE, _LINE),
+    re.DOTALL,
+)
+_AUTHORIZATION = re.compile(rb"\r\nauthorization: *([^\r]*)\r", re.IGNORECASE)
 _REFUSED = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n"
     b"retry-after: 1\r\n%scontent-length: %d\r\n\r\n%s"
@@ -118,10 +127,17 @@ def read_token(path: str) -> str:
 
 
 class Connection(HttpToolsProtocol):
-    """A connection that is refused where there are too many, and cut if it is slow."""
+    """A connection that is refused where there are too many, and cut if it is slow.
 
-    _slow: asyncio.TimerHandle | None = None
+    A request for lists that has come as a whole is answered without the rest of
+    uvicorn, which costs more than it costs to recommend.
+    """
+
+    _is_asked, _is_last = False, False
+    _rest = b""
     _received = 0
+    _deadline = math.inf
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Starts it, or ends it at once with 503."""
@@ -131,94 +147,90 @@ class Connection(HttpToolsProtocol):
             transport.close()
             return
         super().connection_made(transport)
-        self._start_timer()
+        self._app: App = self.config.app
+        self._deadline = self.loop.time() + LIMITS.seconds
+        self._look()
 
     def data_received(self, data: bytes) -> None:
         """Reads on; headers may neither be long nor take long."""
         if self.parser is None or self.transport.is_closing():
             return
-        # To read it as well would make the others wait.
-        is_next = data.startswith(_ASKS) and self._is_between()
-        if is_next and self._app.is_over() and is_whole(data):
-            self.transport.write(_BUSY)
-            self._app.metrics.request(503, 0.0)
-            self._stop_timer()
-            self._start_timer()
+        if self._is_asked:
+            self._rest += data
+            self.transport.pause_reading()
             return
+        if self._is_between() and (whole := _WHOLE.fullmatch(data)):
+            head, length, body = whole.groups()
+            if int(length) == len(body) <= self._app.limits.body:
+                self._ask(head, body)
+                return
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_timer()
+            self._deadline = math.inf
             self._received = 0
             return
+        if not self._received:
+            self._deadline = self.loop.time() + LIMITS.seconds
         self._received += len(data)
         if self._received > MOST_HEADERS:
             self.transport.close()
-        elif self._slow is None:
-            self._start_timer()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        """Starts an answer, once all that came with the request's head is read."""
-        self.loop.call_soon(self._start, cycle, app)
-
-    def _start(self, cycle: RequestResponseCycle, app: Any) -> None:
-        if cycle.more_body or not is_for_lists(cycle.scope):
-            super()._start_asgi_task(cycle, app)
+    def _ask(self, head: bytes, body: bytes) -> None:
+        # To read it as well would make the others wait.
+        if self._app.is_over():
+            self._app.metrics.request(503, 0.0)
+            self.transport.write(_BUSY)
+            self._deadline = self.loop.time() + LIMITS.seconds
             return
-        task = self.loop.create_task(self._answer(cycle))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        self._unset_keepalive_if_required()
+        self._is_asked, self._deadline = True, math.inf
+        given = _AUTHORIZATION.search(head)
+        self._app.ask(body, given[1] if given else b"", self._write)
 
-    async def _answer(self, cycle: RequestResponseCycle) -> None:
-        """Does what the cycle would, in one write: most requests are such."""
-        answer = self._app.answer(cycle.scope, cycle.receive, bytes(cycle.body))
-        status, headers, body = await answer
-        if cycle.disconnected:
+    def _write(self, answer: Answer) -> None:
+        self._is_asked = False
+        if self.transport.is_closing():
             return
-        if not cycle.keep_alive:
+        status, headers, body = answer
+        is_last = self._is_last or self._app.is_draining
+        if is_last and (b"connection", b"close") not in headers:
             headers = [*headers, (b"connection", b"close")]
-        cycle.keep_alive &= all(name != b"connection" for name, _ in headers)
-        lines = [b"%s: %s\r\n" % pair for pair in (*cycle.default_headers, *headers)]
+        lines = [b"%s: %s\r\n" % pair for pair in headers]
         self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
-        cycle.response_complete = True
-        cycle.message_event.set()
-        if not cycle.keep_alive:
+        if is_last:
             self.transport.close()
-        self.on_response_complete()
+            return
+        self._deadline = self.loop.time() + KEPT_OPEN
+        if self._rest:
+            rest, self._rest = self._rest, b""
+            self.transport.resume_reading()
+            self.data_received(rest)
+
+    def shutdown(self) -> None:
+        """Ends it once what was asked is answered."""
+        self._is_last = True
+        if not self._is_asked:
+            super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends it."""
-        self._stop_timer()
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
-
-    @property
-    def _app(self) -> App:
-        app = self.config.app
-        assert isinstance(app, App)
-        return app
 
     def _is_between(self) -> bool:
         """Whether the next byte begins a request."""
         is_idle = self.cycle is None or self.cycle.response_complete
         return is_idle and not self._received and not self._app.is_draining
 
-    def _start_timer(self) -> None:
-        seconds = LIMITS.seconds
-        self._slow = self.loop.call_later(seconds, self.transport.close)
-
-    def _stop_timer(self) -> None:
-        if self._slow is not None:
-            self._slow.cancel()
-            self._slow = None
-
-
-def is_whole(data: bytes) -> bool:
-    """Whether this is one request with all of its body, on a connection that stays."""
-    end = data.find(b"\r\n\r\n")
-    head = data[: end + 2]
-    length = _LENGTH.findall(head)
-    if end < 0 or len(length) != 1 or b"close" in head or b"chunked" in head:
-        return False
-    return len(data) == end + 4 + int(length[0])
+    def _look(self) -> None:
+        """Closes it once its deadline is over, and looks again before any later one."""
+        now = self.loop.time()
+        if now >= self._deadline:
+            self.transport.close()
+            return
+        soon = min(self._deadline, now + LIMITS.seconds)
+        self._timer = self.loop.call_at(soon, self._look)
 
 
 class Server(uvicorn.Server):
@@ -258,9 +270,10 @@ async def serve(app: App, host: str, port: int) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        date_header=False,
         proxy_headers=False,
         backlog=LIMITS.connections,
-        timeout_keep_alive=75,
+        timeout_keep_alive=KEPT_OPEN,
         timeout_graceful_shutdown=LAST_WORK,
     )
     server = Server(config, app)

@@ -109,10 +109,10 @@ class Service:
         # One model for the whole batch.
         return self.served.answer(group, works)
 
-    async def recommend(self, asked: Asked) -> tuple[list[dict[str, Any]], Identity]:
-        """Returns an answer for each session, and which model gave them.
+    def recommend(self, asked: Asked) -> asyncio.Future:
+        """Returns what will be an answer for each session, and which model gave them.
 
-        Raises:
+        Raises, or its result does:
           Refused: the candidates cannot be used.
           Overloaded: it would take too long.
         """
@@ -130,15 +130,9 @@ class Service:
 
         most = self.batcher.max_size
         if len(sessions) <= most:
-            return await submit(sessions)
+            return submit(sessions)
         parts = [sessions[n : n + most] for n in range(0, len(sessions), most)]
-        while True:
-            found, identities = zip(
-                *await asyncio.gather(*map(submit, parts)), strict=True
-            )
-            # A new model may have come between two parts.
-            if all(one is identities[0] for one in identities):
-                return list(itertools.chain.from_iterable(found)), identities[0]
+        return asyncio.ensure_future(_joined(submit, parts))
 
     async def explain(self, session: RawSession) -> tuple[Explanation, Identity]:
         """Explains a session; raises Refused if none of it is known, or Overloaded."""
@@ -243,6 +237,17 @@ class Service:
                 (self._folder / f"{name}.json").unlink(missing_ok=True)
             named = {k: v for k, v in self.served.named.items() if k != name}
             self.served = dataclasses.replace(self.served, named=named)
+
+
+async def _joined(
+    submit: Callable[[Any], asyncio.Future], parts: Sequence[Any]
+) -> tuple[list[dict[str, Any]], Identity]:
+    """Returns the answers of all parts, by one model."""
+    while True:
+        found, identities = zip(*await asyncio.gather(*map(submit, parts)), strict=True)
+        # A new model may have come between two parts.
+        if all(one is identities[0] for one in identities):
+            return list(itertools.chain.from_iterable(found)), identities[0]
 
 
 def _freeze() -> None:
