@@ -7,11 +7,8 @@ import codecs
 import contextlib
 import dataclasses
 import json
-import logging
 import math
-import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -29,15 +26,13 @@ from srgnn_jax.data.sources import Settings
 from srgnn_jax.data.times import TIME_UNITS
 from srgnn_jax.devices import layouts, processes
 from srgnn_jax.devices.layouts import Devices
-from srgnn_jax.errors import UserError, differences, nearest, reason
+from srgnn_jax.errors import UserError, differences, nearest
 from srgnn_jax.evaluate import metrics
 from srgnn_jax.model.losses import LOSSES, Loss
 from srgnn_jax.model.readout import ATTENTION_READOUTS, READOUTS
 from srgnn_jax.model.srgnn import SRGNN
 from srgnn_jax.runs.progress import Progress, check_same_model, model_name
 from srgnn_jax.train.optimizer import step_decay
-
-log = logging.getLogger(__name__)
 
 # What makes a model of a config and V, the rows of its item table.
 MakeModel = Callable[[ConfigDict, int], nn.Module]
@@ -52,24 +47,11 @@ _LIMITS = ("max_clicks", "max_positions", "max_scores", "steps_per_call")
 # What is done with a trained network.
 AFTER_TRAINING = frozenset({"joined", "neighbours", "neighbours_weight"})
 # None of these changes a parameter, so that all may differ when a run is resumed.
-MAY_DIFFER = (
-    AFTER_TRAINING
-    | frozenset(_LIMITS)
-    | {
-        "checkpoint_every_minutes",
-        "checkpoint_every_steps",
-        "data_dir",
-        "epochs",
-        "eval_batch_size",
-        "log_every_steps",
-        "max_steps",
-        "mesh_shape",
-        "name",
-        "parallel",
-        "prepared_dir",
-        "progress",
-        "runs",
-    }
+MAY_DIFFER = AFTER_TRAINING.union(
+    _LIMITS,
+    ["checkpoint_every_minutes", "checkpoint_every_steps", "log_every_steps"],
+    ["epochs", "max_steps", "runs", "eval_batch_size", "parallel", "mesh_shape"],
+    ["name", "data_dir", "prepared_dir", "progress"],
 )
 # Those, and what may differ when its checkpoint is evaluated again.
 MAY_DIFFER_IN_EVALUATION = MAY_DIFFER | {"ks", "warm_start"}
@@ -252,7 +234,7 @@ def load_data(config: ConfigDict, clicks: Clicks | None = None) -> Dataset:
 
     With `clicks` they are the data, and `config.dataset` must be "click_log".
     """
-    prepared_dir = _prepared_dir(config)
+    prepared_dir = processes.prepared_dir(config.prepared_dir)
     if clicks is None:
         return store.load_dataset(
             config.dataset,
@@ -264,37 +246,6 @@ def load_data(config: ConfigDict, clicks: Clicks | None = None) -> Dataset:
         what = f"config.dataset is {config.dataset!r}; clicks of a frame"
         raise UserError(f"{what} need 'click_log', as configs/click_log.py has it")
     return clicks.prepare(settings(config), prepared_dir)
-
-
-def _prepared_dir(config: ConfigDict) -> pathlib.Path:
-    """Returns the folder for prepared data, that of the config or one of this user's.
-
-    Where the usual one cannot be written, that is one among the temporary files.
-    """
-    if config.prepared_dir:
-        return pathlib.Path(config.prepared_dir).expanduser()
-    usual = os.path.expanduser(store.DEFAULT_DIR)
-    if processes.can_be_written(usual):
-        return pathlib.Path(usual)
-    try:
-        folder = pathlib.Path(tempfile.gettempdir(), f"srgnn_jax-{os.getuid()}")
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-        # Others may write into the folder of temporary files too.
-        if found.st_uid != os.getuid() or found.st_mode & 0o077:
-            raise PermissionError(f"{folder} is not this user's alone")
-    except OSError as error:
-        raise UserError(
-            f"no folder for prepared data: {usual} cannot be written, nor one among "
-            f"temporary files ({reason(error)}); name one with --config.prepared_dir"
-        ) from error
-    log.warning(
-        "prepared data is kept in %s, as %s cannot be written; name a folder that "
-        "lasts with --config.prepared_dir",
-        folder,
-        usual,
-    )
-    return folder
 
 
 @dataclasses.dataclass(frozen=True)

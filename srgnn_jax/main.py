@@ -278,22 +278,8 @@ def run_mode() -> None:
         if train_and_evaluate(config, workdir, command, model, losses):
             processes.say(arguments.next_steps(workdir))
     elif mode == "search":
-        # An extra brings what it imports.
-        from srgnn_jax.train.search import search
-
-        get_search = getattr(module, "get_search", None)
-        source = pathlib.Path(str(module.__file__)).read_text("utf-8")
-        search(
-            config,
-            workdir,
-            ranges=get_search and get_search(),
-            fixed=fields_set(),
-            command=command,
-            model=model,
-            losses=losses,
-            source=source if model or losses else "",
-            **options,
-        )
+        options |= {"command": command, "model": model, "losses": losses}
+        find_settings(config, workdir, module, **options)
     elif mode == "evaluate" and FLAGS.sessions:
         evaluate_sessions(workdir, FLAGS.sessions, config, model)
     elif mode == "evaluate":
@@ -316,6 +302,20 @@ def run_mode() -> None:
         from srgnn_jax.evaluate.plots import plot_workdir
 
         plot_workdir(workdir)
+
+
+def find_settings(
+    config: ConfigDict, workdir: str, module: Any, **options: Any
+) -> None:
+    """Searches, by what the config file may say of it."""
+    # An extra brings what it imports.
+    from srgnn_jax.train.search import search
+
+    get_search = getattr(module, "get_search", None)
+    own = options["model"] or options["losses"]
+    options["source"] = pathlib.Path(module.__file__).read_text("utf-8") if own else ""
+    ranges = get_search and get_search()
+    search(config, workdir, ranges=ranges, fixed=fields_set(), **options)
 
 
 def serve(workdir: str, model: Any, options: dict[str, Any]) -> None:

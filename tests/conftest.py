@@ -58,7 +58,7 @@ def pytest_sessionstart():
 
     from srgnn_jax import config
     from srgnn_jax.devices.layouts import Devices
-    from srgnn_jax.train import loop
+    from srgnn_jax.train import epochs
 
     compile_step, known = Devices.compile, {}
 
@@ -73,4 +73,4 @@ def pytest_sessionstart():
 
     Devices.compile = compile_once
     config.step_decay = functools.cache(config.step_decay)
-    loop.adam_with_l2 = functools.cache(loop.adam_with_l2)
+    epochs.adam_with_l2 = functools.cache(epochs.adam_with_l2)

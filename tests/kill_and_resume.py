@@ -26,13 +26,14 @@ import orbax.checkpoint as ocp
 
 from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.runs.checkpoint import Checkpoints
+from srgnn_jax.train import epochs
 from srgnn_jax.train import loop as train
 from tests.command import PROCESSES
 from tests.tiny import tiny_config
 
 # Where a run can be hit: a method, whose calls are counted.
 PLACES = {
-    "a step": (train._Run, "is_time_to_save"),
+    "a step": (epochs.Run, "is_time_to_save"),
     "an evaluation": (Evaluator, "__call__"),
     "a save": (Checkpoints, "save"),
 }

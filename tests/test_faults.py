@@ -24,7 +24,7 @@ from srgnn_jax.evaluate import evaluator
 from srgnn_jax.evaluate.workdir import evaluate_workdir
 from srgnn_jax.runs import checkpoint
 from srgnn_jax.runs.workdir import make_workdir, only_run
-from srgnn_jax.train import interrupt
+from srgnn_jax.train import epochs, interrupt
 from srgnn_jax.train import loop as train
 from srgnn_jax.train.loop import train_and_evaluate
 from tests.command import PROCESSES
@@ -167,7 +167,7 @@ def test_a_signal_in_the_last_evaluation_is_heeded(
     config, tmp_path, whole, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(train._Run, "report", at_call(train._Run.report, 1, stop()))
+        patch.setattr(epochs.Run, "report", at_call(epochs.Run.report, 1, stop()))
         with pytest.raises(interrupt.Stopped, match="saved at step"):
             train_and_evaluate(config, str(tmp_path / "run"))
     train_and_evaluate(config, str(tmp_path / "run"))
@@ -496,9 +496,9 @@ def test_divergence_names_the_steps_and_keeps_the_last_good_checkpoint(
             if run.progress.step == 4:
                 spoil(run, None)
 
-        heed = train._Run.heed_signals
+        heed = epochs.Run.heed_signals
         patch.setattr(
-            train._Run, "heed_signals", lambda run: (after_step(run), heed(run))
+            epochs.Run, "heed_signals", lambda run: (after_step(run), heed(run))
         )
         with pytest.raises(
             UserError,

@@ -10,7 +10,7 @@ import pytest
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
 from srgnn_jax.runs.checkpoint import Checkpoints
-from srgnn_jax.train import interrupt, loop, search_config, space, study
+from srgnn_jax.train import epochs, interrupt, loop, search_config, space, study
 from srgnn_jax.train.loop import train_and_evaluate
 from srgnn_jax.train.search import search
 from srgnn_jax.train.space import choice, log, uniform
@@ -229,7 +229,7 @@ def test_a_signal_ends_a_trial_that_goes_on(config, tmp_path, monkeypatch, whole
             raise interrupt.Stopped(15)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "heed_signals", heed)
+        patch.setattr(epochs.Run, "heed_signals", heed)
         with pytest.raises(interrupt.Stopped, match="saved at step"):
             search(make_config(whole), str(tmp_path / "search"), RANGES, 2)
     assert states_of(tmp_path / "search")[-1] == "RUNNING"

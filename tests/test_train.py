@@ -19,8 +19,7 @@ from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
 from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.evaluate.workdir import evaluate_workdir
-from srgnn_jax.train import interrupt, step
-from srgnn_jax.train import loop as train
+from srgnn_jax.train import epochs, interrupt, step
 from srgnn_jax.train.loop import train_and_evaluate
 from tests.tiny import tiny_config, write_log
 
@@ -130,7 +129,7 @@ def test_a_killed_run_goes_on_exactly(config, tmp_path, monkeypatch, whole):
 
     # The second epoch is trained, but neither recorded nor saved.
     with monkeypatch.context() as patch:
-        patch.setattr(train._Run, "report", die)
+        patch.setattr(epochs.Run, "report", die)
         config.epochs = 1
         with pytest.raises(KeyboardInterrupt):
             train_and_evaluate(config, str(tmp_path / "killed"))
@@ -350,8 +349,8 @@ def test_another_runs_workdir_is_refused(config, tmp_path):
     files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
     before = [path.read_bytes() for path in files]
     write_log(tmp_path / "data" / "log.csv", sessions=200)
-    for epochs in (1, 0):
-        config.epochs = epochs
+    for count in (1, 0):
+        config.epochs = count
         with pytest.raises(
             UserError, match=r"embedding_size: 8 -> 4; config\.l2: .* -> 0.5"
         ):

@@ -65,21 +65,19 @@ def prepare(
         _as_published(clicks) if as_published else gather_visits(clicks, **visits)
     )
     if date_resolution_seconds:
-        dates = gathered.dates
-        dates = dates - dates % (date_resolution_seconds * SECOND)
-        gathered = gathered._replace(dates=dates)
+        rest = gathered.dates % (date_resolution_seconds * SECOND)
+        gathered = gathered._replace(dates=gathered.dates - rest)
     kept, date, dropped = _filter(
         gathered, min_session_length, min_item_count, len(clicks)
     )
     is_train, is_test, is_older, rule = _by_time(
         date, as_published, test_days, test_start, test_end, train_days
     )
-    train, test = (kept.take(np.flatnonzero(part)) for part in (is_train, is_test))
+    train, test = (kept.take(np.flatnonzero(x)) for x in (is_train, is_test))
     _check_split(train, test, date)
-    raw = dict.fromkeys(("train", "test"), gathered.raw_items)
-    splits, vocabulary = _number(
-        {"train": train, "test": test}, raw, min_session_length
-    )
+    both = {"train": train, "test": test}
+    raw = dict.fromkeys(both, gathered.raw_items)
+    splits, vocabulary = _number(both, raw, min_session_length)
     splits["train"] = _last_examples(splits["train"], train_fraction)
     _check_left(splits)
     counts = count(splits, vocabulary) | gathered.counts

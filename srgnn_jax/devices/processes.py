@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -74,6 +75,37 @@ def can_be_written(folder: str | os.PathLike) -> bool:
     except OSError:
         return False
     return os.access(folder, os.W_OK | os.X_OK)
+
+
+def prepared_dir(named: str = "") -> pathlib.Path:
+    """Returns the folder for prepared data, the one that is named or this user's.
+
+    Where the usual one cannot be written, that is one among the temporary files.
+    """
+    if named:
+        return pathlib.Path(named).expanduser()
+    usual = os.path.expanduser(DEFAULT_DIR)
+    if can_be_written(usual):
+        return pathlib.Path(usual)
+    try:
+        folder = pathlib.Path(tempfile.gettempdir(), f"srgnn_jax-{os.getuid()}")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        # Others may write into the folder of temporary files too.
+        if found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise PermissionError(f"{folder} is not this user's alone")
+    except OSError as error:
+        raise UserError(
+            f"no folder for prepared data: {usual} cannot be written, nor one among "
+            f"temporary files ({reason(error)}); name one with --config.prepared_dir"
+        ) from error
+    log.warning(
+        "prepared data is kept in %s, as %s cannot be written; name a folder that "
+        "lasts with --config.prepared_dir",
+        folder,
+        usual,
+    )
+    return folder
 
 
 def start_backend() -> None:

@@ -33,8 +33,7 @@ def gnn_cell(
       hidden: H, the state of each node slot.
       compute_dtype: see `layers.product`.
 
-    Source: Wu et al. 2019, equations 1 to 5; the gates lie in PyTorch's GRU order r, z,
-    n.
+    Source: Wu et al. 2019, equations 1 to 5; gates in PyTorch's GRU order r, z, n.
     """
     return _cell(_joined(params), A, jnp.asarray(hidden), compute_dtype)
 
@@ -43,11 +42,9 @@ def _joined(params: Mapping[str, Any]) -> dict[str, Array]:
     """Multiplies the weights that follow one another: W_in and W_out with W_ih."""
     D = len(params["w_hh"])
     edges = params["linear_edge_in"], params["linear_edge_out"]
-    rows = [
-        jnp.stack([edge["kernel"] for edge in edges]),
-        jnp.stack([edge["bias"] for edge in edges])[:, None],
-        jnp.stack([params["b_iah"], params["b_oah"]])[:, None],
-    ]
+    biases = [edge["bias"] for edge in edges], [params["b_iah"], params["b_oah"]]
+    rows = [jnp.stack([edge["kernel"] for edge in edges])]
+    rows += [jnp.stack(pair)[:, None] for pair in biases]
     w_ih = jnp.asarray(params["w_ih"]).reshape(2, D, 3 * D)
     w_a, b, b_a = jnp.split(product(jnp.concatenate(rows, axis=1), w_ih), [D, D + 1], 1)
     return {

@@ -172,7 +172,7 @@ class SRGNN(nn.Module):
         loss = LOSSES[loss_type]
         if loss.negatives and negative is None:
             raise ValueError(
-                f"loss_type {loss_type!r} needs `negative`, an item per example"
+                f"loss_type {loss_type!r} needs `negative` of each example"
             )
         if negative is None:
             negative = jnp.zeros((len(target), 0), jnp.int32)

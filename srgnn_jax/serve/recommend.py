@@ -109,12 +109,8 @@ class Recommender:
             *exported.by_popularity(vocabulary.clicks, len(vocabulary.ids)),
             error=UserError,
         )
-        settings = {
-            "model": model,
-            "max_scores": max_scores,
-            "score_padding": score_padding,
-            "mesh": mesh,
-        }
+        settings: dict[str, Any] = {"model": model, "max_scores": max_scores}
+        settings |= {"score_padding": score_padding, "mesh": mesh}
         self._shards = shards
         self._step: Any
         if share_code:

@@ -31,7 +31,8 @@ from srgnn_jax.runs.checkpoint import Checkpoints
 from srgnn_jax.runs.progress import Progress, model_name
 from srgnn_jax.runs.workdir import FOLDER, make_workdir, seed_folders
 from srgnn_jax.train import search_report, space, study
-from srgnn_jax.train.loop import Diverged, train_one
+from srgnn_jax.train.epochs import Diverged
+from srgnn_jax.train.loop import train_one
 from srgnn_jax.train.search_config import (
     accepts,
     check_config,
