@@ -49,7 +49,7 @@ MAX_LENGTH = 4096
 _LIMITS = ("max_clicks", "max_positions", "max_scores", "steps_per_call")
 # What is done with a trained network.
 AFTER_TRAINING = frozenset({"joined", "neighbours", "neighbours_weight"})
-# None of these changes a parameter, so that all may differ when a run is resumed.
+# Nor do these change a parameter, so that all may differ when a run is resumed.
 MAY_DIFFER = (
     AFTER_TRAINING
     | frozenset(_LIMITS)
@@ -153,21 +153,14 @@ def validate(config: ConfigDict) -> None:
         if not holds(config[field]):
             refuse(field, f"; it must {what}")
     if config.readout not in ATTENTION_READOUTS:
+        those = " or ".join(ATTENTION_READOUTS)
         for field in ("reverse_positions", "softmax_attention"):
             if config[field]:
-                refuse(
-                    field,
-                    f", but config.readout = {config.readout!r} has no attention; "
-                    "leave it out, or choose the readout "
-                    + " or ".join(ATTENTION_READOUTS),
-                )
+                what = f", but config.readout = {config.readout!r} has no attention; "
+                refuse(field, f"{what}leave it out, or choose the readout {those}")
     if config.joined and config.select_on != "valid" and not config.neighbours_weight:
-        refuse(
-            "neighbours_weight",
-            f", which has validation choose it, but config.select_on = "
-            f"{config.select_on!r} leaves none; name the weight that a run with "
-            "config.select_on = 'valid' found",
-        )
+        what = "; without validation, where select_on is 'valid', name a weight"
+        refuse("neighbours_weight", what)
     known = metrics.names(config.ks)
     if config.select_by not in known:
         ks, names = tuple(config.ks), ", ".join(known)
@@ -387,8 +380,7 @@ def make_model(
 def find_loss(config: ConfigDict, losses: Mapping[str, Loss] | None = None) -> Loss:
     """Returns the loss, one of `LOSSES` or handed in, that `config.loss_type` names.
 
-    Raises:
-      UserError: there is none of that name.
+    UserError: there is none of that name.
     """
     known = {**LOSSES, **(losses or {})}
     if config.loss_type not in known:

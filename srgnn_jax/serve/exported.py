@@ -15,6 +15,7 @@ Axes: B sessions of a batch, L positions, M clicks that were seen, K items of a 
 
 import dataclasses
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -83,8 +84,8 @@ class Recommender:
         self._neighbours: Any = None
         # Exports of before have no such entry.
         if self.manifest.get("joined"):
-            stored = io.BytesIO(content["neighbours.npz"])
-            self._neighbours = session_knn().Neighbours.load(stored)
+            sessions = io.BytesIO(content["neighbours.npz"])
+            self._neighbours = _session_knn().Neighbours.load(sessions)
         vocabulary = json.loads(content["vocabulary.json"])
         items = vocabulary["items"]
         self._lists = Lists(
@@ -120,23 +121,22 @@ class Recommender:
             del seen
             lengths = np.maximum(np.count_nonzero(item_seq, axis=1), 1)
             run = self._functions[item_seq.shape[1]]
-            joined = ()
+            arguments: list[Any] = [self._params, item_seq, lengths.astype(np.int32)]
             if self._neighbours is not None:
-                prefixes = session_knn().Prefixes.of(item_seq)
+                prefixes = _session_knn().Prefixes.of(item_seq)
                 weight = np.float32(self._neighbours.weight)
-                joined = self._neighbours.shares(prefixes), weight
-            return run(self._params, item_seq, lengths.astype(np.int32), *joined)
+                arguments += [self._neighbours.shares(prefixes), weight]
+            return run(*arguments)
 
         return self._lists.make(sessions, step, k)
 
 
-def session_knn() -> Any:
+def _session_knn() -> Any:
     """Returns the module that finds neighbours: beside this file, or the package's."""
     try:
-        import session_knn
+        return importlib.import_module("session_knn")
     except ImportError:
-        from srgnn_jax.evaluate import session_knn
-    return session_knn
+        return importlib.import_module("srgnn_jax.evaluate.session_knn")
 
 
 def rows_by_id(ids: Sequence[str]) -> Callable[[Any], np.ndarray]:
