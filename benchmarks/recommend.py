@@ -6,8 +6,9 @@
 One session: seconds of `Recommender.recommend` of one session, from raw ids to raw ids,
 beside the bare product of the table with one vector and its top-k, and beside the same
 in PyTorch, where it is installed: `torch.matmul` and `topk`, as the original code
-scores. Many sessions: the same for batches of as many sessions as `recommend` scores at
-a time. The stream is what the command line does, from JSON lines to JSON lines; its
+scores; and beside the same network joined with STAN's neighbours among made sessions.
+Many sessions: the same for batches of as many sessions as `recommend` scores at a time.
+The stream is what the command line does, from JSON lines to JSON lines; its
 limit is the matrix products alone. All are measured in turn in one process. What the
 limits leave out: the gated network, raw ids and JSON.
 """
@@ -27,6 +28,7 @@ import numpy as np
 from benchmarks import common
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.devices import processes
+from srgnn_jax.evaluate.session_knn import Neighbours
 from srgnn_jax.model.srgnn import SRGNN, init_params
 from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.serve.stream import recommend_stream
@@ -84,6 +86,7 @@ def main():
     parser.add_argument("--items", type=int, default=43_098)
     parser.add_argument("--embedding_size", type=int, default=100)
     parser.add_argument("--sessions", type=int, default=10_000)
+    parser.add_argument("--neighbours", type=int, default=150_000)
     parser.add_argument("--calls", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--k", type=int, default=20)
@@ -94,7 +97,12 @@ def main():
     processes.settle_process()
     model = SRGNN(v, d)
     vocabulary = Vocabulary([str(200_000_000 + row) for row in range(1, v)])
-    recommender = Recommender(model, init_params(model, 0), vocabulary)
+    params = init_params(model, 0)
+    recommender = Recommender(model, params, vocabulary)
+    train = common.made_examples(v, arguments.neighbours, seed=1)
+    offsets = np.append(train.starts, len(train.items))
+    neighbours = Neighbours("STAN", 0.3, train.items, offsets, v)
+    joined = Recommender(model, params, vocabulary, neighbours=neighbours)
     table = recommender.params["item_embedding"]
     examples = common.made_examples(v, arguments.sessions)
     sessions = [
@@ -110,13 +118,15 @@ def main():
         queue = itertools.cycle(parts)
         functions: dict[str, Callable[[], object]] = {
             "recommend": lambda: recommender.recommend(next(queue), k),
+            "joined with neighbours": lambda: joined.recommend(next(queue), k),
             "product and top-k": bare(table, jnp.asarray(session), k),
         }
         there = torch_top_k(np.array(table), session, k)
         if there is not None:
             functions["product and top-k in torch"] = there
         # Every length that comes up is compiled before.
-        recommender.recommend(sessions, k)
+        for each in (recommender, joined):
+            each.recommend(sessions, k)
         for part in parts[:1000]:
             recommender.recommend(part, k)
         return common.in_turn(functions, rounds)

@@ -3,7 +3,7 @@
     python -m srgnn_jax.main --config=configs/retailrocket.py --config.data_dir=DIR
 
 DIR holds events.csv, whose visitors are cut into visits, or the all_train_seq.txt and
-test.txt that papers share.
+test.txt that papers share; see docs/data_sets.md for both.
 """
 
 from srgnn_jax.configs import default
@@ -18,5 +18,5 @@ def get_config():
     c.events = ("view",)
     c.session_gap_minutes = 30.0
     c.test_days = 7.0
-    c.epochs = 5
+    c.epochs = 5  # the learning rate falls after the third
     return c

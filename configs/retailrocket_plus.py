@@ -2,7 +2,8 @@
 
     python -m srgnn_jax.main --config=configs/retailrocket_plus.py --config.data_dir=DIR
 
-DIR holds what configs/retailrocket.py reads.
+DIR holds what configs/retailrocket.py reads. The settings are those that were best on
+Diginetica's validation; on RetailRocket none were compared.
 """
 
 from srgnn_jax.configs import retailrocket
@@ -16,5 +17,5 @@ def get_config():
     c.item_dropout = 0.3
     c.reverse_positions = 32
     c.lr_decay_epochs = 2
-    c.epochs = 4
+    c.epochs = 3
     return c

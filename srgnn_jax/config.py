@@ -147,25 +147,18 @@ def validate(config: Any) -> None:
         if not holds(config[field]):
             refuse(field, f"; it must {what}")
     if config.readout not in ATTENTION_READOUTS:
+        those = " or ".join(ATTENTION_READOUTS)
         for field in ("reverse_positions", "softmax_attention"):
             if config[field]:
-                refuse(
-                    field,
-                    f", but config.readout = {config.readout!r} has no attention; "
-                    "leave it out, or choose the readout "
-                    + " or ".join(ATTENTION_READOUTS),
-                )
+                what = f", but config.readout = {config.readout!r} has no attention; "
+                refuse(field, f"{what}leave it out, or choose the readout {those}")
     if config.joined and config.select_on != "valid" and not config.neighbours_weight:
-        refuse(
-            "neighbours_weight",
-            f", which has validation choose it, but config.select_on = "
-            f"{config.select_on!r} leaves none; name the weight that a run with "
-            "config.select_on = 'valid' found",
-        )
-    names = metrics.names(config.ks)
-    if config.select_by not in names:
-        ks, those = tuple(config.ks), ", ".join(names)
-        refuse("select_by", f"; with config.ks = {ks} it can be one of {those}")
+        what = "; without validation, where select_on is 'valid', name a weight"
+        refuse("neighbours_weight", what)
+    known = metrics.names(config.ks)
+    if config.select_by not in known:
+        ks, names = tuple(config.ks), ", ".join(known)
+        refuse("select_by", f"; with config.ks = {ks} it can be one of {names}")
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
@@ -360,8 +353,7 @@ def make_model(
 def find_loss(config: ConfigDict, losses: Mapping[str, Loss] | None = None) -> Loss:
     """Returns the loss, one of `LOSSES` or handed in, that `config.loss_type` names.
 
-    Raises:
-      UserError: there is none of that name.
+    UserError: there is none of that name.
     """
     known = {**LOSSES, **(losses or {})}
     if config.loss_type not in known:

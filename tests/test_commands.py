@@ -72,6 +72,11 @@ HELD = {
     "tables.md": "test_docs.py::test_the_site_is_built",
     "how_it_works.md": "test_notebooks.py::"
     "test_the_code_of_how_it_works_prints_what_it_says",
+    "leaks.md": "test_leaks.py",
+    "data_sets.md": "test_sources.py::test_events_of_visitors_are_cut_into_visits, "
+    "test_ready_made.py and "
+    "test_store.py::test_named_data_sets_are_read_by_the_source_of_their_form",
+    "joined.md": "test_joined.py",
     "serving.md": "test_server.py::test_every_command_of_serving_works_in_turn",
     "own_model.md": "test_handed_in.py::test_an_example_goes_through_every_mode and "
     "test_a_config_file_hands_its_model_in",
@@ -102,7 +107,7 @@ SMALL = {
     r"benchmarks\.(as_)?original": "--epochs=1 --window=2 --embedding_size=8",
     "benchmarks.train_step": f"{BENCHMARK} --calls=2",
     "benchmarks.evaluate": f"{BENCHMARK} --examples=512",
-    "benchmarks.recommend": f"{BENCHMARK} --calls=2 --sessions=100",
+    "benchmarks.recommend": f"{BENCHMARK} --calls=2 --sessions=100 --neighbours=200",
     "benchmarks.prepare": "--clicks=50000 --fractions=1_4",
     # One of its points, each of which is a process.
     "benchmarks.scaling": '--point=\'{"items": 300, "embedding_size": 8, '

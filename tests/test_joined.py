@@ -219,7 +219,7 @@ def test_what_cannot_be_joined_is_told(run, tmp_path):
     for on in ("last", "test"):
         one = click_log.get_config()
         one.joined, one.select_on = True, on
-        with pytest.raises(UserError, match=r"neighbours_weight is 0\.0, which has"):
+        with pytest.raises(UserError, match=r"neighbours_weight is 0\.0; without"):
             config_lib.validate(one)
         one.neighbours_weight = 0.3
         config_lib.validate(one)

@@ -24,6 +24,7 @@ from srgnn_jax.data.sources import (
     diginetica,
     find_files,
     pickles,
+    retailrocket,
     synthetic,
     yoochoose,
 )
@@ -101,6 +102,25 @@ def test_settings_go_into_a_builder_as_its_config(tmp_path):
     built = build(tmp_path, "click_log", tmp_path, config=config)
     expected = read(click_log, tmp_path, log_file="log.csv", test_days=0.35)
     assert len(built.as_data_source("test")) == len(expected.test)
+
+
+def test_events_of_visitors_are_cut_into_visits(tmp_path):
+    minute, day = 60_000, 86_400_000
+    rows = [
+        # Two visits of one visitor, an hour apart, on two days each of which has four
+        # more visitors that look at the same items.
+        *((1, 0, 7), (1, 10 * minute, 8), (1, 70 * minute, 8), (1, 80 * minute, 7)),
+        *((v, v * day, item) for v in (2, 3, 14, 15) for item in (7, 8)),
+    ]
+    events = [f"{1430000000000 + t},{v},view,{item}," for v, t, item in rows]
+    events.append("1430000000001,1,addtocart,9,")
+    header = "timestamp,visitorid,event,itemid,transactionid"
+    (tmp_path / "events.csv").write_text("\n".join([header, *events]))
+    preset = retailrocket.PRESETS["default"]
+    found = retailrocket.read(find_files(retailrocket, tmp_path, preset), preset)
+    assert lists(found.train) == [[1, 2], [2, 1], [1, 2], [1, 2]]
+    assert lists(found.test) == [[1, 2], [1, 2]]
+    assert found.vocabulary.ids == ["7", "8"]
 
 
 def test_records_are_written_from_the_store(tmp_path, monkeypatch):

@@ -12,10 +12,19 @@ import sys
 import numpy as np
 import pytest
 
+from srgnn_jax.configs import pickles as config_of_pickles
+from srgnn_jax.configs import recbole_811
 from srgnn_jax.data import store
 from srgnn_jax.data.counts import PUBLISHED_COUNTS, counts_table, data_name
 from srgnn_jax.data.sessions import Vocabulary
-from srgnn_jax.data.sources import click_log, diginetica, pickles, yoochoose
+from srgnn_jax.data.sources import (
+    NAMED,
+    SOURCES,
+    click_log,
+    diginetica,
+    pickles,
+    yoochoose,
+)
 from srgnn_jax.data.store import load_dataset
 from srgnn_jax.errors import UserError
 from tests.raw_files import write_clicks, write_pickles, write_views
@@ -584,6 +593,27 @@ def test_published_counts_go_with_their_data_set(
     found = load(tmp_path, dataset, test_days=1.0, **settings)
     assert found.published == PUBLISHED_COUNTS.get(published, {})
     assert set(found.published) <= set(found.counts)
+
+
+def test_named_data_sets_are_read_by_the_source_of_their_form(tmp_path):
+    (tmp_path / "data").mkdir()
+    write_pickles(tmp_path / "data")
+    named = load(tmp_path, "tmall", test_days=1.0)
+    assert named.published["test_examples"] == 25_898
+    form = load(tmp_path, "srgnn_pickles", test_days=1.0)
+    assert named.fingerprint == form.fingerprint
+    assert {*NAMED.values()} <= SOURCES.keys()
+    datasets = {
+        module.get_config(name).dataset
+        for module in (config_of_pickles, recbole_811)
+        for name in module.NAMES
+    }
+    assert datasets == NAMED.keys()
+    for module in (config_of_pickles, recbole_811):
+        with pytest.raises(ValueError, match=r":shop: choose one of .*tmall"):
+            module.get_config("shop")
+    with pytest.raises(UserError, match=r"'tmal'; did you mean tmall\?"):
+        load(tmp_path, "tmal")
 
 
 # --- Counts

@@ -10,7 +10,8 @@ from typing import NamedTuple
 # The length of the lists.
 PUBLISHED_K = 20
 
-# What chooses the epoch in the public code: test, for each metric apart, or validation.
+# What chooses the epoch in the public code: test, for each metric apart, or validation;
+# empty where there are no epochs.
 TEST, VALIDATION, UNKNOWN = "test, each metric", "validation", "not known"
 
 WU = "Wu et al. 2019, table 2"
@@ -35,18 +36,16 @@ def _quoted(model: str, recall: float, mrr: float, source: str) -> Figure:
 
 
 def _of_wu(*rows: tuple[str, float, float]) -> tuple[Figure, ...]:
-    """Returns those of the paper, who ran the other models or quote them."""
+    """Returns those of the paper, which ran the other models or quotes them."""
+    chosen_on = {"POP": "", "S-POP": "", "Item-KNN": "", "SR-GNN": TEST}
     return tuple(
-        Figure(model, recall, mrr, WU, TEST, second_hand=model != "SR-GNN")
-        for model, recall, mrr in rows
+        Figure(*row, WU, chosen_on.get(row[0], UNKNOWN), row[0] != "SR-GNN")
+        for row in rows
     )
 
 
 def _of_miasrec(*rows: tuple[str, float, float]) -> tuple[Figure, ...]:
-    return tuple(
-        Figure(model, recall, mrr, MIASREC, VALIDATION, model != "MiaSRec")
-        for model, recall, mrr in rows
-    )
+    return tuple(Figure(*row, MIASREC, VALIDATION, row[0] != "MiaSRec") for row in rows)
 
 
 # By `counts.data_name`.

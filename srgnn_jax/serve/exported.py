@@ -16,6 +16,7 @@ Axes: B sessions of a batch, L positions, M clicks that were seen, K items of a 
 import dataclasses
 import functools
 import hashlib
+import importlib
 import io
 import itertools
 import json
@@ -88,8 +89,8 @@ class Recommender:
         self._neighbours: Any = None
         # Exports of before have no such entry.
         if self.manifest.get("joined"):
-            stored = io.BytesIO(content["neighbours.npz"])
-            self._neighbours = session_knn().Neighbours.load(stored)
+            sessions = io.BytesIO(content["neighbours.npz"])
+            self._neighbours = _session_knn().Neighbours.load(sessions)
         vocabulary = json.loads(content["vocabulary.json"])
         items = vocabulary["items"]
         self._lists = Lists(
@@ -145,25 +146,24 @@ class Recommender:
             if seen is None:
                 seen = np.zeros((len(item_seq), 1), np.int32)
             run = self._functions[item_seq.shape[1]]
-            joined = ()
+            lengths = lengths.astype(np.int32)
+            arguments: list[Any] = [self._params, item_seq, lengths, allowed, seen]
             if self._neighbours is not None:
-                prefixes = session_knn().Prefixes.of(item_seq)
+                prefixes = _session_knn().Prefixes.of(item_seq)
                 shares = np.zeros((len(item_seq), len(allowed)), np.float32)
                 shares[:, listed] = self._neighbours.shares(prefixes, listed)
-                joined = shares, np.float32(self._neighbours.weight)
-            lengths = lengths.astype(np.int32)
-            return run(self._params, item_seq, lengths, allowed, seen, *joined)
+                arguments += [shares, np.float32(self._neighbours.weight)]
+            return run(*arguments)
 
         return lists.make(sessions, step, k, exclude_seen)
 
 
-def session_knn() -> Any:
+def _session_knn() -> Any:
     """Returns the module that finds neighbours: beside this file, or the package's."""
     try:
-        import session_knn
+        return importlib.import_module("session_knn")
     except ImportError:
-        from srgnn_jax.evaluate import session_knn
-    return session_knn
+        return importlib.import_module("srgnn_jax.evaluate.session_knn")
 
 
 def rows_by_id(ids: Sequence[str]) -> Callable[[Any], np.ndarray]:
