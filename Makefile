@@ -1,5 +1,5 @@
 # make train    the main job on the embedded default data
-# make test     the tests; test-slow: those that take minutes; lint: ruff and mypy
+# make test     the tests; test-slow: those that take minutes; lint: ruff, mypy, pyright
 # make test-tpu   what the TPU's compiler says of the steps; needs no TPU
 # make test-long   kills runs and breaks files at random, more often than test-slow
 # make venv     .venv, with all that these need (they make it themselves)
@@ -51,6 +51,7 @@ lint: venv
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 .venv/docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

@@ -33,6 +33,7 @@ PLAN = (
 )
 PLANNED = "test_tpu.py::test_an_exact_step_of_diginetica"
 NOT_RUN = {
+    "make test": BY_MAKE + "runs this",
     "make test-slow": BY_MAKE + "runs this",
     "make test-long": BY_MAKE + "test_promises runs its commands with fewer cases",
     "make test-tpu": "installs libtpu; " + PLANNED,

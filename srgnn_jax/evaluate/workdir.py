@@ -23,6 +23,7 @@ from srgnn_jax.evaluate import baselines, joined, metrics, results_json
 from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.evaluate.scorer import target_ranks
 from srgnn_jax.model.layers import Params
+from srgnn_jax.model.readout import ATTENTION_READOUTS
 from srgnn_jax.runs.checkpoint import Checkpoints, restore_best
 from srgnn_jax.runs.progress import Progress
 from srgnn_jax.runs.workdir import load_vocabulary, make_workdir, seed_folders
@@ -287,7 +288,9 @@ def lost_to(
     best = max(beside, key=lambda name: beside[name].get(metric, 0.0))
     if beside[best].get(metric, 0.0) <= test.get(metric, 0.0):
         return []
-    tried = [name for name, value in PLUS.items() if config[name] != value]
+    tried = [name for name in PLUS if not config[name]]
+    if config.readout not in ATTENTION_READOUTS:
+        tried = [name for name in tried if name != "reverse_positions"]
     flags = " ".join(f"--config.{name}={PLUS[name]}" for name in tried)
     first = f"try {flags}, as configs/click_log.py has it, then" if tried else "try"
     said = f"{best} is better by {metric}: {first} more epochs, and --mode=search"

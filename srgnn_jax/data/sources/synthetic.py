@@ -18,6 +18,7 @@ PRESETS = {"default": Settings()}
 SEED = 2019
 ITEMS, CATEGORIES, SESSIONS, DAYS = 2_000, 40, 24_000, 12
 LONGEST = 20
+START = 1_704_067_200_000_000  # the first of January 2024, in microseconds
 
 
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
@@ -62,7 +63,7 @@ def draw_clicks() -> pl.DataFrame:
         kind = rng.choice(4, SESSIONS, p=(0.55, 0.15, 0.22, 0.08))
         clicks[:, position] = np.choose(kind, kinds)
 
-    start = np.sort(rng.integers(0, DAYS * DAY, SESSIONS))
+    start = START + np.sort(rng.integers(0, DAYS * DAY, SESSIONS))
     time = start[:, None] + np.cumsum(rng.integers(1, 60, clicks.shape), 1) * 1_000_000
     is_click = np.arange(LONGEST) < length[:, None]
     session = np.repeat(np.arange(SESSIONS), length)
