@@ -41,11 +41,16 @@ test-slow: venv
 test-tpu: .venv-tpu/installed
 	.venv-tpu/bin/python -m pytest tests/test_tpu.py
 
-test-long: venv
+.venv/ray: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	touch $@
+
+test-long: venv .venv/ray
 	$(BIN)/python -m tests.kill_and_resume --kills=25
 	$(BIN)/python -m tests.kill_search --trials=20 --kills=7
 	$(BIN)/python -m tests.fuzz_readers --cases=5000 --seed=0
 	$(BIN)/python -m tests.fuzz_http --cases=2000 --seed=0
+	$(BIN)/python -m pytest tests/test_ray.py
 
 lint: venv
 	$(BIN)/ruff check

@@ -230,12 +230,15 @@ def run() -> None:
     check_flags()
     # Imported late: a wrong flag is told at once, and --help needs no JAX.
     from srgnn_jax.devices import processes
+    from srgnn_jax.runs.workdir import count_items
 
     processes.settle_process()
     with contextlib.ExitStack() as stack:
         if FLAGS.distributed or FLAGS.coordinator_address:
             address, number = FLAGS.coordinator_address, FLAGS.num_processes
             stack.enter_context(processes.joined(address, number, FLAGS.process_id))
+        if FLAGS.mode == "serve":
+            processes.settle_threads(count_items(FLAGS.workdir or ""))
         processes.start_backend()
         run_mode()
 

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from benchmarks import common
-from benchmarks.load import Bodies, EtudeSessions, send
+from benchmarks.load import Bodies, EtudeSessions, request, send
 from benchmarks.serve import Served
 from srgnn_jax.errors import UserError
 from srgnn_jax.serve import server
@@ -97,9 +98,19 @@ def test_slow_clients_and_too_many_are_cut_and_others_answered(workdir, tmp_path
         assert "traceback" not in served.said()
 
 
-def test_what_is_refused_unread_is_one_whole_request():
+def test_what_passes_by_uvicorn_is_one_whole_plain_request():
     head = b"POST /v1/recommend HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n"
-    assert server.is_whole(head + b"\r\n{}")
+
+    def whole(data):
+        found = server._WHOLE.fullmatch(data)
+        return found and int(found[2]) == len(found[3])
+
+    for more in (
+        b"",
+        b"Connection: keep-alive\r\nX-A: b: c\r\n",
+        b"authorization: B x\r\n",
+    ):
+        assert whole(head + more + b"\r\n{}")
     for other in (
         head,
         head + b"\r\n{",
@@ -107,9 +118,57 @@ def test_what_is_refused_unread_is_one_whole_request():
         head + b"Connection: close\r\n\r\n{}",
         head + b"Transfer-Encoding: chunked\r\n\r\n{}",
         head + b"Content-Length: 2\r\n\r\n{}",
+        head + b"Expect: 100-continue\r\n\r\n{}",
+        head + b"A: b\nContent-Length: 3\r\n\r\n{}",
+        head + b" folded\r\n\r\n{}",
         head.replace(b"2", b"-2") + b"\r\n{}",
+        head.replace(b"POST", b"post") + b"\r\n{}",
+        head.replace(b"/v1", b"/V1") + b"\r\n{}",
+        head.replace(b"1.1", b"1.0") + b"\r\n{}",
     ):
-        assert not server.is_whole(other)
+        assert not whole(other)
+
+
+@pytest.mark.slow
+def test_requests_that_come_together_or_in_parts_are_answered_in_order(
+    workdir, tmp_path
+):
+    """On one connection, some by way of uvicorn, with a token."""
+    (tmp_path / "token").write_text("0123456789abcdef")
+    options = {"max_wait": 30.0, "auth_token_file": str(tmp_path / "token")}
+    with Process(workdir, tmp_path / "log", **options) as served:
+        token = b"Authorization: Bearer 0123456789abcdef\r\n"
+        heads = [b"", b"Connection: keep-alive\r\n", b"Accept: a\r\n"]
+        sent = [
+            request(body).replace(b"\r\nHost", b"\r\n" + token + heads[n % 3] + b"Host")
+            for n, body in enumerate(BODIES[:9])
+        ]
+        address = "127.0.0.1", served.port
+        with socket.create_connection(address, timeout=20) as client:
+
+            def answers(count):
+                got = b""
+                while got.count(b'"model":') < count or not got.endswith(b"}"):
+                    got += client.recv(2**16)
+                return re.findall(rb"(\{\"items.*?\}\})", got)
+
+            one_by_one = []
+            for one in sent:
+                client.sendall(one)
+                one_by_one += answers(1)
+            client.sendall(b"".join(sent))
+            assert answers(9) == one_by_one
+            for part in (sent[0][:30], sent[0][30:-5], sent[0][-5:] + sent[1]):
+                client.sendall(part)
+                time.sleep(0.1)
+            assert answers(2) == one_by_one[:2]
+            client.sendall(sent[0])
+            client.sendall(sent[1] + sent[2][:40])
+            time.sleep(0.1)
+            client.sendall(sent[2][40:])
+            assert answers(3) == one_by_one[:3]
+            client.sendall(request(BODIES[0]))
+            assert client.recv(2**16).startswith(b"HTTP/1.1 401 ")
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from typing import TextIO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.devices import processes
@@ -104,6 +106,16 @@ def check_kind(folder: pathlib.Path, several: bool) -> None:
 def save_vocabulary(folder: pathlib.Path, vocabulary: Vocabulary) -> None:
     """Writes the raw item ids."""
     vocabulary.save(folder / _VOCABULARY)
+
+
+def count_items(folder: str | os.PathLike) -> int:
+    """Returns how many raw ids the vocabulary of a workdir holds; 0: it is unknown."""
+    path = pathlib.Path(folder).expanduser() / _VOCABULARY
+    try:
+        return pq.read_metadata(path).num_rows
+    # Told once it is loaded.
+    except (OSError, pa.ArrowException):
+        return 0
 
 
 def load_vocabulary(folder: pathlib.Path, fingerprint: str) -> Vocabulary:
