@@ -102,7 +102,7 @@ SMALL = {
     "shop)": "--config.embedding_size=8 --config.epochs=1 --config.batch_size=50",
     "--config=(configs/)?synthetic": "--config.train_fraction=0.02",
     "--config=click_log.*=data ": "--config.train_fraction=0.05",
-    "configs/click_log.py": "--config.log_file=LOG.csv",
+    "configs/click_log.py|--config=click_log.*=DIR": "--config.log_file=LOG.csv",
     "--config=shop.py": "--config.data_dir=DIR --config.log_file=LOG.csv",
     "benchmarks.against_original": "--rounds=1 --steps=4 --window=2 --embedding_size=8",
     r"benchmarks\.(as_)?original": "--epochs=1 --window=2 --embedding_size=8",

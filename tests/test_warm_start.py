@@ -89,7 +89,7 @@ def assert_equal(a, b):
 
 def test_with_nothing_new_it_is_the_parent_bit_for_bit(config, parent, tmp_path):
     config.epochs = 0
-    state = train_and_evaluate(config, str(tmp_path / "today"))
+    state = train_and_evaluate(config, str(tmp_path / "today")).state
     old, new = Held.of(parent[0], state), Held.of(tmp_path / "today", state)
     ids = old.vocabulary.ids
     assert sorted(ids) == sorted(new.vocabulary.ids)
@@ -114,7 +114,7 @@ def test_with_nothing_new_it_is_the_parent_bit_for_bit(config, parent, tmp_path)
 def test_items_come_and_go(config, parent, tmp_path, capsys):
     log_of(tmp_path / "data", first=3)
     config.epochs = 1
-    state = train_and_evaluate(config, str(tmp_path / "today"))
+    state = train_and_evaluate(config, str(tmp_path / "today")).state
     assert "items 17 kept, 3 new, 3 gone" in capsys.readouterr().out
     like = jax.eval_shape(lambda: state)
     old, new = Held.of(parent[0], like), Held.of(tmp_path / "today", like)
@@ -227,7 +227,7 @@ def test_the_rule_of_new_items_is_heeded(config, tmp_path):
     states = {}
     for rule in ("uniform", "neighbours"):
         config.new_items = rule
-        states[rule] = train_and_evaluate(config, str(tmp_path / rule))
+        states[rule] = train_and_evaluate(config, str(tmp_path / rule)).state
     held = Held.of(tmp_path / "uniform", states["uniform"])
     is_new = held.vocabulary.new_rows
     tables = [np.asarray(s.params["item_embedding"]) for s in states.values()]
@@ -266,10 +266,10 @@ def test_the_decay_begins_anew_or_goes_on(config, parent, tmp_path):
 def test_it_goes_on_exactly_and_from_no_other_run(config, parent, tmp_path):
     log_of(tmp_path / "data", first=2)
     config.checkpoint_every_steps, config.warm_start_schedule = 4, "go_on"
-    whole = train_and_evaluate(config, str(tmp_path / "whole"))
+    whole = train_and_evaluate(config, str(tmp_path / "whole")).state
     for stop in (3, 11, 0):
         config.max_steps = stop
-        state = train_and_evaluate(config, str(tmp_path / "parts"))
+        state = train_and_evaluate(config, str(tmp_path / "parts")).state
     assert_equal(whole, state)
     found = [evaluate_workdir(str(tmp_path / w)) for w in ("parts", "whole")]
     for one in found:
@@ -286,11 +286,11 @@ def test_it_goes_on_exactly_and_from_no_other_run(config, parent, tmp_path):
 
 @pytest.mark.slow  # trains twice
 def test_without_an_epoch_it_goes_on_by_the_same_command(config, tmp_path):
-    whole = train_and_evaluate(config, str(tmp_path / "whole"))
+    whole = train_and_evaluate(config, str(tmp_path / "whole")).state
     config.epochs = 0
     train_and_evaluate(config, str(tmp_path / "today"))
     config.epochs = 2
-    assert_equal(whole, train_and_evaluate(config, str(tmp_path / "today")))
+    assert_equal(whole, train_and_evaluate(config, str(tmp_path / "today")).state)
 
 
 @pytest.mark.parametrize(
