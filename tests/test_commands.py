@@ -61,9 +61,8 @@ NOT_RUN = {
     "test_processes.py::test_two_processes_of_four_devices_are_one_of_eight",
 }
 # What a target of the Makefile runs once all is installed.
-MADE = {
-    "make train": ".venv/bin/python -m srgnn_jax.main --config=configs/synthetic.py"
-}
+TRAIN = ".venv/bin/python -m srgnn_jax.main --config=configs/synthetic.py"
+MADE = {"make train": TRAIN}
 # Pages whose blocks another test runs.
 HELD = {
     "own_data.md": "test_wheel.py::test_every_command_of_own_data_works_in_turn",
