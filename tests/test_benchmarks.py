@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import against_original, against_recbole, common
+from benchmarks import against_original, against_recbole, common, warm_start
 from srgnn_jax.convert import params_to_torch
 from srgnn_jax.model.srgnn import SRGNN
 from tests.parity import part
@@ -265,3 +266,31 @@ def test_epochs_are_timed_apart_from_the_first():
     found, _ = against_recbole.table([recbole], [ours])
     medians = {field: ratio["median"] for field, ratio in found.items()}
     assert medians == {"process": 3.0, "first": 1.5, "later": 5.0, "valid": 4.0}
+
+
+def test_days_are_cut_in_order_of_time(tmp_path):
+    sessions = [[9, 7], [7, 8, 9], [5, 7], [5, 6, 9], [6, 5]]
+    warm_start.write(tmp_path, sessions, ([[9], [5, 9], [9]], [7, 6, 1]))
+    train, test = warm_start.read(tmp_path, last=0.8)
+    # Numbered anew by first appearance; what is gone or unknown is left out.
+    assert train == [[1, 2, 3], [4, 1], [4, 5, 3], [5, 4]]
+    assert test == ([[3], [4, 3]], [1, 5])
+    folders = warm_start.write_days(tmp_path, train, test, new=0.5, window=0.25)
+    expected = {"yesterday": train[:2], "today": train, "window": train[3:]}
+    for day, those in expected.items():
+        found, _ = warm_start.read(Path(folders[day]), last=1.0)
+        assert [len(session) for session in found] == [len(s) for s in those]
+    yesterday = pickle.loads((tmp_path / "yesterday" / "test.txt").read_bytes())
+    # Of the days after, what yesterday knows.
+    assert yesterday == ([[4]], [3])
+
+
+def test_made_items_come_and_go():
+    train, test = warm_start.made(200, 100)
+    old = {item for session in train[:60] for item in session}
+    new = {item for session in train[-60:] for item in session}
+    assert new - old
+    assert old - new
+    assert {item for session in test for item in session} <= {
+        item for session in train for item in session
+    }

@@ -108,6 +108,8 @@ SMALL = {
     "benchmarks.train_step": f"{BENCHMARK} --calls=2",
     "benchmarks.evaluate": f"{BENCHMARK} --examples=512",
     "benchmarks.recommend": f"{BENCHMARK} --calls=2 --sessions=100 --neighbours=200",
+    "benchmarks.warm_start": "--sessions=300 --items=60 --epochs=1 "
+    "--config.embedding_size=8 --config.batch_size=50",
     "benchmarks.prepare": "--clicks=50000 --fractions=1_4",
     # One of its points, each of which is a process.
     "benchmarks.scaling": '--point=\'{"items": 300, "embedding_size": 8, '
