@@ -13,10 +13,11 @@ from srgnn_jax import config as config_lib
 from srgnn_jax import results
 from srgnn_jax.configs import click_log
 from srgnn_jax.data.sessions import Sessions
+from srgnn_jax.devices import layouts
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import baselines, joined, results_json, session_knn
 from srgnn_jax.evaluate.session_knn import Neighbours, Prefixes
-from srgnn_jax.evaluate.workdir import evaluate_workdir
+from srgnn_jax.evaluate.workdir import evaluate_workdir, make_evaluator
 from srgnn_jax.model.srgnn import SRGNN, init_params
 from srgnn_jax.serve import exported
 from srgnn_jax.serve.export import export_workdir
@@ -218,7 +219,7 @@ def test_a_workdir_answers_as_it_was_evaluated_last(run, tmp_path, capsys):
     assert Recommender.load(workdir).neighbours is None
 
 
-def test_what_cannot_be_joined_is_told(run, tmp_path):
+def test_what_cannot_be_joined_is_told(run, tmp_path, monkeypatch):
     folder, _, _ = run
     for on in ("last", "test"):
         one = click_log.get_config()
@@ -227,6 +228,10 @@ def test_what_cannot_be_joined_is_told(run, tmp_path):
             config_lib.validate(one)
         one.neighbours_weight = 0.3
         config_lib.validate(one)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(UserError, match="one process joins neighbours"):
+            make_evaluator(one, SRGNN(V, 8), TEST.examples(), layouts.Devices(1))
     one.neighbours = "KNN"
     with pytest.raises(UserError, match="choose one of STAN, V-SKNN"):
         config_lib.validate(one)

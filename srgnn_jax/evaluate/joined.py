@@ -4,9 +4,9 @@
 
 over the items i that may be recommended, where knn are the scores of `session_knn` and
 w their weight; a session without neighbours has w = 0. The weight is chosen on
-validation. Blends of scores with fixed weights are an old way to gain: Jannach and
-Ludewig 2017, "When recurrent neural networks meet the neighborhood for session-based
-recommendation", join GRU4Rec with neighbours.
+validation. Jannach and Ludewig 2017, "When recurrent neural networks meet the
+neighborhood for session-based recommendation", add GRU4Rec's scores up with those of
+neighbours.
 
 Axes: E examples, C clicks, R rows of a part, V item rows, N rows that are scored, B
 sessions, W weights, K items of a list, X numbers of an example.
@@ -150,10 +150,10 @@ def rank(
         values[number[is_example]] = np.asarray(found)[is_example]
 
     start = math.inf
-    total = len(examples)
-    with processes.progress_bar(
-        progress, total=total, desc="joined", unit=" examples"
-    ) as bar:
+    bar = processes.progress_bar(
+        progress, total=len(examples), desc="joined", unit=" examples"
+    )
+    with bar:
         for batch in made:
             prefixes = Prefixes(examples.items, batch.start[0], batch.length[0])
             shares = neighbours.shares(prefixes)
@@ -207,11 +207,7 @@ def evaluate(
     Raises:
       UserError: several processes share the run.
     """
-    if jax.process_count() > 1:
-        raise UserError(
-            "one process joins neighbours: train without config.joined, and then run "
-            "--mode=evaluate with it in one process"
-        )
+    check(config)
     params = _whole(params, model.num_items)
     train, weight, valid = splits.train_sessions, config.neighbours_weight, None
     neighbours = _neighbours(config, weight, train, model.num_items)
@@ -242,10 +238,20 @@ def evaluate(
     return Reached(weight, joined, alone, found.ranks[:, 0], found.lists, valid)
 
 
+def check(config: ConfigDict) -> None:
+    """Raises UserError where neighbours cannot join; asked before a run is trained."""
+    if config.joined and jax.process_count() > 1:
+        raise UserError(
+            "one process joins neighbours: train without config.joined, and then run "
+            "--mode=evaluate with it in one process"
+        )
+
+
 def _whole(params: Params, num_items: int) -> Params:
     """Returns parameters that one device holds, the table without what fills it up."""
     here = jax.device_get(params)
-    return {**here, "item_embedding": here["item_embedding"][:num_items]}
+    whole = {**here, "item_embedding": here["item_embedding"][:num_items]}
+    return jax.device_put(whole, jax.local_devices()[0])
 
 
 def _neighbours(

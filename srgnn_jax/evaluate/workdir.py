@@ -52,7 +52,11 @@ def make_evaluator(
     devices: layouts.Devices,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Evaluator:
-    """Builds the evaluator that a config asks for; see `Evaluator`."""
+    """Builds the evaluator that a config asks for; see `Evaluator`.
+
+    UserError: it cannot be joined with neighbours; see `joined.check`.
+    """
+    joined.check(config)
     return Evaluator(
         model,
         examples,
