@@ -143,8 +143,8 @@ class App:
                 asked = bodies.asked(
                     await self._body(receive, self.limits.body), self.limits
                 )
-                found = await self.service.recommend(asked)
-                answer = 200, JSON, self._lists(asked, *found, fields)
+                found, identity = await self.service.recommend(asked)
+                answer = 200, JSON, self._lists(asked, found, identity, fields)
             else:
                 answer = await self._routed(scope, receive)
         except Exception as error:
@@ -163,9 +163,10 @@ class App:
         def end(answer: Answer) -> None:
             done(self._counted(answer, started, "POST", RECOMMEND, fields))
 
-        def found(future: asyncio.Future) -> None:
+        def answered(future: asyncio.Future) -> None:
             try:
-                answer = 200, JSON, self._lists(asked, *future.result(), fields)
+                found, identity = future.result()
+                answer = 200, JSON, self._lists(asked, found, identity, fields)
             except Exception as error:
                 answer = of_error(error)
             end(answer)
@@ -173,7 +174,7 @@ class App:
         try:
             self._admit(RECOMMEND, given)
             asked = bodies.asked(body, self.limits)
-            self.service.recommend(asked).add_done_callback(found)
+            self.service.recommend(asked).add_done_callback(answered)
         except Exception as error:
             end(of_error(error))
 

@@ -147,7 +147,7 @@ class Connection(HttpToolsProtocol):
             transport.close()
             return
         super().connection_made(transport)
-        self._app: App = self.config.app
+        self._app: Any = self.config.app
         self._deadline = self.loop.time() + LIMITS.seconds
         self._look()
 

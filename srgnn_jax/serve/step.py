@@ -98,6 +98,7 @@ def of_table(
     others: Params,
     item_embedding: Array,
     table: Array,
+    /,
     *arguments: Any,
     mesh: Mesh | None = None,
     **options: Any,
@@ -106,7 +107,7 @@ def of_table(
 
     On a mesh each device holds its rows of both tables, and all have what is returned.
     """
-    item_axis = mesh and ITEM_AXIS
+    item_axis = None if mesh is None else ITEM_AXIS
 
     def step(others, item_embedding, *arguments):
         params = {**others, "item_embedding": item_embedding}
