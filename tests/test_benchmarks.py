@@ -9,9 +9,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import polars as pl
 import pytest
 
-from benchmarks import against_original, against_recbole, common, warm_start
+from benchmarks import (
+    against_original,
+    against_recbole,
+    common,
+    markov_log,
+    warm_start,
+)
 from srgnn_jax.convert import params_to_torch
 from srgnn_jax.model.srgnn import SRGNN
 from tests.parity import part
@@ -294,3 +301,13 @@ def test_made_items_come_and_go():
     assert {item for session in test for item in session} <= {
         item for session in train for item in session
     }
+
+
+def test_the_next_click_of_a_made_log_depends_on_the_last_one():
+    log = markov_log.draw_log()
+    after = log.with_columns(
+        log[name].shift(-1).alias(f"next {name}") for name in ("session", "item")
+    ).filter(pl.col("session") == pl.col("next session"))
+    successors = after.group_by("item").agg(pl.col("next item").n_unique())
+    assert successors["next item"].max() <= markov_log.SUCCESSORS
+    assert log.equals(markov_log.draw_log())

@@ -40,6 +40,8 @@ NOT_RUN = {
     "make parity": BY_MAKE + "test_parity.py::test_recorded_numbers_of_both_codes",
     "make parity-table": BY_MAKE + "test_parity.py::test_live_torch_model",
     "pip install -e '.[export]'": INSTALLS,
+    "python -m benchmarks.markov_log --output=markov/log.csv": "test_benchmarks.py::"
+    "test_the_next_click_of_a_made_log_depends_on_the_last_one",
     "pip install '.[search]'": INSTALLS,
     "pip install '.[plots]'": INSTALLS,
     "pip install '.[serve]'": INSTALLS,
