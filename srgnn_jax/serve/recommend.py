@@ -204,13 +204,18 @@ class Recommender:
         return restricted
 
     def in_batches(
-        self, sizes: Sequence[int], widths: Sequence[int], max_positions: int
+        self,
+        sizes: Sequence[int],
+        widths: Sequence[int],
+        max_positions: int,
+        *,
+        apart: bool = True,
     ) -> "Recommender":
         """Returns a recommender that works on batches of other shapes.
 
         They have one of `sizes` rows, rising from 1, and one of `widths` positions, or
-        `max_length`, and at most so many positions in all rows. A long session adds no
-        padding to short ones, which have a batch of their own.
+        `max_length`, and at most so many positions in all rows. If `apart`, a long
+        session adds no padding to short ones, which have a batch of their own.
         """
         other = copy.copy(self)
         other.max_rows = max(size for size in sizes if size <= max(self.max_rows, 1))
@@ -220,7 +225,7 @@ class Recommender:
             widths=[*(n for n in widths if n < self.max_length), self.max_length],
             max_rows=other.max_rows,
             max_positions=max_positions,
-            apart=True,
+            apart=apart,
         )
         other._last = None
         return other
