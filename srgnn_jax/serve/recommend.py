@@ -38,6 +38,8 @@ from srgnn_jax.serve import explanation, exported, step
 from srgnn_jax.serve.explanation import Explanation
 from srgnn_jax.serve.exported import BATCH_SIZES, RawSession, Recommendation
 
+# Sessions of a batch that are scored at once, however large the table.
+WHOLE = 8
 # Clicks that the model sees of a session, unless the run was trained on fewer.
 MAX_LENGTH = 256
 
@@ -164,7 +166,10 @@ class Recommender:
             load_vocabulary(folder, progress.vocabulary),
             neighbours=neighbours,
             max_length=config.max_session_length or MAX_LENGTH,
-            max_scores=suits.scores_to_rank(config.max_scores),
+            # Blocks of a table that is so large are copies, which take as long again.
+            max_scores=max(
+                suits.scores_to_rank(config.max_scores), WHOLE * made.num_items
+            ),
             score_padding=config.score_padding,
             share_code=share_code,
             mesh=devices.mesh,
