@@ -131,11 +131,7 @@ class App:
         fields: dict[str, Any] = {}
         method, path = scope["method"], scope["path"]
         try:
-            given = (
-                dict(scope["headers"]).get(b"authorization", b"")
-                if self._token
-                else b""
-            )
+            given = dict(scope["headers"]).get(b"authorization", b"")
             self._admit(path, given)
             if path == RECOMMEND and method == "POST":
                 # Before anything is read: refusing must be cheap.

@@ -38,6 +38,8 @@ from srgnn_jax.serve import explanation, exported, step
 from srgnn_jax.serve.explanation import Explanation
 from srgnn_jax.serve.exported import BATCH_SIZES, RawSession, Recommendation
 
+# Sessions of a batch that are scored at once, however large the table.
+WHOLE = 8
 # Clicks that the model sees of a session, unless the run was trained on fewer.
 MAX_LENGTH = 256
 
@@ -164,7 +166,10 @@ class Recommender:
             load_vocabulary(folder, progress.vocabulary),
             neighbours=neighbours,
             max_length=config.max_session_length or MAX_LENGTH,
-            max_scores=suits.scores_to_rank(config.max_scores),
+            # Blocks of a table that is so large are copies, which take as long again.
+            max_scores=max(
+                suits.scores_to_rank(config.max_scores), WHOLE * made.num_items
+            ),
             score_padding=config.score_padding,
             share_code=share_code,
             mesh=devices.mesh,
@@ -204,13 +209,18 @@ class Recommender:
         return restricted
 
     def in_batches(
-        self, sizes: Sequence[int], widths: Sequence[int], max_positions: int
+        self,
+        sizes: Sequence[int],
+        widths: Sequence[int],
+        max_positions: int,
+        *,
+        apart: bool = True,
     ) -> "Recommender":
         """Returns a recommender that works on batches of other shapes.
 
         They have one of `sizes` rows, rising from 1, and one of `widths` positions, or
-        `max_length`, and at most so many positions in all rows. A long session adds no
-        padding to short ones, which have a batch of their own.
+        `max_length`, and at most so many positions in all rows. If `apart`, a long
+        session adds no padding to short ones, which have a batch of their own.
         """
         other = copy.copy(self)
         other.max_rows = max(size for size in sizes if size <= max(self.max_rows, 1))
@@ -220,7 +230,7 @@ class Recommender:
             widths=[*(n for n in widths if n < self.max_length), self.max_length],
             max_rows=other.max_rows,
             max_positions=max_positions,
-            apart=True,
+            apart=apart,
         )
         other._last = None
         return other

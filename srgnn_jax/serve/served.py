@@ -28,6 +28,9 @@ QUICK, QUICK_K = ((1, 2, 4, 8, 16, 24, 32, 48, 64), (8, 16, 64), 1024), 32
 RARE, RARE_K = ((1, 8), (64,), 512), LIMITS.k + LIMITS.clicks
 # For a request's own candidates, which have a table of so many rows.
 OWN, OWN_ROWS = ((1,), (64,), 512), 1024
+# Numbers of an item table up to which short sessions have batches of their own, and
+# beyond which all have one: each batch is another pass over the table.
+SMALL_TABLE, LARGE_TABLE = 2**20, 2**23
 EXPLAIN = "explain"
 
 Identity = dict[str, str | int]
@@ -83,7 +86,14 @@ class Served:
     @classmethod
     def of(cls, recommender: Recommender) -> "Served":
         """Returns a model without restrictions."""
-        views = Views(recommender.in_batches(*QUICK), recommender.in_batches(*RARE))
+        sizes, widths, positions = QUICK
+        numbers = np.size(recommender.params["item_embedding"])
+        if numbers > SMALL_TABLE:
+            widths = widths[-2:]
+        quick = recommender.in_batches(
+            sizes, widths, positions, apart=numbers <= LARGE_TABLE
+        )
+        views = Views(quick, recommender.in_batches(*RARE))
         step = getattr(recommender, "step", 0)
         params = jax.device_get(recommender.params)
         # Rows that fill up a mesh are none of the model's.
