@@ -88,10 +88,9 @@ class Served:
         """Returns a model without restrictions."""
         sizes, widths, positions = QUICK
         numbers = np.size(recommender.params["item_embedding"])
-        if numbers > SMALL_TABLE:
-            widths = widths[-2:]
+        last = widths[-2:] if numbers > SMALL_TABLE else widths
         quick = recommender.in_batches(
-            sizes, widths, positions, apart=numbers <= LARGE_TABLE
+            sizes, last, positions, apart=numbers <= LARGE_TABLE
         )
         views = Views(quick, recommender.in_batches(*RARE))
         step = getattr(recommender, "step", 0)
