@@ -25,7 +25,6 @@ from srgnn_jax.evaluate.workdir import evaluate_workdir
 from srgnn_jax.runs import checkpoint
 from srgnn_jax.runs.workdir import make_workdir, only_run
 from srgnn_jax.train import epochs, interrupt
-from srgnn_jax.train import loop as train
 from srgnn_jax.train.loop import train_and_evaluate
 from tests.command import PROCESSES
 from tests.kill_and_resume import assert_same, kill_and_resume, outcome
@@ -250,7 +249,7 @@ def test_checkpoints_by_the_clock(config, tmp_path, whole, monkeypatch):
     fake = SimpleNamespace(
         monotonic=lambda: float(next(clock)), perf_counter=time.perf_counter
     )
-    monkeypatch.setattr(train, "time", fake)
+    monkeypatch.setattr(epochs, "time", fake)
     config.checkpoint_every_minutes = 1.5
     train_and_evaluate(config, str(tmp_path / "run"))
     end = whole["last"][0]["step"]

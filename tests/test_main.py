@@ -111,7 +111,7 @@ def test_help_says_what_every_flag_and_every_mode_does():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.startswith("Trains and evaluates SR-GNN")
     ours = done.stdout.split("srgnn_jax/main.py:\n")[1].split("\nTry --helpfull")[0]
-    flags = re.findall(r"^  --(\S+): (.*(?:\n    .*)*)", ours, re.MULTILINE)
+    flags = re.findall(r"^  --(\S+):\s+(.*(?:\n    .*)*)", ours, re.MULTILINE)
     assert len(flags) == len(re.findall("^  --", ours, re.MULTILINE))
     for name, text in flags:
         assert re.match("[A-Z<]", text), name

@@ -397,7 +397,8 @@ def test_recommendations_and_exports_are_by_the_same_scores(options):
     assert found.items == chosen[::-1]
     np.testing.assert_allclose(found.scores, scores[rows[[2, 4]]], rtol=1e-5)
     exported = export_top_k(model, params, 5, 6)
-    best, row = exported.call(params, item_seq, length)
+    allowed, seen = np.ones(len(scores), bool), np.zeros((1, 1), np.int32)
+    best, row = exported.call(params, item_seq, length, allowed, seen)
     np.testing.assert_array_equal(row[0], rows)
     np.testing.assert_allclose(best[0], scores[rows], rtol=1e-5)
     weights = recommender.explain(session).attention

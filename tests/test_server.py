@@ -293,8 +293,8 @@ def test_etudes_next_click_comes_after_the_answer():
             last = request
         lengths.append(len(clicks(last)))
         assert all(1 <= int(raw) <= 50 for raw in clicks(last))
-    # Most sessions are short, some very long; 3 is what is drawn at least.
-    assert min(lengths) == 3
+    # Most sessions are short, some very long; at least 2 clicks are drawn.
+    assert min(lengths) == 2
     assert np.median(lengths) == 3
     assert max(lengths) > 100
 

@@ -170,6 +170,7 @@ def test_presets_follow_the_published_rules(source, preset, published):
             "test_days": 1.0,
             "test_start": None,
             "test_end": None,
+            "train_days": 0.0,
             "train_fraction": 1.0,
             "date_resolution_seconds": 0,
         }

@@ -43,14 +43,13 @@ def _joined(params: Mapping[str, Any]) -> dict[str, Array]:
     D = len(params["w_hh"])
     edges = params["linear_edge_in"], params["linear_edge_out"]
     biases = [edge["bias"] for edge in edges], [params["b_iah"], params["b_oah"]]
-    rows = [jnp.stack([edge["kernel"] for edge in edges])]
-    rows += [jnp.stack(pair)[:, None] for pair in biases]
+    kernels = jnp.stack([edge["kernel"] for edge in edges])
+    rows = [kernels, *(jnp.stack(pair)[:, None] for pair in biases)]
     w_ih = jnp.asarray(params["w_ih"]).reshape(2, D, 3 * D)
-    w_a, b, b_a = jnp.split(product(jnp.concatenate(rows, axis=1), w_ih), [D, D + 1], 1)
+    w_a, b, b_a = jnp.split(product(jnp.hstack(rows), w_ih), [D, D + 1], axis=1)
     return {
         "w_a": w_a.reshape(2 * D, 3 * D),
-        "b_in": b[0],
-        "b_out": b[1],
+        "b_edge": b,
         "b_a": b_a.sum(axis=0) + params["b_ih"],
         "w_h": jnp.asarray(params["w_hh"]),
         "b_h": jnp.asarray(params["b_hh"]),
@@ -70,7 +69,7 @@ def _cell(
     # A bias before A counts once for each connection.
     sum_in, sum_out = jnp.split(A.sum(axis=-1).reshape(B, L, 2), 2, axis=-1)
     i = product(neighbours, joined["w_a"], compute_dtype)
-    i += sum_in * joined["b_in"] + sum_out * joined["b_out"] + joined["b_a"]
+    i += sum_in * joined["b_edge"][0] + sum_out * joined["b_edge"][1] + joined["b_a"]
     h = product(hidden, joined["w_h"], compute_dtype) + joined["b_h"]
     i_r, i_z, i_n = jnp.split(i, 3, axis=-1)
     h_r, h_z, h_n = jnp.split(h, 3, axis=-1)
