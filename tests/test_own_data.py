@@ -19,7 +19,8 @@ from tests.test_dirty_logs import same
 from tests.tiny import tiny_config
 
 PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "own_data.md").read_text()
-ROWS = re.findall(r"^\| ((?!form |---).*?) \| (.*) \|(.*)\|$", PAGE, re.MULTILINE)
+(FORMS,) = re.findall(r"^\| form .*\n\|---.*\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
+ROWS = re.findall(r"^\| (.*?) \| (.*) \|(.*)\|$", FORMS, re.MULTILINE)
 FRAME = pl.DataFrame(CLICKS, ["session_id", "item_id", "timestamp"], orient="row")
 
 
