@@ -601,6 +601,7 @@ def test_logs_have_no_contents_unless_asked(service):
     assert lines[1]["contents"] == [["item3", "secret"]]
 
 
+@pytest.mark.slow  # asks for everything, a reload too
 def test_the_description_names_what_there_is(client):
     paths = client.get("/openapi.json").json()["paths"]
     routes = {route.path for route in client.app._router.routes}

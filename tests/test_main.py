@@ -239,6 +239,7 @@ def test_a_broken_config_file_ends_in_one_line(tmp_path, line, message):
     assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
+@pytest.mark.slow  # processes
 def test_a_command_settles_its_process_and_loading_a_model_does_not(tmp_path):
     """What glibc is called for, and where compiled functions are kept."""
     code = (
@@ -381,6 +382,7 @@ def test_what_jax_fails_to_say_of_a_platform_is_told(monkeypatch):
         processes.start_backend()
 
 
+@pytest.mark.slow  # processes
 def test_a_path_of_a_home_folder_that_there_is_not_ends_in_one_line(tmp_path):
     before = "import os, pwd\ndel os.environ['HOME']\npwd.getpwuid = {}.__getitem__"
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}

@@ -615,6 +615,7 @@ def piped(arguments):
     )
 
 
+@pytest.mark.slow  # a process
 def test_answers_come_before_the_input_ends(workdir):
     command = ["-m", "srgnn_jax.main", "--mode=recommend", "--k=2"]
     with piped([*command, f"--workdir={workdir}", "--sessions=-"]) as process:
@@ -632,6 +633,7 @@ def test_answers_come_before_the_input_ends(workdir):
     assert errors == ""
 
 
+@pytest.mark.slow  # processes
 def test_ctrl_c_ends_a_wait_for_input(workdir):
     # Children of a process that ignores it, as in the background, would ignore it too.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

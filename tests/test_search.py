@@ -92,6 +92,7 @@ def test_poor_trials_end_early_and_test_is_seen_by_the_best_alone(whole):
     assert names == {"trials", "epochs", "settings"}
 
 
+@pytest.mark.slow  # a search and a training
 def test_best_py_reproduces_the_best_trial(whole):
     workdir = whole / "search"
     config = best_py(workdir).get_config()
@@ -150,8 +151,8 @@ MOMENTS = {
 }
 
 
-# Two are quick enough for every day.
-QUICK = ("after an epoch is saved", "before an early end is recorded")
+# One is quick enough for every day.
+QUICK = ("after an epoch is saved",)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +221,7 @@ def test_a_journal_that_cannot_be_written_ends_the_search(
     assert states_of(tmp_path / "search") == ["COMPLETE"]
 
 
+@pytest.mark.slow  # processes
 def test_a_signal_ends_a_trial_that_goes_on(config, tmp_path, monkeypatch, whole):
     begun = []
 
