@@ -119,6 +119,7 @@ SMALL = {
     "tests.kill_and_resume": "--kills=1",
     "tests.kill_search": "--trials=6 --kills=1",
     "--mode=search": "--trials=2",
+    "--config.runs=3": "--config.runs=2",
     "tests.fuzz_readers": "--cases=20",
     "tests.fuzz_http": "--cases=20",
 }

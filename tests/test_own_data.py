@@ -231,5 +231,6 @@ def test_the_notebook_of_the_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(code, names)
-    assert len(names["found"]) == 270
-    assert len(names["found"]["0"].items) == 5
+    found = names["found"]
+    assert found["session"].n_unique() == 270
+    assert found.filter(session="0")["rank"].to_list() == [1, 2, 3, 4, 5]

@@ -75,7 +75,7 @@ def test_the_wheel_holds_the_package_and_nothing_beside(wheel):
 def test_help_of_the_console_script(srgnn, tmp_path):
     done = srgnn("srgnn --help", tmp_path)
     assert done.stdout.startswith("Trains and evaluates SR-GNN")
-    for flag in ("--mode: ", "--workdir: ", "--config: ", "--sessions: "):
+    for flag in ("--mode:", "--workdir:", "--config:", "--sessions:"):
         assert flag in done.stdout
 
 
