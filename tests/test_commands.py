@@ -117,7 +117,7 @@ SMALL = {
     "benchmarks.scaling": '--point=\'{"items": 300, "embedding_size": 8, '
     '"batch_size": 8, "mean_length": 4}\'',
     "tests.kill_and_resume": "--kills=1",
-    "tests.kill_search": "--trials=3 --kills=1",
+    "tests.kill_search": "--trials=6 --kills=1",
     "--mode=search": "--trials=2",
     "--config.runs=3": "--config.runs=2",
     "tests.fuzz_readers": "--cases=20",
