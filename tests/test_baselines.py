@@ -18,7 +18,11 @@ from srgnn_jax.data.sessions import Examples, Sessions
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import baselines, metrics, results_json
 from srgnn_jax.evaluate.scorer import target_ranks
-from srgnn_jax.evaluate.workdir import evaluate_baselines, lost_to
+from srgnn_jax.evaluate.workdir import (
+    baselines_beside,
+    evaluate_baselines,
+    lost_to,
+)
 from tests.command import ROOT, srgnn
 from tests.tiny import tiny_config
 
@@ -355,3 +359,20 @@ def test_published_figures_are_reached(tmp_path, config, folder, published):
             # 1.5 points say nothing of the smallest.
             within = min(1.5, 0.1 * value)
             assert 100 * means[metric] == pytest.approx(value, rel=0, abs=within), name
+
+
+def test_beside_a_result_they_learn_from_the_sessions_behind_pairs():
+    sessions = [[1, 2, 3, 4], [2, 3, 5], [4, 1, 2, 5]]
+    pairs = [session[:n] for session in sessions for n in range(len(session), 1, -1)]
+    config = click_log.get_config()
+    test = Sessions.from_lists([[1, 2, 3], [4, 1, 2]]).examples()
+    of_pairs, of_sessions = (
+        baselines_beside(
+            config, config_lib.Splits(train, train.examples(), {"test": test}), 6
+        )
+        for train in (
+            Sessions.from_lists(pairs, last_only=True),
+            Sessions.from_lists(sessions),
+        )
+    )
+    assert of_pairs == of_sessions

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from srgnn_jax import config as config_lib
 from srgnn_jax import tables
 from srgnn_jax.data.counts import data_name
-from srgnn_jax.data.sessions import Dataset, Examples
+from srgnn_jax.data.sessions import Dataset, Examples, Sessions
 from srgnn_jax.devices import layouts, processes
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import baselines, joined, metrics, results_json
@@ -273,13 +273,17 @@ def baselines_beside(
     config: ConfigDict, splits: config_lib.Splits, num_items: int
 ) -> dict[str, dict[str, float]]:
     """Returns what the recommenders beside a result reach on test, by their names."""
-    train, test = splits.train_sessions, splits.evaluated["test"]
+    train, test = splits.train_sessions.whole(), splits.evaluated["test"]
     names = BESIDE if len(test) <= MOST_BESIDE else BESIDE[:-1]
-    learnt = {name: baselines.METHODS[name](train, num_items) for name in names}
-    return {
-        name: metrics.means(target_ranks(scorer, test), config.ks)
-        for name, scorer in learnt.items()
-    }
+    return {name: _reach(name, train, test, num_items, config.ks) for name in names}
+
+
+def _reach(
+    name: str, train: Sessions, test: Examples, num_items: int, ks: Sequence[int]
+) -> dict[str, float]:
+    """Returns the mean of every metric that a baseline reaches."""
+    scorer = baselines.METHODS[name](train, num_items)
+    return metrics.means(target_ranks(scorer, test), ks)
 
 
 def lost_to(
@@ -353,12 +357,12 @@ def evaluate_baselines(
     folder = make_workdir(workdir)
     train, test = splits.train_sessions.whole(), splits.evaluated["test"]
     reached = {}
-    for name, learn in processes.progress_bar(
-        config.progress, baselines.METHODS.items(), desc="baselines", unit=" methods"
+    num_items = data.vocabulary.num_items
+    for name in processes.progress_bar(
+        config.progress, baselines.METHODS, desc="baselines", unit=" methods"
     ):
         start = time.perf_counter()
-        ranks = target_ranks(learn(train, data.vocabulary.num_items), test)
-        reached[name] = metrics.means(ranks, config.ks)
+        reached[name] = _reach(name, train, test, num_items, config.ks)
         reached[name]["seconds"] = time.perf_counter() - start
     said = [f"test, {len(test):,} examples; learnt from {len(train):,} sessions"]
     if "valid" in splits.evaluated:
