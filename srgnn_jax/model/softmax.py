@@ -46,71 +46,74 @@ def forward(session, rows, how):
         if how.axis_name is not None:
             maximum = jax.lax.pmax(maximum, how.axis_name)
         exponentials = jnp.exp(scores - maximum)
-
-        def sum_and_product(exponentials, rows):
-            weighted = product(exponentials.T, rows, how.compute_dtype)
-            return exponentials.sum(axis=0), weighted
-
-        # On TPU the sum is a column more of the product, which takes no time, where a
-        # pass over the scores takes a twelfth of a step's.
-        def in_one(exponentials, rows):
-            rows = jnp.pad(rows, ((0, 0), (0, 1)), constant_values=1)
-            both = product(exponentials.T, rows, how.compute_dtype)
-            return both[:, -1], both[:, :-1]
-
-        total, weighted = jax.lax.platform_dependent(
-            exponentials, rows, tpu=in_one, default=sum_and_product
-        )
-        kept = exponentials, weighted
+        total, weighted = _sum_and_product(exponentials, rows, how.compute_dtype)
     else:
-        kept = None  # Too many to keep: the backward pass makes them again.
+        exponentials = None  # Too many to keep: the backward pass makes them again.
 
         def body(i, so_far):
-            maximum, total = so_far
-            *_, scores = table.block(session, i, count, scored_from)
+            maximum, *sums = so_far
+            _, block, _, scores = table.block(session, i, count, scored_from)
             higher = jnp.maximum(maximum, scores.max(axis=0))
-            total *= jnp.exp(maximum - higher)
-            return higher, total + jnp.exp(scores - higher).sum(axis=0)
+            parts = _sum_and_product(jnp.exp(scores - higher), block, how.compute_dtype)
+            shrunk = _scaled(sums, jnp.exp(maximum - higher))
+            return higher, *(x + part for x, part in zip(shrunk, parts, strict=True))
 
         lowest = jnp.full(batch, jnp.finfo(session.dtype).min, session.dtype)
-        start = lowest, jnp.zeros(batch, session.dtype)
-        maximum, total = jax.lax.fori_loop(0, count, body, start)
+        start = lowest, jnp.zeros(batch, session.dtype), jnp.zeros_like(session)
+        maximum, *sums = jax.lax.fori_loop(0, count, body, start)
         if how.axis_name is not None:
             own = maximum
             maximum = jax.lax.pmax(own, how.axis_name)
-            total *= jnp.exp(own - maximum)
+            sums = _scaled(sums, jnp.exp(own - maximum))
+        total, weighted = sums
     total = over_devices(total, how.axis_name)
-    residuals = session, rows, maximum, total, kept
+    residuals = session, rows, maximum, total, weighted, exponentials
     return jnp.log(total) + maximum, residuals
 
 
+def _sum_and_product(exponentials, rows, compute_dtype):
+    """Returns the sums over rows of exponentials [B], and of rows by them [B, D]."""
+
+    def apart(exponentials, rows):
+        weighted = product(exponentials.T, rows, compute_dtype)
+        return exponentials.sum(axis=0), weighted
+
+    # On TPU the sum is a column more of the product, which takes no time, where a pass
+    # over the scores takes a twelfth of a step's.
+    def in_one(exponentials, rows):
+        rows = jnp.pad(rows, ((0, 0), (0, 1)), constant_values=1)
+        both = product(exponentials.T, rows, compute_dtype)
+        return both[:, -1], both[:, :-1]
+
+    return jax.lax.platform_dependent(exponentials, rows, tpu=in_one, default=apart)
+
+
+def _scaled(sums, by):
+    total, weighted = sums
+    return total * by, weighted * by[:, None]
+
+
 def _backward(how, residuals, cotangent):
-    session, rows, maximum, total, kept = residuals
+    session, rows, maximum, total, weighted, exponentials = residuals
     table = dataclasses.replace(how, rows=rows)
     scale = (cotangent / total)[:, None]
     scaled_session = scale * session
-    if kept is not None:
-        exponentials, d_session = kept
+    if exponentials is not None:
         d_rows = product(exponentials, scaled_session, how.compute_dtype)
     else:
         scored_from = int(not how.score_padding)
         count = table.num_blocks(session.shape[0])
 
-        def body(i, so_far):
-            d_rows, d_session = so_far
+        def body(i, d_rows):
             first, block, _, scores = table.block(session, i, count, scored_from)
             exponentials = jnp.exp(scores - maximum)
             # Rows that do not count add nothing to what the block before has written.
             added = jax.lax.dynamic_slice_in_dim(d_rows, first, block.shape[0])
             added += product(exponentials, scaled_session, how.compute_dtype)
-            return (
-                jax.lax.dynamic_update_slice_in_dim(d_rows, added, first, axis=0),
-                d_session + product(exponentials.T, block, how.compute_dtype),
-            )
+            return jax.lax.dynamic_update_slice_in_dim(d_rows, added, first, axis=0)
 
-        start = jnp.zeros_like(rows), jnp.zeros_like(session)
-        d_rows, d_session = jax.lax.fori_loop(0, count, body, start)
-    return scale * over_devices(d_session, how.axis_name), d_rows
+        d_rows = jax.lax.fori_loop(0, count, body, jnp.zeros_like(rows))
+    return scale * over_devices(weighted, how.axis_name), d_rows
 
 
 log_sum_exp.defvjp(forward, _backward)
