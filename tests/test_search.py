@@ -428,12 +428,13 @@ def test_ranges_that_are_none_are_refused(make, message):
         make()
 
 
-def drawn(ranges, config, number, accepts=None, seed=0):
+def drawn(ranges, config, number, accepts=None, seed=0, first=None):
     """Returns what the first trials of a search would draw, without a run."""
     takes = accepts or (
         lambda params: search_config.accepts(config, 9, None, None, params)
     )
-    opened = study.optuna.create_study(sampler=study.Sampler(seed, ranges, takes))
+    sampler = study.Sampler(seed, ranges, takes, first)
+    opened = study.optuna.create_study(sampler=sampler)
     found = []
     for value in range(number):
         trial = study.ask(opened, ranges)
@@ -455,6 +456,17 @@ def test_combinations_that_the_config_refuses_are_never_drawn(config):
     assert {params["readout"] for params in kept} == {"hybrid", "attention", "local"}
     with pytest.raises(UserError, match="refuses each of 1000 combinations"):
         drawn(ranges, config, 1, lambda params: False)
+
+
+def test_the_first_trial_has_the_configs_own_settings(config):
+    config.embedding_size, config.batch_size, config.learning_rate = 64, 50, 0.002
+    ranges = search_config.searched(None, config)
+    own = search_config.own_settings(config, ranges)
+    assert own == {field: config[field] for field in space.DEFAULT}
+    first, second = drawn(ranges, config, 2, first=own)
+    assert first == own != second
+    config.learning_rate = 1.0
+    assert search_config.own_settings(config, ranges) is None
 
 
 def test_what_is_drawn_depends_on_seed_and_number_and_is_easy_to_read(config):

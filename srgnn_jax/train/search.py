@@ -37,6 +37,7 @@ from srgnn_jax.train.search_config import (
     accepts,
     check_config,
     facts,
+    own_settings,
     searched,
     with_params,
 )
@@ -59,7 +60,8 @@ def search(
 ) -> pathlib.Path | None:
     """Finds the settings that are best on validation; goes on where it was ended.
 
-    Test is evaluated once, for the best trial, at the end.
+    The first trial has the config's own settings, where they lie in the ranges. Test is
+    evaluated once, for the best trial, at the end.
 
     Args:
       config: see configs/default.py; says all that is not searched.
@@ -98,7 +100,9 @@ def search(
     accepted = functools.partial(accepts, config, num_items, model, losses)
     with _file_errors(folder):
         with _locked(folder / "lock"):
-            opened = study.open_study(folder, config.seed, ranges, accepted)
+            own = own_settings(config, ranges)
+            first = own if own and accepted(own) else None
+            opened = study.open_study(folder, config.seed, ranges, accepted, first)
             about = {**facts(config, ranges), "data": data.fingerprint, "model": name}
             study.check_same_search(opened, about)
         processes.say(counts_table({**data.counts, **splits.counts}, data.published))

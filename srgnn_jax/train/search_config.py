@@ -93,6 +93,12 @@ def searched(
     return left
 
 
+def own_settings(config: ConfigDict, ranges: space.Space) -> study.Params | None:
+    """Returns the config's values of what is searched; None: not all are in range."""
+    own = {field: config[field] for field in ranges}
+    return own if all(space.holds(ranges[k], own[k]) for k in own) else None
+
+
 def _checked(field: str, of: Any, usual: Any) -> space.Choice | space.Range:
     """Returns a range whose values have the type of the field's usual one."""
     kind = type(usual)
@@ -127,6 +133,8 @@ def check_config(config: ConfigDict) -> None:
         if config[field] != wanted:
             told = f"config.{field} is {config[field]!r}, but {why}"
             raise UserError(f"{told}; set {wanted!r}")
+    if not config.test_days and not config.test_start:
+        raise UserError("config.test_days is 0; a search evaluates its best on test")
     if not config.epochs:
         raise UserError("config.epochs is 0; a search needs one epoch at least")
 

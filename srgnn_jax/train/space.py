@@ -74,6 +74,13 @@ def _range(name: str, low: int | float, high: int | float) -> Range:
     return Range(low, high, name == "log")
 
 
+def holds(of: Choice | Range, value: Value) -> bool:
+    """Whether a value is among those of a choice or a range."""
+    if isinstance(of, Choice):
+        return value in of.values
+    return of.low <= float(value) <= of.high
+
+
 # What is searched where the config file says nothing.
 DEFAULT: Space = {
     "learning_rate": log(3e-4, 1e-2),

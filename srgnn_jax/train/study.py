@@ -50,10 +50,19 @@ class _FileLock(journal.JournalFileOpenLock):
 
 
 class Sampler(samplers.BaseSampler):
-    """TPE, seeded anew for every trial; draws again what `accepts` refuses."""
+    """TPE, seeded anew for every trial; draws again what `accepts` refuses.
 
-    def __init__(self, seed: int, space: Space, accepts: Callable[[Params], bool]):
-        self._seed, self._accepts = seed, accepts
+    Trial 0 is `first`, if there is one.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        space: Space,
+        accepts: Callable[[Params], bool],
+        first: Params | None = None,
+    ):
+        self._seed, self._accepts, self._first = seed, accepts, first
         self._space = {field: distribution(of) for field, of in space.items()}
 
     def infer_relative_search_space(self, study, trial):
@@ -65,6 +74,8 @@ class Sampler(samplers.BaseSampler):
         Raises:
           UserError: nothing that was drawn is accepted.
         """
+        if trial.number == 0 and self._first is not None:
+            return self._first
         several = {k: v for k, v in search_space.items() if not v.single()}
         for draw in range(MOST_DRAWS):
             key = f"{self._seed} {trial.number} {draw}".encode()
@@ -108,7 +119,11 @@ def distribution(of: Choice | Range) -> distributions.BaseDistribution:
 
 
 def open_study(
-    folder: pathlib.Path, seed: int, space: Space, accepts: Callable[[Params], bool]
+    folder: pathlib.Path,
+    seed: int,
+    space: Space,
+    accepts: Callable[[Params], bool],
+    first: Params | None = None,
 ) -> Study:
     """Opens the journal of a folder, or begins it.
 
@@ -117,6 +132,7 @@ def open_study(
       seed: of what is drawn.
       space: ranges by field.
       accepts: whether a combination of values may be tried.
+      first: the combination of trial 0; None: that is drawn too.
 
     Raises:
       UserError: the journal is damaged, but for a last line that broke off.
@@ -136,7 +152,7 @@ def open_study(
             storage=optuna.storages.JournalStorage(backend),
             study_name="search",
             direction="maximize",
-            sampler=Sampler(seed, space, accepts),
+            sampler=Sampler(seed, space, accepts, first),
             pruner=pruner,
             load_if_exists=True,
         )
