@@ -17,8 +17,8 @@ from srgnn_jax.evaluate.plots import (
     metrics_by_length,
     principal_components,
     recall_over_k,
-    session_graph,
 )
+from srgnn_jax.evaluate.session_plots import session_graph
 
 
 def test_session_graph_shows_items_and_weights():
@@ -93,14 +93,18 @@ def test_learning_curves_show_every_run():
         {"step": 14, "test/mrr@20": 0.9},
     ]
     records = {"seed 0": lines, "seed 1": lines[:2]}
-    figure = learning_curves(records, chosen={"seed 0": 2, "seed 1": 1})
+    beside = {"POP": {"recall@20": 0.05, "mrr@20": 0.01}}
+    figure = learning_curves(records, 20, {"seed 0": 2, "seed 1": 1}, beside)
     loss, recall, mrr = figure.axes
     assert [[*line.get_ydata()] for line in loss.lines] == [
         *([3.0], [2.5, 2.0], [3.0], [2.5])
     ]
     assert [*loss.lines[1].get_xdata()] == [7, 14]
-    assert not recall.lines
-    assert [[*line.get_ydata()] for line in mrr.lines] == [[20.0, 30.0], [20.0]]
+    assert [[*line.get_ydata()] for line in recall.lines] == [[5.0, 5.0]]
+    assert [[*line.get_ydata()] for line in mrr.lines] == [
+        *([1.0, 1.0], [20.0, 30.0], [20.0])
+    ]
+    assert [text.get_text() for text in mrr.texts] == ["POP, on test"]
     assert mrr.get_title() == "mrr@20 on validation"
     rings = [ring.get_offsets().tolist() for ring in mrr.collections]
     assert rings == [[[2, 30]], [[1, 20]]]
@@ -148,6 +152,6 @@ def test_the_items_map_draws_the_most_clicked_items():
 
 def test_what_plots_need_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "srgnn_jax.evaluate.plots")
-    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match="plots need matplotlib: pip install"):
         importlib.import_module("srgnn_jax.evaluate.plots")

@@ -21,7 +21,7 @@ LAYERS = [
     ["serve"],
     ["convert"],
     ["evaluate.plots"],
-    ["evaluate.search_plots"],
+    ["evaluate.search_plots", "evaluate.session_plots"],
     ["train.search_report"],
     ["train.search"],
     ["plan"],
