@@ -51,6 +51,7 @@ test-long: venv .venv/ray
 	$(BIN)/python -m tests.fuzz_readers --cases=5000 --seed=0
 	$(BIN)/python -m tests.fuzz_http --cases=2000 --seed=0
 	$(BIN)/python -m pytest tests/test_ray.py
+	$(BIN)/python -m tests.smoke_wheel $(PYTHON)
 
 lint: venv
 	$(BIN)/ruff check

@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
     # Preparing the data.
     c.min_session_length = 2  # sessions with fewer clicks are dropped
     c.min_item_count = 5  # items with fewer clicks are dropped
-    c.test_days = 1.0  # sessions of the last so many days are the test split
+    c.test_days = 1.0  # sessions of the last so many days are test; 0: all train
     c.test_start = ""  # instead: an ISO time in UTC, from which on sessions are test
     c.test_end = ""  # with `test_start`: an ISO time, from which on they are left out
     c.train_days = 0.0  # train on sessions of the last so many days before test; 0: all

@@ -152,6 +152,11 @@ def validate(config: Any) -> None:
             if config[field]:
                 what = f", but config.readout = {config.readout!r} has no attention; "
                 refuse(field, f"{what}leave it out, or choose the readout {those}")
+    if not config.test_days and not config.test_start:
+        if config.select_on == "test":
+            refuse("select_on", ", but with config.test_days = 0 there is no test")
+        if config.joined:
+            refuse("joined", ", which is judged on test; set config.test_days")
     if config.joined and config.select_on != "valid" and not config.neighbours_weight:
         what = "; without validation, where select_on is 'valid', name a weight"
         refuse("neighbours_weight", what)
@@ -270,6 +275,8 @@ def make_splits(config: ConfigDict, data: Dataset) -> Splits:
         sessions |= {"train": train, "valid": valid}
     examples = {k: s.examples(config.max_session_length) for k, s in sessions.items()}
     for split, those in examples.items():
+        if split == "test" and not len(data.test):
+            continue  # By config.test_days = 0.
         if not len(those):
             share = ""
             if split != "test" and "valid" in examples:

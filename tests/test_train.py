@@ -19,6 +19,7 @@ from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
 from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.evaluate.workdir import evaluate_workdir
+from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.train import epochs, interrupt, step
 from srgnn_jax.train.loop import train_and_evaluate
 from tests.tiny import tiny_config, write_log
@@ -221,6 +222,31 @@ def test_the_last_epoch_is_trained_on_everything_and_chosen_by_nothing(
     assert run["best_epoch"] == 3
     assert run["valid"] is None
     assert "test_each_best" not in run
+
+
+def test_with_no_day_for_test_all_sessions_train(config, tmp_path, capsys):
+    config.select_on, config.epochs = "last", 1
+    config.test_days, least = 0, config.test_days
+    workdir = tmp_path / "run"
+    trained = train_and_evaluate(config, str(workdir))
+    said = capsys.readouterr().out
+    assert "nothing is kept for test: config.test_days is 0" in said
+    assert "nothing was kept for test: the run is to recommend with" in said
+    assert not trained.metrics
+    counts = json.loads((workdir / "counts.json").read_text())
+    assert counts["test_sessions"] == counts["edge_sessions"] == 0
+    assert Recommender.load(workdir).recommend([["1"]], k=3)[0].items
+    # Those of the other days, and of the last.
+    config.test_days, config.epochs = least, 0
+    train_and_evaluate(config, str(tmp_path / "tested"))
+    split = json.loads((tmp_path / "tested" / "counts.json").read_text())
+    both = split["train_sessions"] + split["test_sessions"]
+    assert counts["train_sessions"] == both > split["train_sessions"]
+    with pytest.raises(UserError, match="test_days is 0: nothing is kept for test"):
+        evaluate_workdir(str(workdir))
+    config.test_days, config.select_on = 0, "test"
+    with pytest.raises(UserError, match="there is no test"):
+        train_and_evaluate(config, str(tmp_path / "other"))
 
 
 def test_the_best_epoch_is_kept_and_reported(config, tmp_path, monkeypatch):

@@ -49,7 +49,8 @@ def prepare(
     3. With T the latest date, a session tests if its date > T - `test_days` (of 24
        hours), else it trains; as published, those exactly on the edge do neither. With
        `test_start`, sessions before it train, the others before `test_end` test. Dates
-       are in microseconds. `train_days` keeps the last so many days of training.
+       are in microseconds. With `test_days` 0, not as published, none tests and all
+       train. `train_days` keeps the last so many days of training.
     4. Sessions are ordered by date, then by id, as published by first appearance in the
        file.
     5. Items are numbered from 1 by first appearance in training. Test clicks on other
@@ -74,25 +75,28 @@ def prepare(
         date, as_published, test_days, test_start, test_end, train_days
     )
     train, test = (kept.take(np.flatnonzero(x)) for x in (is_train, is_test))
-    _check_split(train, test, date)
+    for_test = bool(test_days) or as_published or test_start is not None
+    _check_split(train, test, date, for_test)
     both = {"train": train, "test": test}
     raw = dict.fromkeys(both, gathered.raw_items)
     splits, vocabulary = _number(both, raw, min_session_length)
     splits["train"] = _last_examples(splits["train"], train_fraction)
-    _check_left(splits)
+    _check_left(splits, for_test)
     counts = count(splits, vocabulary) | gathered.counts
     # As published: before those without a known item are dropped.
     counts |= {"test_sessions": len(test), "raw_clicks": len(clicks)}
     counts["edge_sessions"] = int((~is_train & ~is_test & ~is_older).sum())
     if train_days:
         counts["older_sessions"] = int(is_older.sum())
-    unknown = len(test.items) - len(splits["test"].items)
-    notes = [
-        _span(clicks),
-        f"test begins with the session of {_written(date[is_test].min())}: {rule}",
-        *dropped,
-        f"{unknown:,} test clicks dropped, on items that training lacks or alone then",
-    ]
+    notes = [_span(clicks), "nothing is kept for test: config.test_days is 0", *dropped]
+    if for_test:
+        unknown = len(test.items) - len(splits["test"].items)
+        begins = _written(date[is_test].min())
+        notes[1] = f"test begins with the session of {begins}: {rule}"
+        notes.append(
+            f"{unknown:,} test clicks dropped, on items that training lacks or alone "
+            "then"
+        )
     return Dataset(splits, vocabulary, counts, notes=notes)
 
 
@@ -133,8 +137,10 @@ def _written(time: np.int64) -> str:
     return str(np.datetime64(int(time), "us"))[:19].replace("T", " ")
 
 
-def _check_split(train: Sessions, test: Sessions, date: Int[np.ndarray, " S"]) -> None:
-    if not len(train) or not len(test):
+def _check_split(
+    train: Sessions, test: Sessions, date: Int[np.ndarray, " S"], for_test: bool
+) -> None:
+    if not len(train) or (for_test and not len(test)):
         first, last = (_written(when) for when in (date.min(), date.max()))
         raise UserError(
             f"the split by time leaves {len(train)} sessions to train on and "
@@ -143,8 +149,8 @@ def _check_split(train: Sessions, test: Sessions, date: Int[np.ndarray, " S"]) -
         )
 
 
-def _check_left(splits: Mapping[str, Sessions]) -> None:
-    if not len(splits["train"]) or not len(splits["test"]):
+def _check_left(splits: Mapping[str, Sessions], for_test: bool) -> None:
+    if not len(splits["train"]) or (for_test and not len(splits["test"])):
         raise UserError(
             f"{len(splits['train'])} sessions are left to train on and "
             f"{len(splits['test'])} to test on, after config.train_fraction and "

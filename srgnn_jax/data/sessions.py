@@ -344,7 +344,8 @@ class Dataset:
 
     @property
     def test(self) -> Sessions:
-        return self.splits["test"]
+        none = Sessions.from_lengths(np.zeros(0, np.int32), np.zeros(0, np.int64))
+        return self.splits.get("test", none)
 
     @property
     def validation(self) -> Sessions | None:

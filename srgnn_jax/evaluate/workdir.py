@@ -187,11 +187,21 @@ def open_run(
             config_lib.MAY_DIFFER_IN_EVALUATION,
         )
         params, _ = restore_best(checkpoints, progress, made, devices)
-    splits = config_lib.make_splits(config, data)
+    splits = _with_test(config_lib.make_splits(config, data))
     if progress.parents:
         vocabulary = load_vocabulary(folder, progress.vocabulary)
         splits = dataclasses.replace(splits, is_new=vocabulary.new_rows)
     return OpenedRun(config, own, progress, data, splits, made, params, devices)
+
+
+def _with_test(splits: config_lib.Splits) -> config_lib.Splits:
+    """Raises UserError where nothing was kept for test."""
+    if not len(splits.evaluated["test"]):
+        raise UserError(
+            "config.test_days is 0: nothing is kept for test, so there is nothing to "
+            "evaluate on; --mode=evaluate --sessions=LOG takes later clicks"
+        )
+    return splits
 
 
 def _as_evaluated(folder: pathlib.Path, progress: Progress) -> ConfigDict:
@@ -262,6 +272,7 @@ def evaluate_best(
         title += f"\n{config.neighbours} joins it with weight {found.weight}{chosen}"
     if processes.is_main_process():
         beside = baselines_beside(config, splits, progress.num_items)
+        run["test_baselines"] = beside
         columns |= {f"{name} test": means for name, means in beside.items()}
         advice = lost_to(config, test, beside)
         table = metric_table(config.ks, columns)
@@ -353,7 +364,7 @@ def evaluate_baselines(
     config_lib.validate(config)
     with processes.main_process_first():
         data = config_lib.load_data(config)
-    splits = config_lib.make_splits(config, data)
+    splits = _with_test(config_lib.make_splits(config, data))
     folder = make_workdir(workdir)
     train, test = splits.train_sessions.whole(), splits.evaluated["test"]
     reached = {}

@@ -282,9 +282,12 @@ class Run:
                     stopped.number, f"saved at step {step}; the same command continues"
                 ) from None
 
-    def report(self) -> results_json.Results:
+    def report(self) -> results_json.Results | None:
         """Evaluates the best epoch on test, prints the table, records the metrics."""
         config, progress, params = self.config, self.progress, self.state.params
+        if not len(self.splits.evaluated["test"]):
+            processes.say("nothing was kept for test: the run is to recommend with")
+            return None
         if progress.best_step not in (0, progress.step):
             params, _ = restore_best(
                 self.checkpoints, progress, self.model, self.devices

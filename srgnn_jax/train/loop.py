@@ -70,7 +70,8 @@ def train_and_evaluate(
         own = str(folder / f"seed_{seed}")
         if trained := train_one(one, own, command, model, loss, clicks):
             each.append(trained)
-    report_seeds(folder, seeds)
+    if each and each[0].metrics:
+        report_seeds(folder, seeds)
     return Trained.of_several(each, workdir)
 
 
