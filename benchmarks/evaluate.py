@@ -1,13 +1,17 @@
 """Throughput of evaluation beside what the machine allows for its one matrix product.
 
     python -m benchmarks.evaluate --items=43098 --embedding_size=100
+    python -m benchmarks.evaluate --workdir=runs/diginetica
 
 The limit is the time of [V, D] x [D, B] alone, for as many sessions as are ranked at a
 time, measured in turn in the same process. What it leaves out: the gated network, and
-comparing each score with the target's.
+comparing each score with the target's. With `--workdir`, it prints what the evaluation
+after an epoch of that run reaches, as JSON.
 """
 
 import argparse
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +20,7 @@ import numpy as np
 from benchmarks import common
 from srgnn_jax.devices import layouts, processes
 from srgnn_jax.evaluate.evaluator import Evaluator
+from srgnn_jax.evaluate.workdir import open_run
 from srgnn_jax.model.srgnn import SRGNN, init_params
 
 
@@ -27,10 +32,15 @@ def main():
     parser.add_argument("--eval_batch_size", type=int, default=512)
     parser.add_argument("--examples", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workdir", type=pathlib.Path, help="evaluate its run instead")
     arguments = parser.parse_args()
     v, d, examples = arguments.items, arguments.embedding_size, arguments.examples
 
     processes.settle_process()
+    if arguments.workdir:
+        run = open_run(arguments.workdir)
+        print(json.dumps(run.evaluator()(run.params)))
+        return
     devices = layouts.find_devices("jit")
     model = SRGNN(v, d)
     params = devices.make(lambda: init_params(model, 0))

@@ -64,16 +64,11 @@ def test_importing_the_package_imports_neither_jax_nor_polars():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-@pytest.mark.slow  # imports everything, and writes some twenty pages
-def test_the_site_is_built(tmp_path):
-    pytest.importorskip("sphinx")
-    pytest.importorskip("myst_nb")
-    command = [sys.executable, "-m", "sphinx", "-q", "--fail-on-warning", "docs"]
-    done = subprocess.run(
-        [*command, tmp_path], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    pages = {path.name: path.read_text() for path in tmp_path.glob("*.html")}
+def test_the_site_has_every_page():
+    built = ROOT / "docs" / "_build" / "html"
+    if not (built / "index.html").exists():
+        pytest.skip("make docs builds the site, warnings being errors")
+    pages = {path.name: path.read_text() for path in built.glob("*.html")}
     for page in (ROOT / "docs").glob("*.md"):
         assert f"{page.stem}.html" in pages
     assert "train_and_evaluate" in pages["api.html"]
