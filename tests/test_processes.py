@@ -10,10 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from srgnn_jax.devices import processes
 from srgnn_jax.errors import UserError
+from srgnn_jax.serve.recommend import Recommender
 from tests.tiny import write_log
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +98,7 @@ def one_process(config, tmp_path_factory):
     run = start(config, workdir, 8, "--config.parallel=mesh", "--config.max_steps=42")
     output, _ = run.communicate(timeout=300)
     assert run.returncode == 0, output
-    return records(workdir)
+    return workdir
 
 
 def assert_same(found, expected):
@@ -109,7 +112,7 @@ def test_two_processes_of_four_devices_are_one_of_eight(config, one_process, tmp
     runs = start_two(config, tmp_path, "--config.max_steps=42")
     outputs = [run.communicate(timeout=300)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
-    assert_same(records(tmp_path), one_process)
+    assert_same(records(tmp_path), records(one_process))
     # Only the first prints and records.
     assert "epoch 3:" in outputs[0]
     assert "epoch" not in outputs[1]
@@ -137,8 +140,19 @@ def test_a_lost_process_ends_the_other_and_both_go_on(config, one_process, tmp_p
     outputs = [run.communicate(timeout=300)[0] for run in again]
     assert [run.returncode for run in again] == [0, 0], outputs
     assert "continuing from the checkpoint" in outputs[0]
-    found = records(tmp_path)
-    assert_same({k: v for k, v in found.items() if k in one_process}, one_process)
+    found, whole = records(tmp_path), records(one_process)
+    assert_same({k: v for k, v in found.items() if k in whole}, whole)
+
+
+@pytest.mark.slow
+def test_two_processes_begin_with_what_one_has_learnt(config, one_process, tmp_path):
+    flags = f"--config.warm_start={one_process}", "--config.epochs=0"
+    runs = start_two(config, tmp_path, *flags)
+    outputs = [run.communicate(timeout=300)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    parent, warm = (Recommender.load(of) for of in (one_process, tmp_path))
+    assert warm.progress.parents
+    jax.tree.map(np.testing.assert_array_equal, warm.params, parent.params)
 
 
 @pytest.mark.slow
