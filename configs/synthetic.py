@@ -23,8 +23,9 @@ def get_config():
 def get_search():
     """Returns what a search chooses from: settings that cost little time."""
     return {
-        "learning_rate": log(1e-3, 1e-2),
-        "batch_size": choice(200, 500),
+        "learning_rate": log(2e-3, 2e-2),
+        "batch_size": choice(500, 1000),
+        "embedding_size": choice(16, 32),
         "item_dropout": uniform(0.0, 0.4),
         "normalize": choice(False, True),
         "lr_decay": choice(0.1, 0.3, 1.0),

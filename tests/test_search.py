@@ -278,7 +278,7 @@ def test_trials_that_diverge_or_need_too_much_memory_are_recorded(
     config, tmp_path, monkeypatch, capsys
 ):
     ranges = {"learning_rate": choice(0.01, 1e38), "batch_size": choice(32, 33)}
-    config.seed, config.epochs = 3, 1
+    config.seed, config.epochs = 8, 1
     train = loop.train_one
 
     def fills_memory(config, *arguments, **named):
