@@ -198,7 +198,9 @@ def test_the_first_window_is_not_counted():
     records = [window(1.0), window(100.0), window(300.0, loss=3.0), TEST]
     found = against_original.measured(9.0, records)
     # 100 examples in a second and 100 in a third of one.
-    assert found == against_original.Measured(150.0, 50.0, 9.0, 3.0, 0.4, 0.1)
+    assert found == against_original.Measured(150.0, 50.0, 50.0, 9.0, 3.0, 0.4, 0.1)
+    after_an_epoch = against_original.measured(9.0, records, 80.0)
+    assert (after_an_epoch.evaluation, after_an_epoch.at_the_end) == (80.0, 50.0)
 
 
 @pytest.mark.parametrize(
@@ -233,18 +235,19 @@ def test_made_data_are_as_long_as_they_are_to_be():
 
 def test_ratios_are_of_rounds_and_above_one_where_ours_is_faster():
     theirs = [
-        against_original.Measured(100.0, 10.0, 60.0, 5.0, 0.1, 0.1),
-        against_original.Measured(200.0, 10.0, 60.0, 5.0, 0.1, 0.1),
-        against_original.Measured(100.0, 10.0, 60.0, 5.0, 0.1, 0.1),
+        against_original.Measured(100.0, 10.0, 10.0, 60.0, 5.0, 0.1, 0.1),
+        against_original.Measured(200.0, 10.0, 10.0, 60.0, 5.0, 0.1, 0.1),
+        against_original.Measured(100.0, 10.0, 10.0, 60.0, 5.0, 0.1, 0.1),
     ]
     ours = [
-        against_original.Measured(400.0, 50.0, 20.0, 4.0, 0.1, 0.1),
-        against_original.Measured(400.0, 60.0, 20.0, 4.0, 0.1, 0.1),
-        against_original.Measured(500.0, 70.0, 20.0, 4.0, 0.1, 0.1),
+        against_original.Measured(400.0, 50.0, 30.0, 20.0, 4.0, 0.1, 0.1),
+        against_original.Measured(400.0, 60.0, 30.0, 20.0, 4.0, 0.1, 0.1),
+        against_original.Measured(500.0, 70.0, 30.0, 20.0, 4.0, 0.1, 0.1),
     ]
     found, rows = against_original.table(theirs, ours)
     assert found["training"] == {"median": 4.0, "least": 2.0, "greatest": 5.0}
     assert found["evaluation"]["median"] == 6.0
+    assert found["at_the_end"]["median"] == 3.0
     assert found["seconds"]["median"] == 3.0
     assert rows[0]["PyTorch"] == 100
     assert rows[0]["ours"] == 400

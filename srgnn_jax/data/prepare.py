@@ -88,16 +88,20 @@ def prepare(
     counts["edge_sessions"] = int((~is_train & ~is_test & ~is_older).sum())
     if train_days:
         counts["older_sessions"] = int(is_older.sum())
-    notes = [_span(clicks), "nothing is kept for test: config.test_days is 0", *dropped]
-    if for_test:
-        unknown = len(test.items) - len(splits["test"].items)
-        begins = _written(date[is_test].min())
-        notes[1] = f"test begins with the session of {begins}: {rule}"
-        notes.append(
-            f"{unknown:,} test clicks dropped, on items that training lacks or alone "
-            "then"
-        )
+    unknown = len(test.items) - len(splits["test"].items)
+    begins, *lost = _about_test(date[is_test], rule, unknown)
+    notes = [_span(clicks), begins, *dropped, *lost]
     return Dataset(splits, vocabulary, counts, notes=notes)
+
+
+def _about_test(date: Int[np.ndarray, " S"], rule: str, unknown: int) -> list[str]:
+    """Says where test begins and what it loses, given the dates of its sessions."""
+    if not len(date):
+        return ["nothing is kept for test: config.test_days is 0"]
+    return [
+        f"test begins with the session of {_written(date.min())}: {rule}",
+        f"{unknown:,} test clicks dropped, on items that training lacks or alone then",
+    ]
 
 
 def _by_time(
