@@ -23,8 +23,8 @@ def get_config():
 def get_search():
     """Returns what a search chooses from: settings that cost little time."""
     return {
-        "learning_rate": log(2e-3, 2e-2),
-        "batch_size": choice(500, 1000),
+        "learning_rate": log(3e-3, 3e-2),
+        "batch_size": choice(1000, 2000),
         "embedding_size": choice(16, 32),
         "item_dropout": uniform(0.0, 0.4),
         "normalize": choice(False, True),
