@@ -152,7 +152,7 @@ def validate(config: Any) -> None:
             if config[field]:
                 what = f", but config.readout = {config.readout!r} has no attention; "
                 refuse(field, f"{what}leave it out, or choose the readout {those}")
-    if not config.test_days and not config.test_start:
+    if not keeps_test(config):
         if config.select_on == "test":
             refuse("select_on", ", but with config.test_days = 0 there is no test")
         if config.joined:
@@ -164,6 +164,11 @@ def validate(config: Any) -> None:
     if config.select_by not in known:
         ks, names = tuple(config.ks), ", ".join(known)
         refuse("select_by", f"; with config.ks = {ks} it can be one of {names}")
+
+
+def keeps_test(config: ConfigDict) -> bool:
+    """Whether sessions of a log are kept for test, where it is split by time."""
+    return bool(config.test_days or config.test_start)
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:

@@ -7,6 +7,8 @@ source archive. Takes some minutes for each Python, as all packages are installe
 """
 
 import argparse
+import contextlib
+import json
 import os
 import shutil
 import signal
@@ -19,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = "export,plots,search,serve"
+PORT = 8765
 SMALL = (
     "--config=synthetic --config.progress=False --config.train_fraction=0.1 "
     "--config.embedding_size=16 --config.epochs=1"
@@ -76,23 +79,30 @@ class Environment:
 
     def serve(self) -> None:
         """Starts the service, asks it, and stops it."""
-        command = ["srgnn", "--mode=serve", "--workdir=run", "--port=8765"]
-        srgnn = shutil.which("srgnn", path=self.variables["PATH"])
-        process = subprocess.Popen(
-            [srgnn, *command[1:]], cwd=self.folder, env=self.variables
-        )
-        ready = "http://127.0.0.1:8765/v2/health/ready"
-        for _ in range(300):
-            time.sleep(1)
-            try:
-                urllib.request.urlopen(ready).close()
-                break
-            except OSError:
-                if process.poll() is not None:
-                    sys.exit("the service has ended")
-        process.send_signal(signal.SIGTERM)
-        if process.wait(30) != 0:
-            sys.exit(f"the service ended with {process.returncode}")
+        srgnn = self.folder / "venv/bin/srgnn"
+        command = [srgnn, "--mode=serve", "--workdir=run", f"--port={PORT}"]
+        process = subprocess.Popen(command, cwd=self.folder, env=self.variables)
+        address = f"http://127.0.0.1:{PORT}"
+        try:
+            for _ in range(300):
+                time.sleep(1)
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"{address}/v2/health/ready").close()
+                    break
+            # Where it was never ready, this fails.
+            asked = urllib.request.Request(
+                f"{address}/v1/recommend",
+                json.dumps({"session": ["1", "2"], "k": 3}).encode(),
+                {"Content-Type": "application/json"},
+            )
+            with urllib.request.urlopen(asked) as answer:
+                if len(json.load(answer)["items"]) != 3:
+                    sys.exit("the service did not answer with three items")
+        finally:
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(30)
+        if status:
+            sys.exit(f"the service ended with {status}")
 
 
 def smoke(python: str, wheel: Path, archive: Path, folder: Path) -> None:

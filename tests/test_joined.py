@@ -228,6 +228,10 @@ def test_what_cannot_be_joined_is_told(run, tmp_path, monkeypatch):
             config_lib.validate(one)
         one.neighbours_weight = 0.3
         config_lib.validate(one)
+    one.select_on, one.test_days = "last", 0.0
+    with pytest.raises(UserError, match="which is judged on test"):
+        config_lib.validate(one)
+    one.test_days = 1.0
     with monkeypatch.context() as patch:
         patch.setattr(jax, "process_count", lambda: 2)
         with pytest.raises(UserError, match="one process joins neighbours"):

@@ -288,6 +288,10 @@ def test_trials_that_diverge_or_need_too_much_memory_are_recorded(
 
     monkeypatch.setattr("srgnn_jax.train.search.train_one", fills_memory)
     search(config, str(tmp_path / "search"), ranges, 3)
+    assert trials_of(tmp_path / "search")[0].params == {
+        "learning_rate": config.learning_rate,
+        "batch_size": config.batch_size,
+    }
     reasons = {
         ("failed" if t.params["learning_rate"] == 1e38 else t.state.name)
         if t.params["batch_size"] == 32
@@ -371,6 +375,7 @@ def test_a_trial_that_another_worker_is_at_is_left_to_it(
         ({"runs": 3}, None, "config.runs is 3"),
         ({"max_steps": 3}, None, "by whole epochs"),
         ({"epochs": 0}, None, "one epoch at least"),
+        ({"test_days": 0}, None, "a search evaluates its best on test"),
         ({"batch_size": 0}, None, "config.batch_size is 0"),
         ({"loss_type": "own"}, None, "config.loss_type is 'own'"),
         ({}, {"learnin_rate": log(0.1, 1)}, "did you mean learning_rate"),

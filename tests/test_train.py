@@ -18,7 +18,7 @@ from srgnn_jax.devices import processes
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
 from srgnn_jax.evaluate.evaluator import Evaluator
-from srgnn_jax.evaluate.workdir import evaluate_workdir
+from srgnn_jax.evaluate.workdir import evaluate_baselines, evaluate_workdir
 from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.train import epochs, interrupt, step
 from srgnn_jax.train.loop import train_and_evaluate
@@ -74,6 +74,9 @@ def test_a_run_records_what_it_did(config, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "train examples" in out
     assert "POP test" in out
+    (run,) = results_json.read(workdir / results_json.FILE)["runs"]
+    assert [*run["test_baselines"]] == ["POP", "Markov", "STAN"]
+    assert run["test_baselines"]["POP"].keys() == run["test"].keys()
     assert "validation" in out
 
 
@@ -242,8 +245,13 @@ def test_with_no_day_for_test_all_sessions_train(config, tmp_path, capsys):
     split = json.loads((tmp_path / "tested" / "counts.json").read_text())
     both = split["train_sessions"] + split["test_sessions"]
     assert counts["train_sessions"] == both > split["train_sessions"]
-    with pytest.raises(UserError, match="test_days is 0: nothing is kept for test"):
-        evaluate_workdir(str(workdir))
+    for evaluate in (evaluate_workdir, lambda at: evaluate_baselines(config, at)):
+        config.test_days = 0
+        with pytest.raises(UserError, match="test_days is 0: nothing is kept for test"):
+            evaluate(str(workdir))
+    config.runs, config.epochs = 2, 1
+    assert not train_and_evaluate(config, str(tmp_path / "seeds")).metrics
+    config.runs = 1
     config.test_days, config.select_on = 0, "test"
     with pytest.raises(UserError, match="there is no test"):
         train_and_evaluate(config, str(tmp_path / "other"))

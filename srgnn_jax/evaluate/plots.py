@@ -31,7 +31,7 @@ INK, ACCENT = "#1f2d3d", "#d9622b"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS, LINES = "osD^vP", ("-", "--", ":", "-.", "-", "--")
 RING: dict[str, Any] = {"facecolors": "none", "edgecolors": INK}
-BESIDE: dict[str, Any] = {"fontsize": 8, "ha": "right", "va": "bottom", "color": INK}
+LABEL: dict[str, Any] = {"fontsize": 8, "ha": "right", "va": "bottom", "color": INK}
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -140,7 +140,7 @@ def learning_curves(
         for name, means in (baselines or {}).items():
             value = 100 * means[metric]
             axes.axhline(value, color=INK, linewidth=0.8, linestyle=":")
-            side: dict[str, Any] = {"transform": axes.get_yaxis_transform(), **BESIDE}
+            side: dict[str, Any] = {"transform": axes.get_yaxis_transform(), **LABEL}
             axes.text(1, value, f"{name}, on test", **side)
     styles = itertools.cycle(zip(COLOURS, MARKERS, strict=True))
     for (label, lines), (colour, marker) in zip(records.items(), styles, strict=False):

@@ -23,7 +23,7 @@ def log_sum_exp(
     With p the softmax its gradient is
         d / d rows = p session,   d / d session = p^T rows
     where the division by the softmax's sum moves to the [B, D] side: no pass over [V,
-    B] is made beside the products. In blocks all is worked through twice.
+    B] is made beside the products. In blocks scores are made twice.
 
     Args:
       session: session embeddings.

@@ -133,7 +133,7 @@ def check_config(config: ConfigDict) -> None:
         if config[field] != wanted:
             told = f"config.{field} is {config[field]!r}, but {why}"
             raise UserError(f"{told}; set {wanted!r}")
-    if not config.test_days and not config.test_start:
+    if not config_lib.keeps_test(config):
         raise UserError("config.test_days is 0; a search evaluates its best on test")
     if not config.epochs:
         raise UserError("config.epochs is 0; a search needs one epoch at least")
