@@ -27,8 +27,7 @@ SMALL = (
     "--config.embedding_size=16 --config.epochs=1"
 )
 PLAIN = (
-    "srgnn --help || true",  # absl ends it with 1
-    "srgnn",
+    "srgnn --help; srgnn; true",  # both end with 1
     f"srgnn {SMALL} --workdir=run",
     "srgnn --mode=evaluate --workdir=run --config.progress=False",
     "echo '{\"session\": [1, 2]}' | srgnn --mode=recommend --workdir=run --sessions=-",
