@@ -63,7 +63,7 @@ lint: venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
-docs: .venv/docs
+docs: .venv/docs .venv/torch .venv/notebooks
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --jobs=auto -q docs docs/_build/html
 

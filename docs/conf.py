@@ -1,5 +1,6 @@
 """The site of these pages: `make docs` builds it in docs/_build/html."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,13 +13,18 @@ project = "srgnn_jax"
 version = release = srgnn_jax.__version__
 author = copyright = f"the authors of {project}"
 
-# Links between notebooks hold in one folder.
-shutil.copytree(ROOT / "colab", ROOT / "docs/notebooks", dirs_exist_ok=True)
+# Links between notebooks hold in one folder, in which they run from nothing.
+shutil.rmtree(ROOT / "docs/notebooks", ignore_errors=True)
+shutil.copytree(ROOT / "colab", ROOT / "docs/notebooks")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb"]
 exclude_patterns = ["_build"]
-# Notebooks train: `make notebooks` runs them, here they are shown.
-nb_execution_mode = "off"
+# They train, some minutes each, unless they are as they were when they ran last.
+nb_execution_mode = "cache"
+nb_execution_timeout = 1200
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 # Notebooks hold lines of the shell.
 suppress_warnings = ["misc.highlighting_failure"]
 myst_heading_anchors = 3
