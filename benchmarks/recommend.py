@@ -6,7 +6,8 @@
 One session: seconds of `Recommender.recommend` of one session, from raw ids to raw ids,
 beside the bare product of the table with one vector and its top-k, and beside the same
 in PyTorch, where it is installed: `torch.matmul` and `topk`, as the original code
-scores; and beside the same network joined with STAN's neighbours among made sessions.
+scores; and beside the same network joined with STAN's neighbours among made sessions,
+and with clicks that come again.
 Many sessions: the same for batches of as many sessions as `recommend` scores at a time.
 The stream is what the command line does, from JSON lines to JSON lines; its
 limit is the matrix products alone. All are measured in turn in one process. What the
@@ -28,7 +29,7 @@ import numpy as np
 from benchmarks import common
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.devices import processes
-from srgnn_jax.evaluate.session_knn import Neighbours
+from srgnn_jax.evaluate.session_knn import Neighbours, repeat_rates
 from srgnn_jax.model.srgnn import SRGNN, init_params
 from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.serve.stream import recommend_stream
@@ -101,8 +102,14 @@ def main():
     recommender = Recommender(model, params, vocabulary)
     train = common.made_examples(v, arguments.neighbours, seed=1)
     offsets = np.append(train.starts, len(train.items))
-    neighbours = Neighbours("STAN", 0.3, train.items, offsets, v)
-    joined = Recommender(model, params, vocabulary, neighbours=neighbours)
+    clicks = train.items, offsets, v
+    rates = repeat_rates(Neighbours("STAN", 0.0, *clicks), v)
+
+    def joined_with(weight, again):
+        made = Neighbours("STAN", weight, *clicks, again, rates)
+        return Recommender(model, params, vocabulary, neighbours=made)
+
+    joined, repeats = joined_with(0.3, 0.5), joined_with(0.0, 0.5)
     table = recommender.params["item_embedding"]
     examples = common.made_examples(v, arguments.sessions)
     sessions = [
@@ -119,13 +126,14 @@ def main():
         functions: dict[str, Callable[[], object]] = {
             "recommend": lambda: recommender.recommend(next(queue), k),
             "joined with neighbours": lambda: joined.recommend(next(queue), k),
+            "joined with repeats alone": lambda: repeats.recommend(next(queue), k),
             "product and top-k": bare(table, jnp.asarray(session), k),
         }
         there = torch_top_k(np.array(table), session, k)
         if there is not None:
             functions["product and top-k in torch"] = there
         # Every length that comes up is compiled before.
-        for each in (recommender, joined):
+        for each in (recommender, joined, repeats):
             each.recommend(sessions, k)
         for part in parts[:1000]:
             recommender.recommend(part, k)

@@ -106,11 +106,13 @@ def get_config() -> ConfigDict:
     c.select_by = "mrr@20"  # the metric that chooses the epoch
     c.ks = (5, 10, 20)  # list lengths of recall, mrr and ndcg
     c.eval_batch_size = 512  # rounded up to whole parts; changes no digit
-    # join the trained network with neighbours: evaluated, exported and served are sums
-    # of both one's probabilities (`srgnn_jax.evaluate.joined`)
+    # join the trained network with neighbours, and with how often the session's own
+    # items come again: evaluated, exported and served are sums of their probabilities
+    # (`srgnn_jax.evaluate.joined`)
     c.joined = False
     c.neighbours = "STAN"  # or "V-SKNN": how neighbours are found and scored
-    c.neighbours_weight = 0.0  # their share, below 1; 0: validation chooses it
+    c.neighbours_weight = 0.0  # their share, below 1; both 0: validation chooses both
+    c.repeats_weight = 0.0  # that of clicks that come again, at most 1; likewise
 
     # Running.
     # of matrix products; empty: exact float32; "tensorfloat32", "bfloat16": faster

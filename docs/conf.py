@@ -24,7 +24,8 @@ nb_execution_mode = "cache"
 nb_execution_timeout = 1200
 nb_execution_raise_on_error = True
 nb_merge_streams = True
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+os.environ["PYTHONPATH"] = os.pathsep.join(path)
 # Notebooks hold lines of the shell.
 suppress_warnings = ["misc.highlighting_failure"]
 myst_heading_anchors = 3

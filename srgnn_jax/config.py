@@ -45,7 +45,9 @@ MAX_LENGTH = 4096
 # Limits of `Devices`, which change no number of a run.
 _LIMITS = ("max_clicks", "max_positions", "max_scores", "steps_per_call")
 # What is done with a trained network.
-AFTER_TRAINING = frozenset({"joined", "neighbours", "neighbours_weight"})
+AFTER_TRAINING = frozenset(
+    {"joined", "neighbours", "neighbours_weight", "repeats_weight"}
+)
 # None of these changes a parameter, so that all may differ when a run is resumed.
 MAY_DIFFER = AFTER_TRAINING.union(
     _LIMITS,
@@ -108,6 +110,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "scale": (lambda x: x > 0, "be positive"),
     "item_dropout": (lambda x: x < 1, "be 0, or a share below 1"),
     "neighbours_weight": (lambda x: x < 1, "be 0, or a share below 1"),
+    "repeats_weight": (lambda x: x <= 1, "be at most 1"),
     "train_fraction": (lambda x: 0 < x <= 1, "lie between 0 and 1"),
     "valid_fraction": (lambda x: 0 < x < 1, "lie between 0 and 1"),
     "mesh_shape": (
@@ -157,7 +160,8 @@ def validate(config: Any) -> None:
             refuse("select_on", ", but with config.test_days = 0 there is no test")
         if config.joined:
             refuse("joined", ", which is judged on test; set config.test_days")
-    if config.joined and config.select_on != "valid" and not config.neighbours_weight:
+    weighs = config.neighbours_weight or config.repeats_weight
+    if config.joined and config.select_on != "valid" and not weighs:
         what = "; without validation, where select_on is 'valid', name a weight"
         refuse("neighbours_weight", what)
     known = metrics.names(config.ks)

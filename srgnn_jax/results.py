@@ -181,11 +181,15 @@ def _details(results: Results, shown: Sequence[str]) -> Iterator[str]:
 
 
 def _joined(results: Results, shown: Sequence[str]) -> str:
-    """Renders how much the neighbours weigh, and what that gains."""
+    """Renders how much what joins weighs, and what that gains."""
     runs, config = results["runs"], results["config"]
-    weights = ", ".join(str(run["joined"]["weight"]) for run in runs)
-    chosen = "" if config["neighbours_weight"] else ", chosen on validation"
-    said = f"{config['neighbours']} weighs {weights}{chosen}."
+    weights, again = (
+        ", ".join(str(run["joined"][name]) for run in runs)
+        for name in ("weight", "repeats_weight")
+    )
+    is_given = config["neighbours_weight"] or config["repeats_weight"]
+    chosen = "" if is_given else ", chosen on validation"
+    said = f"{config['neighbours']} weighs {weights}, repeats {again}{chosen}."
     alone = {
         metric: percent(
             statistics.fmean(run["joined"]["network"][metric] for run in runs)

@@ -1,7 +1,9 @@
 """Neighbours and network joined: one answer, wherever it is asked for."""
 
+import collections
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -25,21 +27,45 @@ from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.serve.served import Served, Work, group_of
 from srgnn_jax.serve.stream import evaluate_sessions
 from srgnn_jax.train.loop import train_and_evaluate
-from tests.tiny import spelled_out, tiny_config
+from tests.tiny import spelled_out, tiny_config, write_log
 
 V = 30
 RNG = np.random.default_rng(0)
+# Neighbours' and repeats'.
+WEIGHTS = ((0.4, 0.6), (0.4, 0.0), (0.0, 1.0), (0.0, 0.0))
 # Two lengths of prefixes, so that little is compiled; the last item is never trained.
 TRAIN = RNG.integers(1, V - 1, (50, 3)).tolist()
 TEST = Sessions.from_lists([*RNG.integers(1, V, (20, 3)).tolist(), [V - 1, V - 1, 1]])
 
 
-def neighbours(weight=0.4, method="STAN"):
+def neighbours(weight=0.4, method="STAN", again=0.0):
     train = Sessions.from_lists(TRAIN)
-    return Neighbours(method, weight, train.items, train.offsets, V)
+    rates = session_knn.repeat_rates(train, V)
+    return Neighbours(method, weight, train.items, train.offsets, V, again, rates)
 
 
-def plain_joined(examples, params, weight, method="STAN"):
+def kinds(prefix):
+    """Returns of each item how often, and how many clicks ago, a prefix has it."""
+    age = {item: len(prefix) - 1 - place for place, item in enumerate(prefix)}
+    return {
+        item: (min(prefix.count(item), session_knn.TIMES), min(age[item], 23))
+        for item in prefix
+    }
+
+
+def plain_rates(sessions):
+    """Counts what comes again click by click."""
+    held, came = collections.Counter(), collections.Counter()
+    for session in sessions:
+        for end in range(1, len(session)):
+            for item, kind in kinds(session[:end]).items():
+                held[kind] += 1
+                came[kind] += item == session[end]
+    mean = came.total() / held.total()
+    return lambda kind: (came[kind] + 10 * mean) / (held[kind] + 10)
+
+
+def plain_joined(examples, params, weight, method="STAN", again=0.0):
     """Joins as the formula says, in float64."""
     learnt = baselines.METHODS[method](Sessions.from_lists(TRAIN), V)
     item_seq = np.zeros((len(examples), examples.lengths.max()), np.int32)
@@ -52,39 +78,67 @@ def plain_joined(examples, params, weight, method="STAN"):
     total = knn.sum(axis=1, keepdims=True)
     w = np.where(total > 0, weight, 0)
     both = (1 - w) * network + w * knn / np.where(total > 0, total, 1)
-    return np.pad(both, [(0, 0), (1, 0)])
+    both = np.pad(both, [(0, 0), (1, 0)])
+    rate = plain_rates(TRAIN)
+    for row, (prefix, _) in zip(both, spelled_out(examples), strict=True):
+        repeats = {item: rate(kind) for item, kind in kinds(list(prefix)).items()}
+        most = max(sum(repeats.values()) / 0.95, 1.0)
+        row *= 1 - again * sum(repeats.values()) / most
+        for item, share in repeats.items():
+            row[item] += again * share / most
+    return both
 
 
 @pytest.mark.parametrize("method", session_knn.METHODS)
 def test_ranks_and_lists_are_those_of_the_formula(method):
     examples, params = TEST.examples(), init_params(SRGNN(V, 8), 0)
     found = joined.rank(
-        SRGNN(V, 8), params, examples, neighbours(method=method), (0.4, 0.0), k=5
+        SRGNN(V, 8), params, examples, neighbours(method=method), WEIGHTS, k=5
     )
-    for column, weight in enumerate((0.4, 0.0)):
-        expected = plain_joined(examples, params, weight, method)
+    for column, (weight, again) in enumerate(WEIGHTS):
+        expected = plain_joined(examples, params, weight, method, again)
         of_target = expected[np.arange(len(examples)), examples.targets][:, None]
         ranks = (expected[:, 1:] >= of_target * (1 - 1e-6)).sum(axis=1)
         np.testing.assert_array_equal(found.ranks[:, column], ranks)
-    expected = plain_joined(examples, params, 0.4, method)
+    expected = plain_joined(examples, params, 0.4, method, 0.6)
     listed = np.take_along_axis(expected, found.lists, axis=1)
     np.testing.assert_allclose(listed, -np.sort(-expected)[:, :5], rtol=1e-5)
+
+
+def test_how_often_and_how_long_ago_decide_on_repeats():
+    sessions = [[1, 1, 2, 1, *range(3, 40), 1], [5, 6] * 12, [7], [8, 8], [9] * 9]
+    rates = session_knn.repeat_rates(Sessions.from_lists(sessions), 40)
+    expected = plain_rates(sessions)
+    kinds = [(t, a) for t in range(1, 7) for a in range(24)]
+    np.testing.assert_allclose(rates.reshape(-1), [*map(expected, kinds)])
+
+
+def test_repeats_leave_something_to_the_network():
+    # The two items of all sessions always come again.
+    sessions = Sessions.from_lists([[1, 2] * 9] * 50)
+    rates = session_knn.repeat_rates(sessions, 3)
+    one = Neighbours("STAN", 0.0, sessions.items, sessions.offsets, 3, 1.0, rates)
+    shares = one.shares(Prefixes.of(np.array([[1, 2, 1, 2], [0, 0, 0, 0]])))
+    assert shares[0, 1] > 0.9
+    np.testing.assert_allclose(shares.sum(axis=1), [0.95, 0], rtol=1e-6)
+    # Among candidates the others' part falls to the network.
+    alone = one.shares(Prefixes.of(np.array([[1, 2, 1, 2]])), np.array([0, 2]))
+    np.testing.assert_allclose(alone, [[0, one.rates[1, 0]]], rtol=1e-6)
 
 
 def test_ties_count_against_the_target_and_nothing_hides_a_nan():
     scores = jnp.array([[-jnp.inf], [0.0], [0.0], [jnp.nan]])
     shares = jnp.zeros((4, 1))
-    assert joined.add_up(scores[:3], shares[:3], 0.5)[:, 0].tolist() == [
-        *(-np.inf, 0.5, 0.5)
-    ]
-    assert np.isnan(joined.add_up(scores, shares, 0.5)[1:]).all()
+    both = joined.add_up(scores[:3], shares[:3])[:, 0].tolist()
+    assert both == [-np.inf, 0.5, 0.5]
+    assert np.isnan(joined.add_up(scores, shares)[1:]).all()
 
 
 def test_prefixes_of_padded_rows_are_those_of_examples():
     found = Prefixes.of(np.array([[3, 4, 0], [0, 0, 0], [5, 5, 6]]))
-    shares = neighbours().shares(found)
+    shares = neighbours(again=0.6).knn(found)
     alone = Sessions.from_lists([[3, 4, 1], [5, 5, 6, 1]], last_only=True).examples()
-    np.testing.assert_array_equal(shares[[0, 2]], neighbours().shares(alone))
+    np.testing.assert_array_equal(shares[[0, 2]], neighbours().knn(alone))
     assert not shares[1].any()
     np.testing.assert_allclose(shares[[0, 2]].sum(axis=1), 1, rtol=1e-6)
 
@@ -94,7 +148,9 @@ def run(tmp_path_factory):
     """A joined run, its config and its test examples as raw ids."""
     folder = tmp_path_factory.mktemp("joined")
     config = tiny_config(folder)
+    write_log(folder / "data" / "log.csv", again=0.5)
     config.joined, config.max_session_length = True, 4
+    config.neighbours_weight, config.repeats_weight = 0.2, 0.6
     train_and_evaluate(config, str(folder / "run"), "the command")
     data = config_lib.load_data(config)
     splits = config_lib.make_splits(config, data)
@@ -163,20 +219,34 @@ def test_candidates_share_the_probability(run):
         assert not {*all_others.items} & {*session}
 
 
-def test_validation_chooses_the_weight(run):
-    folder, _, _ = run
+def test_validation_chooses_the_weights(run, tmp_path):
+    folder, given, _ = run
     stored = results_json.read(folder / "run" / results_json.FILE)
-    (one,) = stored["runs"]
-    by_weight = one["joined"]["valid_by_weight"]
-    best = max(list(by_weight)[1:], key=lambda w: by_weight[w]["mrr@20"])
-    assert one["joined"]["weight"] == float(best)
-    assert one["valid"] == by_weight[best]
-    assert joined.load(folder / "run", 21).weight == float(best)
     lines = results_json.read_lines(folder / "run" / "metrics.jsonl")
+    assert lines[-1]["joined/mrr@20"] == stored["runs"][0]["test"]["mrr@20"]
+    assert "valid_by_weights" not in stored["runs"][0]["joined"]
+    config = given.copy_and_resolve_references()
+    config.neighbours_weight = config.repeats_weight = 0.0
+    shutil.copytree(folder / "run", tmp_path / "run")
+    evaluate_workdir(str(tmp_path / "run"), config)
+    stored = results_json.read(tmp_path / "run" / results_json.FILE)
+    (one,) = stored["runs"]
+    by_weights = one["joined"]["valid_by_weights"]
+    assert len(by_weights) == 15
+    _, again = max([*by_weights][:6], key=lambda w: by_weights[w]["mrr@20"]).split()
+    those = [weights for weights in by_weights if weights.endswith(f" {again}")]
+    best = max(sorted(those), key=lambda w: by_weights[w]["mrr@20"])
+    weights = [one["joined"]["weight"], one["joined"]["repeats_weight"]]
+    assert best == "{} {}".format(*weights)
+    assert one["valid"] == by_weights[best]
+    assert weights[1] > 0
+    loaded = joined.load(tmp_path / "run", 21)
+    assert [loaded.weight, loaded.repeats_weight] == weights
     epochs = {line["epoch"]: line for line in lines if "epoch" in line}
     best_epoch = epochs[one["best_epoch"]]
-    assert by_weight["0.0"]["mrr@20"] == best_epoch["valid/mrr@20"]
-    assert lines[-1]["joined/mrr@20"] == one["test"]["mrr@20"]
+    assert by_weights["0.0 0.0"]["mrr@20"] == best_epoch["valid/mrr@20"]
+    # What is stored says so.
+    assert "chosen on validation. The network alone" in results.document([stored])
 
 
 def test_results_say_that_they_are_joined(run):
@@ -185,7 +255,7 @@ def test_results_say_that_they_are_joined(run):
     assert stored["config"]["joined"] is True
     text = results.document([stored])
     assert "joined=True, " in text
-    assert "chosen on validation. The network alone reaches recall@20" in text
+    assert "STAN weighs 0.2, repeats 0.6. The network alone reaches recall@20" in text
 
 
 @pytest.mark.slow  # trains again, and evaluates six times
@@ -211,10 +281,10 @@ def test_a_workdir_answers_as_it_was_evaluated_last(run, tmp_path, capsys):
         assert len(rows[0]) <= 100
     # The same command but for this joins a run that is complete.
     config.neighbours, config.neighbours_weight = "V-SKNN", 0.25
+    config.repeats_weight = 0.0
     train_and_evaluate(config, workdir)
     assert joined.load(tmp_path / "run", 21).method == "V-SKNN"
     assert joined.load(tmp_path / "run", 21).weight == 0.25
-    config.neighbours, config.neighbours_weight = "STAN", 0.0
     evaluate_workdir(workdir, alone)
     assert Recommender.load(workdir).neighbours is None
 
@@ -226,8 +296,11 @@ def test_what_cannot_be_joined_is_told(run, tmp_path, monkeypatch):
         one.joined, one.select_on = True, on
         with pytest.raises(UserError, match=r"neighbours_weight is 0\.0; without"):
             config_lib.validate(one)
+        for field in ("neighbours_weight", "repeats_weight"):
+            given = one.copy_and_resolve_references()
+            given[field] = 0.3
+            config_lib.validate(given)
         one.neighbours_weight = 0.3
-        config_lib.validate(one)
     one.select_on, one.test_days = "last", 0.0
     with pytest.raises(UserError, match="which is judged on test"):
         config_lib.validate(one)

@@ -12,7 +12,7 @@ from srgnn_jax.data.sessions import Examples, Sessions
 from srgnn_jax.devices import layouts
 from srgnn_jax.evaluate import evaluator, joined
 from srgnn_jax.evaluate.evaluator import Evaluator
-from srgnn_jax.evaluate.session_knn import Neighbours
+from srgnn_jax.evaluate.session_knn import Neighbours, repeat_rates
 from srgnn_jax.model.srgnn import SRGNN, init_params
 from tests.tiny import spelled_out
 
@@ -22,7 +22,9 @@ RNG = np.random.default_rng(0)
 TRAIN = Sessions.from_lists(RNG.integers(1, V, (60, 3)).tolist())
 EXAMPLES = Sessions.from_lists(RNG.integers(1, V, (12, 3)).tolist()).examples()
 PARAMS = init_params(SRGNN(V, 8), 0)
-NEIGHBOURS = Neighbours("STAN", 0.5, TRAIN.items, TRAIN.offsets, V)
+NEIGHBOURS = Neighbours(
+    "STAN", 0.0, TRAIN.items, TRAIN.offsets, V, 0.0, repeat_rates(TRAIN, V)
+)
 # Four sessions at a time, so that each has batch mates and others.
 DEVICES = layouts.Devices(1, max_scores=4 * V)
 
@@ -39,7 +41,7 @@ def of_network(examples, model=None, k=0):
 
 def of_joined(examples, model=None, k=0):
     model = model or SRGNN(V, 8)
-    arguments = PARAMS, examples, NEIGHBOURS, (0.5,), k, DEVICES
+    arguments = PARAMS, examples, NEIGHBOURS, ((0.5, 0.7),), k, DEVICES
     found = joined.rank(model, *arguments)
     return found.ranks[:, 0], found.lists
 

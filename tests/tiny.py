@@ -16,19 +16,22 @@ from srgnn_jax.train.step import init_state, train_step
 ITEMS = 20
 
 
-def write_log(path, sessions=270, seed=0):
+def write_log(path, sessions=270, seed=0, again=0.0):
     """Writes a log in which item i is mostly followed by i + 1 or i + 2.
 
     Sessions have 2 to 4 clicks: a step is traced and compiled once a prefix's length.
+    A share of the clicks, `again`, comes back to the session's first item.
     """
     rng = np.random.default_rng(seed)
     lines = ["session_id,item_id,timestamp"]
     for session in range(sessions):
-        item = int(rng.integers(0, ITEMS))
+        first = item = int(rng.integers(0, ITEMS))
         start = session * 1_000
         for click in range(int(rng.integers(2, 5))):
             lines.append(f"{session},item{item},{start + click}")
             item = (item + int(rng.choice([1, 1, 1, 2, 7]))) % ITEMS
+            if again and rng.random() < again:
+                item = first
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
 

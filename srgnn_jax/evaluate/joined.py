@@ -1,12 +1,15 @@
-"""Neighbours and network joined: what each of them expects next, added up.
+"""Network, neighbours and clicks that come again: what each expects next, added up.
 
-    p(j | s) = (1 - w) softmax_j(scores of the network) + w knn(j | s) / sum knn(i | s)
+    p(j | s) = v r(j | s) + (1 - v sum r(i | s)) (
+        (1 - w) softmax_j(scores of the network) + w knn(j | s) / sum knn(i | s))
 
-over the items i that may be recommended, where knn are the scores of `session_knn` and
-w their weight; a session without neighbours has w = 0. The weight is chosen on
-validation. Jannach and Ludewig 2017, "When recurrent neural networks meet the
-neighborhood for session-based recommendation", add GRU4Rec's scores up with those of
-neighbours.
+over the items i that may be recommended. knn are the scores of `session_knn`; a session
+without neighbours has w = 0. r is how often, in training, a session's own item came
+next that was clicked so often and so long ago (`session_knn.repeat_rates`). The weights
+v and w are chosen on validation. Jannach and Ludewig 2017, "When recurrent neural
+networks meet the neighborhood for session-based recommendation", add GRU4Rec's scores
+up with those of neighbours; Ren et al. 2019, "RepeatNet", let a network tell repeats
+from what is new.
 
 Axes: E examples, C clicks, R rows of a part, V item rows, N rows that are scored, B
 sessions, W weights, K items of a list, X numbers of an example.
@@ -36,31 +39,36 @@ from srgnn_jax.devices.tiers import encode
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import metrics
 from srgnn_jax.evaluate.evaluator import rows_at_a_time
-from srgnn_jax.evaluate.session_knn import Neighbours, Prefixes
+from srgnn_jax.evaluate.session_knn import (
+    Neighbours,
+    Prefixes,
+    repeat_rates,
+    weighted,
+)
 from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.item_table import MAX_SCORES
 from srgnn_jax.model.layers import Params
 from srgnn_jax.model.ranking import count_not_below, largest
 
 FILE = "neighbours.npz"
-# Those that validation chooses from.
-WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+# Of repeats and of neighbours: those that validation chooses from, the former first.
+REPEATS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+# Neighbours' and repeats'.
+Weights = tuple[float, float]
+ALONE: Weights = 0.0, 0.0
 
 
 def add_up(
-    scores: Float[Array, "N B"],
-    shares: Float[Array, "N B"],
-    weight: float | Float[AnyArray, ""],
+    scores: Float[Array, "N B"], shares: Float[Array, "N B"]
 ) -> Float[Array, "N B"]:
     """Returns the joined probabilities; -inf where the network's score is that.
 
     Args:
       scores: the network's, of all rows of the table that are scored at once.
-      shares: the neighbours', which sum to 1 or are all 0; see `Neighbours.shares`.
-      weight: the neighbours'.
+      shares: what is added to its probabilities; see `Neighbours.shares`.
     """
-    known = jnp.where(shares.max(axis=0) > 0, weight, 0.0)
-    joined = (1 - known) * jax.nn.softmax(scores, axis=0) + known * shares
+    joined = (1 - shares.sum(axis=0)) * jax.nn.softmax(scores, axis=0) + shares
     return jnp.where(scores == -jnp.inf, scores, joined)
 
 
@@ -68,29 +76,31 @@ def rank_step(
     params: Params,
     clicks: Int[AnyArray, " C"],
     batch: Batch,
-    shares: Float[AnyArray, "R V"],
+    knn: Float[AnyArray, "R #V"],
+    repeats: Float[AnyArray, "R #V"],
     *,
     model: nn.Module,
-    weights: tuple[float, ...],
+    weights: tuple[Weights, ...],
     k: int = 0,
     max_scores: int = MAX_SCORES,
 ) -> Int[Array, "R X"]:
     """Ranks the targets of a batch of one part, by each weight, on one device.
 
-    See `evaluator.rank_step`, whose rule for ties holds. By the weight 0 the network's
-    scores are ranked as they are.
+    See `evaluator.rank_step`, whose rule for ties holds. Where the weights are 0 the
+    network's scores are ranked as they are.
 
     Returns:
-      The ranks by each weight, and after them the rows of the k best items by the
-      first.
+      The ranks by each pair of weights, and after them the rows of the k best items by
+      the first.
     """
     part = batches.gather_part(clicks, batch, 0)
     session, table = encode(model, params, part.tiers, max_scores=max_scores)
     _, _, scored, scores = table.block(session, 0, 1, 1)
     column = jnp.arange(len(part.target))
+    parts = jnp.asarray(knn), jnp.asarray(repeats)
     by_weight = [
-        add_up(scores, jnp.asarray(shares).T, weight) if weight else scores
-        for weight in weights
+        add_up(scores, weighted(*parts, *one).T) if any(one) else scores
+        for one in weights
     ]
     ranks = [
         count_not_below(joined, joined[part.target, column], scored)
@@ -103,8 +113,8 @@ def rank_step(
 class Ranked(NamedTuple):
     """What a pass over a split finds."""
 
-    ranks: Int[np.ndarray, "E W"]  # of each example's target, by each weight
-    lists: Int[np.ndarray, "E K"]  # the best items by the first weight
+    ranks: Int[np.ndarray, "E W"]  # of each example's target, by each pair of weights
+    lists: Int[np.ndarray, "E K"]  # the best items by the first
     seconds: float
 
 
@@ -113,16 +123,16 @@ def rank(
     params: Params,
     examples: Examples,
     neighbours: Neighbours,
-    weights: Sequence[float],
+    weights: Sequence[Weights],
     k: int = 0,
     devices: layouts.Devices = layouts.Devices(),  # noqa: B008 (nothing changes it)
     progress: bool = False,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Ranked:
-    """Ranks the target of every example among all items, by each weight.
+    """Ranks the target of every example among all items, by each pair of weights.
 
-    One device ranks; what an example is computed with is always the same. For the other
-    arguments see `Evaluator`.
+    The weights of `neighbours` do not count. One device ranks; what an example is
+    computed with is always the same. For the other arguments see `Evaluator`.
     """
     step = jax.jit(
         functools.partial(
@@ -134,6 +144,7 @@ def rank(
         )
     )
     with_clicks = devices.hold_clicks(examples.items)
+    uses_knn, uses_repeats = map(any, zip(*weights, strict=True))
     made = batches.eval_batches(
         examples,
         1,
@@ -156,8 +167,10 @@ def rank(
     with bar:
         for batch in made:
             prefixes = Prefixes(examples.items, batch.start[0], batch.length[0])
-            shares = neighbours.shares(prefixes)
-            found = step(params, *with_clicks(batch), shares)
+            none = np.zeros((len(prefixes), 1), np.float32)
+            knn = neighbours.knn(prefixes) if uses_knn else none
+            repeats = neighbours.repeats(prefixes) if uses_repeats else none
+            found = step(params, *with_clicks(batch), knn, repeats)
             start = min(start, time.perf_counter())
             waiting.append((batch.example[0], batch.length[0] > 0, found))
             # While the device works on one part, the next one's neighbours are found.
@@ -173,22 +186,25 @@ def rank(
 class Reached(NamedTuple):
     """What a joined run reaches."""
 
-    weight: float
+    weights: Weights
     test: dict[str, float]  # the means of the metrics, and examples_per_second
     network: dict[str, float]  # those of the network alone
     rank: Int[np.ndarray, " E"]
     lists: Int[np.ndarray, "E K"]
-    # Where validation chose: its metrics by each weight, 0 for the network alone.
-    valid: dict[float, dict[str, float]] | None
+    # Where validation chose: its metrics by each pair of weights.
+    valid: dict[Weights, dict[str, float]] | None
 
     def record(self) -> dict[str, Any]:
         """Returns what results.json holds of it, beside what it holds of any run."""
-        found: dict[str, Any] = {"weight": self.weight, "network": self.network}
+        weight, again = self.weights
+        found: dict[str, Any] = {"weight": weight, "repeats_weight": again}
+        found["network"] = self.network
         if self.valid is None:
             return {"joined": found}
-        by_weight = {str(weight): means for weight, means in self.valid.items()}
-        found["valid_by_weight"] = by_weight
-        return {"joined": found, "valid": self.valid[self.weight]}
+        # Neighbours' weight and repeats'.
+        by_weights = {f"{w} {v}": means for (w, v), means in self.valid.items()}
+        found["valid_by_weights"] = by_weights
+        return {"joined": found, "valid": self.valid[self.weights]}
 
 
 def evaluate(
@@ -199,18 +215,19 @@ def evaluate(
     k: int,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Reached:
-    """Chooses the neighbours' weight, unless the config says it, and ranks test.
+    """Chooses the weights, unless the config says one of them, and ranks test.
 
-    The neighbours are sessions that the network trained on. Of weights that are equally
-    good by `config.select_by` the lower one is taken.
+    The neighbours are sessions that the network trained on. The weight of repeats is
+    chosen first, without neighbours, and then that of neighbours. Of weights that are
+    equally good by `config.select_by` the lower one is taken.
 
     Raises:
       UserError: several processes share the run.
     """
     check(config)
     params = _whole(params, model.num_items)
-    train, weight, valid = splits.train_sessions, config.neighbours_weight, None
-    neighbours = _neighbours(config, weight, train, model.num_items)
+    weights, valid = (config.neighbours_weight, config.repeats_weight), None
+    neighbours = _neighbours(config, weights, splits.train_sessions, model.num_items)
     devices = layouts.find_devices(
         "jit",
         embedding_size=config.embedding_size,
@@ -226,16 +243,21 @@ def evaluate(
         progress=config.progress,
         after_batch=after_batch,
     )
-    if not weight:
-        weights = (0.0, *WEIGHTS)
-        ranks = ranked(splits.evaluated["valid"], weights=weights).ranks
-        means = [metrics.means(of, config.ks) for of in ranks.T]
-        valid = dict(zip(weights, means, strict=True))
-        weight = max(WEIGHTS, key=lambda one: valid[one][config.select_by])
-    found = ranked(splits.evaluated["test"], weights=(weight, 0.0), k=k)
+    if not any(weights):
+        valid = {}
+
+        def best_of(pairs: Sequence[Weights]) -> Weights:
+            of_pairs = ranked(splits.evaluated["valid"], weights=pairs).ranks.T
+            for pair, ranks in zip(pairs, of_pairs, strict=True):
+                valid[pair] = metrics.means(ranks, config.ks)
+            return max(pairs, key=lambda pair: valid[pair][config.select_by])
+
+        _, again = best_of([(0.0, again) for again in REPEATS])
+        weights = best_of([(weight, again) for weight in WEIGHTS])
+    found = ranked(splits.evaluated["test"], weights=(weights, ALONE), k=k)
     joined, alone = (metrics.means(of, config.ks) for of in found.ranks.T)
     joined["examples_per_second"] = len(found.ranks) / found.seconds
-    return Reached(weight, joined, alone, found.ranks[:, 0], found.lists, valid)
+    return Reached(weights, joined, alone, found.ranks[:, 0], found.lists, valid)
 
 
 def check(config: ConfigDict) -> None:
@@ -255,11 +277,15 @@ def _whole(params: Params, num_items: int) -> Params:
 
 
 def _neighbours(
-    config: ConfigDict, weight: float, train: Sessions, num_items: int
+    config: ConfigDict, weights: Weights, train: Sessions, num_items: int
 ) -> Neighbours:
-    train = train.whole()
+    """Returns what joins, having learnt from the training sessions."""
+    train, (weight, again) = train.whole(), weights
     items, offsets = np.asarray(train.items), np.asarray(train.offsets)
-    return Neighbours(config.neighbours, weight, items, offsets, num_items)
+    rates = repeat_rates(train, num_items)
+    return Neighbours(
+        config.neighbours, weight, items, offsets, num_items, again, rates
+    )
 
 
 def save(
@@ -276,7 +302,8 @@ def save(
     """
     path = folder / FILE
     if config.joined:
-        _neighbours(config, run["joined"]["weight"], train, num_items).save(path)
+        weights = run["joined"]["weight"], run["joined"]["repeats_weight"]
+        _neighbours(config, weights, train, num_items).save(path)
     else:
         path.unlink(missing_ok=True)
 

@@ -1,16 +1,18 @@
-"""Session-based neighbours: V-SKNN and STAN, and what they add to a network.
+"""V-SKNN, STAN and clicks that come again, and what they add to a network.
 
 An export holds this file beside its loader, so that it needs numpy and scipy, nothing
 else. Clicks are `Sessions` or `Examples` of `data.sessions`, or whatever has their
 arrays.
 
 Axes: S training sessions, V item rows (row 0 is the padding), C clicks, E examples, R
-rows of a matrix, N item rows that may be listed.
+rows of a matrix, N item rows that may be listed, T times that a prefix has an item, A
+ages of an item in a prefix, in clicks.
 """
 
 import dataclasses
 import functools
 import io
+import itertools
 import os
 import pathlib
 import zipfile
@@ -178,15 +180,76 @@ def _session_knn(
 METHODS: dict[str, Callable[[Any, int], Scorer]] = {"STAN": stan, "V-SKNN": vsknn}
 
 
+# T and A: what is more often or longer ago counts as the last of them.
+TIMES, AGES = 6, 24
+# Prefixes' clicks that are counted at a time; those that a rate's mean counts as.
+CLICKS_AT_A_TIME, OF_THE_MEAN = 2**22, 10
+# Of a session's next click, the share of all its items at most.
+MOST_REPEATS = 0.95
+
+
+def repeat_rates(train: Any, num_items: int) -> np.ndarray:
+    """Returns how often what a prefix holds t times, last a clicks ago, comes next.
+
+    Of all prefixes of the training sessions, [T, A]; where there are few of them, their
+    mean counts too. How often and how long ago decide on clicks that come again
+    (Anderson et al. 2014, "The dynamics of repeat consumption").
+    """
+    lengths = np.asarray(train.lengths, np.int64)
+    part = np.cumsum(lengths**2) // CLICKS_AT_A_TIME
+    starts = [*np.flatnonzero(np.diff(part, prepend=-1)), len(lengths)]
+    next_, held = np.zeros(TIMES * AGES), np.zeros(TIMES * AGES)
+    for first, end in itertools.pairwise(starts):
+        count = np.maximum(lengths[first:end] - 1, 0)
+        before = np.repeat(np.cumsum(count) - count, count)
+        length = 1 + np.arange(len(before)) - before
+        start = np.repeat(np.asarray(train.offsets[first:end], np.int64), count)
+        prefixes = Prefixes(train.items, start, length)
+        at, kind = _kinds(prefixes, num_items)
+        target = np.asarray(train.items[start + length])[row_of_each(at)]
+        held += np.bincount(kind, minlength=TIMES * AGES)
+        next_ += np.bincount(kind[at.indices == target], minlength=TIMES * AGES)
+    mean = next_.sum() / max(held.sum(), 1)
+    rates = (next_ + OF_THE_MEAN * mean) / (held + OF_THE_MEAN)
+    return rates.reshape(TIMES, AGES)
+
+
+def _kinds(clicks: Any, num_items: int) -> tuple[sparse.csr_array, np.ndarray]:
+    """Returns the places of each prefix's items, and the index of each's rate."""
+    row, item, _ = each_click(clicks)
+    shape = len(clicks), num_items
+    times = sparse.csr_array((np.ones(len(row), np.int64), (row, item)), shape)
+    times.sum_duplicates()
+    last = places(clicks, num_items)
+    last.sort_indices()
+    age = clicks.lengths[row_of_each(last)] - last.data
+    often = np.minimum(times.data, TIMES) - 1
+    return last, often * AGES + np.minimum(age, AGES - 1)
+
+
+def weighted(
+    knn: Any, repeats: Any, weight: float | int, repeats_weight: float | int
+) -> Any:
+    """Returns what is added to a network's probabilities, [E, N] as both are.
+
+    The network's are scaled so that all sum to 1: of what does not come again,
+    neighbours get the share `weight`, where there are any.
+    """
+    again = repeats_weight * repeats
+    return (1 - again.sum(axis=1, keepdims=True)) * weight * knn + again
+
+
 @dataclasses.dataclass(frozen=True)
 class Neighbours:
-    """The neighbours that a network is joined with, and how much they weigh.
+    """What a network is joined with: neighbours, and the session's own items.
 
     Attributes:
-      method: how they are found and scored, one of `METHODS`.
+      method: how neighbours are found and scored, one of `METHODS`.
       weight: their share of the joined probabilities, below 1.
       items, offsets: the training sessions; see `data.sessions.Sessions`.
       num_items: V.
+      repeats_weight: what the rates are multiplied with, at most 1.
+      rates: `repeat_rates` of the training sessions; of any shape if they do not weigh.
     """
 
     method: str
@@ -194,6 +257,8 @@ class Neighbours:
     items: np.ndarray
     offsets: np.ndarray
     num_items: int
+    repeats_weight: float = 0.0
+    rates: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((1, 1)))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -208,22 +273,52 @@ class Neighbours:
         return METHODS[self.method](self, self.num_items).score
 
     def shares(self, clicks: Any, rows: np.ndarray | None = None) -> np.ndarray:
-        """Returns the scores of prefixes scaled to sum to 1, [E, V] in float32.
+        """Returns what is added to the network's probabilities, [E, V] in float32.
 
-        Where a prefix has no neighbour, all are 0. Of `rows` [N], others than 0 each
-        there once, only these share the 1, and [E, N] is returned.
+        See `weighted`. Of `rows` [N], others than 0 each there once, only these share
+        it, and [E, N] is returned.
         """
-        scores = self._score(clicks)
+        none = np.zeros((1, 1), np.float32)
+        knn = self.knn(clicks, rows) if self.weight else none
+        repeats = self.repeats(clicks, rows) if self.repeats_weight else none
+        shape = len(clicks), self.num_items if rows is None else len(rows)
+        both = weighted(knn, repeats, self.weight, self.repeats_weight)
+        return np.broadcast_to(both, shape).astype(np.float32)
+
+    def knn(self, clicks: Any, rows: np.ndarray | None = None) -> np.ndarray:
+        """Returns neighbours' scores scaled to sum to 1; see `shares`.
+
+        Where a prefix has no neighbour, all are 0.
+        """
+
+        def scale(total):
+            # A product of weights may be too small for a number.
+            return np.divide(1, total, out=np.zeros_like(total), where=total > 0)
+
+        return self._scaled(self._score(clicks), scale, rows)
+
+    def repeats(self, clicks: Any, rows: np.ndarray | None = None) -> np.ndarray:
+        """Returns how likely each item comes again; 0 if it was not clicked."""
+        found, kind = _kinds(clicks, self.num_items)
+        found = found.astype(np.float64)
+        found.data = self.rates.reshape(-1)[kind]
+        return self._scaled(
+            found, lambda total: MOST_REPEATS / np.maximum(total, MOST_REPEATS), rows
+        )
+
+    def _scaled(
+        self,
+        scores: sparse.csr_array,
+        scale: Callable[[np.ndarray], np.ndarray],
+        rows: np.ndarray | None,
+    ) -> np.ndarray:
+        """Scales the scores of each prefix by their sum, those of `rows` if given."""
         if rows is not None:
             is_chosen = np.zeros(self.num_items, bool)
             is_chosen[rows] = True
             scores.data *= is_chosen[scores.indices]
         row = row_of_each(scores)
-        total = np.bincount(row, scores.data, len(clicks))[row]
-        # A product of weights may be too small for a number.
-        scores.data = np.divide(
-            scores.data, total, out=np.zeros_like(total), where=total > 0
-        )
+        scores.data *= scale(np.bincount(row, scores.data, scores.shape[0]))[row]
         shares = scores.astype(np.float32).toarray()
         return shares if rows is None else shares[:, rows]
 
@@ -246,16 +341,20 @@ class Neighbours:
         method, weight = str(fields["method"]), float(fields["weight"])
         num_items = int(fields["num_items"])
         items, offsets = fields["items"], fields["offsets"]
+        again, rates = float(fields["repeats_weight"]), fields["rates"]
         ends = offsets[[0, -1]].tolist() if len(offsets) else []
         if (
             method not in METHODS
-            or not 0 < weight < 1
+            or not 0 <= weight < 1
+            or not 0 <= again <= 1
+            or not ((rates >= 0) & (rates <= 1)).all()
+            or (again and rates.shape != (TIMES, AGES))
             or ends != [0, len(items)]
             or (np.diff(offsets) < 0).any()
             or (len(items) and not (items.min() > 0 and items.max() < num_items))
         ):
             raise ValueError("it holds no sessions of the vocabulary's items")
-        return cls(method, weight, items, offsets, num_items)
+        return cls(method, weight, items, offsets, num_items, again, rates)
 
 
 def each_click(clicks: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

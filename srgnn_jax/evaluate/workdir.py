@@ -259,7 +259,7 @@ def evaluate_best(
         chosen = _CHOSEN[config.select_on].format(config.select_by)
         title = f"epoch {progress.best_epoch} (step {progress.best_step}), {chosen}"
         if found and found.valid:
-            columns["joined valid"] = found.valid[found.weight]
+            columns["joined valid"] = found.valid[found.weights]
         elif config.select_on == "valid":
             columns["SR-GNN valid"] = progress.best_metrics
     run = results_json.of_run(progress, config, splits, test, rank, lists)
@@ -268,8 +268,10 @@ def evaluate_best(
         columns[age] = {name: means[name] for name in metrics.names(config.ks)}
     if found:
         run |= found.record()
-        chosen = "" if config.neighbours_weight else ", chosen on validation"
-        title += f"\n{config.neighbours} joins it with weight {found.weight}{chosen}"
+        weight, again = found.weights
+        chosen = "" if found.valid is None else ", chosen on validation"
+        title += f"\n{config.neighbours} joins it with weight {weight}, "
+        title += f"repeats with {again}{chosen}"
     if processes.is_main_process():
         beside = baselines_beside(config, splits, progress.num_items)
         run["test_baselines"] = beside

@@ -149,18 +149,16 @@ def export_top_k(
     It takes the parameters, of which here only the shapes count, item_seq [B, L],
     item_seq_len [B], whether each item may be listed [V], and item rows to leave out
     [B, M], 0 = padding. B and M may be any numbers. If it is joined, it takes shares
-    [B, V] and their weight too; see `joined.add_up`. Scores are -inf where no item is
-    left.
+    [B, V] too; see `joined.add_up`. Scores are -inf where no item is left.
     """
 
-    def one(params, item_seq, item_seq_len, allowed, seen, *neighbours):
+    def one(params, item_seq, item_seq_len, allowed, seen, *shares):
         tier = item_seq[None], item_seq_len[None]
         session, table = tiers.encode(model, params, [tier])
         scores = table.scores(session)[:, 0]
-        if neighbours:
-            shares, weight = neighbours
+        if shares:
             scores = jnp.where(allowed.at[0].set(False), scores, -jnp.inf)
-            scores = joined.add_up(scores[:, None], shares[:, None], weight)[:, 0]
+            scores = joined.add_up(scores[:, None], shares[0][:, None])[:, 0]
         listed = allowed.at[seen].set(False).at[0].set(False)
         return jax.lax.top_k(jnp.where(listed, scores, -jnp.inf), k)
 
@@ -174,10 +172,8 @@ def export_top_k(
     ]
     axes: list[int | None] = [None, 0, 0, None, 0]
     if is_joined:
-        arguments += [
-            jax.ShapeDtypeStruct((batch, model.num_items), np.float32),
-            jax.ShapeDtypeStruct((), np.float32),
-        ]
-        axes += [0, None]
+        shape = batch, model.num_items
+        arguments.append(jax.ShapeDtypeStruct(shape, np.float32))
+        axes.append(0)
     function = jax.jit(jax.vmap(one, in_axes=axes))
     return jax.export.export(function, platforms=PLATFORMS)(*arguments)

@@ -152,7 +152,7 @@ class Recommender:
                 prefixes = _session_knn().Prefixes.of(item_seq)
                 shares = np.zeros((len(item_seq), len(allowed)), np.float32)
                 shares[:, listed] = self._neighbours.shares(prefixes, listed)
-                arguments += [shares, np.float32(self._neighbours.weight)]
+                arguments.append(shares)
             return run(*arguments)
 
         return lists.make(sessions, step, k, exclude_seen)

@@ -265,11 +265,10 @@ class Recommender:
         if self.neighbours is None:
             return run
         neighbours, listed = self.neighbours, None if rows is None else np.asarray(rows)
-        weight = np.float32(neighbours.weight)
 
         def of_both(item_seq, seen):
             shares = neighbours.shares(Prefixes.of(item_seq), listed)
-            return run(item_seq, seen, shares, weight)
+            return run(item_seq, seen, shares)
 
         return of_both
 

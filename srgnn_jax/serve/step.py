@@ -31,7 +31,6 @@ def recommend_step(
     item_seq: Int[AnyArray, "B L"],
     seen: Int[AnyArray, "B M"] | None,
     shares: Float[AnyArray, "B N"] | None = None,
-    weight: Float[AnyArray, ""] | None = None,
     *,
     model: nn.Module,
     k: int,
@@ -52,8 +51,8 @@ def recommend_step(
       count: rows of the table that count, those beyond only fill it up; None: all.
       item_seq: item rows in click order, 0 = padding at the end.
       seen: item rows to leave out, 0 = padding; None: none.
-      shares: those of neighbours, of the table's rows; None: the network stands alone.
-      weight: that of the neighbours; see `joined.add_up`.
+      shares: what joins, of the table's rows; see `joined.add_up`. None: the network
+        stands alone.
 
     Returns:
       Scores, or probabilities, as which all are joined, -inf where there is no item
@@ -72,9 +71,9 @@ def recommend_step(
         item_axis,
         model.compute_dtype,
     )
-    if shares is not None and weight is not None:
+    if shares is not None:
         _, _, _, scores = scored.block(session, 0, 1, 1)
-        both = add_up(scores, jnp.asarray(shares).T, jnp.asarray(weight))
+        both = add_up(scores, jnp.asarray(shares).T)
         best, row = largest(both, wanted, recall)
     else:
         best, row = scored.top_k(session, wanted, recall)

@@ -82,7 +82,7 @@ def evaluate_sessions(
     evaluate = make_evaluator(config, model, examples, devices)
     columns = {"SR-GNN": evaluate(params)}
     if neighbours := recommender.neighbours:
-        weights = (neighbours.weight,)
+        weights = ((neighbours.weight, neighbours.repeats_weight),)
         found = joined.rank(model, params, examples, neighbours, weights, 0, devices)
         means = metrics.means(found.ranks[:, 0], config.ks)
         columns = {"joined": means, **columns}
