@@ -314,8 +314,11 @@ def lost_to(
         tried = [name for name in tried if name != "reverse_positions"]
     flags = " ".join(f"--config.{name}={PLUS[name]}" for name in tried)
     first = f"try {flags}, as configs/click_log.py has it, then" if tried else "try"
-    said = f"{best} is better by {metric}: {first} more epochs, and --mode=search"
-    return ["", *textwrap.wrap(said, 80, break_on_hyphens=False)]
+    told = f"{best} is better by {metric}: {first} more epochs, and --mode=search"
+    if not config.joined and config.select_on == "valid":
+        told += "; --mode=evaluate --config.joined=True adds neighbours and clicks that "
+        told += "come again to this network"
+    return ["", *textwrap.wrap(told, 80, break_on_hyphens=False)]
 
 
 def report_seeds(folder: pathlib.Path, seeds: Sequence[int]) -> None:
