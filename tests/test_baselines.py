@@ -303,7 +303,8 @@ def test_where_a_baseline_wins_the_settings_to_try_are_named():
     assert "--mode=search" in said
     own.joined = True
     said = " ".join(lost_to(own, {"mrr@20": 0.4}, beside))
-    assert "joined" not in said and "--mode=search" in said
+    assert "joined" not in said
+    assert "--mode=search" in said
 
 
 def test_what_cannot_be_written_is_printed(tmp_path, capsys):

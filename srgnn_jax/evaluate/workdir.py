@@ -316,8 +316,8 @@ def lost_to(
     first = f"try {flags}, as configs/click_log.py has it, then" if tried else "try"
     told = f"{best} is better by {metric}: {first} more epochs, and --mode=search"
     if not config.joined and config.select_on == "valid":
-        told += "; --mode=evaluate --config.joined=True adds neighbours and clicks that "
-        told += "come again to this network"
+        what = "neighbours and clicks that come again to this network"
+        told += f"; --mode=evaluate --config.joined=True adds {what}"
     return ["", *textwrap.wrap(told, 80, break_on_hyphens=False)]
 
 
