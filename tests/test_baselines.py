@@ -295,6 +295,7 @@ def test_where_a_baseline_wins_the_settings_to_try_are_named():
     assert said.startswith(" STAN is better by mrr@20: try --config.normalize=True")
     # What is named is a setting, and is the one of click_log.
     named = dict(re.findall(r"--config\.(\w+)=(\S+?),? ", said))
+    assert named.pop("joined") == "True"
     own = click_log.get_config()
     assert {name: str(own[name]) for name in named} == named
     assert len(named) == 3
