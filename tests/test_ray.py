@@ -10,6 +10,9 @@ from srgnn_jax.serve import ray_app
 from srgnn_jax.serve.recommend import Recommender
 from tests.tiny import old_run
 
+# Ray's own.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 
 def test_arguments_that_are_wrong_are_told():
     pytest.importorskip("ray", reason="make test-long installs it")
@@ -20,7 +23,6 @@ def test_arguments_that_are_wrong_are_told():
 
 
 @pytest.mark.slow  # starts Ray, and compiles all shapes in two processes
-@pytest.mark.filterwarnings("ignore")
 def test_two_replicas_answer_as_recommend_does(tmp_path):
     ray = pytest.importorskip("ray", reason="make test-long installs it")
     from ray import serve

@@ -16,6 +16,8 @@ from typing import Any
 
 # The weight of the newest batch in the mean time of its size.
 NEWEST = 0.1
+# Seconds that may be waited for two batches, however slow they are.
+TWO_BATCHES = 0.08
 
 
 class Overloaded(Exception):
@@ -39,7 +41,8 @@ class Batcher:
 
     Attributes:
       max_size: sessions of a batch, unless a single work has more.
-      max_wait: seconds that a work may wait, by estimate.
+      max_wait: seconds that a work may wait, by estimate, where two of the largest
+        batches do not take longer.
       seconds: mean time of batches, by the power of two that holds their size.
       waiting: sessions that wait.
       on_batch: told the size and the seconds of each batch.
@@ -81,9 +84,18 @@ class Batcher:
         largest = max(self.seconds)
         return self.seconds[largest] * key / largest
 
+    def is_over(self, lag: float = 0.0) -> bool:
+        """Whether what comes now would wait too long, or what asks lags so far behind.
+
+        While one of the largest batches is worked on the next may gather, else slow
+        models would work on small ones alone.
+        """
+        two = min(2 * self._time(self.max_size), TWO_BATCHES)
+        return self.wait() > max(self.max_wait, two) or lag > self.max_wait
+
     def check(self) -> None:
         """Raises Overloaded if what comes now would wait too long."""
-        if self.wait() > self.max_wait:
+        if self.is_over():
             raise Overloaded
 
     def submit(self, group: Hashable, size: int, work: Any) -> asyncio.Future:

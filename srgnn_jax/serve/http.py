@@ -245,8 +245,7 @@ class App:
 
     def is_over(self) -> bool:
         """Whether what comes now would wait too long, here or for the device."""
-        batcher = self.service.batcher
-        return max(batcher.wait(), self.lag) > batcher.max_wait
+        return self.service.batcher.is_over(self.lag)
 
     def reload_soon(self, why: str) -> None:
         """Reloads in the background; the log tells how it went."""

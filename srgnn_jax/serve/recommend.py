@@ -38,7 +38,8 @@ from srgnn_jax.serve import explanation, exported, step
 from srgnn_jax.serve.explanation import Explanation
 from srgnn_jax.serve.exported import BATCH_SIZES, RawSession, Recommendation
 
-# Sessions of a batch that are scored at once, however large the table.
+# Up to so many sessions are scored at once, however large the table: the blocks of one
+# that is so large are copies, which take as long again.
 WHOLE = 8
 # Clicks that the model sees of a session, unless the run was trained on fewer.
 MAX_LENGTH = 256
@@ -72,6 +73,7 @@ class Recommender:
         neighbours: Neighbours | None = None,
         max_length: int = MAX_LENGTH,
         max_scores: int = 0,
+        whole: int = 0,
         score_padding: bool = False,
         share_code: bool = False,
         mesh: Mesh | None = None,
@@ -79,7 +81,8 @@ class Recommender:
         """Takes a model, whole or its item table split over a mesh, and neighbours.
 
         It sees at most `max_length` clicks of a session. At most `max_scores` scores
-        (items times sessions) are held at a time; 0: as suits the device. Row 0 has a
+        (items times sessions) are held at a time; 0: as suits the device; but those of
+        up to `whole` sessions are held at once. Row 0 has a
         share in probabilities if `score_padding`. With `share_code` recommenders of
         equal models run the same compiled functions, whatever their parameters; else
         these are constants to the compiler, which multiplies weights with weights
@@ -100,7 +103,7 @@ class Recommender:
         max_scores = max_scores or suits.scores_to_rank(0)
         # All scores are joined at once.
         least = BATCH_SIZES[-2 if neighbours is None else 0]
-        rows = max(least, max_scores // model.num_items)
+        rows = max(least, max_scores // model.num_items, whole)
         self.max_rows = max(size for size in BATCH_SIZES if size <= rows)
         self._lists = exported.Lists(
             np.array(["", *vocabulary.ids], object),
@@ -112,6 +115,7 @@ class Recommender:
             error=UserError,
         )
         settings: dict[str, Any] = {"model": model, "max_scores": max_scores}
+        settings["whole"] = whole
         settings |= {"score_padding": score_padding, "mesh": mesh}
         self._shards = shards
         self._step: Any
@@ -166,10 +170,8 @@ class Recommender:
             load_vocabulary(folder, progress.vocabulary),
             neighbours=neighbours,
             max_length=config.max_session_length or MAX_LENGTH,
-            # Blocks of a table that is so large are copies, which take as long again.
-            max_scores=max(
-                suits.scores_to_rank(config.max_scores), WHOLE * made.num_items
-            ),
+            max_scores=suits.scores_to_rank(config.max_scores),
+            whole=WHOLE,
             score_padding=config.score_padding,
             share_code=share_code,
             mesh=devices.mesh,

@@ -35,6 +35,7 @@ def recommend_step(
     model: nn.Module,
     k: int,
     max_scores: int,
+    whole: int = 0,
     score_padding: bool,
     as_probabilities: bool,
     recall: float,
@@ -67,7 +68,7 @@ def recommend_step(
         table,
         model.num_items if count is None else count,
         score_padding and rows is None,
-        max_scores,
+        max(max_scores, held * len(item_seq)) if len(item_seq) <= whole else max_scores,
         item_axis,
         model.compute_dtype,
     )
@@ -121,7 +122,7 @@ def of_table(
     return step(others, item_embedding, table, *arguments)
 
 
-STATIC = (*OPTIONS, "model", "max_scores", "score_padding", "mesh")
+STATIC = (*OPTIONS, "model", "max_scores", "whole", "score_padding", "mesh")
 shared = jax.jit(of_table, static_argnames=STATIC)
 
 
