@@ -3,7 +3,8 @@
 # make test-tpu   what the TPU's compiler says of the steps; needs no TPU
 # make test-long   kills runs and breaks files at random, more often than test-slow
 # make venv     .venv, with all that these need (they make it themselves)
-# make docs     docs/configs.md from the source, and the site, in docs/_build/html
+# make docs     docs/configs.md from the source, and the site, in docs/_build/html;
+#               runs the notebooks, some minutes, unless they are as they were
 # make notebooks   runs those of colab/ from top to bottom
 # make parity   compares with RecBole itself, in an environment of its own
 # make parity-table   prints the table of differences from PyTorch of docs/pytorch.md
