@@ -110,6 +110,7 @@ SMALL = {
     "benchmarks.train_step": f"{BENCHMARK} --calls=2",
     "benchmarks.evaluate": f"{BENCHMARK} --examples=512",
     "benchmarks.recommend": f"{BENCHMARK} --calls=2 --sessions=100 --neighbours=200",
+    "benchmarks.first_pass": f"{BENCHMARK} --components=4 --kept=32",
     "benchmarks.warm_start": "--sessions=300 --items=60 --epochs=1 "
     "--config.embedding_size=8 --config.batch_size=50",
     "benchmarks.prepare": "--clicks=50000 --fractions=1_4",

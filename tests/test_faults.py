@@ -352,6 +352,7 @@ def _fail(config, workdir, message, limit):
         train_and_evaluate(config, workdir)
 
 
+@pytest.mark.slow  # trains in a folder that has no room, twenty seconds
 def test_a_full_disk(config, tmp_path, whole):
     with small_disk(tmp_path / "disk") as disk:
         workdir = disk / "run"

@@ -76,6 +76,7 @@ def test_an_example_goes_through_every_mode(name, tmp_path, monkeypatch):
             recommender.explain(["item3"])
 
 
+@pytest.mark.slow  # trains, recommends and exports in processes
 def test_a_config_file_hands_its_model_in(tmp_path, monkeypatch):
     config = tiny_config(tmp_path)
     model, _, _ = example("layer", tmp_path, monkeypatch)

@@ -526,6 +526,24 @@ def test_the_wait_is_estimated_by_size():
     asyncio.run(run())
 
 
+def test_while_a_slow_batch_is_worked_on_the_next_gathers():
+    async def run():
+        release = threading.Event()
+        batcher = Batcher(lambda group, works: release.wait(5) and works, 4, 0.001)
+        batcher.seconds = {1: 0.03, 2: 0.03, 4: 0.03}
+        waiting = [batcher.submit("a", 1, 0)]
+        assert batcher.wait() > batcher.max_wait
+        assert not batcher.is_over()
+        assert batcher.is_over(lag=0.01)
+        waiting += [batcher.submit("a", 1, n) for n in range(12)]
+        assert batcher.is_over()
+        release.set()
+        await asyncio.gather(*waiting)
+        batcher.close()
+
+    asyncio.run(run())
+
+
 def test_a_body_that_does_not_come_is_not_waited_for(service):
     async def run():
         sent = []

@@ -209,6 +209,7 @@ def test_a_split_table_takes_its_share(capsys, tmp_path):
     ]
 
 
+@pytest.mark.slow  # compiles for several meshes
 def test_the_smallest_mesh_that_fits_comes_first(capsys):
     arguments = ["--target=cpu", "--items=20000", "--clicks=100"]
     found = plans(capsys, *arguments, "--device_memory=4MB")

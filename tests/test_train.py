@@ -227,6 +227,7 @@ def test_the_last_epoch_is_trained_on_everything_and_chosen_by_nothing(
     assert "test_each_best" not in run
 
 
+@pytest.mark.slow  # trains two runs of shapes of their own
 def test_with_no_day_for_test_all_sessions_train(config, tmp_path, capsys):
     config.select_on, config.epochs = "last", 1
     config.test_days, least = 0, config.test_days

@@ -114,9 +114,8 @@ class Recommender:
             *exported.by_popularity(vocabulary.clicks, len(vocabulary.ids)),
             error=UserError,
         )
-        settings: dict[str, Any] = {"model": model, "max_scores": max_scores}
-        settings["whole"] = whole
-        settings |= {"score_padding": score_padding, "mesh": mesh}
+        settings: dict[str, Any] = {"model": model, "mesh": mesh, "whole": whole}
+        settings |= {"score_padding": score_padding, "max_scores": max_scores}
         self._shards = shards
         self._step: Any
         if share_code:
