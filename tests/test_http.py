@@ -526,6 +526,22 @@ def test_the_wait_is_estimated_by_size():
     asyncio.run(run())
 
 
+def test_no_batch_takes_long(service, monkeypatch):
+    batcher = service.batcher
+    for name in ("max_size", "seconds"):
+        monkeypatch.setattr(batcher, name, getattr(batcher, name))
+    for slow, largest in ((0.01, 4), (0.2, 1)):
+        batcher.seconds = {}
+
+        def took(work, slow=slow):
+            return slow * len(work.args[0])
+
+        with monkeypatch.context() as patch:
+            patch.setattr("srgnn_jax.serve.service._seconds", took)
+            service.prepare()
+        assert batcher.max_size == largest
+
+
 def test_while_a_slow_batch_is_worked_on_the_next_gathers():
     async def run():
         release = threading.Event()

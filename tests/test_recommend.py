@@ -22,6 +22,7 @@ from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.devices import layouts
 from srgnn_jax.errors import UserError
 from srgnn_jax.model import graph
+from srgnn_jax.model.item_table import ItemTable
 from srgnn_jax.model.srgnn import SRGNN, init_params
 from srgnn_jax.serve import exported, inputs
 from srgnn_jax.serve import stream as stream_module
@@ -287,6 +288,22 @@ def test_a_table_that_is_split_over_devices_gives_the_same_lists(recommender):
         for found, expected in pairs:
             assert found.items == expected.items
             np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+
+
+def test_few_sessions_are_scored_at_once_and_many_in_blocks(recommender, monkeypatch):
+    blocks, count = {}, ItemTable.num_blocks
+
+    def told(table, batch):
+        blocks[batch] = count(table, batch)
+        return blocks[batch]
+
+    monkeypatch.setattr(ItemTable, "num_blocks", told)
+    made = make(SRGNN(ITEMS, 8), max_scores=5 * ITEMS, whole=8)
+    sessions = random_sessions(60)
+    found = [one.items for one in made.recommend(sessions[:8], k=5)]
+    found += [one.items for one in made.recommend(sessions[8:], k=5)]
+    assert blocks[8] == 1 < blocks[64]
+    assert found == [one.items for one in recommender.recommend(sessions, k=5)]
 
 
 def test_what_candidates_need_is_made_once(monkeypatch):

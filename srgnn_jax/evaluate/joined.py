@@ -15,6 +15,7 @@ Axes: E examples, C clicks, R rows of a part, V item rows, N rows that are score
 sessions, W weights, K items of a list, X numbers of an example.
 """
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -279,13 +280,13 @@ def _whole(params: Params, num_items: int) -> Params:
 def _neighbours(
     config: ConfigDict, weights: Weights, train: Sessions, num_items: int
 ) -> Neighbours:
-    """Returns what joins, having learnt from the training sessions."""
+    """Returns what joins; the rates only where they weigh, or a weight is chosen."""
     train, (weight, again) = train.whole(), weights
     items, offsets = np.asarray(train.items), np.asarray(train.offsets)
-    rates = repeat_rates(train, num_items)
-    return Neighbours(
-        config.neighbours, weight, items, offsets, num_items, again, rates
-    )
+    found = Neighbours(config.neighbours, weight, items, offsets, num_items, again)
+    if weight and not again:
+        return found
+    return dataclasses.replace(found, rates=repeat_rates(train, num_items))
 
 
 def save(

@@ -283,7 +283,7 @@ class Neighbours:
         repeats = self.repeats(clicks, rows) if self.repeats_weight else none
         shape = len(clicks), self.num_items if rows is None else len(rows)
         both = weighted(knn, repeats, self.weight, self.repeats_weight)
-        return np.broadcast_to(both, shape).astype(np.float32)
+        return np.broadcast_to(both, shape).astype(np.float32, copy=False)
 
     def knn(self, clicks: Any, rows: np.ndarray | None = None) -> np.ndarray:
         """Returns neighbours' scores scaled to sum to 1; see `shares`.

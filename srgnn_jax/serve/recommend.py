@@ -82,12 +82,11 @@ class Recommender:
 
         It sees at most `max_length` clicks of a session. At most `max_scores` scores
         (items times sessions) are held at a time; 0: as suits the device; but those of
-        up to `whole` sessions are held at once. Row 0 has a
-        share in probabilities if `score_padding`. With `share_code` recommenders of
-        equal models run the same compiled functions, whatever their parameters; else
-        these are constants to the compiler, which multiplies weights with weights
-        itself. ValueError: model, item table and vocabulary differ in their rows, or a
-        parameter is not finite.
+        up to `whole` sessions are held at once. Row 0 has a share in probabilities if
+        `score_padding`. With `share_code` recommenders of equal models run the same
+        compiled functions, whatever their parameters; else these are constants to the
+        compiler, which multiplies weights with weights itself. ValueError: model, item
+        table and vocabulary differ in their rows, or a parameter is not finite.
         """
         table = params["item_embedding"]
         shards = 1 if mesh is None else mesh.shape[ITEM_AXIS]
