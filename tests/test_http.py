@@ -551,6 +551,11 @@ def test_while_a_slow_batch_is_worked_on_the_next_gathers():
         assert batcher.wait() > batcher.max_wait
         assert not batcher.is_over()
         assert batcher.is_over(lag=0.01)
+        # Nobody waits for two batches of a second.
+        batcher.seconds = dict.fromkeys(batcher.seconds, 1.0)
+        batcher._busy_until += 0.1
+        assert batcher.is_over()
+        batcher.seconds = dict.fromkeys(batcher.seconds, 0.03)
         waiting += [batcher.submit("a", 1, n) for n in range(12)]
         assert batcher.is_over()
         release.set()
