@@ -1,5 +1,6 @@
 """Runs the command: in this process, or in one that finds everything imported."""
 
+import importlib.metadata
 import multiprocessing
 import os
 import pathlib
@@ -10,6 +11,11 @@ import tempfile
 from absl.testing import flagsaver
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Flags of XLA: half of the time to compile, and less to run what is tiny.
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"
+# Later versions have no such flag, and end the process where it is set.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    QUICK_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [

@@ -10,11 +10,13 @@ import pathlib
 
 import numpy as np
 
+from tests.command import QUICK_TO_COMPILE
+
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
+        QUICK_TO_COMPILE,
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

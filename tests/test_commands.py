@@ -17,6 +17,7 @@ import pytest
 from benchmarks.against_original import made_data, write_data
 from srgnn_jax.convert import params_to_torch
 from srgnn_jax.model.srgnn import SRGNN, init_params
+from tests.command import QUICK_TO_COMPILE
 from tests.raw_files import write_clicks, write_views
 from tests.test_docs import GENERATE
 from tests.torch_files import tensors, write_pth
@@ -208,7 +209,7 @@ def run_page(page, folder):
         "PATH": os.pathsep.join(others),
         "PYTHONPATH": str(ROOT),
         # One device, as on most machines, unless the page has more.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": QUICK_TO_COMPILE,
     }
 
     before = ["set -o pipefail"]
