@@ -103,18 +103,39 @@ def test_a_signal_in_a_step_saves_it_and_the_run_goes_on(
     assert_ends_like(workdir, whole, config)
 
 
-def test_several_steps_a_call_change_no_bit_and_a_signal_waits_for_its_end(
-    config, tmp_path, whole, monkeypatch
+def test_a_signal_waits_for_the_end_of_a_call_of_several_steps(
+    config, tmp_path, monkeypatch
 ):
     # Logging after every fifth step cuts calls short: 3, 2, 3, 2, ...
     config.steps_per_call = 3
+    train_and_evaluate(config, str(tmp_path / "whole"))
     workdir = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(tqdm, "update", at_call(tqdm.update, 3, stop()))
         with pytest.raises(interrupt.Stopped, match="saved at step 8; the same"):
             train_and_evaluate(config, str(workdir))
     train_and_evaluate(config, str(workdir))
-    assert_ends_like(workdir, whole, config)
+    assert_same(outcome(workdir), outcome(tmp_path / "whole"))
+
+
+@pytest.mark.slow  # processes, which compile as users' do
+def test_several_steps_a_call_change_no_bit(config, tmp_path):
+    ends = []
+    for steps in (1, 3):
+        workdir = tmp_path / f"run_{steps}"
+        flags = [f"--config.steps_per_call={steps}", "--config.checkpoint_every_steps=0"]
+        subprocess.run(
+            command_of(config, workdir, *flags),
+            cwd=ROOT,
+            env={**ENVIRONMENT, "XLA_FLAGS": ""},
+            check=True,
+            capture_output=True,
+        )
+        found = outcome(workdir)
+        for progress, _ in (found["last"], found["best"]):
+            progress["config"]["steps_per_call"] = None
+        ends.append(found)
+    assert_same(*ends)
 
 
 def batch_of_evaluation(monkeypatch, number, do):
