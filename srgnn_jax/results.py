@@ -136,15 +136,18 @@ def _rows_of_run(results: Results, shown: Sequence[str]) -> Iterator[list[str]]:
     epochs = [f"{run['best_epoch']} of {run['epochs']}" for run in runs]
     best = ", ".join(epochs[:1] if len(set(epochs)) == 1 else epochs)
     took = _minutes([run.get("train_seconds") for run in runs])
-    for split, label, *others in (
-        ("test", f"**{_label(results)}**, this code", best, took),
-        ("test_each_best", "the same, each metric at its best", "", ""),
-        ("valid", "the same, on validation", "", ""),
+    chosen = SPLITS[results["protocol"]["select_on"]]
+    networks = [{"test": run["joined"]["network"]} for run in runs if "joined" in run]
+    alone = results_json.summary(networks)
+    for found, split, label, *others in (
+        (results, "test", f"**{_label(results)}**, this code", best, took),
+        (results, "test_each_best", "the same, each metric at its best", "", ""),
+        (alone, "test", "the same, the network alone", "", ""),
+        (results, "valid", "the same, on validation", "", ""),
     ):
-        if means := results["mean"].get(split):
-            deviations = results["standard_deviation"][split]
+        if means := found["mean"].get(split):
+            deviations = found["standard_deviation"][split]
             reached = [percent(means.get(x), deviations.get(x)) for x in shown]
-            chosen = SPLITS[results["protocol"]["select_on"]]
             yield [label, chosen, str(len(runs)), *reached, *others]
 
 
@@ -167,7 +170,7 @@ def _details(results: Results, shown: Sequence[str]) -> Iterator[str]:
     if len(runs) > 1:
         groups = f"Means of {len(runs)} seeds ± their standard deviation."
     if "joined" in runs[0]:
-        yield _joined(results, shown)
+        yield _joined(results)
     yield (
         f"jax {results['versions']['jax']} on {machine['devices']}, "
         f"{machine['cpu_cores']} CPU cores; the evaluation on test takes "
@@ -180,8 +183,8 @@ def _details(results: Results, shown: Sequence[str]) -> Iterator[str]:
     yield from _by_epoch(results, shown)
 
 
-def _joined(results: Results, shown: Sequence[str]) -> str:
-    """Renders how much what joins weighs, and what that gains."""
+def _joined(results: Results) -> str:
+    """Renders how much what joins weighs."""
     runs, config = results["runs"], results["config"]
     weights, again = (
         ", ".join(str(run["joined"][name]) for run in runs)
@@ -189,15 +192,7 @@ def _joined(results: Results, shown: Sequence[str]) -> str:
     )
     is_given = config["neighbours_weight"] or config["repeats_weight"]
     chosen = "" if is_given else ", chosen on validation"
-    said = f"{config['neighbours']} weighs {weights}, repeats {again}{chosen}."
-    alone = {
-        metric: percent(
-            statistics.fmean(run["joined"]["network"][metric] for run in runs)
-        )
-        for metric in shown
-    }
-    told = " and ".join(f"{metric} {value}" for metric, value in alone.items())
-    return f"{said} The network alone reaches {told} on test."
+    return f"{config['neighbours']} weighs {weights}, repeats {again}{chosen}."
 
 
 def _breakdown(runs: Sequence[Results], shown: Sequence[str]) -> str:

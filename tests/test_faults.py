@@ -123,7 +123,10 @@ def test_several_steps_a_call_change_no_bit(config, tmp_path):
     ends = []
     for steps in (1, 3):
         workdir = tmp_path / f"run_{steps}"
-        flags = [f"--config.steps_per_call={steps}", "--config.checkpoint_every_steps=0"]
+        flags = [
+            f"--config.steps_per_call={steps}",
+            "--config.checkpoint_every_steps=0",
+        ]
         subprocess.run(
             command_of(config, workdir, *flags),
             cwd=ROOT,

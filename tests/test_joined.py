@@ -246,7 +246,9 @@ def test_validation_chooses_the_weights(run, tmp_path):
     best_epoch = epochs[one["best_epoch"]]
     assert by_weights["0.0 0.0"]["mrr@20"] == best_epoch["valid/mrr@20"]
     # What is stored says so.
-    assert "chosen on validation. The network alone" in results.document([stored])
+    assert f"weighs {weights[0]}, repeats {weights[1]}, chosen on validation." in (
+        results.document([stored])
+    )
 
 
 def test_results_say_that_they_are_joined(run):
@@ -255,7 +257,14 @@ def test_results_say_that_they_are_joined(run):
     assert stored["config"]["joined"] is True
     text = results.document([stored])
     assert "joined=True, " in text
-    assert "STAN weighs 0.2, repeats 0.6. The network alone reaches recall@20" in text
+    assert "STAN weighs 0.2, repeats 0.6." in text
+    recall, mrr = (
+        f"{100 * stored['runs'][0]['joined']['network'][name]:.2f}"
+        for name in ("recall@20", "mrr@20")
+    )
+    assert (
+        f"| the same, the network alone | validation | 1 | {recall} | {mrr} |" in text
+    )
 
 
 @pytest.mark.slow  # trains again, and evaluates six times
