@@ -16,8 +16,8 @@ from typing import Any
 
 # The weight of the newest batch in the mean time of its size.
 NEWEST = 0.1
-# Seconds that may be waited for two batches, however slow they are.
-TWO_BATCHES = 0.08
+# Seconds that may be waited for one of the largest batches, however slow it is.
+ONE_BATCH = 0.08
 
 
 class Overloaded(Exception):
@@ -41,10 +41,9 @@ class Batcher:
 
     Attributes:
       max_size: sessions of a batch, unless a single work has more.
-      max_wait: seconds that a work may wait, by estimate, where two of the largest
-        batches do not take longer.
+      max_wait: seconds that a work may wait, by estimate, where one of the largest
+        batches does not take longer.
       seconds: mean time of batches, by the power of two that holds their size.
-      waiting: sessions that wait.
       on_batch: told the size and the seconds of each batch.
     """
 
@@ -58,20 +57,32 @@ class Batcher:
         self._run, self.on_batch = run, on_batch
         self.max_size, self.max_wait = max_size, max_wait
         self.seconds: dict[int, float] = {}
-        self.waiting = 0
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
         self._thread.start()
         self._groups: dict[Hashable, collections.deque[_Waiting]] = {}
+        self._sizes: collections.Counter[Hashable] = collections.Counter()
         self._busy_until, self._is_busy = 0.0, False
 
+    @property
+    def waiting(self) -> int:
+        """Sessions that wait."""
+        return self._sizes.total()
+
     def wait(self) -> float:
-        """Estimates the seconds until what comes now would start."""
+        """Estimates the seconds until what comes now would start.
+
+        It is taken to join the group of which most wait.
+        """
         if not self._is_busy:
             return 0.0
         left = max(self._busy_until - time.perf_counter(), 0.0)
-        full, rest = divmod(self.waiting, self.max_size)
-        return left + full * self._time(self.max_size) + (rest and self._time(rest))
+        joins = max(self._sizes, key=self._sizes.__getitem__, default=None)
+        for group, size in self._sizes.items():
+            full, rest = divmod(size, self.max_size)
+            left += full * self._time(self.max_size)
+            left += self._time(rest) if rest and group != joins else 0.0
+        return left
 
     def _time(self, size: int) -> float:
         """Returns the mean time of such a batch, that of the next known size if new."""
@@ -85,13 +96,13 @@ class Batcher:
         return self.seconds[largest] * key / largest
 
     def is_over(self, lag: float = 0.0) -> bool:
-        """Whether what comes now would wait too long, or what asks lags so far behind.
+        """Whether what comes now would wait too long; it waited for `lag` before.
 
         While one of the largest batches is worked on the next may gather, else slow
         models would work on small ones alone.
         """
-        two = min(2 * self._time(self.max_size), TWO_BATCHES)
-        return self.wait() > max(self.max_wait, two) or lag > self.max_wait
+        one = min(self._time(self.max_size), ONE_BATCH)
+        return lag + self.wait() > max(self.max_wait, one)
 
     def check(self) -> None:
         """Raises Overloaded if what comes now would wait too long."""
@@ -103,7 +114,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         one = _Waiting(size, work, loop.create_future(), time.perf_counter())
         self._groups.setdefault(group, collections.deque()).append(one)
-        self.waiting += size
+        self._sizes[group] += size
         if not self._is_busy:
             self._is_busy = True
             # What else has arrived is read before.
@@ -122,9 +133,9 @@ class Batcher:
         while queue and (not batch or size + queue[0].size <= self.max_size):
             batch.append(queue.popleft())
             size += batch[-1].size
+        self._sizes[group] -= size
         if not queue:
-            del self._groups[group]
-        self.waiting -= size
+            del self._groups[group], self._sizes[group]
         started = time.perf_counter()
         self._busy_until = started + self._time(size)
         self._queue.put((asyncio.get_running_loop(), group, batch, size, started))

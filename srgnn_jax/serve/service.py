@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 MOST_NAMES = 100
 # Seconds that a batch may take, unless one session takes longer.
-LONGEST = 0.05
+LONGEST = 0.025
 
 
 class Service:
