@@ -242,6 +242,7 @@ SCENARIOS = [name[3:] for name in vars(Scenarios) if name.startswith("of_")]
 def plot(path: str, by_rate: dict[str, list[dict[str, float]]]) -> None:
     """Draws latencies by rate, a panel a catalog."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     figure = Figure((3 * len(by_rate), 2.8), layout="constrained")
     axes = figure.subplots(1, len(by_rate), squeeze=False)[0]
@@ -249,6 +250,9 @@ def plot(path: str, by_rate: dict[str, list[dict[str, float]]]) -> None:
         for name in ("p50 ms", "p90 ms", "p99 ms"):
             axis.plot([row["rate"] for row in rows], [row[name] for row in rows], "o-")
         axis.set(title=title, xlabel="requests a second", yscale="log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
     axes[0].set_ylabel("milliseconds")
     axes[0].legend(["p50", "p90", "p99"])
     figure.savefig(path, dpi=110)
