@@ -22,6 +22,8 @@ from srgnn_jax.evaluate.results_json import BASELINES_FILE, FILE, Results
 from srgnn_jax.tables import markdown, percent
 
 # By `config.select_on`: what chooses the epoch.
+# What tells one data set of a name from another, and a section's first line.
+COUNTS = "train_examples", "test_examples", "items"
 SPLITS = {"valid": "validation", "test": "test", "last": "no split: the last"}
 TITLES = {
     "diginetica": "Diginetica",
@@ -61,12 +63,20 @@ their epoch is by the default of the public code, as far as it was read. Written
 
 def document(stored: Sequence[Results]) -> str:
     """Renders results.json and baselines.json files, in any order, as RESULTS.md."""
-    by_data: dict[tuple[str, str], list[Results]] = {}
-    for results in stored:
-        key = results.get("dataset", ""), results["data"]
-        if "runs" in results:
-            key = results["data"]["name"], results["data"]["fingerprint"]
-        by_data.setdefault(key, []).append(results)
+    by_data: dict[tuple, list[Results]] = {}
+    # What is read in another way is the same if it has the same counts.
+    known = {
+        one["data"]["fingerprint"]: (
+            one["data"]["name"],
+            *(one["data"]["counts"][count] for count in COUNTS),
+        )
+        for one in stored
+        if "runs" in one
+    }
+    for one in stored:
+        data = one["data"]["fingerprint"] if "runs" in one else one["data"]
+        key = known.get(data, (one.get("dataset", ""), data))
+        by_data.setdefault(key, []).append(one)
     keys = sorted(by_data, key=lambda key: ([*TITLES, key[0]].index(key[0]), key))
     blocks = [block for key in keys for block in _section(key[0], by_data[key])]
     return "\n\n".join([HEAD, *filter(str.strip, blocks)]) + "\n"
@@ -98,8 +108,7 @@ def _section(name: str, stored: Sequence[Results]) -> Iterator[str]:
         rows += [_published_row(figure) for figure in PUBLISHED.get(name, ())]
     yield f"## {TITLES.get(name, name)}"
     if counts:
-        keys = "train_examples", "test_examples", "items"
-        yield ", ".join(f"{counts[0][x]:,} {x.replace('_', ' ')}" for x in keys) + "."
+        yield ", ".join(f"{counts[0][x]:,} {x.replace('_', ' ')}" for x in COUNTS) + "."
     header = ["", "epoch chosen on", "seeds", *shown, "epoch", "training, a seed"]
     yield markdown(header, rows)
     for results in ours:

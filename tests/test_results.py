@@ -254,6 +254,7 @@ def test_a_document_holds_runs_ablations_baselines_and_published_figures(folder)
     ours["data"]["counts"]["test_examples"] = 60_858
     ablation = copy.deepcopy(ours)
     ablation["config"]["step"] = 3
+    ablation["data"]["fingerprint"] = "read in another way, with the same counts"
     ablation["config"]["a_field_of_another_version"] = 1
     on_test = copy.deepcopy(ours)
     on_test["protocol"]["select_on"] = on_test["config"]["select_on"] = "test"
