@@ -494,13 +494,16 @@ def test_batches_are_of_one_group_and_in_order():
 
     async def submit():
         batcher = Batcher(run, 3, 10.0)
+        left = []
+        batcher.on_batch = lambda size, seconds: left.append(batcher.waiting)
         answers = [batcher.submit("ab"[n in (2, 3)], 1, n) for n in range(8)]
         found = await asyncio.gather(*answers, return_exceptions=True)
         batcher.close()
-        return found, batcher.waiting
+        return found, left
 
-    found, waiting = asyncio.run(submit())
-    assert waiting == 0
+    found, left = asyncio.run(submit())
+    # When a batch has ended the next one has begun.
+    assert left == [3, 0, 0]
     assert isinstance(found.pop(5), ValueError)
     assert found == [0, 1, 2, 3, 4, 6, 7]
     assert done == [("a", [0, 1, 4]), ("b", [2, 3]), ("a", [5, 6, 7])]
@@ -534,7 +537,7 @@ def test_no_batch_takes_long(service, monkeypatch):
     batcher = service.batcher
     for name in ("max_size", "seconds"):
         monkeypatch.setattr(batcher, name, getattr(batcher, name))
-    for slow, largest in ((0.006, 4), (0.2, 1)):
+    for slow, largest in ((0.01, 2), (0.2, 1)):
         batcher.seconds = {}
 
         def took(work, slow=slow):

@@ -32,6 +32,14 @@ class _Waiting:
     since: float
 
 
+@dataclasses.dataclass(slots=True)
+class _Group:
+    queue: collections.deque[_Waiting] = dataclasses.field(
+        default_factory=collections.deque
+    )
+    size: int = 0
+
+
 class Batcher:
     """One thread that works, and what waits for it, by group.
 
@@ -60,14 +68,13 @@ class Batcher:
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
         self._thread.start()
-        self._groups: dict[Hashable, collections.deque[_Waiting]] = {}
-        self._sizes: collections.Counter[Hashable] = collections.Counter()
+        self._groups: dict[Hashable, _Group] = collections.defaultdict(_Group)
         self._busy_until, self._is_busy = 0.0, False
 
     @property
     def waiting(self) -> int:
         """Sessions that wait."""
-        return self._sizes.total()
+        return sum(group.size for group in self._groups.values())
 
     def wait(self) -> float:
         """Estimates the seconds until what comes now would start.
@@ -77,11 +84,12 @@ class Batcher:
         if not self._is_busy:
             return 0.0
         left = max(self._busy_until - time.perf_counter(), 0.0)
-        joins = max(self._sizes, key=self._sizes.__getitem__, default=None)
-        for group, size in self._sizes.items():
-            full, rest = divmod(size, self.max_size)
+        groups = self._groups.values()
+        joins = max(groups, key=lambda group: group.size, default=None)
+        for group in groups:
+            full, rest = divmod(group.size, self.max_size)
             left += full * self._time(self.max_size)
-            left += self._time(rest) if rest and group != joins else 0.0
+            left += self._time(rest) if rest and group is not joins else 0.0
         return left
 
     def _time(self, size: int) -> float:
@@ -113,8 +121,8 @@ class Batcher:
         """Queues a work of so many sessions; works of a group are done together."""
         loop = asyncio.get_running_loop()
         one = _Waiting(size, work, loop.create_future(), time.perf_counter())
-        self._groups.setdefault(group, collections.deque()).append(one)
-        self._sizes[group] += size
+        self._groups[group].queue.append(one)
+        self._groups[group].size += size
         if not self._is_busy:
             self._is_busy = True
             # What else has arrived is read before.
@@ -123,19 +131,20 @@ class Batcher:
 
     def _start(self) -> None:
         """Starts a batch of the group whose first work has waited longest."""
-        group = min(self._groups, key=lambda g: self._groups[g][0].since, default=None)
+        groups = self._groups
+        group = min(groups, key=lambda g: groups[g].queue[0].since, default=None)
         if group is None:
             self._is_busy = False
             return
-        queue = self._groups[group]
+        queue = groups[group].queue
         batch: list[_Waiting] = []
         size = 0
         while queue and (not batch or size + queue[0].size <= self.max_size):
             batch.append(queue.popleft())
             size += batch[-1].size
-        self._sizes[group] -= size
+        groups[group].size -= size
         if not queue:
-            del self._groups[group], self._sizes[group]
+            del groups[group]
         started = time.perf_counter()
         self._busy_until = started + self._time(size)
         self._queue.put((asyncio.get_running_loop(), group, batch, size, started))
