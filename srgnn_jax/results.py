@@ -21,9 +21,9 @@ from srgnn_jax.evaluate.published import PUBLISHED, PUBLISHED_K, Figure
 from srgnn_jax.evaluate.results_json import BASELINES_FILE, FILE, Results
 from srgnn_jax.tables import markdown, percent
 
-# By `config.select_on`: what chooses the epoch.
 # What tells one data set of a name from another, and a section's first line.
 COUNTS = "train_examples", "test_examples", "items"
+# By `config.select_on`: what chooses the epoch.
 SPLITS = {"valid": "validation", "test": "test", "last": "no split: the last"}
 TITLES = {
     "diginetica": "Diginetica",
