@@ -87,6 +87,8 @@ def get_config() -> ConfigDict:
     c.l2 = 1e-5  # coupled: joins the gradient before Adam's moments
     c.lr_decay_epochs = 3  # decay the learning rate after so many epochs; 0: never
     c.lr_decay = 0.1  # what the decay multiplies it by
+    # last share of the steps so far that the parameters are averaged over; 0: none are
+    c.averaging = 0.0
     c.patience = 10  # stop after so many epochs without a better one; 0: never
 
     # Going on from an earlier run, with newer clicks.

@@ -3,6 +3,7 @@
 import collections
 import functools
 import json
+import math
 import shutil
 
 import jax
@@ -45,10 +46,11 @@ def neighbours(weight=0.4, method="STAN", again=0.0):
 
 
 def kinds(prefix):
-    """Returns of each item how often, and how many clicks ago, a prefix has it."""
+    """Returns of each item what its rate depends on, as `session_knn.KINDS` has it."""
     age = {item: len(prefix) - 1 - place for place, item in enumerate(prefix)}
+    distinct = min(int(math.log2(len(age))), 5)
     return {
-        item: (min(prefix.count(item), session_knn.TIMES), min(age[item], 23))
+        item: (distinct, min(prefix.count(item), 6) - 1, min(age[item], 23))
         for item in prefix
     }
 
@@ -61,8 +63,15 @@ def plain_rates(sessions):
             for item, kind in kinds(session[:end]).items():
                 held[kind] += 1
                 came[kind] += item == session[end]
+                held[kind[1:]] += 1
+                came[kind[1:]] += item == session[end]
     mean = came.total() / held.total()
-    return lambda kind: (came[kind] + 10 * mean) / (held[kind] + 10)
+
+    def rate(kind):
+        of_all = (came[kind[1:]] + 10 * mean) / (held[kind[1:]] + 10)
+        return (came[kind] + 10 * of_all) / (held[kind] + 10)
+
+    return rate
 
 
 def plain_joined(examples, params, weight, method="STAN", again=0.0):
@@ -109,7 +118,8 @@ def test_how_often_and_how_long_ago_decide_on_repeats():
     sessions = [[1, 1, 2, 1, *range(3, 40), 1], [5, 6] * 12, [7], [8, 8], [9] * 9]
     rates = session_knn.repeat_rates(Sessions.from_lists(sessions), 40)
     expected = plain_rates(sessions)
-    kinds = [(t, a) for t in range(1, 7) for a in range(24)]
+    assert rates.shape == session_knn.KINDS
+    kinds = np.ndindex(rates.shape)
     np.testing.assert_allclose(rates.reshape(-1), [*map(expected, kinds)])
 
 
@@ -123,7 +133,7 @@ def test_repeats_leave_something_to_the_network():
     np.testing.assert_allclose(shares.sum(axis=1), [0.95, 0], rtol=1e-6)
     # Among candidates the others' part falls to the network.
     alone = one.shares(Prefixes.of(np.array([[1, 2, 1, 2]])), np.array([0, 2]))
-    np.testing.assert_allclose(alone, [[0, one.rates[1, 0]]], rtol=1e-6)
+    np.testing.assert_allclose(alone, [[0, one.rates[1, 1, 0]]], rtol=1e-6)
 
 
 def test_ties_count_against_the_target_and_nothing_hides_a_nan():

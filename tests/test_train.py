@@ -1,5 +1,6 @@
 """Training end to end on a tiny log: records, resuming, selection, refusals."""
 
+import functools
 import io
 import json
 import math
@@ -123,6 +124,35 @@ def test_a_stopped_run_goes_on_exactly(config, tmp_path, whole):
     assert [line for line in lines if line in expected_lines] == expected_lines
     found, expected = (evaluate_workdir(str(w)) for w in (tmp_path / "parts", workdir))
     assert {**found, "examples_per_second": 0} == {**expected, "examples_per_second": 0}
+
+
+def test_averages_are_of_the_steps_that_training_took_anyway(config, tmp_path):
+    """A run is stopped after every step, so that resuming is shown as well."""
+    averaging, steps = 0.25, 4
+
+    def each_step(name, **fields):
+        for step_ in range(1, steps + 1):
+            config.update(fields | {"max_steps": step_})
+            yield train_and_evaluate(config, str(tmp_path / name)).state
+
+    # Two programs, which may round differently.
+    assert_close = functools.partial(
+        jax.tree.map,
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-7),
+    )
+    plain = list(each_step("plain"))
+    averaged = list(each_step("averaged", averaging=averaging))
+    expected = plain[0].params
+    for t, (own, state) in enumerate(zip(plain, averaged, strict=True)):
+        assert own.latest == ()
+        assert_close(state.latest, own.params)
+        assert_close(state.opt_state, own.opt_state)
+        share = 1 / (1 + averaging * t)
+        expected = jax.tree.map(
+            lambda mean, new, share=share: (1 - share) * mean + share * new,
+            *(expected, own.params),
+        )
+        assert_close(state.params, expected)
 
 
 def test_a_killed_run_goes_on_exactly(config, tmp_path, monkeypatch, whole):

@@ -111,6 +111,24 @@ def test_with_nothing_new_it_is_the_parent_bit_for_bit(config, parent, tmp_path)
         np.testing.assert_allclose(a.scores, b.scores, rtol=1e-6)
 
 
+@pytest.mark.parametrize("averaging", [(0.0, 0.5), (0.5, 0.0), (0.5, 0.5)])
+def test_averages_begin_anew_with_what_the_parent_learnt(config, tmp_path, averaging):
+    of_parent, config.averaging = averaging
+    log_of(tmp_path / "data")
+    before = tiny_config(tmp_path)
+    before.averaging = of_parent
+    train_and_evaluate(before, str(tmp_path / "before"))
+    config.warm_start, config.epochs = str(tmp_path / "before"), 0
+    state = train_and_evaluate(config, str(tmp_path / "today")).state
+    like = state._replace(latest=state.params if of_parent else ())
+    old = Held.of(tmp_path / "before", like)
+    assert_equal(old.state.params, state.params)
+    assert_equal(state.latest, state.params if config.averaging else ())
+    assert_equal(old.state.opt_state[1].mu, state.opt_state[1].mu)
+    config.epochs = 1
+    train_and_evaluate(config, str(tmp_path / "today"))
+
+
 def test_items_come_and_go(config, parent, tmp_path, capsys):
     log_of(tmp_path / "data", first=3)
     config.epochs = 1

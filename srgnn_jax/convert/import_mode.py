@@ -73,9 +73,8 @@ def import_checkpoint(
     # The number of steps in an epoch is no part of the optimizer's state.
     schedule = config_lib.make_schedule(config, steps_per_epoch=1)
     state = init_state(model, adam_with_l2(schedule, config.l2), config.seed)
-    state = state._replace(
-        params=jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-    )
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    state = state._replace(params=params, latest=params if config.averaging else ())
     folder = make_workdir(workdir)
     with only_run(folder), contextlib.closing(Checkpoints(folder)) as checkpoints:
         if checkpoints.latest_step() is not None:

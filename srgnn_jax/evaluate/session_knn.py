@@ -5,14 +5,15 @@ else. Clicks are `Sessions` or `Examples` of `data.sessions`, or whatever has th
 arrays.
 
 Axes: S training sessions, V item rows (row 0 is the padding), C clicks, E examples, R
-rows of a matrix, N item rows that may be listed, T times that a prefix has an item, A
-ages of an item in a prefix, in clicks.
+rows of a matrix, N item rows that may be listed, D distinct items of a prefix, T times
+that it has an item, A ages of an item in it, in clicks.
 """
 
 import dataclasses
 import functools
 import io
 import itertools
+import math
 import os
 import pathlib
 import zipfile
@@ -180,8 +181,8 @@ def _session_knn(
 METHODS: dict[str, Callable[[Any, int], Scorer]] = {"STAN": stan, "V-SKNN": vsknn}
 
 
-# T and A: what is more often or longer ago counts as the last of them.
-TIMES, AGES = 6, 24
+# D, by powers of 2, T and A; what is beyond counts as the last of them.
+KINDS = 6, 6, 24
 # Prefixes' clicks that are counted at a time; those that a rate's mean counts as.
 CLICKS_AT_A_TIME, OF_THE_MEAN = 2**22, 10
 # Of a session's next click, the share of all its items at most.
@@ -191,27 +192,28 @@ MOST_REPEATS = 0.95
 def repeat_rates(train: Any, num_items: int) -> np.ndarray:
     """Returns how often what a prefix holds t times, last a clicks ago, comes next.
 
-    Of all prefixes of the training sessions, [T, A]; where there are few of them, their
-    mean counts too. How often and how long ago decide on clicks that come again
-    (Anderson et al. 2014, "The dynamics of repeat consumption").
+    Of all prefixes of the training sessions with d distinct items, [D, T, A]. Where
+    there are few of them, what holds of any d counts too. How often and how long ago
+    decide on repeats (Anderson et al. 2014, "The dynamics of repeat consumption").
     """
     lengths = np.asarray(train.lengths, np.int64)
     part = np.cumsum(lengths**2) // CLICKS_AT_A_TIME
     starts = [*np.flatnonzero(np.diff(part, prepend=-1)), len(lengths)]
-    next_, held = np.zeros(TIMES * AGES), np.zeros(TIMES * AGES)
+    next_, held = np.zeros((2, math.prod(KINDS)))
     for first, end in itertools.pairwise(starts):
         count = np.maximum(lengths[first:end] - 1, 0)
         before = np.repeat(np.cumsum(count) - count, count)
         length = 1 + np.arange(len(before)) - before
         start = np.repeat(np.asarray(train.offsets[first:end], np.int64), count)
-        prefixes = Prefixes(train.items, start, length)
-        at, kind = _kinds(prefixes, num_items)
+        at, kind = _kinds(Prefixes(train.items, start, length), num_items)
         target = np.asarray(train.items[start + length])[row_of_each(at)]
-        held += np.bincount(kind, minlength=TIMES * AGES)
-        next_ += np.bincount(kind[at.indices == target], minlength=TIMES * AGES)
-    mean = next_.sum() / max(held.sum(), 1)
-    rates = (next_ + OF_THE_MEAN * mean) / (held + OF_THE_MEAN)
-    return rates.reshape(TIMES, AGES)
+        held += np.bincount(kind, minlength=held.size)
+        next_ += np.bincount(kind[at.indices == target], minlength=held.size)
+    rates: Any = next_.sum() / max(held.sum(), 1)
+    next_, held = next_.reshape(KINDS), held.reshape(KINDS)
+    for came, of in ((next_.sum(axis=0), held.sum(axis=0)), (next_, held)):
+        rates = (came + OF_THE_MEAN * rates) / (of + OF_THE_MEAN)
+    return rates
 
 
 def _kinds(clicks: Any, num_items: int) -> tuple[sparse.csr_array, np.ndarray]:
@@ -222,9 +224,10 @@ def _kinds(clicks: Any, num_items: int) -> tuple[sparse.csr_array, np.ndarray]:
     times.sum_duplicates()
     last = places(clicks, num_items)
     last.sort_indices()
-    age = clicks.lengths[row_of_each(last)] - last.data
-    often = np.minimum(times.data, TIMES) - 1
-    return last, often * AGES + np.minimum(age, AGES - 1)
+    row = row_of_each(last)
+    distinct = np.frexp(np.diff(last.indptr))[1] - 1  # the logarithm, rounded down
+    kind = distinct[row], times.data - 1, clicks.lengths[row] - last.data
+    return last, np.ravel_multi_index(kind, KINDS, mode="clip")
 
 
 def weighted(
@@ -301,7 +304,7 @@ class Neighbours:
         """Returns how likely each item comes again; 0 if it was not clicked."""
         found, kind = _kinds(clicks, self.num_items)
         found = found.astype(np.float64)
-        found.data = self.rates.reshape(-1)[kind]
+        found.data = np.broadcast_to(self.rates, KINDS).reshape(-1)[kind]
         return self._scaled(
             found, lambda total: MOST_REPEATS / np.maximum(total, MOST_REPEATS), rows
         )
@@ -348,7 +351,7 @@ class Neighbours:
             or not 0 <= weight < 1
             or not 0 <= again <= 1
             or not ((rates >= 0) & (rates <= 1)).all()
-            or (again and rates.shape != (TIMES, AGES))
+            or (again and rates.shape not in (KINDS, KINDS[1:]))
             or ends != [0, len(items)]
             or (np.diff(offsets) < 0).any()
             or (len(items) and not (items.min() > 0 and items.max() < num_items))

@@ -69,6 +69,7 @@ class Run:
             model=self.model,
             optimizer=optimizer,
             seed=config.seed,
+            averaging=config.averaging,
             loss=self.loss,
             score_padding=config.score_padding,
             **devices.step_options,
@@ -79,7 +80,9 @@ class Run:
             for split, those in self.splits.evaluated.items()
         }
         self.state: TrainState = devices.make(
-            functools.partial(init_state, self.model, optimizer, config.seed)
+            functools.partial(
+                init_state, self.model, optimizer, config.seed, config.averaging > 0
+            )
         )
 
     def restore(self) -> None:

@@ -31,6 +31,8 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     loss: Float[Array, ""]  # sum of the examples' losses since the last logged step
     examples: Float[Array, ""]  # their number
+    # The parameters as the last step left them, where `params` average over steps.
+    latest: Params | tuple[()] = ()
 
     def __repr__(self) -> str:
         leaves = jax.tree.leaves(self.params)
@@ -41,13 +43,17 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, seed: int
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    averages: bool = False,
 ) -> TrainState:
-    """Draws the parameters from the seed."""
+    """Draws the parameters from the seed; `averages`: see `train_step`'s averaging."""
     params = init_params(model, seed)
     # Each its own buffer, as a step donates them all.
     step, loss, examples = jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(())
-    return TrainState(step, params, optimizer.init(params), loss, examples)
+    latest = jax.tree.map(jnp.copy, params) if averages else ()
+    return TrainState(step, params, optimizer.init(params), loss, examples, latest)
 
 
 def sample_negatives(
@@ -71,6 +77,17 @@ def sample_negatives(
     return drawn + (drawn >= target[:, None])
 
 
+def average(state: TrainState, latest: Params, averaging: float) -> Params:
+    """Returns the mean of a state's parameters and those that its next step led to.
+
+    These count 1 / (1 + averaging * t) after t steps: with `averaging` 1 as much as
+    each before them, with less the last of them count most. Source: Shamir and Zhang
+    2013, "Stochastic gradient descent for non-smooth optimization", section 4.
+    """
+    share = 1 / (1 + averaging * state.step)
+    return optax.incremental_update(latest, state.params, share)
+
+
 def train_step(
     state: TrainState,
     clicks: Int[AnyArray, " C"],
@@ -79,6 +96,7 @@ def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     seed: int,
+    averaging: float = 0.0,
     loss: Loss = LOSSES["CE"],
     score_padding: bool = False,
     max_scores: int = MAX_SCORES,
@@ -94,6 +112,8 @@ def train_step(
       model: see `SRGNN`.
       optimizer: see `adam_with_l2`.
       seed: from it and the step, negatives and what is dropped are drawn.
+      averaging: last share of the steps so far that the state's parameters average
+        over, see `average`; 0: they are the latest.
       loss: of each example.
       score_padding: whether row 0 takes part in the softmax.
       max_scores: scores that the softmax may hold at a time.
@@ -118,7 +138,8 @@ def train_step(
         )
         return jnp.sum(loss.function(*encoded) * part.weight) / examples
 
-    gradient_of_part = functools.partial(jax.value_and_grad(loss_of_part), state.params)
+    latest = state.latest if averaging else state.params
+    gradient_of_part = functools.partial(jax.value_and_grad(loss_of_part), latest)
     summed = batches.sum_over_parts(gradient_of_part, clicks, batch)
     mean_loss, gradient = over_devices(summed, axis_name)
     # Else XLA moves the decay before the lookup's scatter, a pass over the table more.
@@ -126,11 +147,14 @@ def train_step(
     gradient = jax.lax.platform_dependent(
         gradient, cuda=through_one_array, default=lambda gradient: gradient
     )
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, latest)
+    latest = optax.apply_updates(latest, updates)
+    params = average(state, latest, averaging) if averaging else latest
     return TrainState(
         state.step + 1,
-        optax.apply_updates(state.params, updates),
+        params,
         opt_state,
         state.loss + mean_loss * examples,
         state.examples + examples,
+        latest if averaging else (),
     )

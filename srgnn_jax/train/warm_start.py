@@ -170,7 +170,10 @@ def begin(
     Raises:
       UserError: the parent's arrays have other names or shapes, or are not finite.
     """
+    latest, state = state.latest, state._replace(latest=())
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    if parent.progress.config.get("averaging"):
+        shapes = shapes._replace(latest=shapes.params)
     step = parent.progress.step
     with contextlib.closing(Checkpoints(parent.folder)) as checkpoints:
         old = checkpoints.restore(shapes, step)
@@ -195,8 +198,10 @@ def begin(
 
     params = carry(state.params, old.params, *means)
     adam = carry(adam, old_adam)
+    # Averages begin anew with what the parent has learnt.
+    latest = carry(latest, old.params, *means) if latest else ()
     return devices.lay_out(
-        state._replace(params=params, opt_state=(decay, adam, schedule))
+        state._replace(params=params, opt_state=(decay, adam, schedule), latest=latest)
     )
 
 
