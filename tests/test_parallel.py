@@ -34,8 +34,8 @@ find_devices = functools.cache(layouts.find_devices)
 
 
 def setup(devices, loss_type="CE", num_items=ITEMS):
-    """Returns a step function and the state to start from."""
-    step, start = training_step(devices, num_items, loss_type=loss_type)
+    """Returns a step function and the state to start from, whose parameters average."""
+    step, start = training_step(devices, num_items, loss_type=loss_type, averaging=0.5)
     return devices.compile(step, updates_state=True), devices.make(start)
 
 
@@ -65,8 +65,8 @@ def assert_same_params(state, other):
     jax.tree.map(
         # A split table is filled up with rows.
         lambda a, b: np.testing.assert_allclose(a, b[: len(a)], atol=2e-5),
-        state.params,
-        other.params,
+        (state.params, state.latest),
+        (other.params, other.latest),
     )
 
 
@@ -121,7 +121,8 @@ def test_a_table_that_lies_in_another_order_trains_evaluates_and_is_restored_ali
     assert_same_params(state_one, state_other)
     tables = [x for x in jax.tree.leaves(state_other) if x.shape[:1] >= (ITEMS,)]
     orders = [x.format.layout.major_to_minor for x in tables]
-    assert orders == [(1, 0)] * 3  # And both moments, after many steps.
+    # And of the latest parameters, and both moments, after many steps.
+    assert orders == [(1, 0)] * 4
     means = [
         evaluator(each, **limits)(state.params)["mrr@20"]
         for each, limits, state in (
@@ -170,7 +171,7 @@ def test_each_device_holds_its_rows_of_the_table_and_its_moments():
     devices = layouts.find_devices("mesh", (1, 8))
     _, state = setup(devices, num_items=45)
     _, adam, _ = state.opt_state
-    for tree in (state.params, adam.mu, adam.nu):
+    for tree in (state.params, state.latest, adam.mu, adam.nu):
         table = tree["item_embedding"]
         assert table.shape == (48, 8)
         assert {shard.data.shape for shard in table.addressable_shards} == {(6, 8)}
@@ -228,8 +229,8 @@ def test_a_checkpoint_serves_any_layout(saved, restored, tmp_path):
         lambda a, b: np.testing.assert_array_equal(
             np.asarray(a)[:ITEMS], np.asarray(b)[:ITEMS]
         ),
-        (state.params, state.opt_state[1].mu),
-        (found.params, found.opt_state[1].mu),
+        (state.params, state.latest, state.opt_state[1].mu),
+        (found.params, found.latest, found.opt_state[1].mu),
     )
     assert (
         found.params["item_embedding"].sharding

@@ -62,7 +62,9 @@ def old_run(folder):
     return folder / "run"
 
 
-def training_step(devices, num_items, embedding_size=8, loss_type="CE", **options):
+def training_step(
+    devices, num_items, embedding_size=8, loss_type="CE", averaging=0.0, **options
+):
     """Returns a step function for some devices, and what makes the state before it."""
     model = SRGNN(num_items, embedding_size, **options)
     optimizer = adam_with_l2(0.01, 1e-3)
@@ -71,10 +73,11 @@ def training_step(devices, num_items, embedding_size=8, loss_type="CE", **option
         model=model,
         optimizer=optimizer,
         seed=0,
+        averaging=averaging,
         loss=LOSSES[loss_type],
         **devices.step_options,
     )
-    return step, lambda: init_state(model, optimizer, 0)
+    return step, lambda: init_state(model, optimizer, 0, averaging > 0)
 
 
 def random_examples(num_items, count):
