@@ -1,6 +1,7 @@
 """Neighbours and network joined: one answer, wherever it is asked for."""
 
 import collections
+import dataclasses
 import functools
 import json
 import math
@@ -121,6 +122,18 @@ def test_how_often_and_how_long_ago_decide_on_repeats():
     assert rates.shape == session_knn.KINDS
     kinds = np.ndindex(rates.shape)
     np.testing.assert_allclose(rates.reshape(-1), [*map(expected, kinds)])
+
+
+def test_rates_of_any_number_of_items_are_read_as_they_were_saved(tmp_path):
+    now = neighbours(again=0.6)
+    of_any = dataclasses.replace(now, rates=now.rates[0])
+    of_any.save(tmp_path / "before.npz")
+    with (tmp_path / "before.npz").open("rb") as file:
+        read = Neighbours.load(file)
+    same = np.broadcast_to(now.rates[0], session_knn.KINDS)
+    expected = dataclasses.replace(now, rates=same).shares(TEST.examples())
+    np.testing.assert_array_equal(read.shares(TEST.examples()), expected)
+    assert (expected != now.shares(TEST.examples())).any()
 
 
 def test_repeats_leave_something_to_the_network():
