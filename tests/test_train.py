@@ -389,7 +389,7 @@ def test_what_is_returned_shows_itself(whole):
     [
         ("click_log", "the str handed in is no config; take what get_config()"),
         (click_log.get_config, "the function handed in is no config"),
-        (ConfigDict({"epochs": 3}), "other fields (batch_size, "),
+        (ConfigDict({"epochs": 3}), "other fields (averaging, "),
     ],
 )
 def test_what_is_no_config_is_told(wrong, message):
