@@ -52,8 +52,9 @@ def imported_params(workdir, like, step=0):
     return params
 
 
-def test_workdir_is_evaluated_and_trained_on(tmp_path, config, capsys):
-    config.select_on = "last"
+@pytest.mark.parametrize("averaging", [0.0, 0.5])
+def test_workdir_is_evaluated_and_trained_on(tmp_path, config, capsys, averaging):
+    config.select_on, config.averaging = "last", averaging
     params, path = make_checkpoint(tmp_path, config)
     workdir = tmp_path / "run"
     import_checkpoint(config, str(workdir), path)

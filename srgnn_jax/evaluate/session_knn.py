@@ -252,7 +252,7 @@ class Neighbours:
       items, offsets: the training sessions; see `data.sessions.Sessions`.
       num_items: V.
       repeats_weight: what the rates are multiplied with, at most 1.
-      rates: `repeat_rates` of the training sessions; of any shape if they do not weigh.
+      rates: `repeat_rates`, or [T, A], of any d; of any shape if they do not weigh.
     """
 
     method: str
