@@ -11,7 +11,6 @@ Axes: V item rows of today, P of the parent, D embedding, N new items.
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -23,7 +22,7 @@ from scipy import sparse
 
 from srgnn_jax import config as config_lib
 from srgnn_jax.data.sessions import Sessions, Vocabulary
-from srgnn_jax.devices import layouts, processes
+from srgnn_jax.devices import layouts
 from srgnn_jax.errors import UserError, differences
 from srgnn_jax.runs.checkpoint import Checkpoints, check_finite
 from srgnn_jax.runs.progress import Progress, model_name
@@ -59,10 +58,6 @@ class Parent:
     num_items: int
     rows: Int[np.ndarray, " V"]
 
-    def mark_new(self, vocabulary: Vocabulary) -> Vocabulary:
-        """Returns today's vocabulary, with the items marked that the parent lacks."""
-        return Vocabulary(vocabulary.ids, vocabulary.clicks, self.rows[1:] < 0)
-
     def hand_on(self, progress: Progress, schedule: str) -> Progress:
         """Returns the progress of a run that is to begin with this one.
 
@@ -85,23 +80,6 @@ class Parent:
         first = own.first_epoch + own.epoch if schedule == "go_on" else 0
         parents = [born, *own.parents]
         return dataclasses.replace(progress, first_epoch=first, parents=parents)
-
-
-def look_back(
-    config: ConfigDict,
-    workdir: pathlib.Path,
-    model: nn.Module,
-    vocabulary: Vocabulary,
-    progress: Progress,
-) -> tuple[Parent, Vocabulary, Progress]:
-    """Returns the parent, and vocabulary and progress of a new run, which tell of it.
-
-    UserError: see `find_parent`.
-    """
-    parent = find_parent(config, workdir, model, vocabulary)
-    handed_on = parent.hand_on(progress, config.warm_start_schedule)
-    processes.say(line(handed_on))
-    return parent, parent.mark_new(vocabulary), handed_on
 
 
 def find_parent(
@@ -192,7 +170,10 @@ def begin(
         def leaf(path, drawn, old):
             if layouts.is_table(path):
                 return _set_rows(drawn, (parent.rows, old), *others)
-            return _each_shard(drawn, lambda shard: old)
+            sharding = drawn.sharding
+            return jax.make_array_from_callback(
+                drawn.shape, sharding, lambda at: old[at]
+            )
 
         return jax.tree_util.tree_map_with_path(leaf, drawn, old)
 
@@ -236,26 +217,16 @@ def neighbour_means(
 
 def _set_rows(drawn: jax.Array, *several: Rows) -> jax.Array:
     """Returns a table, which may be split over devices, with some rows set."""
-
-    def of_shard(shard):
+    shards = []
+    for shard in drawn.addressable_shards:
         values = np.array(shard.data)
         for rows, source in several:
             # The last rows of a split table only fill it up.
             missing = len(drawn) - len(rows)
             where = np.pad(rows, (0, missing), constant_values=-1)[shard.index[0]]
             values[where >= 0] = source[where[where >= 0]]
-        return values
-
-    return _each_shard(drawn, of_shard)
-
-
-def _each_shard(drawn: jax.Array, of_shard: Callable[[Any], np.ndarray]) -> jax.Array:
-    """Returns an array that lies as `drawn` does, of what is given for each shard."""
-    parts = [
-        jax.device_put(of_shard(shard), shard.device)
-        for shard in drawn.addressable_shards
-    ]
-    return jax.make_array_from_single_device_arrays(drawn.shape, drawn.sharding, parts)
+        shards.append(jax.device_put(values, shard.device))
+    return jax.make_array_from_single_device_arrays(drawn.shape, drawn.sharding, shards)
 
 
 def line(progress: Progress) -> str:
