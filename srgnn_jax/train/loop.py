@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from srgnn_jax import config as config_lib
 from srgnn_jax.data.counts import counts_table
 from srgnn_jax.data.frames import Clicks
-from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.devices import processes
 from srgnn_jax.evaluate.workdir import record, report_seeds
 from srgnn_jax.model.losses import Loss
@@ -115,8 +114,7 @@ def train_one(
             vocabulary = load_vocabulary(folder, progress.vocabulary)
         elif config.warm_start:
             parent = warm_start.find_parent(config, folder, model, vocabulary)
-            is_new = parent.rows[1:] < 0
-            vocabulary = Vocabulary(vocabulary.ids, vocabulary.clicks, is_new)
+            vocabulary.is_new = parent.rows[1:] < 0
             progress = parent.hand_on(progress, config.warm_start_schedule)
             processes.say(warm_start.line(progress))
         splits = dataclasses.replace(splits, is_new=vocabulary.new_rows)

@@ -29,12 +29,6 @@ from srgnn_jax.runs.progress import Progress, model_name
 from srgnn_jax.runs.workdir import load_vocabulary, seed_folders
 from srgnn_jax.train.step import TrainState
 
-# Fields by which a network, of the same parameters, computes something else.
-NETWORK_FIELDS = (
-    *("embedding_size", "step", "readout", "normalize", "scale"),
-    *("reverse_positions", "softmax_attention"),
-)
-
 # Of rows, values to set: where each row's lie among the values, -1 where it has none.
 Rows = tuple[Int[np.ndarray, "_"], Float[np.ndarray, "_ D"]]
 
@@ -48,14 +42,12 @@ class Parent:
       progress: that of its best checkpoint, which is taken; while no epoch is complete,
         of the last one.
       checksum: of that checkpoint.
-      num_items: P, row 0 included.
       rows: by row of today, row 0 included, the row in its table; -1 of new items.
     """
 
     folder: pathlib.Path
     progress: Progress
     checksum: str
-    num_items: int
     rows: Int[np.ndarray, " V"]
 
     def hand_on(self, progress: Progress, schedule: str) -> Progress:
@@ -75,7 +67,7 @@ class Parent:
             "vocabulary": own.vocabulary,
             "kept_items": kept,
             "new_items": int(np.count_nonzero(self.rows < 0)),
-            "gone_items": self.num_items - 1 - kept,
+            "gone_items": own.num_items - 1 - kept,
         }
         first = own.first_epoch + own.epoch if schedule == "go_on" else 0
         parents = [born, *own.parents]
@@ -106,10 +98,9 @@ def find_parent(
             progress = checkpoints.progress(progress.best_step)
         checksum = checkpoints.checksum(progress.step)
     _check_same_network(where, config, model, progress)
-    old = load_vocabulary(folder, progress.vocabulary)
-    rows = old.rows(vocabulary.ids)
+    rows = load_vocabulary(folder, progress.vocabulary).rows(vocabulary.ids)
     rows = np.append(0, np.where(rows > 0, rows, -1))
-    return Parent(folder, progress, checksum, old.num_items, rows)
+    return Parent(folder, progress, checksum, rows)
 
 
 def _check_same_network(
@@ -117,7 +108,7 @@ def _check_same_network(
 ) -> None:
     old = config_lib.from_dict(progress.config)
     facts = [
-        {f"config.{field}": one[field] for field in NETWORK_FIELDS} | {"model": name}
+        {**{f"config.{k}": one[k] for k in config_lib.NETWORK_FIELDS}, "model": name}
         for one, name in ((old, progress.model), (config, model_name(model)))
     ]
     if found := differences(*facts):
