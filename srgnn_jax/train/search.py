@@ -214,7 +214,10 @@ class _Worker:
                     return None
         best = search_report.best_trials(self.study)
         if not best:
-            raise UserError(search_report.why_none(self.study, self.folder))
+            why = "the same command goes on"
+            if failed := study.trials(self.study, "FAIL"):
+                why = search_report.line(failed[0], "")
+            raise UserError(f"no trial in {self.folder} has come to its end; {why}")
         folder = self.workdir(best[0].number)
         config = with_params(self.config, best[0].params)
         if not (folder / results_json.FILE).exists():

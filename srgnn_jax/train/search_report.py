@@ -43,13 +43,6 @@ def line(trial: study.FrozenTrial, metric: str) -> str:
     return f"trial {trial.number}: {said} ({values})"
 
 
-def why_none(of: study.Study, folder: pathlib.Path) -> str:
-    """Says why a search has no best trial."""
-    failed = study.trials(of, "FAIL")
-    why = f"; {line(failed[0], '')}" if failed else "; the same command goes on"
-    return f"no trial in {folder} has come to its end{why}"
-
-
 def report(
     of: study.Study,
     folder: pathlib.Path,

@@ -97,25 +97,19 @@ def find_parent(
         if progress.best_step:
             progress = checkpoints.progress(progress.best_step)
         checksum = checkpoints.checksum(progress.step)
-    _check_same_network(where, config, model, progress)
-    rows = load_vocabulary(folder, progress.vocabulary).rows(vocabulary.ids)
-    rows = np.append(0, np.where(rows > 0, rows, -1))
-    return Parent(folder, progress, checksum, rows)
-
-
-def _check_same_network(
-    where: str, config: ConfigDict, model: nn.Module, progress: Progress
-) -> None:
-    old = config_lib.from_dict(progress.config)
-    facts = [
+    own = config_lib.from_dict(progress.config)
+    networks = [
         {**{f"config.{k}": one[k] for k in config_lib.NETWORK_FIELDS}, "model": name}
-        for one, name in ((old, progress.model), (config, model_name(model)))
+        for one, name in ((own, progress.model), (config, model_name(model)))
     ]
-    if found := differences(*facts):
+    if found := differences(*networks):
         raise UserError(
             f"{where}, a run of another network; set what differs as it is there, or "
             f"train from nothing: {found}"
         )
+    rows = load_vocabulary(folder, progress.vocabulary).rows(vocabulary.ids)
+    rows = np.append(0, np.where(rows > 0, rows, -1))
+    return Parent(folder, progress, checksum, rows)
 
 
 def begin(
