@@ -155,10 +155,8 @@ def begin(
         def leaf(path, drawn, old):
             if layouts.is_table(path):
                 return _set_rows(drawn, (parent.rows, old), *others)
-            sharding = drawn.sharding
-            return jax.make_array_from_callback(
-                drawn.shape, sharding, lambda at: old[at]
-            )
+            shape, sharding = drawn.shape, drawn.sharding
+            return jax.make_array_from_callback(shape, sharding, lambda at: old[at])
 
         return jax.tree_util.tree_map_with_path(leaf, drawn, old)
 
