@@ -39,6 +39,12 @@ MakeModel = Callable[[ConfigDict, int], nn.Module]
 # What steps ask of a model, beside the parameter "item_embedding".
 MODEL_FIELDS = ("num_items", "normalize", "compute_dtype", "encode")
 
+# Fields by which a network, of the same parameters, computes something else.
+NETWORK_FIELDS = (
+    *("embedding_size", "step", "readout", "normalize", "scale"),
+    *("reverse_positions", "softmax_attention"),
+)
+
 # Clicks of a prefix: its graph has this many squared entries, some ten times over.
 MAX_LENGTH = 4096
 
@@ -339,18 +345,8 @@ def make_model(
       UserError: what `make` returns is no such model.
     """
     if make is None:
-        return SRGNN(
-            num_items=num_items,
-            embedding_size=config.embedding_size,
-            step=config.step,
-            readout=config.readout,
-            normalize=config.normalize,
-            scale=config.scale,
-            item_dropout=config.item_dropout,
-            reverse_positions=config.reverse_positions,
-            softmax_attention=config.softmax_attention,
-            compute_dtype=config.compute_dtype or None,
-        )
+        own = {field: config[field] for field in (*NETWORK_FIELDS, "item_dropout")}
+        return SRGNN(num_items, compute_dtype=config.compute_dtype or None, **own)
     model = make(config, num_items)
     missing = [name for name in MODEL_FIELDS if not hasattr(model, name)]
     if not isinstance(model, nn.Module) or missing:

@@ -183,7 +183,7 @@ def saved_parent(folder, num_items, rows):
     progress = Progress({}, "", "", num_items, step=7)
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         checkpoints.save(state._replace(opt_state=(free, adam, decay)), progress)
-    return warm_start.Parent(folder, progress, "", num_items, rows), state.params
+    return warm_start.Parent(folder, progress, "", rows), state.params
 
 
 @pytest.mark.parametrize(

@@ -217,9 +217,14 @@ def read(path: pathlib.Path) -> Results:
 
 def write(path: pathlib.Path, results: Results) -> None:
     """Writes a results.json or a baselines.json, as a whole or not at all."""
+    write_text(path, json.dumps(results, indent=1) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text file, as a whole or not at all; UserError: it cannot be written."""
     unfinished = path.with_name(path.name + ".unfinished")
     try:
-        unfinished.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path} ({reason(error)})") from error

@@ -11,10 +11,7 @@ from srgnn_jax import config as config_lib
 from srgnn_jax.data.counts import counts_table
 from srgnn_jax.data.frames import Clicks
 from srgnn_jax.devices import processes
-from srgnn_jax.evaluate.workdir import (
-    record,
-    report_seeds,
-)
+from srgnn_jax.evaluate.workdir import record, report_seeds
 from srgnn_jax.model.losses import Loss
 from srgnn_jax.runs.checkpoint import Checkpoints
 from srgnn_jax.runs.records import MetricsWriter
@@ -116,9 +113,10 @@ def train_one(
         if config.warm_start and resumes:
             vocabulary = load_vocabulary(folder, progress.vocabulary)
         elif config.warm_start:
-            parent, vocabulary, progress = warm_start.look_back(
-                config, folder, model, vocabulary, progress
-            )
+            parent = warm_start.find_parent(config, folder, model, vocabulary)
+            vocabulary.is_new = parent.rows[1:] < 0
+            progress = parent.hand_on(progress, config.warm_start_schedule)
+            processes.say(warm_start.line(progress))
         splits = dataclasses.replace(splits, is_new=vocabulary.new_rows)
         checkpoints.continue_from(progress.step if resumes else None)
         if is_main:

@@ -11,7 +11,6 @@ it would have tried. The same command started several times shares the work.
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import pathlib
 import time
@@ -99,7 +98,7 @@ def search(
     name = model_name(config_lib.make_model(config, num_items, model))
     accepted = functools.partial(accepts, config, num_items, model, losses)
     with _file_errors(folder):
-        with _locked(folder / "lock"):
+        with study.lock(folder / "lock"):
             own = own_settings(config, ranges)
             first = own if own and accepted(own) else None
             opened = study.open_study(folder, config.seed, ranges, accepted, first)
@@ -108,7 +107,7 @@ def search(
         processes.say(counts_table({**data.counts, **splits.counts}, data.published))
         worker = _Worker(config, folder, opened, ranges, trials, until, model, losses)
         worker.work()
-        with _locked(folder / "lock"):
+        with study.lock(folder / "lock"):
             return worker.finish(command, source)
 
 
@@ -152,15 +151,15 @@ class _Worker:
 
         While the stack is open no other worker takes it.
         """
-        with _locked(self.folder / "lock"):
+        with study.lock(self.folder / "lock"):
             for left in study.trials(self.study, "RUNNING"):
                 if held := self.hold(left.number):
                     stack.enter_context(held)
                     return study.ask(self.study, self.ranges, left)
                 study.note_others(self.study)
-            if len(study.trials(self.study)) >= self.trials:
-                return None
             number = len(study.trials(self.study))
+            if number >= self.trials:
+                return None
             # Nobody else takes what is not in the journal yet.
             stack.enter_context(self.hold(number) or contextlib.nullcontext())
             return study.ask(self.study, self.ranges)
@@ -171,15 +170,19 @@ class _Worker:
     def hold(self, number: int) -> TextIO | None:
         """Locks a trial for this process; None where another one works at it."""
         folder = make_workdir(str(self.workdir(number)))
-        return _lock(folder / "worker", fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(BlockingIOError):
+            return study.lock(folder / "worker", wait=False)
+        return None
 
     def try_out(self, trial: study.Trial) -> None:
         """Trains a trial to its end, and records what it reached or why it failed."""
         folder = self.workdir(trial.number)
         config = with_params(self.config, trial.params)
         loss = config_lib.find_loss(config, self.losses)
-        judge = _Judge(trial, folder, f"valid/{config.select_by}", config.epochs, self)
-        if study.count_starts(trial, _latest_step(folder)) > MOST_STARTS:
+        judge = _Judge(trial, self)
+        with contextlib.closing(Checkpoints(folder)) as checkpoints:
+            step = checkpoints.latest_step() or 0
+        if study.count_starts(trial, step) > MOST_STARTS:
             why = "the process ended at each try, as it does for want of memory"
             return study.fail(trial, f"{why} ({MOST_STARTS} times)")
         try:
@@ -194,9 +197,9 @@ class _Worker:
         if judge.is_poor:
             study.prune(trial)
         elif not judge.is_late:
-            progress = _progress(folder)
-            found = {"epoch": progress.best_epoch, "metrics": progress.best_metrics}
-            study.complete(trial, progress.best_metrics[config.select_by], found)
+            epoch, best = judge.progress.best_epoch, judge.progress.best_metrics
+            found = {"epoch": epoch, "metrics": best}
+            study.complete(trial, best[config.select_by], found)
         return None
 
     def finish(self, command: str, source: str) -> pathlib.Path | None:
@@ -211,12 +214,13 @@ class _Worker:
                     return None
         best = search_report.best_trials(self.study)
         if not best:
-            raise UserError(search_report.why_none(self.study, self.folder))
-        number, params = best[0].number, best[0].params
-        folder = self.workdir(number)
-        config = with_params(self.config, params)
-        results = folder / results_json.FILE
-        if not results.exists():
+            why = "the same command goes on"
+            if failed := study.trials(self.study, "FAIL"):
+                why = search_report.line(failed[0], "")
+            raise UserError(f"no trial in {self.folder} has come to its end; {why}")
+        folder = self.workdir(best[0].number)
+        config = with_params(self.config, best[0].params)
+        if not (folder / results_json.FILE).exists():
             loss = config_lib.find_loss(config, self.losses)
             with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
                 train_one(config, str(folder), command, self.model, loss)
@@ -229,32 +233,22 @@ class _Judge:
     """Says after each epoch of a trial whether it ends there, as `Stops` does."""
 
     trial: study.Trial
-    folder: pathlib.Path
-    metric: str
-    epochs: int
     worker: _Worker
+    progress: Progress = dataclasses.field(init=False)  # that it saw last
     is_poor: bool = False
     is_late: bool = False
 
     def __call__(self, progress: Progress) -> bool:
-        lines = results_json.read_lines(self.folder / "metrics.jsonl")
-        found = {x["epoch"]: x[self.metric] for x in lines if "epoch" in x}
-        study.report(self.trial, found)
-        if progress.epoch >= self.epochs:
+        self.progress, config = progress, self.worker.config
+        folder = self.worker.workdir(self.trial.number)
+        lines = results_json.read_lines(folder / "metrics.jsonl")
+        metric = f"valid/{config.select_by}"
+        study.report(self.trial, {x["epoch"]: x[metric] for x in lines if "epoch" in x})
+        if progress.epoch >= config.epochs:
             return False
         self.is_poor = study.is_poor(self.trial, progress.epoch)
         self.is_late = not self.is_poor and self.worker.time_is_up()
         return self.is_poor or self.is_late
-
-
-def _progress(folder: pathlib.Path) -> Progress:
-    with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        return checkpoints.progress()
-
-
-def _latest_step(folder: pathlib.Path) -> int:
-    with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        return checkpoints.latest_step() or 0
 
 
 @contextlib.contextmanager
@@ -269,30 +263,3 @@ def _file_errors(folder: pathlib.Path) -> Iterator[None]:
             f"{error.filename or folder}: {reason(error)}; what was tried is kept: "
             "mend that, and the same command continues"
         ) from error
-
-
-def _lock(path: pathlib.Path, how: int) -> TextIO | None:
-    """Locks a file until it is closed, or this process ends; None: another has it.
-
-    Raises:
-      UserError: the file system has no locks.
-    """
-    file = path.open("a")
-    try:
-        fcntl.flock(file, how)
-        return file
-    except BlockingIOError:
-        file.close()
-        return None
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be locked ({reason(error)}); choose a --workdir on a file "
-            "system that has locks"
-        ) from error
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Waits for a lock, and holds it."""
-    with _lock(path, fcntl.LOCK_EX) or contextlib.nullcontext():
-        yield

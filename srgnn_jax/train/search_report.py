@@ -6,11 +6,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from srgnn_jax import config as config_lib
 from srgnn_jax import tables
 from srgnn_jax.configs import default
 from srgnn_jax.devices import processes
-from srgnn_jax.errors import UserError, reason
+from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
 from srgnn_jax.evaluate.workdir import metric_table
 from srgnn_jax.train import study
@@ -42,13 +41,6 @@ def line(trial: study.FrozenTrial, metric: str) -> str:
             said += f", below the median after epoch {trial.last_step}: ended"
     values = " ".join(f"{field}={value}" for field, value in trial.params.items())
     return f"trial {trial.number}: {said} ({values})"
-
-
-def why_none(of: study.Study, folder: pathlib.Path) -> str:
-    """Says why a search has no best trial."""
-    failed = study.trials(of, "FAIL")
-    why = f"; {line(failed[0], '')}" if failed else "; the same command goes on"
-    return f"no trial in {folder} has come to its end{why}"
 
 
 def report(
@@ -91,7 +83,7 @@ def report(
     if seen:
         alone = f"for it, and before for {', '.join(sorted(seen))}, the best of fewer"
     path = folder / BEST
-    _write(path, best_config(config, best[0], number, source))
+    results_json.write_text(path, best_config(config, best[0], number, source))
     parts = [
         said,
         f"the best, by {metric} on validation:",
@@ -129,17 +121,16 @@ def best_config(
 
     Where the search's own config file hands in a model or a loss, its text goes before.
     """
-    usual = config_lib.to_dict(default.get_config())
-    fields = config_lib.to_dict(config) | {"name": f"{config.name}_best"}
+    usual = default.get_config()
     # The trial showed no bars; a run of its own may.
-    differing = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in fields.items()
-        if value != usual[name] and name != "progress"
-    }
+    own = {"name": f"{config.name}_best", "progress": usual.progress}
     found = f"{config.select_by} {100 * reached(best):.2f} on validation"
     about = f"The best of {number} trials, number {best.number}: {found}."
-    lines = [f"    c.{name} = {_in_python(value)}" for name, value in differing.items()]
+    lines = [
+        f"    c.{name} = {_in_python(value)}"
+        for name, value in sorted({**config, **own}.items())
+        if value != usual[name]
+    ]
     head = f"{source.rstrip()}\n\n\n# {about}\n" if source else f'"""{about}"""\n\n'
     body = "\n".join(lines)
     return (
@@ -151,15 +142,6 @@ def best_config(
 
 def _in_python(value: Any) -> str:
     return json.dumps(value) if isinstance(value, str) else repr(value)
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({reason(error)})") from error
 
 
 def _draw(of: study.Study, folder: pathlib.Path, metric: str) -> None:

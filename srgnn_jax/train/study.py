@@ -9,11 +9,10 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import pathlib
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 from srgnn_jax.errors import UserError, differences, reason
 from srgnn_jax.train.space import Choice, Range, Space
@@ -37,16 +36,36 @@ UNJUDGED_TRIALS, FIRST_JUDGED_EPOCH = 5, 2
 Params = dict[str, Any]
 
 
+def lock(path: pathlib.Path, wait: bool = True) -> TextIO:
+    """Locks a file until it is closed, or this process ends.
+
+    Raises:
+      BlockingIOError: another one has it, and that is not waited for.
+      UserError: the file system has no locks.
+    """
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if isinstance(error, BlockingIOError):
+            raise
+        raise UserError(
+            f"{path} cannot be locked ({reason(error)}); choose a --workdir on a file "
+            "system that has locks"
+        ) from error
+    return file
+
+
 class _FileLock(journal.JournalFileOpenLock):
     """A lock that the kernel takes back from a process that is killed."""
 
     def acquire(self) -> bool:
-        self._file = os.open(self._lock_file, os.O_CREAT | os.O_RDWR)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._file = lock(pathlib.Path(self._lock_file))
         return True
 
     def release(self) -> None:
-        os.close(self._file)
+        self._file.close()
 
 
 class Sampler(samplers.BaseSampler):
@@ -139,21 +158,20 @@ def open_study(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = folder / JOURNAL
-    lock = _FileLock(str(path))
-    lock.acquire()
+    file_lock = _FileLock(str(path))
+    file_lock.acquire()
     try:
         _drop_half_a_line(path)
     finally:
-        lock.release()
-    pruner = optuna.pruners.MedianPruner(UNJUDGED_TRIALS, FIRST_JUDGED_EPOCH)
+        file_lock.release()
     try:
-        backend = journal.JournalFileBackend(str(path), lock_obj=lock)
+        backend = journal.JournalFileBackend(str(path), lock_obj=file_lock)
         return optuna.create_study(
             storage=optuna.storages.JournalStorage(backend),
             study_name="search",
             direction="maximize",
             sampler=Sampler(seed, space, accepts, first),
-            pruner=pruner,
+            pruner=optuna.pruners.MedianPruner(UNJUDGED_TRIALS, FIRST_JUDGED_EPOCH),
             load_if_exists=True,
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -198,12 +216,7 @@ def ask(study: Study, space: Space, running: FrozenTrial | None = None) -> Trial
     """Returns a new trial with its values, or takes up one that a process has left."""
     trial = study.ask() if running is None else Trial(study, running._trial_id)
     for field, of in space.items():
-        if isinstance(of, Choice):
-            trial.suggest_categorical(field, of.values)
-        elif isinstance(of.low, int):
-            trial.suggest_int(field, of.low, int(of.high), log=of.log)
-        else:
-            trial.suggest_float(field, of.low, of.high, log=of.log)
+        trial._suggest(field, distribution(of))
     return trial
 
 

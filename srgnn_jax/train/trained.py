@@ -1,7 +1,6 @@
 """What a training came to: its state, and what it reached on test."""
 
 import dataclasses
-import itertools
 import statistics
 from collections.abc import Sequence
 
@@ -46,18 +45,11 @@ class Trained:
         return self.state.params
 
     def _rows(self) -> list[list[str]]:
-        of_k = {
-            k: list(names)
-            for k, names in itertools.groupby(
-                sorted(self.metrics, key=lambda name: int(name.partition("@")[2])),
-                key=lambda name: name.partition("@")[2],
-            )
-        }
-        names = [name.partition("@")[0] for name in next(iter(of_k.values()), [])]
-        header = ["test, percent", *names]
-        return [header] + [
-            [f"@{k}", *(tables.percent(self.metrics[name]) for name in these)]
-            for k, these in of_k.items()
+        names = list(dict.fromkeys(metric.partition("@")[0] for metric in self.metrics))
+        ks = sorted({int(metric.partition("@")[2]) for metric in self.metrics})
+        return [["test, percent", *names]] + [
+            [f"@{k}", *(tables.percent(self.metrics[f"{name}@{k}"]) for name in names)]
+            for k in ks
         ]
 
     def __repr__(self) -> str:

@@ -11,7 +11,6 @@ Axes: V item rows of today, P of the parent, D embedding, N new items.
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -23,18 +22,12 @@ from scipy import sparse
 
 from srgnn_jax import config as config_lib
 from srgnn_jax.data.sessions import Sessions, Vocabulary
-from srgnn_jax.devices import layouts, processes
+from srgnn_jax.devices import layouts
 from srgnn_jax.errors import UserError, differences
 from srgnn_jax.runs.checkpoint import Checkpoints, check_finite
 from srgnn_jax.runs.progress import Progress, model_name
 from srgnn_jax.runs.workdir import load_vocabulary, seed_folders
 from srgnn_jax.train.step import TrainState
-
-# Fields by which a network, of the same parameters, computes something else.
-NETWORK_FIELDS = (
-    *("embedding_size", "step", "readout", "normalize", "scale"),
-    *("reverse_positions", "softmax_attention"),
-)
 
 # Of rows, values to set: where each row's lie among the values, -1 where it has none.
 Rows = tuple[Int[np.ndarray, "_"], Float[np.ndarray, "_ D"]]
@@ -49,19 +42,13 @@ class Parent:
       progress: that of its best checkpoint, which is taken; while no epoch is complete,
         of the last one.
       checksum: of that checkpoint.
-      num_items: P, row 0 included.
       rows: by row of today, row 0 included, the row in its table; -1 of new items.
     """
 
     folder: pathlib.Path
     progress: Progress
     checksum: str
-    num_items: int
     rows: Int[np.ndarray, " V"]
-
-    def mark_new(self, vocabulary: Vocabulary) -> Vocabulary:
-        """Returns today's vocabulary, with the items marked that the parent lacks."""
-        return Vocabulary(vocabulary.ids, vocabulary.clicks, self.rows[1:] < 0)
 
     def hand_on(self, progress: Progress, schedule: str) -> Progress:
         """Returns the progress of a run that is to begin with this one.
@@ -80,28 +67,11 @@ class Parent:
             "vocabulary": own.vocabulary,
             "kept_items": kept,
             "new_items": int(np.count_nonzero(self.rows < 0)),
-            "gone_items": self.num_items - 1 - kept,
+            "gone_items": own.num_items - 1 - kept,
         }
         first = own.first_epoch + own.epoch if schedule == "go_on" else 0
         parents = [born, *own.parents]
         return dataclasses.replace(progress, first_epoch=first, parents=parents)
-
-
-def look_back(
-    config: ConfigDict,
-    workdir: pathlib.Path,
-    model: nn.Module,
-    vocabulary: Vocabulary,
-    progress: Progress,
-) -> tuple[Parent, Vocabulary, Progress]:
-    """Returns the parent, and vocabulary and progress of a new run, which tell of it.
-
-    UserError: see `find_parent`.
-    """
-    parent = find_parent(config, workdir, model, vocabulary)
-    handed_on = parent.hand_on(progress, config.warm_start_schedule)
-    processes.say(line(handed_on))
-    return parent, parent.mark_new(vocabulary), handed_on
 
 
 def find_parent(
@@ -127,26 +97,19 @@ def find_parent(
         if progress.best_step:
             progress = checkpoints.progress(progress.best_step)
         checksum = checkpoints.checksum(progress.step)
-    _check_same_network(where, config, model, progress)
-    old = load_vocabulary(folder, progress.vocabulary)
-    rows = old.rows(vocabulary.ids)
-    rows = np.append(0, np.where(rows > 0, rows, -1))
-    return Parent(folder, progress, checksum, old.num_items, rows)
-
-
-def _check_same_network(
-    where: str, config: ConfigDict, model: nn.Module, progress: Progress
-) -> None:
-    old = config_lib.from_dict(progress.config)
-    facts = [
-        {f"config.{field}": one[field] for field in NETWORK_FIELDS} | {"model": name}
-        for one, name in ((old, progress.model), (config, model_name(model)))
+    own = config_lib.from_dict(progress.config)
+    networks = [
+        {**{f"config.{k}": one[k] for k in config_lib.NETWORK_FIELDS}, "model": name}
+        for one, name in ((own, progress.model), (config, model_name(model)))
     ]
-    if found := differences(*facts):
+    if found := differences(*networks):
         raise UserError(
             f"{where}, a run of another network; set what differs as it is there, or "
             f"train from nothing: {found}"
         )
+    rows = load_vocabulary(folder, progress.vocabulary).rows(vocabulary.ids)
+    rows = np.append(0, np.where(rows > 0, rows, -1))
+    return Parent(folder, progress, checksum, rows)
 
 
 def begin(
@@ -192,7 +155,8 @@ def begin(
         def leaf(path, drawn, old):
             if layouts.is_table(path):
                 return _set_rows(drawn, (parent.rows, old), *others)
-            return _each_shard(drawn, lambda shard: old)
+            shape, sharding = drawn.shape, drawn.sharding
+            return jax.make_array_from_callback(shape, sharding, lambda at: old[at])
 
         return jax.tree_util.tree_map_with_path(leaf, drawn, old)
 
@@ -236,26 +200,16 @@ def neighbour_means(
 
 def _set_rows(drawn: jax.Array, *several: Rows) -> jax.Array:
     """Returns a table, which may be split over devices, with some rows set."""
-
-    def of_shard(shard):
+    shards = []
+    for shard in drawn.addressable_shards:
         values = np.array(shard.data)
         for rows, source in several:
             # The last rows of a split table only fill it up.
             missing = len(drawn) - len(rows)
             where = np.pad(rows, (0, missing), constant_values=-1)[shard.index[0]]
             values[where >= 0] = source[where[where >= 0]]
-        return values
-
-    return _each_shard(drawn, of_shard)
-
-
-def _each_shard(drawn: jax.Array, of_shard: Callable[[Any], np.ndarray]) -> jax.Array:
-    """Returns an array that lies as `drawn` does, of what is given for each shard."""
-    parts = [
-        jax.device_put(of_shard(shard), shard.device)
-        for shard in drawn.addressable_shards
-    ]
-    return jax.make_array_from_single_device_arrays(drawn.shape, drawn.sharding, parts)
+        shards.append(jax.device_put(values, shard.device))
+    return jax.make_array_from_single_device_arrays(drawn.shape, drawn.sharding, shards)
 
 
 def line(progress: Progress) -> str:
