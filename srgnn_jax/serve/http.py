@@ -356,7 +356,7 @@ class App:
 
     async def _explain(self, request: Request) -> Response:
         body = await self._body(request.receive, self.limits.body)
-        session = bodies.session_to_explain(body, self.limits)
+        session = bodies.ids_of(body, "session", self.limits.clicks)
         found, identity = await self.service.explain(session)
         return json_response(
             {
@@ -374,7 +374,7 @@ class App:
     async def _keep(self, request: Request) -> Response:
         self._may_write(request)
         body = await self._body(request.receive, self.limits.upload)
-        ids = await asyncio.to_thread(bodies.candidates_to_keep, body)
+        ids = await asyncio.to_thread(bodies.ids_of, body, "items")
         name = request.path_params["name"]
         unknown = await self.service.keep(name, ids)
         return json_response(
