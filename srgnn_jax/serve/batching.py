@@ -60,9 +60,9 @@ class Batcher:
         run: Callable[[Hashable, Sequence[Any]], Sequence[Any]],
         max_size: int,
         max_wait: float,
-        on_batch: Callable[[int, float], None] = lambda size, seconds: None,
     ):
-        self._run, self.on_batch = run, on_batch
+        self._run = run
+        self.on_batch: Callable[[int, float], None] = lambda size, seconds: None
         self.max_size, self.max_wait = max_size, max_wait
         self.seconds: dict[int, float] = {}
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()

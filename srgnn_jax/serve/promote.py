@@ -54,12 +54,15 @@ def promote(
       UserError: what the user can mend, such as a folder in the link's place.
     """
     folder, link = (pathlib.Path(path).expanduser() for path in (workdir, live))
-    if link.exists() and not link.is_symlink():
+    if not link.exists():
+        # What cannot be loaded is not promoted.
+        Recommender.load(folder, model)
+    elif not link.is_symlink():
         raise UserError(
             f"--live={live} is a folder of its own; name a link, which is made where "
             "there is none"
         )
-    if link.exists() and link.resolve() != folder.resolve():
+    elif link.resolve() != folder.resolve():
         by, both = compare(workdir, live, config, model)
         new, old = (means["all"][by] for means in both)
         if not new >= old:
@@ -68,9 +71,6 @@ def promote(
                 f"{link.resolve().name}; {live} stays as it is"
             )
             return False
-    elif not link.exists():
-        # What cannot be loaded is not promoted.
-        Recommender.load(folder, model)
     _switch(link, folder)
     processes.say(f"\npromoted: {live} is {folder.resolve().name}")
     return True

@@ -93,13 +93,12 @@ class Served:
             sizes, last, positions, apart=numbers <= LARGE_TABLE
         )
         views = Views(quick, recommender.in_batches(*RARE))
-        step = getattr(recommender, "step", 0)
         params = jax.device_get(recommender.params)
         # Rows that fill up a mesh are none of the model's.
         table = params["item_embedding"][: recommender.model.num_items]
         identity = {
             "fingerprint": fingerprint({**params, "item_embedding": table}),
-            "step": step,
+            "step": getattr(recommender, "step", 0),
         }
         return cls(views, {}, identity)
 
@@ -148,15 +147,26 @@ class Served:
         )
         answers = []
         for work in works:
-            if work.exclude_seen:
-                cut = [
-                    _without_seen(self.vocabulary, session, next(found), work.k)
-                    for session in work.sessions
-                ]
-            else:
-                cut = [_as_dict(next(found), work.k) for _ in work.sessions]
+            cut = [self._cut(work, session, next(found)) for session in work.sessions]
             answers.append((cut, self.identity))
         return answers
+
+    def _cut(
+        self, work: Work, session: RawSession, found: Recommendation
+    ) -> dict[str, Any]:
+        """Returns what was asked of a list, which may be longer, without seen items."""
+        items, scores, unknown, fallback = found
+        if work.exclude_seen:
+            rows = self.vocabulary.rows(session)
+            seen = {self.vocabulary.ids[row - 1] for row in rows if row}
+            kept = [n for n, item in enumerate(items) if item not in seen]
+            items, scores = [items[n] for n in kept], [scores[n] for n in kept]
+        return {
+            "items": items[: work.k],
+            "scores": scores[: work.k],
+            "unknown": unknown,
+            "fallback": fallback,
+        }
 
     def _own(self, rows: np.ndarray) -> Recommender:
         """Returns a recommender of the candidates of one request."""
@@ -189,9 +199,8 @@ def group_of(
 
     `longest` is k, and the clicks that are left out besides.
     """
-    is_quick = longest <= QUICK_K and not as_probabilities
-    quick = is_quick and not isinstance(candidates, tuple)
-    return Group(candidates, QUICK_K if quick else RARE_K, as_probabilities)
+    is_rare = longest > QUICK_K or as_probabilities or isinstance(candidates, tuple)
+    return Group(candidates, RARE_K if is_rare else QUICK_K, as_probabilities)
 
 
 def fingerprint(params: Params) -> str:
@@ -201,23 +210,3 @@ def fingerprint(params: Params) -> str:
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()
-
-
-def _as_dict(found: Recommendation, k: int) -> dict[str, Any]:
-    items, scores, unknown, fallback = found
-    return {
-        "items": items[:k],
-        "scores": scores[:k],
-        "unknown": unknown,
-        "fallback": fallback,
-    }
-
-
-def _without_seen(
-    vocabulary: Vocabulary, session: RawSession, found: Recommendation, k: int
-) -> dict[str, Any]:
-    """Leaves out the items of a session; the list is longer by as many."""
-    seen = {vocabulary.ids[row - 1] for row in vocabulary.rows(session) if row}
-    kept = [n for n, item in enumerate(found.items) if item not in seen]
-    items, scores = [found.items[n] for n in kept], [found.scores[n] for n in kept]
-    return _as_dict(found._replace(items=items, scores=scores), k)

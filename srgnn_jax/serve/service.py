@@ -15,8 +15,8 @@ import os
 import pathlib
 import re
 import threading
-import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+import timeit
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -77,7 +77,12 @@ class Service:
             self._folder = pathlib.Path(candidates_folder).expanduser()
             self._ids = _read_folder(self._folder)
         self.served = self._made(load())
-        self.batcher = Batcher(self._answer, self.served.views.quick.max_rows, max_wait)
+        self.batcher = Batcher(
+            # One model for the whole batch.
+            lambda group, works: self.served.answer(group, works),
+            self.served.views.quick.max_rows,
+            max_wait,
+        )
         self.is_ready = False
         self.on_reload: Callable[[Identity | None], None] = lambda identity: None
         self._changing = asyncio.Lock()
@@ -102,15 +107,12 @@ class Service:
         for size in QUICK[0]:
             if size <= quick.max_rows:
                 work = functools.partial(quick.recommend, [session] * size, QUICK_K)
-                self.batcher.seconds[size] = min(_seconds(work) for _ in range(3))
+                took = timeit.repeat(work, repeat=3, number=1)
+                self.batcher.seconds[size] = min(took)
         seconds = self.batcher.seconds.items()
         self.batcher.max_size = max(n for n, s in seconds if s <= LONGEST or n == 1)
         _freeze()
         self.is_ready = True
-
-    def _answer(self, group: Hashable, works: Sequence[Any]) -> list[Any]:
-        # One model for the whole batch.
-        return self.served.answer(group, works)
 
     def recommend(self, asked: Asked) -> asyncio.Future:
         """Returns what will be an answer for each session, and which model gave them.
@@ -253,13 +255,6 @@ async def _joined(
             return list(itertools.chain.from_iterable(found)), identities[0]
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    """Returns how long a call takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 def _freeze() -> None:
     """Has the collector pass over what stays, which would stop the service for long."""
     gc.collect()
@@ -285,7 +280,7 @@ def _read_folder(folder: pathlib.Path) -> dict[str, list[str | int | float]]:
     return found
 
 
-def _write(path: pathlib.Path, ids: Iterable[str | int | float]) -> None:
+def _write(path: pathlib.Path, ids: list[str | int | float]) -> None:
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_bytes(orjson.dumps({"items": list(ids)}))
+    unfinished.write_bytes(orjson.dumps({"items": ids}))
     unfinished.replace(path)
