@@ -19,7 +19,7 @@ import numpy as np
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.model.layers import Params
-from srgnn_jax.serve.bodies import LIMITS, Refused
+from srgnn_jax.serve.bodies import LIMITS, Asked, Refused
 from srgnn_jax.serve.exported import RawSession, Recommendation
 from srgnn_jax.serve.recommend import Recommender
 
@@ -34,14 +34,6 @@ SMALL_TABLE, LARGE_TABLE = 2**20, 2**23
 EXPLAIN = "explain"
 
 Identity = dict[str, str | int]
-
-
-class Work(NamedTuple):
-    """What a request wants for its sessions, or a part of them."""
-
-    sessions: Sequence[RawSession]
-    k: int
-    exclude_seen: bool
 
 
 class Group(NamedTuple):
@@ -132,7 +124,7 @@ class Served:
                 quick.explain([self.vocabulary.ids[0]] * width)
 
     def answer(self, group: Hashable, works: Sequence[Any]) -> list[Any]:
-        """Answers the works of a group: EXPLAIN, or what `group_of` returns.
+        """Answers the works of a group: what was asked, or for EXPLAIN sessions.
 
         An answer is one for each session, or an explanation, and the identity.
         """
@@ -152,18 +144,18 @@ class Served:
         return answers
 
     def _cut(
-        self, work: Work, session: RawSession, found: Recommendation
+        self, asked: Asked, session: RawSession, found: Recommendation
     ) -> dict[str, Any]:
         """Returns what was asked of a list, which may be longer, without seen items."""
         items, scores, unknown, fallback = found
-        if work.exclude_seen:
+        if asked.exclude_seen:
             rows = self.vocabulary.rows(session)
             seen = {self.vocabulary.ids[row - 1] for row in rows if row}
             kept = [n for n, item in enumerate(items) if item not in seen]
             items, scores = [items[n] for n in kept], [scores[n] for n in kept]
         return {
-            "items": items[: work.k],
-            "scores": scores[: work.k],
+            "items": items[: asked.k],
+            "scores": scores[: asked.k],
             "unknown": unknown,
             "fallback": fallback,
         }
@@ -192,15 +184,14 @@ class Served:
             return Refused(422, "session", str(error))
 
 
-def group_of(
-    candidates: str | tuple | None, longest: int, as_probabilities: bool
-) -> Group:
-    """Returns the group of requests that are answered by one call.
-
-    `longest` is k, and the clicks that are left out besides.
-    """
-    is_rare = longest > QUICK_K or as_probabilities or isinstance(candidates, tuple)
-    return Group(candidates, RARE_K if is_rare else QUICK_K, as_probabilities)
+def group_of(asked: Asked) -> Group:
+    """Returns the group of requests that are answered by one call."""
+    longest = asked.k
+    if asked.exclude_seen:
+        longest += max((len(set(session)) for session in asked.sessions), default=0)
+    own = isinstance(asked.candidates, tuple)
+    k = RARE_K if longest > QUICK_K or asked.as_probabilities or own else QUICK_K
+    return Group(asked.candidates, k, asked.as_probabilities)
 
 
 def fingerprint(params: Params) -> str:

@@ -34,7 +34,6 @@ from srgnn_jax.serve.served import (
     Identity,
     Served,
     Views,
-    Work,
     group_of,
 )
 
@@ -122,21 +121,18 @@ class Service:
           Overloaded: it would take too long.
         """
         self.batcher.check()
-        sessions, candidates, longest = asked.sessions, asked.candidates, asked.k
-        if asked.exclude_seen:
-            longest += max((len(set(session)) for session in sessions), default=0)
+        sessions, candidates = asked.sessions, asked.candidates
         if isinstance(candidates, str) and candidates not in self.served.named:
             raise Refused(422, "candidates", "no candidates have this name")
-        group = group_of(candidates, longest, asked.as_probabilities)
+        group, most = group_of(asked), self.batcher.max_size
 
-        def submit(part):
-            work = Work(part, asked.k, asked.exclude_seen)
-            return self.batcher.submit(group, len(part), work)
+        def submit(part: Asked) -> asyncio.Future:
+            return self.batcher.submit(group, len(part.sessions), part)
 
-        most = self.batcher.max_size
         if len(sessions) <= most:
-            return submit(sessions)
-        parts = [sessions[n : n + most] for n in range(0, len(sessions), most)]
+            return submit(asked)
+        starts = range(0, len(sessions), most)
+        parts = [asked._replace(sessions=sessions[n : n + most]) for n in starts]
         return asyncio.ensure_future(_joined(submit, parts))
 
     async def explain(self, session: RawSession) -> tuple[Explanation, Identity]:
@@ -245,11 +241,12 @@ class Service:
 
 
 async def _joined(
-    submit: Callable[[Any], asyncio.Future], parts: Sequence[Any]
+    submit: Callable[[Asked], asyncio.Future], parts: Sequence[Asked]
 ) -> tuple[list[dict[str, Any]], Identity]:
     """Returns the answers of all parts, by one model."""
     while True:
-        found, identities = zip(*await asyncio.gather(*map(submit, parts)), strict=True)
+        answers = await asyncio.gather(*map(submit, parts))
+        found, identities = zip(*answers, strict=True)
         # A new model may have come between two parts.
         if all(one is identities[0] for one in identities):
             return list(itertools.chain.from_iterable(found)), identities[0]
