@@ -122,14 +122,13 @@ class App:
         await send(
             {"type": "http.response.start", "status": status, "headers": headers}
         )
-        body = b"" if scope["method"] == "HEAD" else body
         await send({"type": "http.response.body", "body": body})
 
     async def answer(self, scope: Scope, receive: Receive) -> Answer:
         """Returns the status, the headers and the body of an answer."""
         started = time.perf_counter()
-        fields: dict[str, Any] = {}
         method, path = scope["method"], scope["path"]
+        fields: dict[str, Any] = {"method": method, "path": path[:200]}
         try:
             given = dict(scope["headers"]).get(b"authorization", b"")
             self._admit(path, given)
@@ -143,7 +142,8 @@ class App:
                 answer = await self._routed(scope, receive)
         except Exception as error:
             answer = of_error(error)
-        return self._counted(answer, started, method, path, fields)
+        status, headers, body = self._counted(answer, started, fields)
+        return status, headers, b"" if method == "HEAD" else body
 
     def ask(self, body: bytes, given: bytes, done: Callable[[Answer], None]) -> None:
         """Has `done` called with the answer to a request for lists.
@@ -152,10 +152,10 @@ class App:
         without a task for each. `given` is the Authorization header.
         """
         started = time.perf_counter()
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = {"method": "POST", "path": RECOMMEND}
 
         def end(answer: Answer) -> None:
-            done(self._counted(answer, started, "POST", RECOMMEND, fields))
+            done(self._counted(answer, started, fields))
 
         def answered(future: asyncio.Future) -> None:
             try:
@@ -188,12 +188,7 @@ class App:
         return 200, JSON, orjson.dumps({**lists, "model": identity})
 
     def _counted(
-        self,
-        answer: Answer,
-        started: float,
-        method: str,
-        path: str,
-        fields: dict[str, Any],
+        self, answer: Answer, started: float, fields: dict[str, Any]
     ) -> Answer:
         """Counts and logs an answer, and completes its headers."""
         status, headers, body = answer
@@ -203,9 +198,8 @@ class App:
         seconds = time.perf_counter() - started
         self.metrics.request(status, seconds)
         if self.requests_log is not None:
-            about = {"method": method, "path": path[:200]}
             ms = round(1e3 * seconds, 2)
-            self.requests_log({**about, "status": status, "ms": ms, **fields})
+            self.requests_log({**fields, "status": status, "ms": ms})
         return status, headers, body
 
     @contextlib.asynccontextmanager

@@ -64,7 +64,7 @@ class Replica:
             self._watching = asyncio.create_task(watch)
         answer = await self._app.answer(request.scope, request.receive)
         status, headers, body = answer
-        response = Response(b"" if request.method == "HEAD" else body, status)
+        response = Response(body, status)
         response.raw_headers = headers
         return response
 
@@ -84,11 +84,10 @@ def app(arguments: Mapping[str, Any]) -> Any:
     given = {**ARGUMENTS, **arguments}
     if not given["workdir"]:
         raise ValueError("workdir=FOLDER is missing: the folder of the run")
-    replicas = int(given.pop("replicas"))
     deployment = serve.deployment(
         Replica,
         name="srgnn",
-        num_replicas=replicas,
+        num_replicas=int(given.pop("replicas")),
         max_ongoing_requests=ONGOING,
         max_queued_requests=QUEUED,
     )
