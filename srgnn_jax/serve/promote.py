@@ -154,18 +154,17 @@ def _ranks_by_raw_id(
     before = np.append(0, np.cumsum(clicks > 0))
     target, lengths = clicks[ends], before[ends] - before[examples.starts]
     seen = np.minimum(lengths, recommender.max_length).astype(np.int32)
-    rank = np.full(len(examples), _NOWHERE, np.int64)
+    # What a session without known clicks gets.
+    order, _ = by_popularity(vocabulary.clicks, len(vocabulary.ids))
+    place = np.full(vocabulary.num_items, _NOWHERE, np.int64)
+    place[order] = 1 + np.arange(len(order))
+    rank = place[target]
     if (asked := (target > 0) & (lengths > 0)).any():
         some = before[ends[asked]] - seen[asked], seen[asked]
         known = Examples(clicks[clicks > 0], *some)
         devices = layouts.find_devices("jit", max_scores=run.config.max_scores)
         evaluate = make_evaluator(run.config, recommender.model, known, devices)
         rank[asked] = evaluate.with_lists(recommender.params, 0)[1]
-    order, _ = by_popularity(vocabulary.clicks, len(vocabulary.ids))
-    place = np.empty(vocabulary.num_items, np.int64)
-    place[order] = 1 + np.arange(len(order))
-    alone = (target > 0) & (lengths == 0)
-    rank[alone] = place[target[alone]]
     return rank, rows
 
 

@@ -152,7 +152,9 @@ class Connection(HttpToolsProtocol):
             self._rest += data
             self.transport.pause_reading()
             return
-        if self._is_between() and (whole := _WHOLE.fullmatch(data)):
+        is_idle = self.cycle is None or self.cycle.response_complete
+        is_between = is_idle and not self._received and not self._app.is_draining
+        if is_between and (whole := _WHOLE.fullmatch(data)):
             head, length, body = whole.groups()
             if int(length) == len(body) <= self._app.limits.body:
                 self._ask(head, body)
@@ -206,11 +208,6 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
-
-    def _is_between(self) -> bool:
-        """Whether the next byte begins a request."""
-        is_idle = self.cycle is None or self.cycle.response_complete
-        return is_idle and not self._received and not self._app.is_draining
 
     def _look(self) -> None:
         """Closes it once its deadline is over, and looks again before any later one."""
