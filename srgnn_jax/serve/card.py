@@ -46,8 +46,9 @@ def write_card(
     arrays = {k: np.ascontiguousarray(v) for k, v in jax.device_get(weights).items()}
     save_file(arrays, folder / "model.safetensors", {"format": "flax"})
     config = {"model_type": "srgnn", **manifest}
-    written = json.dumps(config, indent=1, sort_keys=True)
-    (folder / "config.json").write_text(f"{written}\n")
+    (folder / "config.json").write_text(
+        json.dumps(config, indent=1, sort_keys=True) + "\n"
+    )
     text = card(manifest, _results(workdir, manifest["step"]))
     (folder / "README.md").write_text(text, encoding="utf-8")
 

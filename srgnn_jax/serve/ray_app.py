@@ -62,8 +62,7 @@ class Replica:
         if self._reload_every and self._watching is None:
             watch = self._app.service.watch(self._reload_every)
             self._watching = asyncio.create_task(watch)
-        answer = await self._app.answer(request.scope, request.receive)
-        status, headers, body = answer
+        status, headers, body = await self._app.answer(request.scope, request.receive)
         response = Response(body, status)
         response.raw_headers = headers
         return response

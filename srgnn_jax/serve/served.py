@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import itertools
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -106,8 +105,8 @@ class Served:
     def complete(self, prefix: str, most: int = 10) -> list[str]:
         """Returns the first raw ids that begin so."""
         first = bisect.bisect_left(self._ordered, prefix)
-        found = itertools.islice(self._ordered, first, first + most)
-        return list(itertools.takewhile(lambda raw: raw.startswith(prefix), found))
+        found = self._ordered[first : first + most]
+        return [raw for raw in found if raw.startswith(prefix)]
 
     def compile(self) -> None:
         """Compiles all; what an equal model has compiled is there."""

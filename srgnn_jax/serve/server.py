@@ -189,7 +189,7 @@ class Connection(HttpToolsProtocol):
         status, headers, body = answer
         lines = [b"%s: %s\r\n" % pair for pair in headers]
         self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
-        if self._app.is_draining:
+        if (b"connection", b"close") in headers:
             self.transport.close()
             return
         self._deadline = self.loop.time() + KEPT_OPEN
