@@ -154,7 +154,7 @@ def _ranks_by_raw_id(
     before = np.append(0, np.cumsum(clicks > 0))
     target, lengths = clicks[ends], before[ends] - before[examples.starts]
     seen = np.minimum(lengths, recommender.max_length).astype(np.int32)
-    # What a session without known clicks gets.
+    # By popularity, unless a click of the session is known.
     order, _ = by_popularity(vocabulary.clicks, len(vocabulary.ids))
     place = np.full(vocabulary.num_items, _NOWHERE, np.int64)
     place[order] = 1 + np.arange(len(order))

@@ -187,6 +187,7 @@ def group_of(asked: Asked) -> Group:
     """Returns the group of requests that are answered by one call."""
     longest = asked.k
     if asked.exclude_seen:
+        # What is left out is listed first.
         longest += max((len(set(session)) for session in asked.sessions), default=0)
     own = isinstance(asked.candidates, tuple)
     k = RARE_K if longest > QUICK_K or asked.as_probabilities or own else QUICK_K
