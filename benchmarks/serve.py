@@ -114,9 +114,9 @@ class Served:
 
 def run(*arguments, **options) -> Load:
     """Sends a load, see `send`, from a quick event loop."""
-    from srgnn_jax.serve.server import loop_factory
+    import uvloop
 
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(send(*arguments, **options))
 
 

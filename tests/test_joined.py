@@ -24,9 +24,10 @@ from srgnn_jax.evaluate.session_knn import Neighbours, Prefixes
 from srgnn_jax.evaluate.workdir import evaluate_workdir, make_evaluator
 from srgnn_jax.model.srgnn import SRGNN, init_params
 from srgnn_jax.serve import exported
+from srgnn_jax.serve.bodies import Asked
 from srgnn_jax.serve.export import export_workdir
 from srgnn_jax.serve.recommend import Recommender
-from srgnn_jax.serve.served import Served, Work, group_of
+from srgnn_jax.serve.served import Served, group_of
 from srgnn_jax.serve.stream import evaluate_sessions
 from srgnn_jax.train.loop import train_and_evaluate
 from tests.tiny import spelled_out, tiny_config, write_log
@@ -202,8 +203,8 @@ def test_every_way_to_ask_gives_the_same_answer(run):
     assert alone.recommend(sessions) != found
     # The service.
     served = Served.of(recommender)
-    group = group_of(None, 20, False)
-    ((answers, _),) = served.answer(group, [Work(sessions, 20, False)])
+    asked = Asked(sessions, True, 20, False, None, False)
+    ((answers, _),) = served.answer(group_of(asked), [asked])
     # An export.
     export_workdir(str(folder / "run"), str(folder / "out"), k=20)
     loaded = exported.Recommender.load(folder / "out").recommend(sessions)

@@ -60,9 +60,9 @@ class Batcher:
         run: Callable[[Hashable, Sequence[Any]], Sequence[Any]],
         max_size: int,
         max_wait: float,
-        on_batch: Callable[[int, float], None] = lambda size, seconds: None,
     ):
-        self._run, self.on_batch = run, on_batch
+        self._run = run
+        self.on_batch: Callable[[int, float], None] = lambda size, seconds: None
         self.max_size, self.max_wait = max_size, max_wait
         self.seconds: dict[int, float] = {}
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -97,11 +97,8 @@ class Batcher:
         key = 1 << (size - 1).bit_length()
         if key in self.seconds or not self.seconds:
             return self.seconds.get(key, 0.0)
-        larger = [n for n in self.seconds if n > key]
-        if larger:
-            return self.seconds[min(larger)]
-        largest = max(self.seconds)
-        return self.seconds[largest] * key / largest
+        known = min((n for n in self.seconds if n > key), default=max(self.seconds))
+        return self.seconds[known] * max(key / known, 1.0)
 
     def is_over(self, lag: float = 0.0) -> bool:
         """Whether what comes now would wait too long; it waited for `lag` before.

@@ -57,14 +57,18 @@ class Asked(NamedTuple):
     as_probabilities: bool
 
 
-def read_json(body: bytes) -> dict[str, Any]:
-    """Reads a JSON object."""
+def _read(body: bytes, fields: Sequence[str]) -> dict[str, Any]:
+    """Reads a JSON object that has no other fields."""
     try:
         read = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise Refused(400, "body", f"no JSON: {error}") from None
     if not isinstance(read, dict):
         raise Refused(400, "body", f"a JSON object is wanted, not {_kind(read)}")
+    for name in read:
+        if name not in fields:
+            told = f"there is no such field{nearest(name, fields)}"
+            raise Refused(422, name[:80], told)
     return read
 
 
@@ -73,29 +77,25 @@ _ASKED = ("session", "sessions", "k", "exclude_seen", "candidates", "as_probabil
 
 def asked(body: bytes, limits: Limits = LIMITS) -> Asked:
     """Reads a body of /v1/recommend."""
-    read = read_json(body)
-    _check_fields(read, _ASKED)
+    read = _read(body, _ASKED)
     if ("session" in read) == ("sessions" in read):
         raise Refused(422, "body", 'give either "session" or "sessions"')
     several = "sessions" in read
-    if several:
-        sessions = read["sessions"]
-        if not isinstance(sessions, list):
-            raise Refused(422, "sessions", f"a list is wanted, not {_kind(sessions)}")
-        if len(sessions) > limits.sessions:
-            told = f"{len(sessions):,} sessions; a request may have {limits.sessions}"
-            raise Refused(422, "sessions", told)
-        for n, session in enumerate(sessions):
-            check_ids(session, f"sessions[{n}]", limits.clicks)
-    else:
-        check_ids(read["session"], "session", limits.clicks)
-        sessions = [read["session"]]
+    sessions = read["sessions"] if several else [read["session"]]
+    if not isinstance(sessions, list):
+        raise Refused(422, "sessions", f"a list is wanted, not {_kind(sessions)}")
+    if len(sessions) > limits.sessions:
+        told = f"{len(sessions):,} sessions; a request may have {limits.sessions}"
+        raise Refused(422, "sessions", told)
+    for n, session in enumerate(sessions):
+        place = f"sessions[{n}]" if several else "session"
+        _check_ids(session, place, limits.clicks)
     k = read.get("k", min(20, limits.k))
     if type(k) is not int or not 1 <= k <= limits.k:
         raise Refused(422, "k", f"a whole number from 1 to {limits.k} is wanted")
     candidates = read.get("candidates")
     if candidates is not None and not isinstance(candidates, str):
-        check_ids(candidates, "candidates", limits.candidates)
+        _check_ids(candidates, "candidates", limits.candidates)
         candidates = tuple(candidates)
     return Asked(
         sessions,
@@ -107,52 +107,28 @@ def asked(body: bytes, limits: Limits = LIMITS) -> Asked:
     )
 
 
-def session_to_explain(body: bytes, limits: Limits = LIMITS) -> list[str | int | float]:
-    """Reads a body of /v1/explain."""
-    read = read_json(body)
-    _check_fields(read, ("session",))
-    if "session" not in read:
-        raise Refused(422, "body", '"session" is missing')
-    check_ids(read["session"], "session", limits.clicks)
-    return read["session"]
+def ids_of(body: bytes, field: str, most: int | None = None) -> list[str | int | float]:
+    """Reads a body whose one field is a list of item ids, of at most so many."""
+    read = _read(body, (field,))
+    if field not in read:
+        raise Refused(422, "body", f'"{field}" is missing')
+    _check_ids(read[field], field, most)
+    return read[field]
 
 
-def candidates_to_keep(body: bytes) -> list[str | int | float]:
-    """Reads a body of /v1/candidates/<name>."""
-    read = read_json(body)
-    _check_fields(read, ("items",))
-    if "items" not in read:
-        raise Refused(422, "body", '"items" is missing')
-    check_ids(read["items"], "items")
-    return read["items"]
-
-
-_TEXT = {str}
-
-
-def check_ids(ids: Any, place: str, most: int | None = None) -> None:
+def _check_ids(ids: Any, place: str, most: int | None) -> None:
     """Refuses what is no list of item ids, or more than `most`."""
     if not isinstance(ids, list):
         raise Refused(422, place, f"a list of item ids is wanted, not {_kind(ids)}")
     if most is not None and len(ids) > most:
         raise Refused(422, place, f"{len(ids):,} ids; it may have {most:,}")
-    if set(map(type, ids)) <= _TEXT or not wrong_session(ids):
+    if set(map(type, ids)) <= {str} or not wrong_session(ids):
         return
     for n, raw in enumerate(ids):
         if wrong := wrong_session([raw]):
-            what = wrong if isinstance(raw, float) else _wrong_id(raw)
-            raise Refused(422, f"{place}[{n}]", what)
-
-
-def _wrong_id(raw: Any) -> str:
-    return f"an item id is text or a whole number, not {_kind(raw)}"
-
-
-def _check_fields(read: dict[str, Any], known: Sequence[str]) -> None:
-    for name in read:
-        if name not in known:
-            told = f"there is no such field{nearest(name, known)}"
-            raise Refused(422, name[:80], told)
+            if not isinstance(raw, float):
+                wrong = f"an item id is text or a whole number, not {_kind(raw)}"
+            raise Refused(422, f"{place}[{n}]", wrong)
 
 
 def _flag(read: dict[str, Any], name: str) -> bool:

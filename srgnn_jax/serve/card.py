@@ -14,6 +14,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import save_file
 
+from srgnn_jax import tables
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
 from srgnn_jax.serve.recommend import Recommender
@@ -84,10 +85,7 @@ def card(manifest: dict[str, Any], results: dict[str, Any] | None) -> str:
 
 def _table(results: dict[str, Any]) -> str:
     """Renders the metrics on test, and how the epoch was chosen."""
-    found = results["runs"][0]["test"]
-    lines = [f"| {name} | {100 * value:.2f} |" for name, value in found.items()]
-    protocol = results["protocol"]
-    chosen = f"The epoch was chosen on {protocol['select_on']}"
-    return "\n".join(
-        ["| on test, percent | |", "|---|---|", *lines, "", f"{chosen}.", ""]
-    )
+    found = results["runs"][0]["test"].items()
+    rows = [[name, tables.percent(value)] for name, value in found]
+    table = tables.markdown(["on test, percent", ""], rows)
+    return f"{table}\n\nThe epoch was chosen on {results['protocol']['select_on']}.\n"

@@ -18,11 +18,11 @@ import hmac
 import logging
 import pathlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import orjson
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
@@ -39,6 +39,8 @@ from srgnn_jax.serve.service import Service
 
 log = logging.getLogger(__name__)
 
+# The name of the model, in /v2/models.
+MODEL = "srgnn"
 RECOMMEND = "/v1/recommend"
 HEALTH = ("/v2/health/live", "/v2/health/ready")
 PAGE = pathlib.Path(__file__).with_name("page.html")
@@ -67,18 +69,17 @@ class App:
         service: Service,
         *,
         token: str = "",
-        name: str = "srgnn",
         reload_every: float = 0.0,
         limits: Limits = LIMITS,
         is_one_of_many: bool = False,
     ):
         """Every request but those of health needs the `token`, if there is one.
 
-        `name` is the model's, in /v2/models. The workdir is looked at every
-        `reload_every` seconds, unless that is 0. Where it `is_one_of_many` that share
-        the requests, it takes no changes, of which the others would not know.
+        The workdir is looked at every `reload_every` seconds, unless that is 0. Where
+        it `is_one_of_many` that share the requests, it takes no changes, of which the
+        others would not know.
         """
-        self.service, self.limits, self.name = service, limits, name
+        self.service, self.limits = service, limits
         self.metrics = Metrics(service)
         service.on_reload = self.metrics.reload
         self.is_draining = False
@@ -108,44 +109,41 @@ class App:
                 Route(RECOMMEND, self._document, methods=["POST"]),
             ],
             redirect_slashes=False,
+            lifespan=self._lifespan,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
-        if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-            return
         if scope["type"] != "http":
-            await send({"type": "websocket.close"})
+            # The process' start and end, and websockets, which it closes.
+            await self._router(scope, receive, send)
             return
         status, headers, body = await self.answer(scope, receive)
         await send(
             {"type": "http.response.start", "status": status, "headers": headers}
         )
-        body = b"" if scope["method"] == "HEAD" else body
         await send({"type": "http.response.body", "body": body})
 
     async def answer(self, scope: Scope, receive: Receive) -> Answer:
         """Returns the status, the headers and the body of an answer."""
         started = time.perf_counter()
-        fields: dict[str, Any] = {}
         method, path = scope["method"], scope["path"]
+        fields: dict[str, Any] = {"method": method, "path": path[:200]}
         try:
             given = dict(scope["headers"]).get(b"authorization", b"")
             self._admit(path, given)
             if path == RECOMMEND and method == "POST":
                 # Before anything is read: refusing must be cheap.
                 self.service.batcher.check()
-                asked = bodies.asked(
-                    await self._body(receive, self.limits.body), self.limits
-                )
-                found, identity = await self.service.recommend(asked)
-                answer = 200, JSON, self._lists(asked, found, identity, fields)
+                body = await self._body(Request(scope, receive), self.limits.body)
+                asked = bodies.asked(body, self.limits)
+                answer = self._lists(asked, await self.service.recommend(asked), fields)
             else:
                 answer = await self._routed(scope, receive)
         except Exception as error:
             answer = of_error(error)
-        return self._counted(answer, started, method, path, fields)
+        status, headers, body = self._counted(answer, started, fields)
+        return status, headers, b"" if method == "HEAD" else body
 
     def ask(self, body: bytes, given: bytes, done: Callable[[Answer], None]) -> None:
         """Has `done` called with the answer to a request for lists.
@@ -154,15 +152,14 @@ class App:
         without a task for each. `given` is the Authorization header.
         """
         started = time.perf_counter()
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = {"method": "POST", "path": RECOMMEND}
 
         def end(answer: Answer) -> None:
-            done(self._counted(answer, started, "POST", RECOMMEND, fields))
+            done(self._counted(answer, started, fields))
 
         def answered(future: asyncio.Future) -> None:
             try:
-                found, identity = future.result()
-                answer = 200, JSON, self._lists(asked, found, identity, fields)
+                answer = self._lists(asked, future.result(), fields)
             except Exception as error:
                 answer = of_error(error)
             end(answer)
@@ -177,27 +174,21 @@ class App:
     def _lists(
         self,
         asked: bodies.Asked,
-        found: list[dict[str, Any]],
-        identity: Identity,
+        answered: tuple[list[dict[str, Any]], Identity],
         fields: dict[str, Any],
-    ) -> bytes:
-        """Renders an answer, counts it, and notes what of it is logged."""
+    ) -> Answer:
+        """Renders lists, counts them, and notes what of them is logged."""
+        found, identity = answered
         unknown = sum(len(one["unknown"]) for one in found)
         self.metrics.sessions(sum(one["fallback"] for one in found), unknown)
         fields["sessions"] = len(found)
         if self.logs_sessions:
             fields["contents"] = asked.sessions
-        if asked.several:
-            return orjson.dumps({"recommendations": found, "model": identity})
-        return orjson.dumps({**found[0], "model": identity})
+        lists = {"recommendations": found} if asked.several else found[0]
+        return 200, JSON, orjson.dumps({**lists, "model": identity})
 
     def _counted(
-        self,
-        answer: Answer,
-        started: float,
-        method: str,
-        path: str,
-        fields: dict[str, Any],
+        self, answer: Answer, started: float, fields: dict[str, Any]
     ) -> Answer:
         """Counts and logs an answer, and completes its headers."""
         status, headers, body = answer
@@ -207,20 +198,17 @@ class App:
         seconds = time.perf_counter() - started
         self.metrics.request(status, seconds)
         if self.requests_log is not None:
-            about = {"method": method, "path": path[:200]}
             ms = round(1e3 * seconds, 2)
-            self.requests_log({**about, "status": status, "ms": ms, **fields})
+            self.requests_log({**fields, "status": status, "ms": ms})
         return status, headers, body
 
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
-        await receive()
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Any) -> AsyncIterator[None]:
         self._in_background(self._start())
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
+        yield
         for task in list(self._tasks):
             task.cancel()
         self.service.batcher.close()
-        await send({"type": "lifespan.shutdown.complete"})
 
     async def _start(self) -> None:
         started = time.perf_counter()
@@ -276,27 +264,22 @@ class App:
                 403, "request", "changes are taken from this machine, or with a token"
             )
 
-    async def _body(self, receive: Receive, most: int) -> bytes:
+    async def _body(self, request: Request, most: int) -> bytes:
         """Reads a body; raises Refused if it is too long, or too long in coming."""
-        parts: list[bytes] = []
-        size = 0
+        body = bytearray()
         try:
             async with asyncio.timeout(self.limits.seconds):
-                while True:
-                    message: Message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise Refused(400, "body", "it ended early")
-                    part = message.get("body", b"")
-                    size += len(part)
-                    if size > most:
+                async for part in request.stream():
+                    body += part
+                    if len(body) > most:
                         why = f"more than {most:,} bytes"
                         raise Refused(413, "body", why, connection="close")
-                    if not message.get("more_body"):
-                        return part if not parts else b"".join([*parts, part])
-                    parts.append(part)
+        except ClientDisconnect:
+            raise Refused(400, "body", "it ended early") from None
         except TimeoutError:
             why = f"it took more than {self.limits.seconds:.0f} s"
             raise Refused(408, "body", why, connection="close") from None
+        return bytes(body)
 
     async def _routed(self, scope: Scope, receive: Receive) -> Answer:
         """Answers by the table of routes."""
@@ -320,12 +303,12 @@ class App:
         return json_response({"ready": is_ready}, 200 if is_ready else 503)
 
     async def _model(self, request: Request) -> Response:
-        if request.path_params["name"] != self.name:
+        if request.path_params["name"] != MODEL:
             raise Refused(404, "name", "there is no such model")
         served = self.service.served
         return json_response(
             {
-                "name": self.name,
+                "name": MODEL,
                 "versions": [str(served.identity["step"])],
                 "platform": "jax",
                 "inputs": [{"name": "session", "datatype": "BYTES", "shape": [-1]}],
@@ -355,8 +338,8 @@ class App:
         return json_response({"items": found})
 
     async def _explain(self, request: Request) -> Response:
-        body = await self._body(request.receive, self.limits.body)
-        session = bodies.session_to_explain(body, self.limits)
+        body = await self._body(request, self.limits.body)
+        session = bodies.ids_of(body, "session", self.limits.clicks)
         found, identity = await self.service.explain(session)
         return json_response(
             {
@@ -373,8 +356,8 @@ class App:
 
     async def _keep(self, request: Request) -> Response:
         self._may_write(request)
-        body = await self._body(request.receive, self.limits.upload)
-        ids = await asyncio.to_thread(bodies.candidates_to_keep, body)
+        body = await self._body(request, self.limits.upload)
+        ids = await asyncio.to_thread(bodies.ids_of, body, "items")
         name = request.path_params["name"]
         unknown = await self.service.keep(name, ids)
         return json_response(

@@ -1,6 +1,6 @@
 """What Prometheus reads of a service."""
 
-from typing import Any
+import functools
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,53 +24,40 @@ class Metrics:
 
     def __init__(self, service: Service):
         self.registry = CollectorRegistry()
-        registry: dict[str, Any] = {"registry": self.registry}
-        self._requests = Counter(
-            "srgnn_requests", "Requests by their status.", ["status"], **registry
-        )
-        self._seconds = Histogram(
+        counter = functools.partial(Counter, registry=self.registry)
+        gauge = functools.partial(Gauge, registry=self.registry)
+        histogram = functools.partial(Histogram, registry=self.registry)
+        requests = counter("srgnn_requests", "Requests by their status.", ["status"])
+        # Looking a label up takes longer than counting.
+        self._of_status = functools.cache(requests.labels)
+        self._seconds = histogram(
             "srgnn_request_seconds",
             "Seconds until a request is answered.",
             buckets=SECONDS,
-            **registry,
         )
-        self._batch = Histogram(
-            "srgnn_batch_sessions",
-            "Sessions of a batch.",
-            buckets=SIZES,
-            **registry,
+        self._batch = histogram(
+            "srgnn_batch_sessions", "Sessions of a batch.", buckets=SIZES
         )
-        self._batch_seconds = Histogram(
-            "srgnn_batch_seconds",
-            "Seconds of a batch.",
-            buckets=SECONDS,
-            **registry,
+        self._batch_seconds = histogram(
+            "srgnn_batch_seconds", "Seconds of a batch.", buckets=SECONDS
         )
-        self._fallbacks = Counter(
-            "srgnn_fallbacks", "Sessions without a known item.", **registry
-        )
-        self._unknown = Counter(
-            "srgnn_unknown_ids", "Ids that the vocabulary lacks.", **registry
-        )
-        waiting = Gauge("srgnn_waiting_sessions", "Sessions that wait.", **registry)
+        self._fallbacks = counter("srgnn_fallbacks", "Sessions without a known item.")
+        self._unknown = counter("srgnn_unknown_ids", "Ids that the vocabulary lacks.")
+        waiting = gauge("srgnn_waiting_sessions", "Sessions that wait.")
         waiting.set_function(lambda: service.batcher.waiting)
-        ready = Gauge("srgnn_ready", "Whether requests are answered.", **registry)
+        ready = gauge("srgnn_ready", "Whether requests are answered.")
         ready.set_function(lambda: service.is_ready)
         labels = ["fingerprint", "step"]
-        self._model = Gauge("srgnn_model", "The model in use.", labels, **registry)
-        self._reloads = Counter(
-            "srgnn_reloads",
-            "Models loaded, or refused.",
-            ["result"],
-            **registry,
+        self._model = gauge("srgnn_model", "The model in use.", labels)
+        self._reloads = counter(
+            "srgnn_reloads", "Models loaded, or refused.", ["result"]
         )
-        self._by_status: dict[int, Counter] = {}
         self._use(service.served.identity)
         service.batcher.on_batch = self._of_batch
 
     def _use(self, identity: Identity) -> None:
         self._model.clear()
-        self._model.labels(**{k: str(v) for k, v in identity.items()}).set(1)
+        self._model.labels(**identity).set(1)
 
     def reload(self, identity: Identity | None) -> None:
         """Counts a reload, and notes the model in use; None: it was refused."""
@@ -80,9 +67,7 @@ class Metrics:
 
     def request(self, status: int, seconds: float) -> None:
         """Counts a request."""
-        if status not in self._by_status:
-            self._by_status[status] = self._requests.labels(str(status))
-        self._by_status[status].inc()
+        self._of_status(status).inc()
         self._seconds.observe(seconds)
 
     def sessions(self, fallbacks: int, unknown: int) -> None:

@@ -54,12 +54,15 @@ def promote(
       UserError: what the user can mend, such as a folder in the link's place.
     """
     folder, link = (pathlib.Path(path).expanduser() for path in (workdir, live))
-    if link.exists() and not link.is_symlink():
+    if not link.exists():
+        # What cannot be loaded is not promoted.
+        Recommender.load(folder, model)
+    elif not link.is_symlink():
         raise UserError(
             f"--live={live} is a folder of its own; name a link, which is made where "
             "there is none"
         )
-    if link.exists() and link.resolve() != folder.resolve():
+    elif link.resolve() != folder.resolve():
         by, both = compare(workdir, live, config, model)
         new, old = (means["all"][by] for means in both)
         if not new >= old:
@@ -68,9 +71,6 @@ def promote(
                 f"{link.resolve().name}; {live} stays as it is"
             )
             return False
-    elif not link.exists():
-        # What cannot be loaded is not promoted.
-        Recommender.load(folder, model)
     _switch(link, folder)
     processes.say(f"\npromoted: {live} is {folder.resolve().name}")
     return True
@@ -154,18 +154,17 @@ def _ranks_by_raw_id(
     before = np.append(0, np.cumsum(clicks > 0))
     target, lengths = clicks[ends], before[ends] - before[examples.starts]
     seen = np.minimum(lengths, recommender.max_length).astype(np.int32)
-    rank = np.full(len(examples), _NOWHERE, np.int64)
+    # By popularity, unless a click of the session is known.
+    order, _ = by_popularity(vocabulary.clicks, len(vocabulary.ids))
+    place = np.full(vocabulary.num_items, _NOWHERE, np.int64)
+    place[order] = 1 + np.arange(len(order))
+    rank = place[target]
     if (asked := (target > 0) & (lengths > 0)).any():
         some = before[ends[asked]] - seen[asked], seen[asked]
         known = Examples(clicks[clicks > 0], *some)
         devices = layouts.find_devices("jit", max_scores=run.config.max_scores)
         evaluate = make_evaluator(run.config, recommender.model, known, devices)
         rank[asked] = evaluate.with_lists(recommender.params, 0)[1]
-    order, _ = by_popularity(vocabulary.clicks, len(vocabulary.ids))
-    place = np.empty(vocabulary.num_items, np.int64)
-    place[order] = 1 + np.arange(len(order))
-    alone = (target > 0) & (lengths == 0)
-    rank[alone] = place[target[alone]]
     return rank, rows
 
 

@@ -62,9 +62,8 @@ class Replica:
         if self._reload_every and self._watching is None:
             watch = self._app.service.watch(self._reload_every)
             self._watching = asyncio.create_task(watch)
-        answer = await self._app.answer(request.scope, request.receive)
-        status, headers, body = answer
-        response = Response(b"" if request.method == "HEAD" else body, status)
+        status, headers, body = await self._app.answer(request.scope, request.receive)
+        response = Response(body, status)
         response.raw_headers = headers
         return response
 
@@ -84,11 +83,10 @@ def app(arguments: Mapping[str, Any]) -> Any:
     given = {**ARGUMENTS, **arguments}
     if not given["workdir"]:
         raise ValueError("workdir=FOLDER is missing: the folder of the run")
-    replicas = int(given.pop("replicas"))
     deployment = serve.deployment(
         Replica,
         name="srgnn",
-        num_replicas=replicas,
+        num_replicas=int(given.pop("replicas")),
         max_ongoing_requests=ONGOING,
         max_queued_requests=QUEUED,
     )

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import itertools
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.model.layers import Params
-from srgnn_jax.serve.bodies import LIMITS, Refused
+from srgnn_jax.serve.bodies import LIMITS, Asked, Refused
 from srgnn_jax.serve.exported import RawSession, Recommendation
 from srgnn_jax.serve.recommend import Recommender
 
@@ -34,14 +33,6 @@ SMALL_TABLE, LARGE_TABLE = 2**20, 2**23
 EXPLAIN = "explain"
 
 Identity = dict[str, str | int]
-
-
-class Work(NamedTuple):
-    """What a request wants for its sessions, or a part of them."""
-
-    sessions: Sequence[RawSession]
-    k: int
-    exclude_seen: bool
 
 
 class Group(NamedTuple):
@@ -93,13 +84,12 @@ class Served:
             sizes, last, positions, apart=numbers <= LARGE_TABLE
         )
         views = Views(quick, recommender.in_batches(*RARE))
-        step = getattr(recommender, "step", 0)
         params = jax.device_get(recommender.params)
         # Rows that fill up a mesh are none of the model's.
         table = params["item_embedding"][: recommender.model.num_items]
         identity = {
             "fingerprint": fingerprint({**params, "item_embedding": table}),
-            "step": step,
+            "step": getattr(recommender, "step", 0),
         }
         return cls(views, {}, identity)
 
@@ -115,8 +105,8 @@ class Served:
     def complete(self, prefix: str, most: int = 10) -> list[str]:
         """Returns the first raw ids that begin so."""
         first = bisect.bisect_left(self._ordered, prefix)
-        found = itertools.islice(self._ordered, first, first + most)
-        return list(itertools.takewhile(lambda raw: raw.startswith(prefix), found))
+        found = self._ordered[first : first + most]
+        return [raw for raw in found if raw.startswith(prefix)]
 
     def compile(self) -> None:
         """Compiles all; what an equal model has compiled is there."""
@@ -133,7 +123,7 @@ class Served:
                 quick.explain([self.vocabulary.ids[0]] * width)
 
     def answer(self, group: Hashable, works: Sequence[Any]) -> list[Any]:
-        """Answers the works of a group: EXPLAIN, or what `group_of` returns.
+        """Answers the works of a group: what was asked, or for EXPLAIN sessions.
 
         An answer is one for each session, or an explanation, and the identity.
         """
@@ -148,15 +138,26 @@ class Served:
         )
         answers = []
         for work in works:
-            if work.exclude_seen:
-                cut = [
-                    _without_seen(self.vocabulary, session, next(found), work.k)
-                    for session in work.sessions
-                ]
-            else:
-                cut = [_as_dict(next(found), work.k) for _ in work.sessions]
+            cut = [self._cut(work, session, next(found)) for session in work.sessions]
             answers.append((cut, self.identity))
         return answers
+
+    def _cut(
+        self, asked: Asked, session: RawSession, found: Recommendation
+    ) -> dict[str, Any]:
+        """Returns what was asked of a list, which may be longer, without seen items."""
+        items, scores, unknown, fallback = found
+        if asked.exclude_seen:
+            rows = self.vocabulary.rows(session)
+            seen = {self.vocabulary.ids[row - 1] for row in rows if row}
+            kept = [n for n, item in enumerate(items) if item not in seen]
+            items, scores = [items[n] for n in kept], [scores[n] for n in kept]
+        return {
+            "items": items[: asked.k],
+            "scores": scores[: asked.k],
+            "unknown": unknown,
+            "fallback": fallback,
+        }
 
     def _own(self, rows: np.ndarray) -> Recommender:
         """Returns a recommender of the candidates of one request."""
@@ -182,16 +183,15 @@ class Served:
             return Refused(422, "session", str(error))
 
 
-def group_of(
-    candidates: str | tuple | None, longest: int, as_probabilities: bool
-) -> Group:
-    """Returns the group of requests that are answered by one call.
-
-    `longest` is k, and the clicks that are left out besides.
-    """
-    is_quick = longest <= QUICK_K and not as_probabilities
-    quick = is_quick and not isinstance(candidates, tuple)
-    return Group(candidates, QUICK_K if quick else RARE_K, as_probabilities)
+def group_of(asked: Asked) -> Group:
+    """Returns the group of requests that are answered by one call."""
+    longest = asked.k
+    if asked.exclude_seen:
+        # What is left out is listed first.
+        longest += max((len(set(session)) for session in asked.sessions), default=0)
+    own = isinstance(asked.candidates, tuple)
+    k = RARE_K if longest > QUICK_K or asked.as_probabilities or own else QUICK_K
+    return Group(asked.candidates, k, asked.as_probabilities)
 
 
 def fingerprint(params: Params) -> str:
@@ -201,23 +201,3 @@ def fingerprint(params: Params) -> str:
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()
-
-
-def _as_dict(found: Recommendation, k: int) -> dict[str, Any]:
-    items, scores, unknown, fallback = found
-    return {
-        "items": items[:k],
-        "scores": scores[:k],
-        "unknown": unknown,
-        "fallback": fallback,
-    }
-
-
-def _without_seen(
-    vocabulary: Vocabulary, session: RawSession, found: Recommendation, k: int
-) -> dict[str, Any]:
-    """Leaves out the items of a session; the list is longer by as many."""
-    seen = {vocabulary.ids[row - 1] for row in vocabulary.rows(session) if row}
-    kept = [n for n, item in enumerate(found.items) if item not in seen]
-    items, scores = [found.items[n] for n in kept], [found.scores[n] for n in kept]
-    return _as_dict(found._replace(items=items, scores=scores), k)

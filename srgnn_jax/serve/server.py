@@ -8,11 +8,11 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import orjson
 import uvicorn
+import uvloop
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from srgnn_jax import config as config_lib
@@ -86,33 +86,22 @@ def serve_workdir(
       UserError: the workdir, the token or the address cannot be used.
     """
     token = read_token(auth_token_file) if auth_token_file else ""
-
-    async def run() -> None:
-        service = Service(
-            lambda: Recommender.load(workdir, model, share_code=True, split=True),
-            workdir=workdir,
-            candidates_folder=candidates_folder,
-            max_wait=max_wait,
-        )
-        app = App(service, token=token, reload_every=reload_every, limits=LIMITS)
-        app.logs_sessions = log_requests == "contents"
-        if log_requests != "no":
-            app.requests_log = log_line
-        await serve(app, host, port)
-
     log_as_json()
     # A batch that is worked out has its thread wait less for the event loop's.
     sys.setswitchinterval(SWITCH)
+    service = Service(
+        lambda: Recommender.load(workdir, model, share_code=True, split=True),
+        workdir=workdir,
+        candidates_folder=candidates_folder,
+        max_wait=max_wait,
+    )
+    app = App(service, token=token, reload_every=reload_every, limits=LIMITS)
+    app.logs_sessions = log_requests == "contents"
+    if log_requests != "no":
+        app.requests_log = log_line
     # uvloop's loop, as uvicorn would choose it.
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(run())
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Returns what makes the event loop."""
-    import uvloop
-
-    return uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(app, host, port))
 
 
 def read_token(path: str) -> str:
@@ -137,7 +126,7 @@ class Connection(HttpToolsProtocol):
     uvicorn, which costs more than it costs to recommend.
     """
 
-    _is_asked, _is_last = False, False
+    _is_asked = False
     _rest = b""
     _received = 0
     _deadline = math.inf
@@ -163,7 +152,9 @@ class Connection(HttpToolsProtocol):
             self._rest += data
             self.transport.pause_reading()
             return
-        if self._is_between() and (whole := _WHOLE.fullmatch(data)):
+        is_idle = self.cycle is None or self.cycle.response_complete
+        is_between = is_idle and not self._received and not self._app.is_draining
+        if is_between and (whole := _WHOLE.fullmatch(data)):
             head, length, body = whole.groups()
             if int(length) == len(body) <= self._app.limits.body:
                 self._ask(head, body)
@@ -196,12 +187,9 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         status, headers, body = answer
-        is_last = self._is_last or self._app.is_draining
-        if is_last and (b"connection", b"close") not in headers:
-            headers = [*headers, (b"connection", b"close")]
         lines = [b"%s: %s\r\n" % pair for pair in headers]
         self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
-        if is_last:
+        if (b"connection", b"close") in headers:
             self.transport.close()
             return
         self._deadline = self.loop.time() + KEPT_OPEN
@@ -212,7 +200,6 @@ class Connection(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Ends it once what was asked is answered."""
-        self._is_last = True
         if not self._is_asked:
             super().shutdown()
 
@@ -221,11 +208,6 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
-
-    def _is_between(self) -> bool:
-        """Whether the next byte begins a request."""
-        is_idle = self.cycle is None or self.cycle.response_complete
-        return is_idle and not self._received and not self._app.is_draining
 
     def _look(self) -> None:
         """Closes it once its deadline is over, and looks again before any later one."""
@@ -240,16 +222,13 @@ class Connection(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """Ends in order: no new connections, then no more requests on those there are."""
 
-    def __init__(self, config: uvicorn.Config, app: App):
-        super().__init__(config)
-        self._app = app
-
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Begins to end; a second signal does it at once."""
-        if self._app.is_draining:
+        app: Any = self.config.app
+        if app.is_draining:
             self.force_exit = self.should_exit = True
             return
-        self._app.is_draining = True
+        app.is_draining = True
         asyncio.get_running_loop().call_soon_threadsafe(self._drain)
 
     def _drain(self) -> None:
@@ -280,7 +259,7 @@ async def serve(app: App, host: str, port: int) -> None:
         timeout_keep_alive=KEPT_OPEN,
         timeout_graceful_shutdown=LAST_WORK,
     )
-    server = Server(config, app)
+    server = Server(config)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, app.reload_soon, "SIGHUP")
     try:
@@ -316,8 +295,7 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         fields = {"level": record.levelname.lower(), "message": record.getMessage()}
         if record.exc_info:
-            formatter = logging.Formatter()
-            fields["traceback"] = formatter.formatException(record.exc_info)
+            fields["traceback"] = logging.Formatter().formatException(record.exc_info)
         log_line(fields)
 
 

@@ -15,8 +15,8 @@ import os
 import pathlib
 import re
 import threading
-import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+import timeit
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -34,7 +34,6 @@ from srgnn_jax.serve.served import (
     Identity,
     Served,
     Views,
-    Work,
     group_of,
 )
 
@@ -77,7 +76,12 @@ class Service:
             self._folder = pathlib.Path(candidates_folder).expanduser()
             self._ids = _read_folder(self._folder)
         self.served = self._made(load())
-        self.batcher = Batcher(self._answer, self.served.views.quick.max_rows, max_wait)
+        self.batcher = Batcher(
+            # One model for the whole batch.
+            lambda group, works: self.served.answer(group, works),
+            self.served.views.quick.max_rows,
+            max_wait,
+        )
         self.is_ready = False
         self.on_reload: Callable[[Identity | None], None] = lambda identity: None
         self._changing = asyncio.Lock()
@@ -102,15 +106,12 @@ class Service:
         for size in QUICK[0]:
             if size <= quick.max_rows:
                 work = functools.partial(quick.recommend, [session] * size, QUICK_K)
-                self.batcher.seconds[size] = min(_seconds(work) for _ in range(3))
+                took = timeit.repeat(work, repeat=3, number=1)
+                self.batcher.seconds[size] = min(took)
         seconds = self.batcher.seconds.items()
         self.batcher.max_size = max(n for n, s in seconds if s <= LONGEST or n == 1)
         _freeze()
         self.is_ready = True
-
-    def _answer(self, group: Hashable, works: Sequence[Any]) -> list[Any]:
-        # One model for the whole batch.
-        return self.served.answer(group, works)
 
     def recommend(self, asked: Asked) -> asyncio.Future:
         """Returns what will be an answer for each session, and which model gave them.
@@ -120,21 +121,18 @@ class Service:
           Overloaded: it would take too long.
         """
         self.batcher.check()
-        sessions, candidates, longest = asked.sessions, asked.candidates, asked.k
-        if asked.exclude_seen:
-            longest += max((len(set(session)) for session in sessions), default=0)
+        sessions, candidates = asked.sessions, asked.candidates
         if isinstance(candidates, str) and candidates not in self.served.named:
             raise Refused(422, "candidates", "no candidates have this name")
-        group = group_of(candidates, longest, asked.as_probabilities)
+        group, most = group_of(asked), self.batcher.max_size
 
-        def submit(part):
-            work = Work(part, asked.k, asked.exclude_seen)
-            return self.batcher.submit(group, len(part), work)
+        def submit(part: Asked) -> asyncio.Future:
+            return self.batcher.submit(group, len(part.sessions), part)
 
-        most = self.batcher.max_size
         if len(sessions) <= most:
-            return submit(sessions)
-        parts = [sessions[n : n + most] for n in range(0, len(sessions), most)]
+            return submit(asked)
+        starts = range(0, len(sessions), most)
+        parts = [asked._replace(sessions=sessions[n : n + most]) for n in starts]
         return asyncio.ensure_future(_joined(submit, parts))
 
     async def explain(self, session: RawSession) -> tuple[Explanation, Identity]:
@@ -243,21 +241,15 @@ class Service:
 
 
 async def _joined(
-    submit: Callable[[Any], asyncio.Future], parts: Sequence[Any]
+    submit: Callable[[Asked], asyncio.Future], parts: Sequence[Asked]
 ) -> tuple[list[dict[str, Any]], Identity]:
     """Returns the answers of all parts, by one model."""
     while True:
-        found, identities = zip(*await asyncio.gather(*map(submit, parts)), strict=True)
+        answers = await asyncio.gather(*map(submit, parts))
+        found, identities = zip(*answers, strict=True)
         # A new model may have come between two parts.
         if all(one is identities[0] for one in identities):
             return list(itertools.chain.from_iterable(found)), identities[0]
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    """Returns how long a call takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def _freeze() -> None:
@@ -285,7 +277,7 @@ def _read_folder(folder: pathlib.Path) -> dict[str, list[str | int | float]]:
     return found
 
 
-def _write(path: pathlib.Path, ids: Iterable[str | int | float]) -> None:
+def _write(path: pathlib.Path, ids: list[str | int | float]) -> None:
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_bytes(orjson.dumps({"items": list(ids)}))
+    unfinished.write_bytes(orjson.dumps({"items": ids}))
     unfinished.replace(path)
