@@ -80,10 +80,9 @@ def candidates_of(lines: Sequence[str], vocabulary: Vocabulary, path: str) -> li
     is_known = vocabulary.rows(texts.values()) > 0
     if is_known.any() or len({*map(len, rows)}) > 1:
         # No table: what looks like a separator is part of an id.
-        whole = [len(row) > 1 for row in rows] | is_known
         rows = [
-            [text] if is_whole else row
-            for text, row, is_whole in zip(texts.values(), rows, whole, strict=True)
+            [text] if whole or len(row) > 1 else row
+            for text, row, whole in zip(texts.values(), rows, is_known, strict=True)
         ]
     names = [plain_name(field) for field in rows[0]]
     column = next((names.index(n) for n in USUAL_NAMES["item"] if n in names), None)
