@@ -17,10 +17,9 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from srgnn_jax.devices import layouts
-from srgnn_jax.devices.suits import limits_for
 from srgnn_jax.errors import UserError
 
 # The GiB of a device's 16, 95 or 32 GB that libtpu 0.0.42 lets programs use, as it says
@@ -135,13 +134,8 @@ def find_devices(
       embedding_size: D, by which tiers are chosen.
       limits: fields of `layouts.Devices`; those that are 0 suit the device.
     """
-    limits = limits_for(topology[0].platform, embedding_size, limits)
-    if mesh == (1, 1):
-        return layouts.Devices(**limits)
-    axes = layouts.DATA_AXIS, layouts.ITEM_AXIS
-    auto = (AxisType.Auto,) * 2
-    made = jax.make_mesh(mesh, axes, axis_types=auto, devices=topology)
-    return layouts.Devices(mesh[0], made, **limits)
+    parallel = "jit" if mesh == (1, 1) else "mesh"
+    return layouts.find_devices(parallel, mesh, embedding_size, topology, **limits)
 
 
 def compile_step(

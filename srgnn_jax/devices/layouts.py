@@ -34,13 +34,6 @@ T = TypeVar("T")
 DATA_AXIS, ITEM_AXIS = "data", "items"
 
 
-def gather(x: Any, axis_name: str | None) -> Any:
-    """Joins the first axis of every leaf over the devices, in their order."""
-    if axis_name is None:
-        return x
-    return jax.lax.all_gather(x, axis_name, tiled=True)
-
-
 @dataclasses.dataclass(frozen=True)
 class Devices:
     """The devices of a run, and how steps are run on them.
@@ -313,6 +306,7 @@ def find_devices(
     parallel: str,
     mesh_shape: Sequence[int] = (0, 0),
     embedding_size: int = 100,
+    devices: Sequence[jax.Device] = (),
     **limits: Any,
 ) -> Devices:
     """Returns what `config.parallel` asks for: "jit", "pmap", "mesh", or "auto".
@@ -325,12 +319,14 @@ def find_devices(
       mesh_shape: (data, items), whose product is the number of all devices; one of them
         may be 0, which takes what the other leaves, and (0, 0) is (all, 1).
       embedding_size: D, by which the number of tiers is chosen.
+      devices: those that a mesh takes; else all that there are.
       limits: fields of `Devices`; those that are 0 or left out suit the device.
 
     Raises:
       UserError: the devices cannot be had in that way.
     """
-    limits = limits_for(jax.default_backend(), embedding_size, limits)
+    devices = devices or jax.devices()
+    limits = limits_for(devices[0].platform, embedding_size, limits)
     several = jax.process_count() > 1
     if parallel == "auto":
         parallel = "mesh" if several or any(mesh_shape) else "pmap"
@@ -344,19 +340,16 @@ def find_devices(
     if parallel == "pmap":  # It takes states as JAX makes them.
         return Devices(jax.local_device_count(), **limits | {"table_order": None})
     data, items = mesh_shape
-    count = jax.device_count()
-    if not data:
-        items = items or 1
-        data = count // items
-    items = items or count // data
+    count = len(devices)
+    items = items or (count // data if data else 1)
+    data = data or count // items
     if data * items != count:
         raise UserError(
             f"config.mesh_shape is {tuple(mesh_shape)}; (data, items) must multiply to "
             f"the {count} devices that there are"
         )
-    mesh = jax.make_mesh(
-        (data, items), (DATA_AXIS, ITEM_AXIS), axis_types=(AxisType.Auto,) * 2
-    )
+    axes, auto = (DATA_AXIS, ITEM_AXIS), (AxisType.Auto,) * 2
+    mesh = jax.make_mesh((data, items), axes, axis_types=auto, devices=devices)
     return Devices(data, mesh, **limits)
 
 
