@@ -95,16 +95,17 @@ def find_topology(kind: str, size: str) -> list[jax.Device]:
     jax.config.update("jax_platforms", "cpu")
     if kind == "cpu":
         with contextlib.suppress(RuntimeError):  # Its devices are there already.
-            jax.config.update("jax_num_cpu_devices", int(size))
+            # As many as any size has that is tried after this one.
+            jax.config.update("jax_num_cpu_devices", max(int(size), 2**8))
         if jax.device_count() < int(size):
             raise UserError(f"this process has only {jax.device_count()} CPU devices")
         return jax.devices()[: int(size)]
     module = "libtpu" if kind in TPUS else "jax_cuda13_plugin"
     if importlib.util.find_spec(module) is None:
-        wheels = "'srgnn_jax[tpu]'"
+        version, wheels = jax.__version__, "'srgnn_jax[tpu]'"
         if kind in GPUS:
-            names = (f"jax-cuda13-{x}=={jax.__version__}" for x in ("plugin", "pjrt"))
-            wheels = " ".join(["--no-deps", *names])
+            pjrt = f"jax-cuda13-pjrt=={version}"
+            wheels = f"--no-deps jax-cuda13-plugin=={version} {pjrt}"
         raise UserError(f"the compiler for {kind} is missing; pip install {wheels}")
     if kind in TPUS:
         os.environ.update(TPU_ENVIRONMENT)
@@ -154,19 +155,23 @@ def compile_step(
       arguments: what state, clicks and batch look like, the table as a whole.
       updates_state: whether the step returns the state.
     """
-    whole: Any = SingleDeviceSharding(topology[0])
-    by_part, (state, clicks, batch) = whole, arguments
+
+    def on_one(x):
+        sharding = SingleDeviceSharding(topology[0])
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    def on_mesh(x, spec):
+        sharding = NamedSharding(devices.mesh, spec)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    placed = jax.tree.map(on_one, arguments)
     if devices.mesh is not None:
-        whole = NamedSharding(devices.mesh, PartitionSpec())
-        by_part = NamedSharding(devices.mesh, PartitionSpec(layouts.DATA_AXIS))
-
-    def on(tree, sharding):
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        state, clicks, batch = arguments
+        placed = (
+            devices.layout(state),
+            on_mesh(clicks, PartitionSpec()),
+            jax.tree.map(lambda x: on_mesh(x, layouts.part_spec(x)), batch),
         )
-
-    state = on(state, whole) if devices.mesh is None else devices.layout(state)
-    placed = state, on(clicks, whole), on(batch, by_part)
     # Without the GPU no kernels can be tried out on it.
     options = {"xla_gpu_autotune_level": 0} if topology[0].platform == "gpu" else None
     lowered = devices.lower(step, placed, updates_state)

@@ -100,7 +100,7 @@ class Devices:
                 some, batch = own_clicks(clicks, batch)
                 own = self.put(some)
             if self.mesh is not None:
-                batch = jax.tree.map(lambda x: self._split(x, _part_spec(x)), batch)
+                batch = jax.tree.map(lambda x: self._split(x, part_spec(x)), batch)
             return own, batch
 
         return arguments
@@ -203,7 +203,7 @@ class Devices:
         on_mesh = jax.shard_map(
             step,
             mesh=self.mesh,
-            in_specs=(specs, whole, jax.tree.map(_part_spec, batch)),
+            in_specs=(specs, whole, jax.tree.map(part_spec, batch)),
             out_specs=specs if updates_state else whole,
             # Gradients are taken inside, where each sum over the items' axis has a
             # gradient of its own; see `item_table`.
@@ -269,7 +269,7 @@ def by_device(batch: Batch, count: int) -> Batch:
     return jax.tree.map(deal, batch)
 
 
-def _part_spec(x: Any) -> PartitionSpec:
+def part_spec(x: Any) -> PartitionSpec:
     """Returns how an array of a batch, [N, R] or [S, N, R], is split over a mesh."""
     return (
         PartitionSpec(*[None] * (x.ndim - 2), DATA_AXIS) if x.ndim else PartitionSpec()
