@@ -155,23 +155,19 @@ def compile_step(
       arguments: what state, clicks and batch look like, the table as a whole.
       updates_state: whether the step returns the state.
     """
+    whole, (state, clicks, batch) = PartitionSpec(), arguments
 
-    def on_one(x):
-        sharding = SingleDeviceSharding(topology[0])
+    def on(x, spec=whole):
+        sharding: Any = SingleDeviceSharding(topology[0])
+        if devices.mesh is not None:
+            sharding = NamedSharding(devices.mesh, spec)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    def on_mesh(x, spec):
-        sharding = NamedSharding(devices.mesh, spec)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    placed = jax.tree.map(on_one, arguments)
-    if devices.mesh is not None:
-        state, clicks, batch = arguments
-        placed = (
-            devices.layout(state),
-            on_mesh(clicks, PartitionSpec()),
-            jax.tree.map(lambda x: on_mesh(x, layouts.part_spec(x)), batch),
-        )
+    placed = (
+        jax.tree.map(on, state) if devices.mesh is None else devices.layout(state),
+        jax.tree.map(on, clicks),
+        jax.tree.map(lambda x: on(x, layouts.part_spec(x)), batch),
+    )
     # Without the GPU no kernels can be tried out on it.
     options = {"xla_gpu_autotune_level": 0} if topology[0].platform == "gpu" else None
     lowered = devices.lower(step, placed, updates_state)
