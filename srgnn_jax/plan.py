@@ -148,22 +148,21 @@ def abstract_step(
     options = {"model": model, **devices.step_options}
     if asked.step == "recommend":
         # A normalised table is made beforehand, beside the one to look items up in.
-        table = params["item_embedding"]
-        state = (params, table) if asked.normalize else (params,)
+        state = params, params["item_embedding"] if asked.normalize else None
+        run = functools.partial(
+            recommend_step,
+            model=model,
+            k=20,
+            max_scores=suits.scores_to_rank(devices.max_scores),
+            score_padding=False,
+            as_probabilities=False,
+            recall=1.0,
+        )
 
         def recommend(state, clicks, item_seq):
-            scored = state[1] if asked.normalize else state[0]["item_embedding"]
-            arguments = (state[0], scored, None, None, item_seq, None)
-            most = suits.scores_to_rank(devices.max_scores)
-            return recommend_step(
-                *arguments,
-                model=model,
-                k=20,
-                max_scores=most,
-                score_padding=False,
-                as_probabilities=False,
-                recall=1.0,
-            )
+            params, normalised = state
+            table = params["item_embedding"] if normalised is None else normalised
+            return run(params, table, None, None, item_seq, None)
 
         length = 1 << (asked.max_length - 1).bit_length()
         item_seq = jax.ShapeDtypeStruct((asked.batch_size, length), np.int32)

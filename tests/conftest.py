@@ -37,6 +37,9 @@ def pytest_sessionstart():
 
     from srgnn_jax.model import srgnn
 
+    # Before the planner asks for others.
+    assert jax.device_count() == 8
+
     @functools.cache
     def init_of(model):
         return jax.jit(model.init)

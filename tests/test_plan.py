@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from unittest import mock
 
 import jax
@@ -207,6 +210,22 @@ def test_a_split_table_takes_its_share(capsys, tmp_path):
         "1x2.txt",
         "2x1.txt",
     ]
+
+
+@pytest.mark.slow  # Another process compiles for several meshes.
+def test_the_smallest_number_of_cpu_devices_is_found_before_any_is_there():
+    asked = "--target=cpu", "--items=20000", "--clicks=100", "--device_memory=4MB"
+    command = [sys.executable, "-m", "srgnn_jax.plan", *SMALL, *asked]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "1 x 2" in done.stdout, done.stderr
+
+
+def test_several_steps_a_call_are_planned_for_a_mesh(capsys):
+    (found,) = plans(
+        capsys, "--target=cpu:2", "--mesh_shape", "2", "1", "--steps_per_call=2"
+    )
+    assert found["groups"]["collectives"]["operations"] > 0
 
 
 @pytest.mark.slow  # compiles for several meshes

@@ -17,10 +17,9 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from srgnn_jax.devices import layouts
-from srgnn_jax.devices.suits import limits_for
 from srgnn_jax.errors import UserError
 
 # The GiB of a device's 16, 95 or 32 GB that libtpu 0.0.42 lets programs use, as it says
@@ -96,16 +95,17 @@ def find_topology(kind: str, size: str) -> list[jax.Device]:
     jax.config.update("jax_platforms", "cpu")
     if kind == "cpu":
         with contextlib.suppress(RuntimeError):  # Its devices are there already.
-            jax.config.update("jax_num_cpu_devices", int(size))
+            # As many as any size has that is tried after this one.
+            jax.config.update("jax_num_cpu_devices", max(int(size), 2**8))
         if jax.device_count() < int(size):
             raise UserError(f"this process has only {jax.device_count()} CPU devices")
         return jax.devices()[: int(size)]
     module = "libtpu" if kind in TPUS else "jax_cuda13_plugin"
     if importlib.util.find_spec(module) is None:
-        wheels = "'srgnn_jax[tpu]'"
+        version, wheels = jax.__version__, "'srgnn_jax[tpu]'"
         if kind in GPUS:
-            names = (f"jax-cuda13-{x}=={jax.__version__}" for x in ("plugin", "pjrt"))
-            wheels = " ".join(["--no-deps", *names])
+            pjrt = f"jax-cuda13-pjrt=={version}"
+            wheels = f"--no-deps jax-cuda13-plugin=={version} {pjrt}"
         raise UserError(f"the compiler for {kind} is missing; pip install {wheels}")
     if kind in TPUS:
         os.environ.update(TPU_ENVIRONMENT)
@@ -135,13 +135,8 @@ def find_devices(
       embedding_size: D, by which tiers are chosen.
       limits: fields of `layouts.Devices`; those that are 0 suit the device.
     """
-    limits = limits_for(topology[0].platform, embedding_size, limits)
-    if mesh == (1, 1):
-        return layouts.Devices(**limits)
-    axes = layouts.DATA_AXIS, layouts.ITEM_AXIS
-    auto = (AxisType.Auto,) * 2
-    made = jax.make_mesh(mesh, axes, axis_types=auto, devices=topology)
-    return layouts.Devices(mesh[0], made, **limits)
+    parallel = "jit" if mesh == (1, 1) else "mesh"
+    return layouts.find_devices(parallel, mesh, embedding_size, topology, **limits)
 
 
 def compile_step(
@@ -160,19 +155,19 @@ def compile_step(
       arguments: what state, clicks and batch look like, the table as a whole.
       updates_state: whether the step returns the state.
     """
-    whole: Any = SingleDeviceSharding(topology[0])
-    by_part, (state, clicks, batch) = whole, arguments
-    if devices.mesh is not None:
-        whole = NamedSharding(devices.mesh, PartitionSpec())
-        by_part = NamedSharding(devices.mesh, PartitionSpec(layouts.DATA_AXIS))
+    whole, (state, clicks, batch) = PartitionSpec(), arguments
 
-    def on(tree, sharding):
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-        )
+    def on(x, spec=whole):
+        sharding: Any = SingleDeviceSharding(topology[0])
+        if devices.mesh is not None:
+            sharding = NamedSharding(devices.mesh, spec)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    state = on(state, whole) if devices.mesh is None else devices.layout(state)
-    placed = state, on(clicks, whole), on(batch, by_part)
+    placed = (
+        jax.tree.map(on, state) if devices.mesh is None else devices.layout(state),
+        jax.tree.map(on, clicks),
+        jax.tree.map(lambda x: on(x, layouts.part_spec(x)), batch),
+    )
     # Without the GPU no kernels can be tried out on it.
     options = {"xla_gpu_autotune_level": 0} if topology[0].platform == "gpu" else None
     lowered = devices.lower(step, placed, updates_state)

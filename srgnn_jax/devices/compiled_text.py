@@ -46,15 +46,19 @@ def read_operations(text: str) -> dict[str, Any]:
         for one in computations[entry]
         if one.opcode == "parameter" and one.shape.startswith("f")
     )
-    counts: Counter[tuple[str, str]] = Counter()
-    sent: Counter[tuple[str, str]] = Counter()
+    counts = {
+        name: Counter(operations=0, estimated_cycles=0, unestimated=0)
+        for name in ("", "copies", *GROUPS, *OTHER_GROUPS)
+    }
+    sent: dict[str, Counter[str]] = {}
     for one, times in _walk(computations, entry):
         group, names = one.group(computations), [""]
         if kind := _COLLECTIVE.fullmatch(one.opcode):
             group = "collectives"
             if kind[2] != "-start":
-                sent[kind[1], "operations"] += times
-                sent[kind[1], "bytes"] += times * sum(n for _, n in one.sizes())
+                of_kind = sent.setdefault(kind[1], Counter())
+                size = sum(n for _, n in one.sizes())
+                of_kind.update(operations=times, bytes=times * size)
         elif one.orders_anew(computations):
             group = "layout copies"
             names += ["copies"] * (max(one.sizes())[0] >= largest)
@@ -62,29 +66,18 @@ def read_operations(text: str) -> dict[str, Any]:
             continue
         cycles = re.search(r'"estimated_cycles":"(\d+)"', one.rest)
         for name in (*names, group):
-            counts[name, "operations"] += times
-            counts[name, "unestimated"] += 0 if cycles else times
-            counts[name, "estimated_cycles"] += times * int(cycles[1]) if cycles else 0
-
-    def of(name):
-        keys = "operations", "estimated_cycles", "unestimated"
-        return {key: counts[name, key] for key in keys}
-
-    return {
-        **of(""),
-        "groups": {group: of(group) for group in (*GROUPS, *OTHER_GROUPS)},
-        "table_copies": of("copies"),
-        "collectives": {
-            kind: {key: sent[kind, key] for key in ("operations", "bytes")}
-            for kind, _ in sent
-        },
-    }
+            counts[name]["operations"] += times
+            if cycles:
+                counts[name]["estimated_cycles"] += times * int(cycles[1])
+            else:
+                counts[name]["unestimated"] += times
+    every, copies = counts.pop(""), counts.pop("copies")
+    return {**every, "groups": counts, "table_copies": copies, "collectives": sent}
 
 
 class _Instruction(NamedTuple):
     """A line of a text, the shape of its first operand, and where it was made."""
 
-    name: str
     shape: str
     opcode: str
     rest: str
@@ -139,7 +132,7 @@ def _read_computations(text: str) -> tuple[_Computations, str]:
             operand = shapes.get("".join(re.findall(r"^%?([\w.-]+)", rest)), "")
             frame = "".join(re.findall(r"stack_frame_id=(\d+)", rest))
             places = frames.get(frame, [])
-            body.append(_Instruction(name, shape, opcode, rest, operand, places))
+            body.append(_Instruction(shape, opcode, rest, operand, places))
             shapes[name] = shape
     return found, entry
 

@@ -34,13 +34,6 @@ T = TypeVar("T")
 DATA_AXIS, ITEM_AXIS = "data", "items"
 
 
-def gather(x: Any, axis_name: str | None) -> Any:
-    """Joins the first axis of every leaf over the devices, in their order."""
-    if axis_name is None:
-        return x
-    return jax.lax.all_gather(x, axis_name, tiled=True)
-
-
 @dataclasses.dataclass(frozen=True)
 class Devices:
     """The devices of a run, and how steps are run on them.
@@ -107,7 +100,7 @@ class Devices:
                 some, batch = own_clicks(clicks, batch)
                 own = self.put(some)
             if self.mesh is not None:
-                batch = jax.tree.map(lambda x: self._split(x, _part_spec(x)), batch)
+                batch = jax.tree.map(lambda x: self._split(x, part_spec(x)), batch)
             return own, batch
 
         return arguments
@@ -210,7 +203,7 @@ class Devices:
         on_mesh = jax.shard_map(
             step,
             mesh=self.mesh,
-            in_specs=(specs, whole, jax.tree.map(_part_spec, batch)),
+            in_specs=(specs, whole, jax.tree.map(part_spec, batch)),
             out_specs=specs if updates_state else whole,
             # Gradients are taken inside, where each sum over the items' axis has a
             # gradient of its own; see `item_table`.
@@ -276,7 +269,7 @@ def by_device(batch: Batch, count: int) -> Batch:
     return jax.tree.map(deal, batch)
 
 
-def _part_spec(x: Any) -> PartitionSpec:
+def part_spec(x: Any) -> PartitionSpec:
     """Returns how an array of a batch, [N, R] or [S, N, R], is split over a mesh."""
     return (
         PartitionSpec(*[None] * (x.ndim - 2), DATA_AXIS) if x.ndim else PartitionSpec()
@@ -313,6 +306,7 @@ def find_devices(
     parallel: str,
     mesh_shape: Sequence[int] = (0, 0),
     embedding_size: int = 100,
+    devices: Sequence[jax.Device] = (),
     **limits: Any,
 ) -> Devices:
     """Returns what `config.parallel` asks for: "jit", "pmap", "mesh", or "auto".
@@ -325,12 +319,14 @@ def find_devices(
       mesh_shape: (data, items), whose product is the number of all devices; one of them
         may be 0, which takes what the other leaves, and (0, 0) is (all, 1).
       embedding_size: D, by which the number of tiers is chosen.
+      devices: those that a mesh takes; else all that there are.
       limits: fields of `Devices`; those that are 0 or left out suit the device.
 
     Raises:
       UserError: the devices cannot be had in that way.
     """
-    limits = limits_for(jax.default_backend(), embedding_size, limits)
+    devices = devices or jax.devices()
+    limits = limits_for(devices[0].platform, embedding_size, limits)
     several = jax.process_count() > 1
     if parallel == "auto":
         parallel = "mesh" if several or any(mesh_shape) else "pmap"
@@ -344,19 +340,16 @@ def find_devices(
     if parallel == "pmap":  # It takes states as JAX makes them.
         return Devices(jax.local_device_count(), **limits | {"table_order": None})
     data, items = mesh_shape
-    count = jax.device_count()
-    if not data:
-        items = items or 1
-        data = count // items
-    items = items or count // data
+    count = len(devices)
+    items = items or (count // data if data else 1)
+    data = data or count // items
     if data * items != count:
         raise UserError(
             f"config.mesh_shape is {tuple(mesh_shape)}; (data, items) must multiply to "
             f"the {count} devices that there are"
         )
-    mesh = jax.make_mesh(
-        (data, items), (DATA_AXIS, ITEM_AXIS), axis_types=(AxisType.Auto,) * 2
-    )
+    axes, auto = (DATA_AXIS, ITEM_AXIS), (AxisType.Auto,) * 2
+    mesh = jax.make_mesh((data, items), axes, axis_types=auto, devices=devices)
     return Devices(data, mesh, **limits)
 
 

@@ -58,7 +58,9 @@ def rank_step(
         rank, best = table.rank_and_top_k(session, part.target, k)
         return jnp.append(rank[:, None], best, axis=1)
 
-    return layouts.gather(batches.map_parts(ranked, clicks, batch), axis_name)
+    found = batches.map_parts(ranked, clicks, batch)
+    # Of all devices, in their order.
+    return jax.lax.all_gather(found, axis_name, tiled=True) if axis_name else found
 
 
 def rows_at_a_time(devices: layouts.Devices, num_items: int) -> int:

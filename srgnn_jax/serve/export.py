@@ -170,10 +170,8 @@ def export_top_k(
         jax.ShapeDtypeStruct((model.num_items,), np.bool_),
         jax.ShapeDtypeStruct((batch, seen), np.int32),
     ]
-    axes: list[int | None] = [None, 0, 0, None, 0]
     if is_joined:
-        shape = batch, model.num_items
-        arguments.append(jax.ShapeDtypeStruct(shape, np.float32))
-        axes.append(0)
+        arguments.append(jax.ShapeDtypeStruct((batch, model.num_items), np.float32))
+    axes = (None, 0, 0, None, 0, 0)[: len(arguments)]
     function = jax.jit(jax.vmap(one, in_axes=axes))
     return jax.export.export(function, platforms=PLATFORMS)(*arguments)

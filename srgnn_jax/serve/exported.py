@@ -14,7 +14,6 @@ Axes: B sessions of a batch, L positions, M clicks that were seen, K items of a 
 """
 
 import dataclasses
-import functools
 import hashlib
 import importlib
 import io
@@ -63,7 +62,6 @@ class Recommender:
     """What was exported; `manifest` tells how: k, versions, fingerprints, config."""
 
     def __init__(self, folder: str | os.PathLike):
-        """Reads an exported folder; ValueError: a file is not the exported one."""
         folder = pathlib.Path(folder)
         self.manifest = json.loads((folder / "manifest.json").read_text())
         content = {}
@@ -93,12 +91,13 @@ class Recommender:
             self._neighbours = _session_knn().Neighbours.load(sessions)
         vocabulary = json.loads(content["vocabulary.json"])
         items = vocabulary["items"]
+        most = max(MAX_NUMBERS // (len(items) + 1), BATCH_SIZES[1])
         self._lists = Lists(
             np.array(["", *items], object),
             rows_by_id(items),
             self.manifest["lengths"],
             self.manifest["max_length"],
-            max(MAX_NUMBERS // (len(items) + 1), BATCH_SIZES[1]),
+            [size for size in BATCH_SIZES if size <= most],
             *by_popularity(vocabulary["clicks"], len(items)),
         )
 
@@ -136,17 +135,18 @@ class Recommender:
         k = most if k is None else k
         if not 1 <= k <= most:
             raise ValueError(f"k is {k}; this export gives 1 to {most} items")
-        lists = self._lists if candidates is None else self._lists.restrict(candidates)
+        lists = self._lists
+        if candidates is not None:
+            lists = lists.restrict(lists.candidates(candidates))
         allowed = np.zeros(len(lists.ids), bool)
         allowed[lists.popular] = True
         listed = np.flatnonzero(allowed)
 
         def step(item_seq, seen):
-            lengths = np.maximum(np.count_nonzero(item_seq, axis=1), 1)
+            lengths = np.count_nonzero(item_seq, axis=1).clip(1).astype(np.int32)
             if seen is None:
                 seen = np.zeros((len(item_seq), 1), np.int32)
             run = self._functions[item_seq.shape[1]]
-            lengths = lengths.astype(np.int32)
             arguments: list[Any] = [self._params, item_seq, lengths, allowed, seen]
             if self._neighbours is not None:
                 prefixes = _session_knn().Prefixes.of(item_seq)
@@ -212,11 +212,6 @@ def as_list(ids: Iterable[str | int | float]) -> Any:
     return ids if isinstance(ids, str | bytes | dict) else list(ids)
 
 
-def power_of_two(least: int, smallest: int) -> int:
-    """Returns the first power of two from `least` on, and from `smallest` on."""
-    return max(1 << (least - 1).bit_length(), smallest)
-
-
 def filled_up(rows: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     """Joins item rows of sessions, with 0 after each and as further sessions."""
     joined = np.zeros(shape, np.int32)
@@ -233,11 +228,10 @@ class Lists:
     rows_of: Callable[[Any], np.ndarray]  # raw ids -> item rows, 0 where unknown
     widths: Sequence[int]  # the L that there may be, rising
     max_length: int  # clicks of a session that count, at most
-    max_rows: int  # B, at most
+    sizes: Sequence[int]  # the B that there may be, rising from 1
     popular: np.ndarray  # item rows that may be listed, most clicked first
     clicks: np.ndarray  # theirs in training
     error: type[Exception] = ValueError  # where a session is no list of raw ids
-    sizes: Sequence[int] = BATCH_SIZES  # the B that there may be, rising from 1
     max_positions: int = MAX_NUMBERS  # B times L, at most
     apart: bool = False  # whether sessions that need another L go to another batch
 
@@ -276,10 +270,10 @@ class Lists:
         fallback = [not len(rows) for rows in known]
         return list(map(Recommendation, items, values, unknown, fallback))
 
-    def restrict(self, ids: Iterable[str | int | float]) -> "Lists":
-        """Keeps to some items; a warning names the ids that are unknown.
+    def candidates(self, ids: Iterable[str | int | float]) -> np.ndarray:
+        """Returns the rows of raw ids; a warning names those that are unknown.
 
-        Raises `error`: they are no list of raw ids, or it leaves none.
+        Raises `error`: they are no list of raw ids, or all are unknown.
         """
         listed = as_list(ids)
         if wrong := wrong_session(listed):
@@ -299,28 +293,22 @@ class Lists:
             are = "are" if len(unknown) > 1 else "is"
             total = f"{len(unknown):,} of {len(listed):,} candidates"
             log.warning("%s %s unknown: %s", total, are, named)
-        return self.restrict_rows(known)
+        return known
 
-    def restrict_rows(self, known: np.ndarray) -> "Lists":
+    def restrict(self, known: np.ndarray) -> "Lists":
         """Keeps to some item rows, of which 0 stands for none.
 
         Raises `error`: that leaves none.
         """
-        places = np.unique(self._places[known])
-        places = places[places >= 0]
-        if not len(places):
+        is_chosen = np.zeros(len(self.ids), bool)
+        is_chosen[known] = True
+        kept = is_chosen[self.popular]
+        if not kept.any():
             raise self.error(
                 "none of the candidates is left: others were chosen before"
             )
-        popular, clicks = self.popular[places], self.clicks[places]
+        popular, clicks = self.popular[kept], self.clicks[kept]
         return dataclasses.replace(self, popular=popular, clicks=clicks)
-
-    @functools.cached_property
-    def _places(self) -> np.ndarray:
-        """The place of each item row by popularity, -1 where it is not listed."""
-        places = np.full(len(self.ids), -1)
-        places[self.popular] = np.arange(len(self.popular))
-        return places
 
     def look_up(
         self, sessions: Sequence[RawSession]
@@ -343,11 +331,7 @@ class Lists:
 
     def sizes_for(self, width: int, num_seen: int = 1) -> list[int]:
         """Returns the B that there may be for an L and so many seen clicks."""
-        most = min(
-            self.max_rows,
-            self.max_positions // width,
-            MAX_NUMBERS // max(width**2, num_seen),
-        )
+        most = min(self.max_positions // width, MAX_NUMBERS // max(width**2, num_seen))
         return [size for size in self.sizes if size <= max(most, 1)]
 
     def batches(
@@ -365,7 +349,7 @@ class Lists:
             longest = int(lengths[order[0]])
             shortened = min(longest, self.max_length)
             width = next(width for width in self.widths if width >= shortened)
-            num_seen = power_of_two(longest, 4) if with_seen else 1
+            num_seen = max(1 << (longest - 1).bit_length(), 4) if with_seen else 1
             most = len(order)
             if self.apart:
                 shorter = max((w for w in self.widths if w < width), default=0)

@@ -7,7 +7,7 @@ import io
 import itertools
 import pathlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,7 @@ import polars as pl
 
 from srgnn_jax.data import records
 from srgnn_jax.data.columns import USUAL_NAMES, Columns, plain_name
-from srgnn_jax.data.files import (
-    is_array,
-    is_json,
-    is_packed,
-    kind_of,
-    open_text,
-)
+from srgnn_jax.data.files import is_array, is_json, is_packed, kind_of, open_text
 from srgnn_jax.data.read import Form, columns_of, read_clicks
 from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.data.sources import Settings, click_log
@@ -86,10 +80,9 @@ def candidates_of(lines: Sequence[str], vocabulary: Vocabulary, path: str) -> li
     is_known = vocabulary.rows(texts.values()) > 0
     if is_known.any() or len({*map(len, rows)}) > 1:
         # No table: what looks like a separator is part of an id.
-        whole = [len(row) > 1 for row in rows] | is_known
         rows = [
-            [text] if is_whole else row
-            for text, row, is_whole in zip(texts.values(), rows, whole, strict=True)
+            [text] if whole or len(row) > 1 else row
+            for text, row, whole in zip(texts.values(), rows, is_known, strict=True)
         ]
     names = [plain_name(field) for field in rows[0]]
     column = next((names.index(n) for n in USUAL_NAMES["item"] if n in names), None)
@@ -130,44 +123,39 @@ def read_sessions(
       The sessions that can be had without waiting for more, in order; of a line that
       cannot be read, the error.
     """
-    blocks, start, first = _begin(source)
-    is_log = False
-    with contextlib.ExitStack() as stack:
-        path = source if isinstance(source, pathlib.Path) else None
-        if path is None and (is_packed(start) or _is_log(first, name, settings)):
-            path = stack.enter_context(_spooled(blocks))
-        if path is not None:
-            is_log = path.is_dir() or kind_of(path) == "parquet"
-        if path is not None and not is_log:
-            text = stack.enter_context(open_text(path))
-            blocks, start, first = _begin(text)
-            is_log = _is_log(first, name, settings)
-        if is_log and path:
-            yield from _log_entries(path, name, settings)
-        else:
-            yield from _session_lines(blocks, first, name)
-
-
-def _begin(source: Any) -> tuple[Iterator[bytes], bytes, str]:
-    """Returns blocks of bytes, the first of them, and the first line with something."""
-    if isinstance(source, pathlib.Path):
-        return iter(()), b"", ""
-    blocks: Iterator[bytes]
-    if isinstance(source, io.TextIOBase):
-        blocks = iter(lambda: source.read(READ_BYTES).encode("utf-8", "replace"), b"")
-    else:
+    if not isinstance(source, pathlib.Path):
         # read1 returns what a pipe holds: its writer may wait for an answer.
-        blocks = iter(lambda: source.read1(READ_BYTES), b"")
-    start, first, lines = b"", b"", []
-    while not first and (block := next(blocks, b"")):
+        blocks, start, first = _begin(lambda: source.read1(READ_BYTES))
+        if not is_packed(start) and not _is_log(first, name, settings):
+            yield from _session_lines(blocks, first, name)
+            return
+        # A log is sorted only once it is there.
+        with tempfile.NamedTemporaryFile("wb") as file:
+            file.writelines(blocks)
+            file.flush()
+            yield from read_sessions(pathlib.Path(file.name), name, settings)
+    elif source.is_dir() or kind_of(source) == "parquet":
+        yield from _log_entries(source, name, settings)
+    else:
+        with open_text(source) as text:
+            blocks, _, first = _begin(lambda: text.read(READ_BYTES).encode())
+            if _is_log(first, name, settings):
+                yield from _log_entries(source, name, settings)
+            else:
+                yield from _session_lines(blocks, first, name)
+
+
+def _begin(read: Callable[[], bytes]) -> tuple[Iterator[bytes], bytes, str]:
+    """Returns blocks of bytes, the first of them, and the first line with something."""
+    blocks = iter(read, b"")
+    start, lines = b"", list[bytes]()
+    while not lines and (block := next(blocks, b"")):
         start += block
         # The last line may go on.
-        lines = start.split(b"\n")[:-1]
-        lines = [line for line in lines if line.strip()]
-        first = lines[0] if lines else b""
+        lines = [line for line in start.split(b"\n")[:-1] if line.strip()]
     texts = [
         line.decode("utf-8-sig", "replace").removesuffix("\r")
-        for line in (lines[:20] if first else [start])
+        for line in lines[:20] or [start]
     ]
     _, texts = without_comments(1, texts, "")
     if len(texts) > 1 and is_separator_line(texts[0]):
@@ -179,17 +167,7 @@ def _begin(source: Any) -> tuple[Iterator[bytes], bytes, str]:
             array = orjson.loads(start := start + b"".join(blocks))
             start = b"\n".join(map(orjson.dumps, array))
         blocks, told = iter(()), start.split(b"\n")[0].decode("utf-8", "replace")
-    return itertools.chain([start] if start else [], blocks), start, told
-
-
-@contextlib.contextmanager
-def _spooled(blocks: Iterable[bytes]) -> Iterator[pathlib.Path]:
-    """Writes what is piped to a file; a log is sorted only once it is there."""
-    with tempfile.NamedTemporaryFile("wb") as file:
-        for block in blocks:
-            file.write(block)
-        file.flush()
-        yield pathlib.Path(file.name)
+    return itertools.chain([start], blocks), start, told
 
 
 def _is_log(first: str, name: str, settings: Settings) -> bool:
@@ -197,20 +175,18 @@ def _is_log(first: str, name: str, settings: Settings) -> bool:
 
     Raises UserError where it is a header that lacks a column.
     """
-    form = settings.form
     fields: Any = ()
     if is_json(first):
         fields = _json_fields(first)
         return bool(fields) and _log_form(fields, name, settings) is not None
     separator = as_meant(settings.separator) or separator_of(first)
-    is_open = True
     with contextlib.suppress(csv.Error):
         fields = fields_of(first, separator, settings.quoting)
-        is_open = False
     if settings.header == "none":
         # Quotes are open where a line break within them parts a row: of ids none is.
         numbered = {str(n): field for n, field in enumerate(fields, 1)}
-        return is_open or _is_time(numbered.get(form.columns.time, ""), settings)
+        time = numbered.get(settings.form.columns.time, "")
+        return not fields or _is_time(time, settings)
     if _log_form(fields, name, settings):
         return True
     usual = {plain_name(field) for field in fields}

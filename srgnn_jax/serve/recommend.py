@@ -103,13 +103,14 @@ class Recommender:
         # All scores are joined at once.
         least = BATCH_SIZES[-2 if neighbours is None else 0]
         rows = max(least, max_scores // model.num_items, whole)
-        self.max_rows = max(size for size in BATCH_SIZES if size <= rows)
+        sizes = [size for size in BATCH_SIZES if size <= rows]
+        self.max_rows = sizes[-1]
         self._lists = exported.Lists(
             np.array(["", *vocabulary.ids], object),
             vocabulary.rows,
             [2**n for n in range(2, max(max_length - 1, 4).bit_length() + 1)],
             max_length,
-            self.max_rows,
+            sizes,
             *exported.by_popularity(vocabulary.clicks, len(vocabulary.ids)),
             error=UserError,
         )
@@ -184,7 +185,7 @@ class Recommender:
         Ids that the vocabulary lacks are named in a warning; those that this one does
         not recommend are left out. UserError: that leaves none.
         """
-        return self._with(self._lists.restrict(ids), 64)
+        return self.restrict_rows(self._lists.candidates(ids))
 
     def restrict_rows(
         self, known: Int[np.ndarray, " C"], at_least: int = 64
@@ -194,12 +195,10 @@ class Recommender:
         Its table has a power of two of rows, at least so many: few sizes are compiled.
         UserError: it recommends none of them.
         """
-        return self._with(self._lists.restrict_rows(known), at_least)
-
-    def _with(self, lists: exported.Lists, at_least: int) -> "Recommender":
+        lists = self._lists.restrict(known)
         # Row 0 is the padding's, and fills up.
         count = 1 + len(lists.popular)
-        size = exported.power_of_two(count, at_least)
+        size = max(1 << (count - 1).bit_length(), at_least)
         rows = np.zeros(-(-size // self._shards) * self._shards, np.int32)
         rows[1:count] = np.sort(lists.popular)
         restricted = copy.copy(self)
@@ -223,12 +222,12 @@ class Recommender:
         session adds no padding to short ones, which have a batch of their own.
         """
         other = copy.copy(self)
-        other.max_rows = max(size for size in sizes if size <= max(self.max_rows, 1))
+        sizes = [size for size in sizes if size <= self.max_rows]
+        other.max_rows = sizes[-1]
         other._lists = dataclasses.replace(
             self._lists,
             sizes=sizes,
             widths=[*(n for n in widths if n < self.max_length), self.max_length],
-            max_rows=other.max_rows,
             max_positions=max_positions,
             apart=apart,
         )
