@@ -5,7 +5,6 @@ session-rec.
 """
 
 import contextlib
-import functools
 import itertools
 import logging
 import os
@@ -45,8 +44,7 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     if splits := _ready_made(files):
         return _read_splits(splits, settings)
     rules = settings.rules | settings.visits
-    split = functools.partial(prepare, as_published=False, **rules)
-    return source.read_log(files, settings.form, split)
+    return source.read_log(files, settings.form, prepare, as_published=False, **rules)
 
 
 def _read_splits(splits: dict[str, list[pathlib.Path]], settings: Settings) -> Dataset:

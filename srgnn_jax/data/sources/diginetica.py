@@ -1,6 +1,5 @@
 """Diginetica, CIKM Cup 2016 track 2: item views of a web shop."""
 
-import functools
 import pathlib
 
 from srgnn_jax.data.columns import Columns
@@ -27,5 +26,4 @@ PRESETS = {"default": Settings(test_days=7.0)}
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     """Reads the views."""
     form = Form(COLUMNS, USUAL_NAMES, separator=";", on_bad_row=settings.on_bad_row)
-    split = functools.partial(prepare, **settings.rules)
-    return source.read_log(files, form, split)
+    return source.read_log(files, form, prepare, **settings.rules)

@@ -1,6 +1,5 @@
 """RetailRocket: what the visitors of a web shop did, for four and a half months."""
 
-import functools
 import pathlib
 
 from srgnn_jax.data.columns import Columns
@@ -32,5 +31,4 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
         on_bad_row=settings.on_bad_row,
     )
     rules = settings.rules | settings.visits
-    split = functools.partial(prepare, as_published=False, **rules)
-    return source.read_log(files, form, split)
+    return source.read_log(files, form, prepare, as_published=False, **rules)

@@ -1,6 +1,5 @@
 """Yoochoose, RecSys Challenge 2015: clicks of a web shop."""
 
-import functools
 import pathlib
 
 from srgnn_jax.data.prepare import prepare
@@ -26,5 +25,4 @@ PRESETS = {
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     """Reads the clicks, which come without a header."""
     form = Form(header=HEADER, separator=",", on_bad_row=settings.on_bad_row)
-    split = functools.partial(prepare, **settings.rules)
-    return source.read_log(files, form, split)
+    return source.read_log(files, form, prepare, **settings.rules)
