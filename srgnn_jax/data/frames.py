@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 
 from srgnn_jax.data import store
-from srgnn_jax.data.columns import Columns
-from srgnn_jax.data.read import Form, read_clicks
+from srgnn_jax.data.columns import Columns, Form
+from srgnn_jax.data.read import read_clicks
 from srgnn_jax.data.records import names_of
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import Settings

@@ -9,13 +9,8 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from srgnn_jax.data import ids, records, text
-from srgnn_jax.data.columns import (
-    USUAL_NAMES,
-    VISITORS,
-    Columns,
-    find_columns,
-)
+from srgnn_jax.data import records, text
+from srgnn_jax.data.columns import USUAL_FORM, Form
 from srgnn_jax.data.files import kind_of
 from srgnn_jax.data.ids import IdColumn
 from srgnn_jax.data.times import TimeColumn, forms_of
@@ -27,61 +22,13 @@ OnBadRow = Callable[[pathlib.Path | str, int, str], None]
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """How a log is read; what is left empty is told by the log."""
-
-    columns: Columns = dataclasses.field(default_factory=Columns)
-    usual: Mapping[str, Sequence[str]] = dataclasses.field(
-        default_factory=lambda: USUAL_NAMES
-    )
-    header: str | Sequence[str] = ""  # names, where the file has none; "none": numbers
-    separator: str = ""
-    quoting: str = ""
-    encoding: str = ""
-    missing_values: Sequence[str] = ids.MISSING
-    time_unit: str = ""
-    time_format: str = ""
-    events: Sequence[str] = ()  # those that are clicks; none: all rows are
-    of_visitors: bool = False  # their usual names are those of sessions, too
-    on_bad_row: str = "error"
-    needs_time: bool = True  # else clicks without one are in the order of rows
-
-    def names(
-        self, columns: Mapping[str, bool] | Sequence[str], where: pathlib.Path | str
-    ) -> dict[str, str]:
-        """Returns the name of each column that is read; raises UserError.
-
-        `columns` are those of a log; a dict tells of each whether it holds lists.
-        """
-        usual, optional = dict(self.usual), ["date", "day", "event"]
-        if self.of_visitors and not self.columns.session:
-            usual["session"] = (*usual["session"], *VISITORS)
-        if self.columns.date:
-            usual.pop("day", None)
-        if self.events:
-            optional.remove("event")
-        elif not self.columns.event:
-            usual.pop("event", None)
-        if not self.needs_time:
-            optional.append("time")
-        names = [*columns]
-        lists = [n for n in names if isinstance(columns, Mapping) and columns[n]]
-        found = find_columns(where, self.columns, usual, names, optional, lists)
-        return {column: names[i] for column, i in found.items()}
-
-    def is_click(self, fields: Sequence[str]) -> bool:
-        """Whether the first line of a text file is a click, and no header."""
-        return text.is_click(fields, self.missing_values)
-
-
 # Where a chunk comes from, what a number of it is, its columns' names, and its rows.
 _Chunk = tuple[pathlib.Path | str, str, Mapping[str, str], pl.DataFrame]
 
 
 def read_clicks(
     source: pathlib.Path | Sequence[pathlib.Path] | Mapping[str, pl.DataFrame],
-    form: Form = Form(),
+    form: Form = USUAL_FORM,
     on_bad: OnBadRow | None = None,
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """Reads a log: text, parquet or JSON lines, packed or not, or frames by name.
@@ -116,18 +63,7 @@ def columns_of(
         return records.parquet_names(path)
     if kind == "json":
         return records.json_names(path, form.encoding)
-    return _layout(path, form, width).names
-
-
-def _layout(path: pathlib.Path, form: Form, width: int = 0) -> text.Layout:
-    return text.find_layout(
-        path,
-        header=form.header,
-        separator=form.separator,
-        quoting=form.quoting,
-        encoding=form.encoding,
-        width=width,
-    )
+    return text.find_layout(path, form, width).names
 
 
 def _frames(frames: Mapping[str, pl.DataFrame], form: Form) -> Iterator[_Chunk]:
@@ -154,8 +90,10 @@ def _files(paths: Sequence[pathlib.Path], form: Form) -> Iterator[_Chunk]:
             names = fields
             chunks = records.json_chunks(path, names, form.encoding)
         else:
-            layout = _layout(path, form, len(first.names) if first else 0)
-            if first and first.has_header and form.is_click(layout.names):
+            width = len(first.names) if first else 0
+            layout = text.find_layout(path, form, width)
+            is_part = text.is_click(layout.names, form.missing_values)
+            if first and first.has_header and is_part:
                 layout = dataclasses.replace(first, header_line=0, has_header=False)
             text.check_header(path, layout)
             first = first or layout

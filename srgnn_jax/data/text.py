@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import polars as pl
 
-from srgnn_jax.data.columns import USUAL_NAMES, plain_name
+from srgnn_jax.data.columns import USUAL_NAMES, Form, plain_name
 from srgnn_jax.data.files import CHUNK, open_text, reading
 from srgnn_jax.data.times import forms_of, looks_like_time
 from srgnn_jax.errors import UserError
@@ -38,23 +38,14 @@ class Layout:
     has_header: bool = True
 
 
-def find_layout(
-    path: pathlib.Path,
-    *,
-    header: str | Sequence[str] = "",
-    separator: str = "",
-    quoting: str = "",
-    encoding: str = "",
-    width: int = 0,
-) -> Layout:
+def find_layout(path: pathlib.Path, form: Form, width: int = 0) -> Layout:
     """Tells the layout of a file from its first line.
 
-    `header` gives the names where the file has none, "none" has its columns numbered
-    from 1; `width` is the number of columns, where another part of the log has told it.
-    Raises UserError where the first line is empty or no header.
+    `width` is the number of columns, where another part of the log has told it. Raises
+    UserError where the first line is empty or no header.
     """
-    separator = as_meant(separator)
-    number, lines = _first_lines(path, encoding)
+    separator, quoting = as_meant(form.separator), form.quoting
+    number, lines = _first_lines(path, form.encoding)
     if lines and is_separator_line(lines[0]):
         told = lines[0].strip('"').removeprefix("sep=")
         number, lines, separator = number + 1, lines[1:], separator or told
@@ -83,12 +74,13 @@ def find_layout(
         raise UserError(
             f"{path}, line {number}: unreadable header ({error})"
         ) from error
+    header = form.header
     if header == "none":
         header = [str(n) for n in range(1, len(fields) + 1)]
     if header:
-        return Layout(header, separator, number - 1, quoting, encoding, False)
+        return Layout(header, separator, number - 1, quoting, form.encoding, False)
     names = _as_rows_are(fields, following[rows - 1 :][:2], separator, quoting)
-    return Layout(names, separator, number + rows - 1, quoting, encoding)
+    return Layout(names, separator, number + rows - 1, quoting, form.encoding)
 
 
 def _first_lines(path: pathlib.Path, encoding: str) -> tuple[int, list[str]]:

@@ -2,9 +2,8 @@
 
 import pathlib
 
-from srgnn_jax.data.columns import Columns
+from srgnn_jax.data.columns import Columns, Form
 from srgnn_jax.data.prepare import prepare
-from srgnn_jax.data.read import Form
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import source
 from srgnn_jax.data.sources.source import Settings

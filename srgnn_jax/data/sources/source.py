@@ -9,10 +9,10 @@ from typing import Any
 
 import polars as pl
 
-from srgnn_jax.data.columns import Columns
+from srgnn_jax.data.columns import Columns, Form
 from srgnn_jax.data.ids import MISSING
 from srgnn_jax.data.prepare import prepare
-from srgnn_jax.data.read import Form, columns_of, read_clicks
+from srgnn_jax.data.read import columns_of, read_clicks
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.times import parse_iso
 from srgnn_jax.data.visits import gather_visits

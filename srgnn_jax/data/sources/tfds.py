@@ -15,9 +15,9 @@ from typing import Any
 import polars as pl
 
 from srgnn_jax.data import tfds_records
-from srgnn_jax.data.columns import Columns
+from srgnn_jax.data.columns import Columns, Form
 from srgnn_jax.data.prepare import prepare
-from srgnn_jax.data.read import Form, read_clicks
+from srgnn_jax.data.read import read_clicks
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary, check_rows
 from srgnn_jax.data.sources import ready_made, source
 from srgnn_jax.data.sources.source import Settings
