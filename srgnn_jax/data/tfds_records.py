@@ -64,7 +64,7 @@ def find_features(builder: Any) -> dict[str, tuple[int, str]]:
 
 
 def read_split(builder: Any, split: str, wanted: Mapping[str, str]) -> pl.DataFrame:
-    """Returns the wanted features, by column, as a list a record; with its number."""
+    """Returns the wanted features, by column, as a list a record."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     features = find_features(builder)
@@ -84,7 +84,7 @@ def read_split(builder: Any, split: str, wanted: Mapping[str, str]) -> pl.DataFr
             for column, (name, kind, _) in how.items()
         }
         chunks.append(pl.DataFrame(values, schema=schema))
-    return pl.concat(chunks).with_row_index("number").with_columns(split=pl.lit(split))
+    return pl.concat(chunks)
 
 
 def _values(kept: Any) -> list:

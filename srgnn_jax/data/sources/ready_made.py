@@ -31,24 +31,16 @@ def number_items(
     """Numbers the items of splits from 1, by first appearance, and counts.
 
     Args:
-      clicks: of each split the sessions, lists of item ids as text.
+      clicks: of each split the sessions, lists of item ids as text, none empty.
       first: ids that are numbered before all others.
       last_only: whether only the last click of a session is a target.
     """
-    lengths = {split: sessions.list.len() for split, sessions in clicks.items()}
-    ids = {
-        split: sessions.filter(lengths[split] > 0).explode()
-        for split, sessions in clicks.items()
-    }
+    ids = {split: sessions.explode() for split, sessions in clicks.items()}
     known = pl.concat([*first, *ids.values()]).unique(maintain_order=True)
-    rows = {split: of.cast(pl.Enum(known)).to_physical() for split, of in ids.items()}
-    splits = {
-        split: Sessions.from_lengths(
-            rows[split].cast(pl.Int32).to_numpy() + 1,
-            lengths[split].cast(pl.Int64).to_numpy(),
-            last_only,
-        )
-        for split in clicks
-    }
+    splits = {}
+    for split, sessions in clicks.items():
+        rows = ids[split].cast(pl.Enum(known)).to_physical().cast(pl.Int32).to_numpy()
+        lengths = sessions.list.len().cast(pl.Int64).to_numpy()
+        splits[split] = Sessions.from_lengths(rows + 1, lengths, last_only)
     vocabulary = Vocabulary(known.to_list())
     return Dataset(splits, vocabulary, count(splits, vocabulary))

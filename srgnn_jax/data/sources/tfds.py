@@ -112,9 +112,9 @@ def _frames(
         pl.col(column).list.first() for column, name in found.items() if not axes[name]
     ]
     return {
-        f"split {split!r}": tfds_records.read_split(builder, split, wanted)
-        .select([*wanted])
-        .with_columns(values)
+        f"split {split!r}": tfds_records.read_split(
+            builder, split, wanted
+        ).with_columns(values)
         for split in splits
     }
 
@@ -123,17 +123,14 @@ def _read_sessions(builder: Any, item: str, form: Form) -> Dataset:
     """Takes sessions as they are split; of what `data.tfds` wrote, its item rows."""
     splits = [split for split in _SPLITS if split in builder.info.splits]
     form = dataclasses.replace(form, columns=Columns())
-    of, counted = {}, {}
+    of, skipped = {}, 0
     for split in splits:
-        frames = _frames(builder, [split], {"item": item}, {item: 1})
-        frames = {
-            n: frame.filter(pl.col("item").list.len() > 0)
-            for n, frame in frames.items()
-        }
-        clicks, counts = read_clicks(frames, form)
+        ((where, frame),) = _frames(builder, [split], {"item": item}, {item: 1}).items()
+        frame = frame.filter(pl.col("item").list.len() > 0)
+        clicks, counts = read_clicks({where: frame}, form)
         sessions = clicks.group_by("session", maintain_order=True).agg("item")
         of[split] = sessions["item"].cast(pl.List(pl.String))
-        counted[split] = counts["skipped_rows"]
+        skipped += counts["skipped_rows"]
     metadata = dict(builder.info.metadata or {})
     if {"item_ids", "counts", "last_only"} <= metadata.keys():
         vocabulary, parts = Vocabulary(metadata["item_ids"]), {}
@@ -146,7 +143,7 @@ def _read_sessions(builder: Any, item: str, form: Form) -> Dataset:
         data = Dataset(parts, vocabulary, dict(metadata["counts"]))
     else:
         data = ready_made.number_items(of, [], last_only=False)
-    data.counts["skipped_rows"] = sum(counted.values())
+    data.counts["skipped_rows"] = skipped
     return data
 
 
