@@ -10,18 +10,20 @@ from srgnn_jax.data.sources.source import Settings
 from srgnn_jax.errors import UserError
 
 
-def refuse(settings: Settings, names: Iterable[str], what: str) -> None:
-    """Raises UserError for one of these settings that is not at its default.
+def refuse(
+    settings: Settings, names: Iterable[str], what: str, *presets: Settings
+) -> None:
+    """Raises UserError for one of these settings that is at no preset's, or default.
 
-    The store refuses those that a source never heeds: these are heeded, but not where
-    its data is what `what` says.
+    The data set is what `what` says, for which they would change nothing.
     """
     for name in sorted(names):
-        value, usual = getattr(settings, name), getattr(Settings(), name)
-        if value != usual:
+        value = getattr(settings, name)
+        usual = [getattr(preset, name) for preset in presets or [Settings()]]
+        if value not in usual:
             raise UserError(
                 f"config.{name} is {value!r}, which would change nothing: the data set "
-                f"is {what}; leave it at {usual!r}"
+                f"is {what}; leave it at {usual[0]!r}"
             )
 
 
