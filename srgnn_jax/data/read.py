@@ -156,12 +156,9 @@ class _Reader:
         parsed = {n: read(chunk[n]) for n, read in self.ids.items()}
         place = f"{where}, {what}"
         parsed |= self._times(chunk, place)
-        is_good = (
-            pl.DataFrame([c.is_not_null().alias(n) for n, c in parsed.items()]).select(
-                pl.all_horizontal(pl.all())
-            )["session"]
-            & chunk["fault"].is_null()
-        )
+        is_good = chunk["fault"].is_null()
+        for column in parsed.values():
+            is_good &= column.is_not_null()
         is_click = self._count_events(chunk, is_good)
         bad = chunk.filter(~is_good)
         if len(bad):

@@ -10,6 +10,7 @@ import itertools
 import pathlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
@@ -285,22 +286,17 @@ def _join_lines(
     openers = odd.arg_true().to_list()
     if not openers:
         return lines, 0
-    texts, joined, dropped = lines["text"].to_list(), {}, set()
+    texts: list[Any] = lines["text"].to_list()
     while len(openers) > 1:
         start, end = openers[:2]
         parts = texts[start : end + 1]
         if end - start < MOST_JOINED and _are_one(parts, layout, position):
-            joined[start] = "\n".join(parts)
-            dropped |= set(range(start + 1, end + 1))
+            texts[start : end + 1] = ["\n".join(parts)] + [None] * (end - start)
             openers = openers[2:]
         else:
             openers = openers[1:]
     last = lines["number"][openers[0]] if openers else 0
-    for start, text in joined.items():
-        texts[start] = text
-    lines = lines.with_columns(pl.Series("text", texts))
-    kept = [n for n in range(len(lines)) if n not in dropped]
-    return lines[kept] if dropped else lines, last
+    return lines.with_columns(pl.Series("text", texts)).drop_nulls(), last
 
 
 def _are_one(parts: Sequence[str], layout: Layout, position: Mapping[str, int]) -> bool:
