@@ -113,21 +113,19 @@ def _by_time(
     train_days: float | int,
 ) -> tuple[Bool[np.ndarray, " S"], Bool[np.ndarray, " S"], Bool[np.ndarray, " S"], str]:
     """Applies rule 3: which sessions train, test, are too old, and what says so."""
-    # A span that is longer than all of time leaves nothing before it.
-    window = round(min(train_days or 1e6, 1e6) * DAY)
-    if test_start is not None:
-        is_before, is_older = date < test_start, date < test_start - window
-        is_test = ~is_before & (date < (np.inf if test_end is None else test_end))
-        return is_before & ~is_older, is_test, is_older, "config.test_start"
-    edge = date.max() - round(min(test_days, 1e6) * DAY)
-    is_test = date > edge
-    days = "day" if test_days == 1 else "days"
-    rule = f"the last {test_days:g} {days} (config.test_days)"
-    if as_published:
-        is_before, is_older = date < edge, date < edge - window
+    # Training ends before `end`, and test begins with `start`.
+    if test_start is None:
+        edge = date.max() - round(min(test_days, 1e6) * DAY)
+        start, end = edge + 1, edge if as_published else edge + 1
+        days = "day" if test_days == 1 else "days"
+        rule = f"the last {test_days:g} {days} (config.test_days)"
     else:
-        is_before, is_older = ~is_test, date <= edge - window
-    return is_before & ~is_older, is_test, is_older, rule
+        start = end = test_start
+        rule = "config.test_start"
+    # A span that is longer than all of time leaves nothing before it.
+    is_older = date < end - round(min(train_days or 1e6, 1e6) * DAY)
+    is_test = (date >= start) & (date < (np.inf if test_end is None else test_end))
+    return (date < end) & ~is_older, is_test, is_older, rule
 
 
 def _span(clicks: pl.DataFrame) -> str:
