@@ -39,7 +39,12 @@ class IdColumn:
         """Returns the ids of a chunk in some type, null where one is missing."""
         dtype = column.dtype
         if dtype.is_integer():
-            return _integers(column) if dtype != pl.Int64 else column
+            fits = column.cast(pl.Int64, strict=False)
+            return (
+                fits
+                if fits.null_count() == column.null_count()
+                else column.cast(pl.String)
+            )
         if dtype.is_float():
             return self._of_floats(column)
         try:
@@ -114,8 +119,3 @@ class IdColumn:
                 "config.missing_values",
                 *(f"{clicks:,}", self.name, word),
             )
-
-
-def _integers(column: pl.Series) -> pl.Series:
-    fits = column.cast(pl.Int64, strict=False)
-    return column.cast(pl.String) if fits.null_count() > column.null_count() else fits

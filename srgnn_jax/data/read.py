@@ -80,10 +80,10 @@ def _files(paths: Sequence[pathlib.Path], form: Form) -> Iterator[_Chunk]:
         if not path.is_file():
             raise UserError(f"{path} does not exist")
         kind = kind_of(path, form.encoding)
-        what, chunks = "line", None
+        what = "row" if kind == "parquet" else "line"
         if kind == "parquet":
             names = form.names(records.parquet_names(path), path)
-            what, chunks = "row", records.parquet_chunks(path, names)
+            chunks = records.parquet_chunks(path, names)
         elif kind == "json":
             # A later part may lack a field in all of its records.
             fields = fields or form.names(records.json_names(path, form.encoding), path)
@@ -127,8 +127,14 @@ class _Reader:
             self._take(where, what, names, chunk)
         clicks = sum(map(len, self.kept["time"]))
         if not clicks:
-            why = f": all {self.skipped} rows are malformed" if self.skipped else ""
-            why = why or self._no_event()
+            why = ""
+            if self.skipped:
+                why = f": all {self.skipped} rows are malformed"
+            elif self.events:
+                there = ", ".join(
+                    f"{event} ({n:,})" for event, n in self.events.items()
+                )
+                why = f": none of its events is chosen; there are {there}"
             raise UserError(f"{where} holds no clicks{why}")
         columns = [column.join() for column in self.ids.values()]
         for name, kept in self.kept.items():
@@ -140,10 +146,6 @@ class _Reader:
         if frame["time"].dtype == pl.Int64 and self.form.needs_time:
             self.time.warn(frame["time"])
         return frame, counts
-
-    def _no_event(self) -> str:
-        there = ", ".join(f"{event} ({n:,})" for event, n in self.events.items())
-        return f": none of its events is chosen; there are {there}" if there else ""
 
     def _take(self, where, what, names, chunk: pl.DataFrame) -> None:
         chunk = records.one_click_a_row(chunk, names)

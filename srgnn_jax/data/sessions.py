@@ -344,8 +344,7 @@ class Dataset:
 
     @property
     def test(self) -> Sessions:
-        none = Sessions.from_lengths(np.zeros(0, np.int32), np.zeros(0, np.int64))
-        return self.splits.get("test", none)
+        return self.splits.get("test", Sessions.from_lists([]))
 
     @property
     def validation(self) -> Sessions | None:

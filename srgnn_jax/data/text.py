@@ -174,7 +174,7 @@ def separator_of(line: str) -> str:
     return max(SEPARATORS, key=line.count)
 
 
-def is_click(fields: Sequence[str], missing: Collection[str] = ()) -> bool:
+def is_click(fields: Collection[str], missing: Collection[str] = ()) -> bool:
     """Whether the fields of a first line are those of a click, and no names.
 
     `missing` are words for nothing, which name no column.
@@ -225,15 +225,8 @@ def fields_of(line: str, separator: str, quoting: str = "") -> list[str]:
         if '\\"' not in line:
             raise
         # As Spark and MySQL write a quote within quotes.
-        return next(
-            csv.reader(
-                *([line],),
-                delimiter=separator,
-                escapechar="\\",
-                doublequote=False,
-                strict=True,
-            )
-        )
+        escaped: Any = {"escapechar": "\\", "doublequote": False}
+        return next(csv.reader([line], delimiter=separator, strict=True, **escaped))
 
 
 def text_chunks(
@@ -380,7 +373,7 @@ def _split_again(
         parts = [plain[i] for i in position.values()]
         if not any('"' in part for part in parts):
             return parts, None
-    if fault and len(plain) == expected:
-        fault += "; --config.quoting=none takes quotes as text"
+        if fault:
+            fault += "; --config.quoting=none takes quotes as text"
     fault = fault or f"{len(fields)} fields instead of {expected}"
     return [""] * len(position), fault
