@@ -10,11 +10,9 @@ from srgnn_jax.errors import UserError
 # Words for "nothing" that tools write; `config.missing_values` has them.
 MISSING = ("NULL", "null", "None", "NaN", "nan", "NA", "N/A", r"\N")
 # They look like one, where they are not among the missing.
-SUSPICIOUS = frozenset(
-    (
-        *("null", "none", "nan", "na", "n/a", r"\n", "undefined", "nil", "-"),
-        *("<na>", "#n/a", "nat", "(null)", "[null]", "<null>", "(none)", "(not set)"),
-    )
+SUSPICIOUS = (
+    *("null", "none", "nan", "na", "n/a", r"\n", "undefined", "nil", "-"),
+    *("<na>", "#n/a", "nat", "(null)", "[null]", "<null>", "(none)", "(not set)"),
 )
 _WHOLE = r"^-?\d+(\.0+)?$"
 # Digits that a spreadsheet has dropped: 1.23457E+16.
@@ -112,7 +110,7 @@ class IdColumn:
                 "digits: different ids may have become one; export them as text",
                 *(f"{len(shortened):,}", self.name, shortened[0]),
             )
-        odd = ids.filter(ids.str.to_lowercase().is_in(list(SUSPICIOUS)))
+        odd = ids.filter(ids.str.to_lowercase().is_in(SUSPICIOUS))
         for word, clicks in odd.value_counts(sort=True).head(3).rows():
             log.warning(
                 "%s clicks have the %s %r: if that means none, add it to "

@@ -1,5 +1,6 @@
 """Click logs, as files or frames, read into columns session, item and time."""
 
+import collections
 import dataclasses
 import logging
 import pathlib
@@ -116,7 +117,7 @@ class _Reader:
         self.time = TimeColumn(has_date, form.time_unit, form.time_format)
         self.date = TimeColumn(form=form.time_format)
         self.kept: dict[str, list[pl.Series]] = {"time": [], "date": []}
-        self.events: dict[str, int] = {}
+        self.events: collections.Counter[str] = collections.Counter()
         self.skipped = 0
         # Of the files before this one, and of all chunks.
         self.where, self.before, self.last, self.seen = None, 0, 0, 0
@@ -183,19 +184,19 @@ class _Reader:
         time = self.time(chunk["time"], chunk["number"], place)
         if "place" in chunk.columns:
             time = time + chunk["place"]
-        date = None
+        parsed = {"time": time}
         day = next((n for n in ("date", "day") if n in chunk.columns), "")
         if day and (day == "date" or self.time.is_clock):
-            date = self.date(chunk[day], chunk["number"], place)
+            parsed["date"] = self.date(chunk[day], chunk["number"], place)
         if not self.time.is_clock:
-            return {"time": time, "date": date} if date is not None else {"time": time}
-        if date is None:
+            return parsed
+        if "date" not in parsed:
             value = chunk["time"].drop_nulls()[0]
             raise UserError(
                 f"{place} {chunk['number'][0]}: {str(value)!r} is a time of day; name "
                 "the column of its day with --config.date_column"
             )
-        return {"time": date + time}
+        return {"time": parsed["date"] + time}
 
     def _count_events(self, chunk: pl.DataFrame, is_good: pl.Series) -> pl.Series:
         """Counts the events of good rows, and returns which rows are clicks."""
@@ -203,8 +204,7 @@ class _Reader:
             return pl.Series([True]).new_from_index(0, len(chunk))
         events = chunk["event"].cast(pl.String).str.strip_chars().fill_null("")
         counted = events.filter(is_good).value_counts(sort=True, name="n")
-        for event, n in counted.rows():
-            self.events[event] = self.events.get(event, 0) + n
+        self.events.update(dict(counted.rows()))
         chosen = [str(event) for event in self.form.events]
         return events.is_in(chosen) if chosen else events.is_not_null()
 

@@ -6,10 +6,9 @@ together are a log, which is prepared like any other. Sessions that have splits 
 and test, and validation where there is one, are taken as they are.
 """
 
-import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
@@ -75,7 +74,7 @@ def _version(folder: pathlib.Path) -> list[int]:
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     """Reads the records and prepares them, or takes the splits that there are."""
     folder = files[0].parent
-    with _reading(folder):
+    try:
         builder = tfds_records.open_folder(folder)
         # Values, and lists of them; the name of a/b is a.b here.
         features = tfds_records.find_features(builder)
@@ -99,8 +98,15 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
         usual = dataclasses.replace(settings.form, columns=Columns())
         clicks, counts = read_clicks(frames, usual)
         data = prepare(clicks, as_published=False, **settings.rules, **settings.visits)
-    data.counts.update(counts)
-    return data
+        data.counts.update(counts)
+        return data
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    except Exception as error:  # Damaged files raise nearly anything in TFDS.
+        raise UserError(
+            f"cannot read {folder} as a TFDS data set ({reason(error)[:200]}); have "
+            "TFDS prepare it anew"
+        ) from error
 
 
 def _frames(
@@ -145,17 +151,3 @@ def _read_sessions(builder: Any, item: str, form: Form) -> Dataset:
         data = ready_made.number_items(of, [], last_only=False)
     data.counts["skipped_rows"] = skipped
     return data
-
-
-@contextlib.contextmanager
-def _reading(folder: pathlib.Path) -> Iterator[None]:
-    """Raises one UserError, with the folder, for all that goes wrong with its data."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from error
-    except Exception as error:  # Damaged files raise nearly anything in TFDS.
-        raise UserError(
-            f"cannot read {folder} as a TFDS data set ({reason(error)[:200]}); have "
-            "TFDS prepare it anew"
-        ) from error
