@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 
 from srgnn_jax.data.counts import count
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
-from srgnn_jax.data.times import DAY
+from srgnn_jax.data.times import DAY, written
 from srgnn_jax.data.visits import (
     SECOND,
     Visits,
@@ -99,7 +99,7 @@ def _about_test(date: Int[np.ndarray, " S"], rule: str, unknown: int) -> list[st
     if not len(date):
         return ["nothing is kept for test: config.test_days is 0"]
     return [
-        f"test begins with the session of {_written(date.min())}: {rule}",
+        f"test begins with the session of {written(date.min())}: {rule}",
         f"{unknown:,} test clicks dropped, on items that training lacks or alone then",
     ]
 
@@ -130,20 +130,15 @@ def _by_time(
 
 def _span(clicks: pl.DataFrame) -> str:
     time = clicks["date" if "date" in clicks.columns else "time"].to_numpy()
-    first, last = (_written(when) for when in (time.min(), time.max()))
+    first, last = (written(when) for when in (time.min(), time.max()))
     return f"{len(clicks):,} clicks from {first} to {last}, UTC"
-
-
-def _written(time: np.int64) -> str:
-    """Returns microseconds since 1970 as a person writes them, to the second."""
-    return str(np.datetime64(int(time), "us"))[:19].replace("T", " ")
 
 
 def _check_split(
     train: Sessions, test: Sessions, date: Int[np.ndarray, " S"], for_test: bool
 ) -> None:
     if not len(train) or (for_test and not len(test)):
-        first, last = (_written(when) for when in (date.min(), date.max()))
+        first, last = (written(when) for when in (date.min(), date.max()))
         raise UserError(
             f"the split by time leaves {len(train)} sessions to train on and "
             f"{len(test)} to test on, of {len(date)} from {first} to {last}; "

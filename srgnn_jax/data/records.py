@@ -18,7 +18,6 @@ from srgnn_jax.data.columns import is_named_list
 from srgnn_jax.data.files import CHUNK, is_array, open_text, reading
 from srgnn_jax.errors import UserError
 
-_IDS = ("session", "item", "event")
 # Records whose fields are the columns of a file of JSON lines.
 _TELLING = 100
 _LONG = re.compile("[0-9]{19}")
@@ -109,7 +108,7 @@ def _check_type(column: pl.Series, name: str, where: pathlib.Path | str) -> None
     dtype: Any = column.dtype
     if isinstance(dtype, pl.List) and column.name != "session":
         dtype = dtype.inner
-    is_id = column.name in _IDS
+    is_id = column.name in ("session", "item", "event")
     text = (pl.String, pl.Categorical, pl.Enum, pl.Binary, pl.Null)
     known = text if is_id else (*text, pl.Date, pl.Datetime, pl.Time)
     if not dtype.is_numeric() and dtype not in known:

@@ -242,7 +242,12 @@ def text_chunks(
             block = held + block
             if not block:
                 return
-            lines = lines_of(block, number)
+            lines = pl.scan_lines(
+                block.encode("utf-8", "replace"),
+                name="text",
+                row_index_name="number",
+                row_index_offset=number,
+            ).collect()
             held, end = "", number + len(lines)
             if number <= layout.header_line:
                 lines = lines.filter(pl.col("number") > layout.header_line)
@@ -256,16 +261,6 @@ def text_chunks(
             rows = _split(lines, layout, position)
             is_damaged = "\ufffd" in block or "\0" in block
             yield _find_damage(rows, list(position)) if is_damaged else rows
-
-
-def lines_of(text: str, number: int = 1) -> pl.DataFrame:
-    """Returns lines, columns number and text, of which the first has that number."""
-    return pl.scan_lines(
-        text.encode("utf-8", "replace"),
-        name="text",
-        row_index_name="number",
-        row_index_offset=number,
-    ).collect()
 
 
 def _join_lines(

@@ -213,7 +213,7 @@ class TimeColumn:
         first, last = int(values.min()), int(values.max())
         if first >= _LIKELY[0] and last <= latest:
             return
-        said = f"times are from {_day(first)} to {_day(last)}"
+        said = f"times are from {written(first)[:10]} to {written(last)[:10]}"
         if self._kind == "text" or self._unit not in UNITS:
             log.warning("%s; is that right?", said)
             return
@@ -223,10 +223,11 @@ class TimeColumn:
         for unit in (*UNITS, "date"):
             meant = _scaled(number, unit)[0]
             if unit != self._unit and meant and _LIKELY[0] <= meant <= latest:
+                day = written(meant)[:10]
                 log.warning(
                     "%s, as numbers of %s; as %s they would be of %s: if that is "
                     "meant, set --config.time_unit=%s",
-                    *(said, _CALLED[self._unit], _CALLED[unit], _day(meant), unit),
+                    *(said, _CALLED[self._unit], _CALLED[unit], day, unit),
                 )
                 return
         log.warning("%s, as numbers of %s; is that right?", said, _CALLED[self._unit])
@@ -281,8 +282,9 @@ def _is_likely(micro: pl.Series) -> pl.Series:
     return (micro >= _LIKELY[0]) & (micro < _LIKELY[1])
 
 
-def _day(micro: float | int) -> str:
-    return str(np.datetime64(int(micro), "us"))[:10]
+def written(micro: float | int | np.integer) -> str:
+    """Returns microseconds since 1970 as a person writes them, to the second."""
+    return str(np.datetime64(int(micro), "us"))[:19].replace("T", " ")
 
 
 def _in_range(micro: pl.Series) -> pl.Series:

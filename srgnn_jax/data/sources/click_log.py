@@ -32,11 +32,6 @@ SETTINGS = (
     source.LOG_SETTINGS | source.RULE_SETTINGS | source.VISIT_SETTINGS | {"date_column"}
 )
 PRESETS = {"default": Settings()}
-# Those of ready-made splits.
-_OF_SPLITS = source.RULE_SETTINGS - {"min_session_length"}
-
-# What only the error of a log of visitors says.
-_VISITS = "session_gap_minutes"
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +47,7 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
 def _read_splits(splits: dict[str, list[pathlib.Path]], settings: Settings) -> Dataset:
     told = ", ".join(files[0].name for files in splits.values())
     what = f"of ready-made splits ({told}), unless config.log_file names one log"
-    ready_made.refuse(settings, _OF_SPLITS, what)
+    ready_made.refuse(settings, source.RULE_SETTINGS - {"min_session_length"}, what)
     read = {split: read_clicks(files, settings.form) for split, files in splits.items()}
     clicks = {split: frame for split, (frame, _) in read.items()}
     data = prepare_splits(clicks, settings.min_session_length, **settings.visits)
@@ -167,9 +162,11 @@ def _of_one_form(
             raise UserError(
                 f"all {len(files)} files in {where} are empty. {INSTRUCTIONS}"
             )
-        # The largest is likely the log, if none is of visitors.
-        likely = max(others, key=lambda o: (_VISITS in str(o[1]), o[0].stat().st_size))
-        error = likely[1]
+        # The largest is likely the log, if no error advises to cut visitors' clicks.
+        _, error = max(
+            others,
+            key=lambda o: ("session_gap_minutes" in str(o[1]), o[0].stat().st_size),
+        )
         if len(others) == 1:
             raise error
         raise UserError(f"none of the {len(files)} files in {where} is a log. {error}")

@@ -35,8 +35,6 @@ SETTINGS = (
 )
 PRESETS = {"default": Settings()}
 
-_SPLITS = ("train", "validation", "test")
-
 
 def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
     """Finds the files of the data set that is named, dataset_info.json first.
@@ -127,10 +125,11 @@ def _frames(
 
 def _read_sessions(builder: Any, item: str, form: Form) -> Dataset:
     """Takes sessions as they are split; of what `data.tfds` wrote, its item rows."""
-    splits = [split for split in _SPLITS if split in builder.info.splits]
     form = dataclasses.replace(form, columns=Columns())
     of, skipped = {}, 0
-    for split in splits:
+    for split in ("train", "validation", "test"):
+        if split not in builder.info.splits:
+            continue
         ((where, frame),) = _frames(builder, [split], {"item": item}, {item: 1}).items()
         frame = frame.filter(pl.col("item").list.len() > 0)
         clicks, counts = read_clicks({where: frame}, form)
