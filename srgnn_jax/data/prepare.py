@@ -14,13 +14,7 @@ from jaxtyping import Bool, Int
 from srgnn_jax.data.counts import count
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
 from srgnn_jax.data.times import DAY, written
-from srgnn_jax.data.visits import (
-    SECOND,
-    Visits,
-    gather_visits,
-    group_by_session,
-    sort_key,
-)
+from srgnn_jax.data.visits import SECOND, Visits, gather_visits, group_by_session
 from srgnn_jax.errors import UserError
 
 
@@ -229,7 +223,9 @@ def _filter(
         )
     left = np.flatnonzero(is_long)[is_kept]
     dates = visits.dates[left]
-    order = np.lexsort((sort_key(visits.ids.gather(left)), dates))
+    ids = visits.ids.gather(left)
+    key = ids if ids.dtype.is_integer() else ids.rank("ordinal")
+    order = np.lexsort((key.to_numpy(), dates))
     rare = clicked[~often & (clicked > 0)]
     dropped = [
         f"{(~is_long).sum():,} of {len(everything):,} sessions of fewer than {least} "

@@ -53,11 +53,12 @@ def find_layout(path: pathlib.Path, form: Form, width: int = 0) -> Layout:
     number, lines = without_comments(number, lines, separator)
     first, following = (lines[0] if lines else ""), lines[1:]
     more = following if '"' in first and quoting != "none" else []
+    where = f"{path}, line {number}"
     if not first.strip():
         raise UserError(f"{path} is empty: it has no header")
     if "\r" in first:
         raise UserError(
-            f"{path}, line {number}: its lines end in carriage returns alone; end them "
+            f"{where}: its lines end in carriage returns alone; end them "
             "in line feeds, as with: tr '\\r' '\\n'"
         )
     if not separator:
@@ -66,15 +67,13 @@ def find_layout(path: pathlib.Path, form: Form, width: int = 0) -> Layout:
         separator = separator_of(told)
         if separator not in told:
             raise UserError(
-                f"{path}, line {number}: no tab, comma, semicolon or '|' in the header "
+                f"{where}: no tab, comma, semicolon or '|' in the header "
                 f"{first[:80]!r}; name the separator with --config.separator"
             )
     try:
         fields, rows = _first_row([first, *more], separator, quoting, width)
     except csv.Error as error:
-        raise UserError(
-            f"{path}, line {number}: unreadable header ({error})"
-        ) from error
+        raise UserError(f"{where}: unreadable header ({error})") from error
     header = form.header
     if header == "none":
         header = [str(n) for n in range(1, len(fields) + 1)]
@@ -144,6 +143,7 @@ def _first_row(
 ) -> tuple[list[str], int]:
     """Splits the first row, and tells how many lines it takes; raises csv.Error."""
     faults = []
+    are_alone = separator == "\t" and _are_alone(lines, lines[0].count("\t"))
     for end in range(1, len(lines) + 1):
         if end > 1 and lines[end - 1].count('"') % 2 == 0:
             continue
@@ -152,12 +152,7 @@ def _first_row(
         except csv.Error as error:
             faults.append(error)
         else:
-            alone = (
-                end > 1
-                and separator == "\t"
-                and _are_alone(lines, lines[0].count("\t"))
-            )
-            if len(fields) == width or not (width or alone):
+            if len(fields) == width or not (width or (are_alone and end > 1)):
                 return fields, end
     if separator == "\t" or width:
         return lines[0].split(separator), 1
