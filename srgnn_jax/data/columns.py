@@ -61,9 +61,7 @@ class Form:
     """How a log is read; what is left empty is told by the log."""
 
     columns: Columns = Columns()
-    usual: Mapping[str, Sequence[str]] = dataclasses.field(
-        default_factory=lambda: USUAL_NAMES
-    )
+    usual: Mapping[str, Sequence[str]] | None = None  # None: USUAL_NAMES
     header: str | Sequence[str] = ""  # names, where the file has none; "none": numbers
     separator: str = ""
     quoting: str = ""
@@ -87,7 +85,7 @@ class Form:
         a row is a session, and needs no column of them. Raises UserError if a column is
         missing that is not optional, or there is more than one of its name.
         """
-        usual = dict(self.usual)
+        usual = dict(self.usual or USUAL_NAMES)
         if self.of_visitors:
             usual["session"] = (*usual["session"], *VISITORS)
         if self.columns.date:

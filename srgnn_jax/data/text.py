@@ -340,9 +340,8 @@ def _find_damage(rows: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
         ("\0", "a NUL byte, as in files that were not written to the end"),
     ):
         is_damaged = pl.any_horizontal(pl.col(columns).str.contains(character))
-        if rows.select(is_damaged.any()).item():
-            fault = pl.when(is_damaged & pl.col("fault").is_null()).then(pl.lit(what))
-            rows = rows.with_columns(fault.otherwise("fault").alias("fault"))
+        fault = pl.when(is_damaged & pl.col("fault").is_null()).then(pl.lit(what))
+        rows = rows.with_columns(fault.otherwise("fault").alias("fault"))
     return rows
 
 

@@ -23,11 +23,7 @@ PRESETS = {
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     """Reads the events, and cuts those of a visitor into visits."""
     form = Form(
-        COLUMNS,
-        separator=",",
-        events=settings.events,
-        of_visitors=True,
-        on_bad_row=settings.on_bad_row,
+        COLUMNS, separator=",", events=settings.events, on_bad_row=settings.on_bad_row
     )
     rules = settings.rules | settings.visits
     return source.read_log(files, form, prepare, as_published=False, **rules)
