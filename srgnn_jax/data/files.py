@@ -21,7 +21,6 @@ from srgnn_jax.errors import UserError, reason
 # Text is read and split so many characters at a time.
 CHUNK = 1 << 25
 
-
 _PACKED: dict[bytes, Callable[[pathlib.Path], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,

@@ -38,11 +38,9 @@ class IdColumn:
         dtype = column.dtype
         if dtype.is_integer():
             fits = column.cast(pl.Int64, strict=False)
-            return (
-                fits
-                if fits.null_count() == column.null_count()
-                else column.cast(pl.String)
-            )
+            if fits.null_count() > column.null_count():
+                return column.cast(pl.String)
+            return fits
         if dtype.is_float():
             return self._of_floats(column)
         try:

@@ -197,7 +197,7 @@ class TimeColumn:
             for unit in set(_SINCE_1970) - {self._unit}:
                 other = _is_likely(_scaled(number, unit)).fill_null(False)
                 if other.any():
-                    place = other.arg_max()
+                    place = int(other.to_numpy().argmax())
                     raise UserError(
                         f"{where} {lines[place]}: {number[place]:.15g} would be a time "
                         f"in {_CALLED[unit]}, but that of {self._first} one in "

@@ -13,9 +13,10 @@ from srgnn_jax.errors import UserError
 def refuse(
     settings: Settings, names: Iterable[str], what: str, *presets: Settings
 ) -> None:
-    """Raises UserError for one of these settings that is at no preset's, or default.
+    """Raises UserError for one of these settings that is not as in one of the presets.
 
-    The data set is what `what` says, for which they would change nothing.
+    They would change nothing, since the data set is what `what` says. Without presets
+    they must be at their defaults.
     """
     for name in sorted(names):
         value = getattr(settings, name)
