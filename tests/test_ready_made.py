@@ -313,7 +313,7 @@ def test_a_log_beside_splits_is_read_if_it_is_named(tmp_path):
         ("9\t \t20", "there is no item before the target"),
         ("9\t10\t", "the target is empty"),
         ("9\t10\t2\0", "a NUL byte"),
-        ("9\t10\t\udcff", "a NUL byte, or text that is not UTF-8"),
+        ("9\t10\t\udcff", "text that is not UTF-8; name the encoding"),
     ],
 )
 def test_rows_that_are_no_example(tmp_path, row, message):

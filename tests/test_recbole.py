@@ -6,8 +6,8 @@ import pytest
 
 from srgnn_jax import config as config_lib
 from srgnn_jax.configs import recbole_ml100k
-from srgnn_jax.data.columns import Columns, find_columns
-from srgnn_jax.data.read import Form, read_clicks
+from srgnn_jax.data.columns import Columns, Form
+from srgnn_jax.data.read import read_clicks
 from srgnn_jax.data.sources.recbole import USUAL_NAMES, leave_one_out, time_key
 from srgnn_jax.data.store import load_dataset
 from srgnn_jax.errors import UserError
@@ -122,8 +122,9 @@ def test_ties_keep_the_order_of_the_file():
     ],
 )
 def test_columns_that_recbole_names(tmp_path, header, named, expected):
-    found = find_columns(tmp_path, named, USUAL_NAMES, header.split("\t"))
-    assert tuple(found.values()) == expected
+    names = header.split("\t")
+    found = Form(named, USUAL_NAMES).names(names, tmp_path)
+    assert tuple(map(names.index, found.values())) == expected
 
 
 def test_columns_are_found_by_name_without_type(tmp_path):

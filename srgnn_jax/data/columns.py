@@ -1,9 +1,10 @@
-"""Which columns of a click log hold what: their usual names, and how one is found."""
+"""How a click log is read, and which of its columns hold what."""
 
 import dataclasses
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from srgnn_jax.data.ids import MISSING
 from srgnn_jax.errors import UserError
 
 # A column of such a name holds lists, even where they are text: "17 4 9".
@@ -29,8 +30,6 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
 }
 # Of those whose clicks may be many visits.
 VISITORS = ("visitorid", "userid", "customerid", "clientid", "fullvisitorid", "user")
-# They may be missing.
-_OPTIONAL = ("date", "day", "event")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,72 +56,99 @@ def is_named_list(name: str) -> bool:
     return plain_name(name.rpartition(".")[2]) in LISTS
 
 
-def find_columns(
-    path: pathlib.Path | str,
-    columns: Columns,
-    usual: Mapping[str, Sequence[str]],
-    names: Sequence[str],
-    optional: Collection[str] = _OPTIONAL,
-    lists: Collection[str] = (),
-) -> dict[str, int]:
-    """Returns the position among `names` of each column that is to be read.
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How a log is read; what is left empty is told by the log."""
 
-    A column that is named is found by that name, with or without RecBole's type; one of
-    `events.aid`, nested as in JSON, by its last part too. Where items lie in lists, of
-    which `lists` are the names, a row is a session, and needs no column of them. Raises
-    UserError if a column is missing that is not optional, or there is more than one of
-    its name.
-    """
+    columns: Columns = Columns()
+    usual: Mapping[str, Sequence[str]] | None = None  # None: USUAL_NAMES
+    header: str | Sequence[str] = ""  # names, where the file has none; "none": numbers
+    separator: str = ""
+    quoting: str = ""
+    encoding: str = ""
+    missing_values: Sequence[str] = MISSING
+    time_unit: str = ""
+    time_format: str = ""
+    events: Sequence[str] = ()  # those that are clicks; none: all rows are
+    of_visitors: bool = False  # their usual names are those of sessions, too
+    on_bad_row: str = "error"
+    needs_time: bool = True  # else clicks without one are in the order of rows
+
+    def names(
+        self, columns: Mapping[str, bool] | Sequence[str], where: pathlib.Path | str
+    ) -> dict[str, str]:
+        """Returns the name of each column that is to be read.
+
+        `columns` are those of a log; a dict tells of each whether it holds lists. One
+        that is named is found by that name, with or without RecBole's type; one of
+        `events.aid`, nested as in JSON, by its last part too. Where items lie in lists,
+        a row is a session, and needs no column of them. Raises UserError if a column is
+        missing that is not optional, or there is more than one of its name.
+        """
+        usual = dict(self.usual or USUAL_NAMES)
+        if self.of_visitors:
+            usual["session"] = (*usual["session"], *VISITORS)
+        if self.columns.date:
+            usual.pop("day", None)
+        if not self.events:
+            usual.pop("event", None)
+        required = usual.keys() - {"day"}
+        if not self.needs_time:
+            required.discard("time")
+        names = [*columns]
+        is_list = columns if isinstance(columns, Mapping) else {}
+        of_items = _places(names, self.columns.item, usual["item"])
+        if any(is_list.get(names[i]) or is_named_list(names[i]) for i in of_items):
+            required.discard("session")
+        found: dict[str, int] = {}
+        for column in ("session", "item", "time", "date", "day", "event"):
+            named = getattr(self.columns, column, "")
+            places = _places(names, named, usual.get(column, ()))
+            if len(places) == 1:
+                found[column] = places[0]
+            elif named or column in required:
+                what = f"{column} column {named!r}" if named else f"{column} column"
+                raise UserError(
+                    f"{where}: {'more than one' if places else 'no'} {what} among "
+                    f"{', '.join(map(repr, names))[:600]}; "
+                    + _advice(column, named, [names[i] for i in places], names)
+                )
+        if found.get("day") == found.get("time"):
+            found.pop("day", None)
+        return {column: names[place] for column, place in found.items()}
+
+
+# Of a log that tells all of it.
+USUAL_FORM = Form()
+
+
+def _places(names: Sequence[str], named: str, usual: Sequence[str]) -> list[int]:
+    """Returns which names are those of a column: the one given, or the likeliest."""
     stripped = [name.strip() for name in names]
-    without_type = [name.rpartition(":")[0] for name in names]
-    plain = [plain_name(name) for name in names]
     last = [name.rpartition(".")[2] for name in stripped]
-
-    def places_of(column: str) -> list[int]:
-        named = getattr(columns, column, "")
-        known = usual.get(column, ())
-        tries = [
-            (these, n) for these in (plain, [*map(plain_name, last)]) for n in known
-        ]
-        if named:
-            tries = [(stripped, named), (without_type, named), (last, named)]
-        places = ([i for i, n in enumerate(ns) if n == name] for ns, name in tries)
-        return next(filter(None, places), [])
-
-    of_items = [names[place] for place in places_of("item")]
-    if any(name in lists or is_named_list(name) for name in of_items):
-        optional = (*optional, "session")
-    found: dict[str, int] = {}
-    for column in ("session", "item", "time", "date", "day", "event"):
-        named, places = getattr(columns, column, ""), places_of(column)
-        if len(places) == 1:
-            found[column] = places[0]
-        elif named or (column in usual and column not in optional):
-            what = f"{column} column {named!r}" if named else f"{column} column"
-            raise UserError(
-                f"{path}: {'more than one' if places else 'no'} {what} among "
-                f"{', '.join(map(repr, names))[:600]}; "
-                + _advice(column, named, places, names, plain)
-            )
-    if found.get("day") == found.get("time"):
-        found.pop("day", None)
-    return found
+    if named:
+        without_type = [name.rpartition(":")[0] for name in names]
+        wanted, spelled = [named], [stripped, without_type, last]
+    else:
+        wanted, spelled = [*usual], [list(map(plain_name, of)) for of in (names, last)]
+    places = (
+        [i for i, name in enumerate(spelling) if name == one]
+        for spelling in spelled
+        for one in wanted
+    )
+    return next(filter(None, places), [])
 
 
 def _advice(
-    column: str,
-    named: str,
-    matches: Sequence[int],
-    names: Sequence[str],
-    plain: Sequence[str],
+    column: str, named: str, matches: Sequence[str], names: Sequence[str]
 ) -> str:
-    of_visitors = [name for name, p in zip(names, plain, strict=True) if p in VISITORS]
+    of_visitors = [name for name in names if plain_name(name) in VISITORS]
     if column == "session" and of_visitors and not named and not matches:
         return (
             f"if {of_visitors[0]!r} tells visitors, their clicks are cut into visits "
             f"with --config.session_column={of_visitors[0].split(':')[0]} "
             "--config.session_gap_minutes=30"
         )
-    if len({names[place] for place in matches}) < len(matches):
+    if len(set(matches)) < len(matches):
         return "give each a name of its own"
     return f"name it with --config.{column}_column"

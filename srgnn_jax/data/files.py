@@ -21,17 +21,13 @@ from srgnn_jax.errors import UserError, reason
 # Text is read and split so many characters at a time.
 CHUNK = 1 << 25
 
-
-def _open_zstd(path: pathlib.Path) -> Any:
-    stream: Any = pa.input_stream(str(path), compression="zstd")
-    return io.BufferedReader(stream)
-
-
 _PACKED: dict[bytes, Callable[[pathlib.Path], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\0": lzma.open,
-    b"\x28\xb5\x2f\xfd": _open_zstd,
+    b"\x28\xb5\x2f\xfd": lambda path: io.BufferedReader(
+        pa.input_stream(str(path), compression="zstd")
+    ),
 }
 _REFUSED = {
     b"PK\3\4": "is a zip archive or a spreadsheet; unpack it, or save it as csv",
@@ -90,9 +86,8 @@ def kind_of(path: pathlib.Path, encoding: str = "") -> str:
         if file.read(4) == b"PAR1":
             return "parquet"
     with reading(path), open_text(path, encoding) as text:
-        line = text.readline(1 << 20)
-        while line and not line.strip():
-            line = text.readline(1 << 20)
+        lines = iter(lambda: text.readline(1 << 20), "")
+        line = next((line for line in lines if line.strip()), "")
     return "json" if is_json(line) or is_array(line) else "text"
 
 

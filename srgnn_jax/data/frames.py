@@ -8,14 +8,17 @@ from typing import Any
 import polars as pl
 
 from srgnn_jax.data import store
-from srgnn_jax.data.columns import Columns
-from srgnn_jax.data.read import Form, read_clicks
+from srgnn_jax.data.columns import Columns, Form
+from srgnn_jax.data.read import read_clicks
 from srgnn_jax.data.records import names_of
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import Settings
 from srgnn_jax.data.sources.source import COLUMN_SETTINGS
 from srgnn_jax.data.visits import gather_visits
 from srgnn_jax.errors import UserError
+
+# Settings that mean nothing for a frame, whose columns have the usual names.
+_OF_FILES = (*COLUMN_SETTINGS, "date_column", "event_column", "header", "log_file")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +61,15 @@ class Clicks:
 
     def read(self, settings: Settings) -> tuple[pl.DataFrame, dict[str, int]]:
         """Returns the clicks and counts; see `read.read_clicks`."""
-        return read_clicks({"the frame": self.frame}, without_columns(settings).form)
+        form = dataclasses.replace(settings.form, columns=Columns())
+        return read_clicks({"the frame": self.frame}, form)
 
     def prepare(self, settings: Settings, prepared_dir: pathlib.Path) -> Dataset:
         """Returns the data set that the same clicks in a file would be."""
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
             self.frame.write_parquet(folder / "clicks.parquet")
-            how = dataclasses.asdict(without_columns(settings))
+            how = vars(settings) | dict.fromkeys(_OF_FILES, "")
             return store.load_dataset(
                 "click_log", data_dir=folder, prepared_dir=prepared_dir, **how
             )
@@ -82,10 +86,3 @@ class Clicks:
         ids = gathered.ids.cast(pl.String).to_list()
         last = gathered.last_of_each_id().tolist()
         return {ids[s]: [raw[i] for i in gathered.sessions[s]] for s in last}
-
-
-def without_columns(settings: Settings) -> Settings:
-    """Returns the settings for a frame, whose columns have the usual names."""
-    others = ("date_column", "event_column", "header", "log_file")
-    emptied: Any = dict.fromkeys((*COLUMN_SETTINGS, *others), "")
-    return dataclasses.replace(settings, **emptied)

@@ -10,11 +10,9 @@ from srgnn_jax.errors import UserError
 # Words for "nothing" that tools write; `config.missing_values` has them.
 MISSING = ("NULL", "null", "None", "NaN", "nan", "NA", "N/A", r"\N")
 # They look like one, where they are not among the missing.
-SUSPICIOUS = frozenset(
-    (
-        *("null", "none", "nan", "na", "n/a", r"\n", "undefined", "nil", "-"),
-        *("<na>", "#n/a", "nat", "(null)", "[null]", "<null>", "(none)", "(not set)"),
-    )
+SUSPICIOUS = (
+    *("null", "none", "nan", "na", "n/a", r"\n", "undefined", "nil", "-"),
+    *("<na>", "#n/a", "nat", "(null)", "[null]", "<null>", "(none)", "(not set)"),
 )
 _WHOLE = r"^-?\d+(\.0+)?$"
 # Digits that a spreadsheet has dropped: 1.23457E+16.
@@ -39,7 +37,10 @@ class IdColumn:
         """Returns the ids of a chunk in some type, null where one is missing."""
         dtype = column.dtype
         if dtype.is_integer():
-            return _integers(column) if dtype != pl.Int64 else column
+            fits = column.cast(pl.Int64, strict=False)
+            if fits.null_count() > column.null_count():
+                return column.cast(pl.String)
+            return fits
         if dtype.is_float():
             return self._of_floats(column)
         try:
@@ -107,15 +108,10 @@ class IdColumn:
                 "digits: different ids may have become one; export them as text",
                 *(f"{len(shortened):,}", self.name, shortened[0]),
             )
-        odd = ids.filter(ids.str.to_lowercase().is_in(list(SUSPICIOUS)))
+        odd = ids.filter(ids.str.to_lowercase().is_in(SUSPICIOUS))
         for word, clicks in odd.value_counts(sort=True).head(3).rows():
             log.warning(
                 "%s clicks have the %s %r: if that means none, add it to "
                 "config.missing_values",
                 *(f"{clicks:,}", self.name, word),
             )
-
-
-def _integers(column: pl.Series) -> pl.Series:
-    fits = column.cast(pl.Int64, strict=False)
-    return column.cast(pl.String) if fits.null_count() > column.null_count() else fits

@@ -13,14 +13,8 @@ from jaxtyping import Bool, Int
 
 from srgnn_jax.data.counts import count
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
-from srgnn_jax.data.times import DAY
-from srgnn_jax.data.visits import (
-    SECOND,
-    Visits,
-    gather_visits,
-    group_by_session,
-    sort_key,
-)
+from srgnn_jax.data.times import DAY, written
+from srgnn_jax.data.visits import SECOND, Visits, gather_visits, group_by_session
 from srgnn_jax.errors import UserError
 
 
@@ -99,7 +93,7 @@ def _about_test(date: Int[np.ndarray, " S"], rule: str, unknown: int) -> list[st
     if not len(date):
         return ["nothing is kept for test: config.test_days is 0"]
     return [
-        f"test begins with the session of {_written(date.min())}: {rule}",
+        f"test begins with the session of {written(date.min())}: {rule}",
         f"{unknown:,} test clicks dropped, on items that training lacks or alone then",
     ]
 
@@ -113,39 +107,32 @@ def _by_time(
     train_days: float | int,
 ) -> tuple[Bool[np.ndarray, " S"], Bool[np.ndarray, " S"], Bool[np.ndarray, " S"], str]:
     """Applies rule 3: which sessions train, test, are too old, and what says so."""
-    # A span that is longer than all of time leaves nothing before it.
-    window = round(min(train_days or 1e6, 1e6) * DAY)
-    if test_start is not None:
-        is_before, is_older = date < test_start, date < test_start - window
-        is_test = ~is_before & (date < (np.inf if test_end is None else test_end))
-        return is_before & ~is_older, is_test, is_older, "config.test_start"
-    edge = date.max() - round(min(test_days, 1e6) * DAY)
-    is_test = date > edge
-    days = "day" if test_days == 1 else "days"
-    rule = f"the last {test_days:g} {days} (config.test_days)"
-    if as_published:
-        is_before, is_older = date < edge, date < edge - window
+    # Training ends before `end`, and test begins with `start`.
+    if test_start is None:
+        edge = date.max() - round(min(test_days, 1e6) * DAY)
+        start, end = edge + 1, edge if as_published else edge + 1
+        days = "day" if test_days == 1 else "days"
+        rule = f"the last {test_days:g} {days} (config.test_days)"
     else:
-        is_before, is_older = ~is_test, date <= edge - window
-    return is_before & ~is_older, is_test, is_older, rule
+        start = end = test_start
+        rule = "config.test_start"
+    # A span that is longer than all of time leaves nothing before it.
+    is_older = date < end - round(min(train_days or 1e6, 1e6) * DAY)
+    is_test = (date >= start) & (date < (np.inf if test_end is None else test_end))
+    return (date < end) & ~is_older, is_test, is_older, rule
 
 
 def _span(clicks: pl.DataFrame) -> str:
     time = clicks["date" if "date" in clicks.columns else "time"].to_numpy()
-    first, last = (_written(when) for when in (time.min(), time.max()))
+    first, last = (written(when) for when in (time.min(), time.max()))
     return f"{len(clicks):,} clicks from {first} to {last}, UTC"
-
-
-def _written(time: np.int64) -> str:
-    """Returns microseconds since 1970 as a person writes them, to the second."""
-    return str(np.datetime64(int(time), "us"))[:19].replace("T", " ")
 
 
 def _check_split(
     train: Sessions, test: Sessions, date: Int[np.ndarray, " S"], for_test: bool
 ) -> None:
     if not len(train) or (for_test and not len(test)):
-        first, last = (_written(when) for when in (date.min(), date.max()))
+        first, last = (written(when) for when in (date.min(), date.max()))
         raise UserError(
             f"the split by time leaves {len(train)} sessions to train on and "
             f"{len(test)} to test on, of {len(date)} from {first} to {last}; "
@@ -236,7 +223,9 @@ def _filter(
         )
     left = np.flatnonzero(is_long)[is_kept]
     dates = visits.dates[left]
-    order = np.lexsort((sort_key(visits.ids.gather(left)), dates))
+    ids = visits.ids.gather(left)
+    key = ids if ids.dtype.is_integer() else ids.rank("ordinal")
+    order = np.lexsort((key.to_numpy(), dates))
     rare = clicked[~often & (clicked > 0)]
     dropped = [
         f"{(~is_long).sum():,} of {len(everything):,} sessions of fewer than {least} "

@@ -1,5 +1,6 @@
 """Click logs, as files or frames, read into columns session, item and time."""
 
+import collections
 import dataclasses
 import logging
 import pathlib
@@ -9,13 +10,8 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from srgnn_jax.data import ids, records, text
-from srgnn_jax.data.columns import (
-    USUAL_NAMES,
-    VISITORS,
-    Columns,
-    find_columns,
-)
+from srgnn_jax.data import records, text
+from srgnn_jax.data.columns import USUAL_FORM, Form
 from srgnn_jax.data.files import kind_of
 from srgnn_jax.data.ids import IdColumn
 from srgnn_jax.data.times import TimeColumn, forms_of
@@ -27,61 +23,13 @@ OnBadRow = Callable[[pathlib.Path | str, int, str], None]
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """How a log is read; what is left empty is told by the log."""
-
-    columns: Columns = dataclasses.field(default_factory=Columns)
-    usual: Mapping[str, Sequence[str]] = dataclasses.field(
-        default_factory=lambda: USUAL_NAMES
-    )
-    header: str | Sequence[str] = ""  # names, where the file has none; "none": numbers
-    separator: str = ""
-    quoting: str = ""
-    encoding: str = ""
-    missing_values: Sequence[str] = ids.MISSING
-    time_unit: str = ""
-    time_format: str = ""
-    events: Sequence[str] = ()  # those that are clicks; none: all rows are
-    of_visitors: bool = False  # their usual names are those of sessions, too
-    on_bad_row: str = "error"
-    needs_time: bool = True  # else clicks without one are in the order of rows
-
-    def names(
-        self, columns: Mapping[str, bool] | Sequence[str], where: pathlib.Path | str
-    ) -> dict[str, str]:
-        """Returns the name of each column that is read; raises UserError.
-
-        `columns` are those of a log; a dict tells of each whether it holds lists.
-        """
-        usual, optional = dict(self.usual), ["date", "day", "event"]
-        if self.of_visitors and not self.columns.session:
-            usual["session"] = (*usual["session"], *VISITORS)
-        if self.columns.date:
-            usual.pop("day", None)
-        if self.events:
-            optional.remove("event")
-        elif not self.columns.event:
-            usual.pop("event", None)
-        if not self.needs_time:
-            optional.append("time")
-        names = [*columns]
-        lists = [n for n in names if isinstance(columns, Mapping) and columns[n]]
-        found = find_columns(where, self.columns, usual, names, optional, lists)
-        return {column: names[i] for column, i in found.items()}
-
-    def is_click(self, fields: Sequence[str]) -> bool:
-        """Whether the first line of a text file is a click, and no header."""
-        return text.is_click(fields, self.missing_values)
-
-
 # Where a chunk comes from, what a number of it is, its columns' names, and its rows.
 _Chunk = tuple[pathlib.Path | str, str, Mapping[str, str], pl.DataFrame]
 
 
 def read_clicks(
     source: pathlib.Path | Sequence[pathlib.Path] | Mapping[str, pl.DataFrame],
-    form: Form = Form(),
+    form: Form = USUAL_FORM,
     on_bad: OnBadRow | None = None,
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """Reads a log: text, parquet or JSON lines, packed or not, or frames by name.
@@ -116,18 +64,7 @@ def columns_of(
         return records.parquet_names(path)
     if kind == "json":
         return records.json_names(path, form.encoding)
-    return _layout(path, form, width).names
-
-
-def _layout(path: pathlib.Path, form: Form, width: int = 0) -> text.Layout:
-    return text.find_layout(
-        path,
-        header=form.header,
-        separator=form.separator,
-        quoting=form.quoting,
-        encoding=form.encoding,
-        width=width,
-    )
+    return text.find_layout(path, form, width).names
 
 
 def _frames(frames: Mapping[str, pl.DataFrame], form: Form) -> Iterator[_Chunk]:
@@ -144,18 +81,20 @@ def _files(paths: Sequence[pathlib.Path], form: Form) -> Iterator[_Chunk]:
         if not path.is_file():
             raise UserError(f"{path} does not exist")
         kind = kind_of(path, form.encoding)
-        what, chunks = "line", None
+        what = "row" if kind == "parquet" else "line"
         if kind == "parquet":
             names = form.names(records.parquet_names(path), path)
-            what, chunks = "row", records.parquet_chunks(path, names)
+            chunks = records.parquet_chunks(path, names)
         elif kind == "json":
             # A later part may lack a field in all of its records.
             fields = fields or form.names(records.json_names(path, form.encoding), path)
             names = fields
             chunks = records.json_chunks(path, names, form.encoding)
         else:
-            layout = _layout(path, form, len(first.names) if first else 0)
-            if first and first.has_header and form.is_click(layout.names):
+            width = len(first.names) if first else 0
+            layout = text.find_layout(path, form, width)
+            is_part = text.is_click(layout.names, form.missing_values)
+            if first and first.has_header and is_part:
                 layout = dataclasses.replace(first, header_line=0, has_header=False)
             text.check_header(path, layout)
             first = first or layout
@@ -178,7 +117,7 @@ class _Reader:
         self.time = TimeColumn(has_date, form.time_unit, form.time_format)
         self.date = TimeColumn(form=form.time_format)
         self.kept: dict[str, list[pl.Series]] = {"time": [], "date": []}
-        self.events: dict[str, int] = {}
+        self.events: collections.Counter[str] = collections.Counter()
         self.skipped = 0
         # Of the files before this one, and of all chunks.
         self.where, self.before, self.last, self.seen = None, 0, 0, 0
@@ -189,8 +128,14 @@ class _Reader:
             self._take(where, what, names, chunk)
         clicks = sum(map(len, self.kept["time"]))
         if not clicks:
-            why = f": all {self.skipped} rows are malformed" if self.skipped else ""
-            why = why or self._no_event()
+            why = ""
+            if self.skipped:
+                why = f": all {self.skipped} rows are malformed"
+            elif self.events:
+                there = ", ".join(
+                    f"{event} ({n:,})" for event, n in self.events.items()
+                )
+                why = f": none of its events is chosen; there are {there}"
             raise UserError(f"{where} holds no clicks{why}")
         columns = [column.join() for column in self.ids.values()]
         for name, kept in self.kept.items():
@@ -203,10 +148,6 @@ class _Reader:
             self.time.warn(frame["time"])
         return frame, counts
 
-    def _no_event(self) -> str:
-        there = ", ".join(f"{event} ({n:,})" for event, n in self.events.items())
-        return f": none of its events is chosen; there are {there}" if there else ""
-
     def _take(self, where, what, names, chunk: pl.DataFrame) -> None:
         chunk = records.one_click_a_row(chunk, names)
         if where != self.where:
@@ -218,12 +159,9 @@ class _Reader:
         parsed = {n: read(chunk[n]) for n, read in self.ids.items()}
         place = f"{where}, {what}"
         parsed |= self._times(chunk, place)
-        is_good = (
-            pl.DataFrame([c.is_not_null().alias(n) for n, c in parsed.items()]).select(
-                pl.all_horizontal(pl.all())
-            )["session"]
-            & chunk["fault"].is_null()
-        )
+        is_good = chunk["fault"].is_null()
+        for column in parsed.values():
+            is_good &= column.is_not_null()
         is_click = self._count_events(chunk, is_good)
         bad = chunk.filter(~is_good)
         if len(bad):
@@ -246,19 +184,19 @@ class _Reader:
         time = self.time(chunk["time"], chunk["number"], place)
         if "place" in chunk.columns:
             time = time + chunk["place"]
-        date = None
+        parsed = {"time": time}
         day = next((n for n in ("date", "day") if n in chunk.columns), "")
         if day and (day == "date" or self.time.is_clock):
-            date = self.date(chunk[day], chunk["number"], place)
+            parsed["date"] = self.date(chunk[day], chunk["number"], place)
         if not self.time.is_clock:
-            return {"time": time, "date": date} if date is not None else {"time": time}
-        if date is None:
+            return parsed
+        if "date" not in parsed:
             value = chunk["time"].drop_nulls()[0]
             raise UserError(
                 f"{place} {chunk['number'][0]}: {str(value)!r} is a time of day; name "
                 "the column of its day with --config.date_column"
             )
-        return {"time": date + time}
+        return {"time": parsed["date"] + time}
 
     def _count_events(self, chunk: pl.DataFrame, is_good: pl.Series) -> pl.Series:
         """Counts the events of good rows, and returns which rows are clicks."""
@@ -266,8 +204,7 @@ class _Reader:
             return pl.Series([True]).new_from_index(0, len(chunk))
         events = chunk["event"].cast(pl.String).str.strip_chars().fill_null("")
         counted = events.filter(is_good).value_counts(sort=True, name="n")
-        for event, n in counted.rows():
-            self.events[event] = self.events.get(event, 0) + n
+        self.events.update(dict(counted.rows()))
         chosen = [str(event) for event in self.form.events]
         return events.is_in(chosen) if chosen else events.is_not_null()
 

@@ -18,21 +18,28 @@ from srgnn_jax.data.columns import is_named_list
 from srgnn_jax.data.files import CHUNK, is_array, open_text, reading
 from srgnn_jax.errors import UserError
 
-_IDS = ("session", "item", "event")
 # Records whose fields are the columns of a file of JSON lines.
 _TELLING = 100
 _LONG = re.compile("[0-9]{19}")
 _DAMAGE = re.compile("[\ufffd\ud800-\udfff]")
 
 
-def names_of(schema: Mapping[str, Any]) -> dict[str, bool]:
-    """Returns of each column whether it holds lists; nested ones are `outer.inner`."""
+def names_of(fields: Mapping[str, Any]) -> dict[str, bool]:
+    """Returns of each column whether it holds lists; nested ones are `outer.inner`.
+
+    `fields` are types by name, or the values of a record.
+    """
     names: dict[str, bool] = {}
-    for name, dtype in schema.items():
-        is_list = isinstance(dtype, pl.List)
-        inner = dtype.inner if is_list else dtype
+    for name, inner in fields.items():
+        is_list = isinstance(inner, pl.List | list)
+        if isinstance(inner, pl.List):
+            inner = inner.inner
+        elif inner and isinstance(inner, list):
+            inner = inner[0]
         if isinstance(inner, pl.Struct):
-            nested = names_of({field.name: field.dtype for field in inner.fields})
+            inner = inner.to_schema()
+        if isinstance(inner, Mapping):
+            nested = names_of(inner)
             names |= {f"{name}.{n}": is_list or lists for n, lists in nested.items()}
         else:
             names[name] = is_list
@@ -101,7 +108,7 @@ def _check_type(column: pl.Series, name: str, where: pathlib.Path | str) -> None
     dtype: Any = column.dtype
     if isinstance(dtype, pl.List) and column.name != "session":
         dtype = dtype.inner
-    is_id = column.name in _IDS
+    is_id = column.name in ("session", "item", "event")
     text = (pl.String, pl.Categorical, pl.Enum, pl.Binary, pl.Null)
     known = text if is_id else (*text, pl.Date, pl.Datetime, pl.Time)
     if not dtype.is_numeric() and dtype not in known:
@@ -114,7 +121,7 @@ def json_names(path: pathlib.Path, encoding: str = "") -> dict[str, bool]:
     names: dict[str, bool] = {}
     for line in next(_lines(path, encoding), [])[:_TELLING]:
         record, _ = record_of(line)
-        names |= fields_of(record or {})
+        names |= names_of(record or {})
     return names
 
 
@@ -145,30 +152,25 @@ def _split_json(
     lines: Sequence[str], number: int, names: Mapping[str, str]
 ) -> pl.DataFrame:
     paths = {role: name.split(".") for role, name in names.items()}
-    found: dict[str, list] = {"number": [], "fault": [], **{role: [] for role in names}}
+    schema: dict[str, Any] = dict.fromkeys(["number", *names, "fault"], pl.String)
+    schema["number"] = pl.UInt32
+    found: dict[str, list] = {column: [] for column in schema}
     for n, line in enumerate(lines, number):
         if not line.strip():
             continue
         record, fault = record_of(line)
-        found["number"].append(n)
-        found["fault"].append(fault)
         for role, path in paths.items():
             value = None if record is None else _value(record, path)
             if _is_damaged(value):
-                value, found["fault"][-1] = None, "text that is not UTF-8"
+                value, fault = None, "text that is not UTF-8"
             found[role].append(value)
-    columns = {}
+        found["number"].append(n)
+        found["fault"].append(fault)
     for role in names:
-        values = found[role]
-        if any(isinstance(value, list) for value in values):
-            values = [v if isinstance(v, list) else [v] for v in values]
-            dtype: Any = pl.List(pl.String)
-        else:
-            dtype = pl.String
-        columns[role] = pl.Series(role, values, dtype)
-    number_column = pl.Series("number", found["number"], pl.UInt32)
-    fault_column = pl.Series("fault", found["fault"], pl.String)
-    return pl.DataFrame([number_column, *columns.values(), fault_column])
+        if any(isinstance(value, list) for value in found[role]):
+            found[role] = [v if isinstance(v, list) else [v] for v in found[role]]
+            schema[role] = pl.List(pl.String)
+    return pl.DataFrame(found, schema)
 
 
 def _is_damaged(value: Any) -> bool:
@@ -192,21 +194,6 @@ def record_of(line: str) -> tuple[dict | None, str | None]:
     if not isinstance(record, dict):
         return None, "no JSON object"
     return record, None
-
-
-def fields_of(record: Mapping[str, Any]) -> dict[str, bool]:
-    """Returns of each field whether it holds a list; nested ones are `outer.inner`."""
-    names: dict[str, bool] = {}
-    for key, value in record.items():
-        is_list = isinstance(value, list)
-        if is_list and value and isinstance(value[0], dict):
-            value = value[0]
-        if isinstance(value, dict):
-            nested = fields_of(value)
-            names |= {f"{key}.{n}": is_list or lists for n, lists in nested.items()}
-        else:
-            names[key] = is_list
-    return names
 
 
 def _value(value: Any, path: Sequence[str]) -> Any:

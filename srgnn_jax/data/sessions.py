@@ -161,11 +161,9 @@ class Sessions:
         if not self.last_only:
             return self
         shortens = np.zeros(len(self), bool)
-        for longer, shorter in (
-            (slice(1, None), slice(-1)),
-            (slice(-1), slice(1, None)),
-        ):
-            shortens[shorter] |= self._begins(longer, shorter)
+        earlier, later = slice(-1), slice(1, None)
+        shortens[earlier] |= self._begins(later, earlier)
+        shortens[later] |= self._begins(earlier, later)
         return self.take(np.flatnonzero(~shortens))
 
     def _begins(self, longer: slice, shorter: slice) -> Bool[np.ndarray, " T"]:
@@ -184,10 +182,9 @@ class Sessions:
         """Splits off the last sessions: (all but the last `fraction`, those)."""
         cut = len(self) - round(fraction * len(self))
         end = self.offsets[cut]
-        earlier, later = self.items[:end], self.items[end:]
         return (
-            Sessions(earlier, self.offsets[: cut + 1], self.last_only),
-            Sessions(later, self.offsets[cut:] - end, self.last_only),
+            Sessions(self.items[:end], self.offsets[: cut + 1], self.last_only),
+            Sessions(self.items[end:], self.offsets[cut:] - end, self.last_only),
         )
 
 
@@ -344,8 +341,7 @@ class Dataset:
 
     @property
     def test(self) -> Sessions:
-        none = Sessions.from_lengths(np.zeros(0, np.int32), np.zeros(0, np.int64))
-        return self.splits.get("test", none)
+        return self.splits.get("test", Sessions.from_lists([]))
 
     @property
     def validation(self) -> Sessions | None:

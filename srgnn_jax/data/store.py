@@ -19,7 +19,7 @@ import logging
 import pathlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ import numpy as np
 from srgnn_jax.data.counts import PUBLISHED_COUNTS, data_name
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary, check_rows
 from srgnn_jax.data.sources import NAMED, SOURCES, Settings, find_files
+from srgnn_jax.data.sources.ready_made import refuse
 from srgnn_jax.errors import UserError, nearest, reason
 
 # Sources whose raw file may be missing where there are the published pickles.
@@ -68,7 +69,10 @@ def load_dataset(
     name = data_name(dataset, chosen.train_fraction)
     dataset = NAMED.get(dataset, dataset)
     source, files = _find_source(dataset, data_dir, chosen)
-    _check_settings(dataset, source, settings)
+    # Pickles were written by the usual settings of their data set.
+    presets = [p for name in (dataset, source) for p in SOURCES[name].PRESETS.values()]
+    unheeded = settings.keys() - SOURCES[source].SETTINGS
+    refuse(chosen, unheeded, f"read as {source}, which does not heed it", *presets)
     try:
         known = prepared_dir / "known_files"
         hashes = [(path.name, _hash_once(path, known)) for path in files]
@@ -108,20 +112,6 @@ def _find_source(
         except UserError as error:
             missing.append(str(error))
     raise UserError(" Or: ".join(missing))
-
-
-def _check_settings(dataset: str, source: str, settings: Mapping[str, Any]) -> None:
-    """Refuses settings that would change nothing, unless they are the usual ones."""
-    # Pickles were written by the usual settings of their data set.
-    presets = [p for name in (dataset, source) for p in SOURCES[name].PRESETS.values()]
-    for setting in settings.keys() - SOURCES[source].SETTINGS:
-        usual = [getattr(preset, setting) for preset in presets]
-        if settings[setting] not in usual:
-            raise UserError(
-                f"config.{setting} is {settings[setting]!r}, which would change "
-                f"nothing: the data set is read as {source}, which does not heed it; "
-                f"leave it at {usual[0]!r}"
-            )
 
 
 def _check_fraction(examples: float | int, name: str, data_dir: pathlib.Path) -> None:

@@ -10,10 +10,11 @@ import itertools
 import pathlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
-from srgnn_jax.data.columns import USUAL_NAMES, plain_name
+from srgnn_jax.data.columns import USUAL_NAMES, Form, plain_name
 from srgnn_jax.data.files import CHUNK, open_text, reading
 from srgnn_jax.data.times import forms_of, looks_like_time
 from srgnn_jax.errors import UserError
@@ -38,34 +39,26 @@ class Layout:
     has_header: bool = True
 
 
-def find_layout(
-    path: pathlib.Path,
-    *,
-    header: str | Sequence[str] = "",
-    separator: str = "",
-    quoting: str = "",
-    encoding: str = "",
-    width: int = 0,
-) -> Layout:
+def find_layout(path: pathlib.Path, form: Form, width: int = 0) -> Layout:
     """Tells the layout of a file from its first line.
 
-    `header` gives the names where the file has none, "none" has its columns numbered
-    from 1; `width` is the number of columns, where another part of the log has told it.
-    Raises UserError where the first line is empty or no header.
+    `width` is the number of columns, where another part of the log has told it. Raises
+    UserError where the first line is empty or no header.
     """
-    separator = as_meant(separator)
-    number, lines = _first_lines(path, encoding)
+    separator, quoting = as_meant(form.separator), form.quoting
+    number, lines = _first_lines(path, form.encoding)
     if lines and is_separator_line(lines[0]):
         told = lines[0].strip('"').removeprefix("sep=")
         number, lines, separator = number + 1, lines[1:], separator or told
     number, lines = without_comments(number, lines, separator)
     first, following = (lines[0] if lines else ""), lines[1:]
     more = following if '"' in first and quoting != "none" else []
+    where = f"{path}, line {number}"
     if not first.strip():
         raise UserError(f"{path} is empty: it has no header")
     if "\r" in first:
         raise UserError(
-            f"{path}, line {number}: its lines end in carriage returns alone; end them "
+            f"{where}: its lines end in carriage returns alone; end them "
             "in line feeds, as with: tr '\\r' '\\n'"
         )
     if not separator:
@@ -74,21 +67,20 @@ def find_layout(
         separator = separator_of(told)
         if separator not in told:
             raise UserError(
-                f"{path}, line {number}: no tab, comma, semicolon or '|' in the header "
+                f"{where}: no tab, comma, semicolon or '|' in the header "
                 f"{first[:80]!r}; name the separator with --config.separator"
             )
     try:
         fields, rows = _first_row([first, *more], separator, quoting, width)
     except csv.Error as error:
-        raise UserError(
-            f"{path}, line {number}: unreadable header ({error})"
-        ) from error
+        raise UserError(f"{where}: unreadable header ({error})") from error
+    header = form.header
     if header == "none":
         header = [str(n) for n in range(1, len(fields) + 1)]
     if header:
-        return Layout(header, separator, number - 1, quoting, encoding, False)
+        return Layout(header, separator, number - 1, quoting, form.encoding, False)
     names = _as_rows_are(fields, following[rows - 1 :][:2], separator, quoting)
-    return Layout(names, separator, number + rows - 1, quoting, encoding)
+    return Layout(names, separator, number + rows - 1, quoting, form.encoding)
 
 
 def _first_lines(path: pathlib.Path, encoding: str) -> tuple[int, list[str]]:
@@ -151,6 +143,7 @@ def _first_row(
 ) -> tuple[list[str], int]:
     """Splits the first row, and tells how many lines it takes; raises csv.Error."""
     faults = []
+    are_alone = separator == "\t" and _are_alone(lines, lines[0].count("\t"))
     for end in range(1, len(lines) + 1):
         if end > 1 and lines[end - 1].count('"') % 2 == 0:
             continue
@@ -159,12 +152,7 @@ def _first_row(
         except csv.Error as error:
             faults.append(error)
         else:
-            alone = (
-                end > 1
-                and separator == "\t"
-                and _are_alone(lines, lines[0].count("\t"))
-            )
-            if len(fields) == width or not (width or alone):
+            if len(fields) == width or not (width or (are_alone and end > 1)):
                 return fields, end
     if separator == "\t" or width:
         return lines[0].split(separator), 1
@@ -181,7 +169,7 @@ def separator_of(line: str) -> str:
     return max(SEPARATORS, key=line.count)
 
 
-def is_click(fields: Sequence[str], missing: Collection[str] = ()) -> bool:
+def is_click(fields: Collection[str], missing: Collection[str] = ()) -> bool:
     """Whether the fields of a first line are those of a click, and no names.
 
     `missing` are words for nothing, which name no column.
@@ -232,15 +220,8 @@ def fields_of(line: str, separator: str, quoting: str = "") -> list[str]:
         if '\\"' not in line:
             raise
         # As Spark and MySQL write a quote within quotes.
-        return next(
-            csv.reader(
-                *([line],),
-                delimiter=separator,
-                escapechar="\\",
-                doublequote=False,
-                strict=True,
-            )
-        )
+        escaped: Any = {"escapechar": "\\", "doublequote": False}
+        return next(csv.reader([line], delimiter=separator, strict=True, **escaped))
 
 
 def text_chunks(
@@ -256,7 +237,12 @@ def text_chunks(
             block = held + block
             if not block:
                 return
-            lines = lines_of(block, number)
+            lines = pl.scan_lines(
+                block.encode("utf-8", "replace"),
+                name="text",
+                row_index_name="number",
+                row_index_offset=number,
+            ).collect()
             held, end = "", number + len(lines)
             if number <= layout.header_line:
                 lines = lines.filter(pl.col("number") > layout.header_line)
@@ -272,16 +258,6 @@ def text_chunks(
             yield _find_damage(rows, list(position)) if is_damaged else rows
 
 
-def lines_of(text: str, number: int = 1) -> pl.DataFrame:
-    """Returns lines, columns number and text, of which the first has that number."""
-    return pl.scan_lines(
-        text.encode("utf-8", "replace"),
-        name="text",
-        row_index_name="number",
-        row_index_offset=number,
-    ).collect()
-
-
 def _join_lines(
     lines: pl.DataFrame, layout: Layout, position: Mapping[str, int]
 ) -> tuple[pl.DataFrame, int]:
@@ -293,22 +269,17 @@ def _join_lines(
     openers = odd.arg_true().to_list()
     if not openers:
         return lines, 0
-    texts, joined, dropped = lines["text"].to_list(), {}, set()
+    texts: list[Any] = lines["text"].to_list()
     while len(openers) > 1:
         start, end = openers[:2]
         parts = texts[start : end + 1]
         if end - start < MOST_JOINED and _are_one(parts, layout, position):
-            joined[start] = "\n".join(parts)
-            dropped |= set(range(start + 1, end + 1))
+            texts[start : end + 1] = ["\n".join(parts)] + [None] * (end - start)
             openers = openers[2:]
         else:
             openers = openers[1:]
     last = lines["number"][openers[0]] if openers else 0
-    for start, text in joined.items():
-        texts[start] = text
-    lines = lines.with_columns(pl.Series("text", texts))
-    kept = [n for n in range(len(lines)) if n not in dropped]
-    return lines[kept] if dropped else lines, last
+    return lines.with_columns(pl.Series("text", texts)).drop_nulls(), last
 
 
 def _are_one(parts: Sequence[str], layout: Layout, position: Mapping[str, int]) -> bool:
@@ -369,9 +340,8 @@ def _find_damage(rows: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
         ("\0", "a NUL byte, as in files that were not written to the end"),
     ):
         is_damaged = pl.any_horizontal(pl.col(columns).str.contains(character))
-        if rows.select(is_damaged.any()).item():
-            fault = pl.when(is_damaged & pl.col("fault").is_null()).then(pl.lit(what))
-            rows = rows.with_columns(fault.otherwise("fault").alias("fault"))
+        fault = pl.when(is_damaged & pl.col("fault").is_null()).then(pl.lit(what))
+        rows = rows.with_columns(fault.otherwise("fault").alias("fault"))
     return rows
 
 
@@ -392,7 +362,7 @@ def _split_again(
         parts = [plain[i] for i in position.values()]
         if not any('"' in part for part in parts):
             return parts, None
-    if fault and len(plain) == expected:
-        fault += "; --config.quoting=none takes quotes as text"
+        if fault:
+            fault += "; --config.quoting=none takes quotes as text"
     fault = fault or f"{len(fields)} fields instead of {expected}"
     return [""] * len(position), fault

@@ -5,6 +5,7 @@ holds a list of integers, of numbers or of bytes. Only what is asked for is look
 which is many times faster than TFDS's own decoding.
 """
 
+import itertools
 import json
 import pathlib
 import struct
@@ -64,7 +65,7 @@ def find_features(builder: Any) -> dict[str, tuple[int, str]]:
 
 
 def read_split(builder: Any, split: str, wanted: Mapping[str, str]) -> pl.DataFrame:
-    """Returns the wanted features, by column, as a list a record; with its number."""
+    """Returns the wanted features, by column, as a list a record."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     features = find_features(builder)
@@ -84,7 +85,7 @@ def read_split(builder: Any, split: str, wanted: Mapping[str, str]) -> pl.DataFr
             for column, (name, kind, _) in how.items()
         }
         chunks.append(pl.DataFrame(values, schema=schema))
-    return pl.concat(chunks).with_row_index("number").with_columns(split=pl.lit(split))
+    return pl.concat(chunks)
 
 
 def _values(kept: Any) -> list:
@@ -105,8 +106,10 @@ def _chunks(builder: Any, split: str) -> Iterator[list[bytes]]:
     info = builder.info
     form = info.file_format.file_suffix
     if form == "tfrecord":
-        for path in info.splits[split].filepaths:
-            yield from _tfrecord_chunks(pathlib.Path(path))
+        paths = map(pathlib.Path, info.splits[split].filepaths)
+        records = itertools.chain.from_iterable(map(_tfrecords, paths))
+        while chunk := list(itertools.islice(records, CHUNK_RECORDS)):
+            yield chunk
     elif form == "array_record":
         raw = decode.DeserializeMethod.RAW_BYTES
         source = builder.as_data_source(split, deserialize_method=raw)
@@ -120,17 +123,12 @@ def _chunks(builder: Any, split: str) -> Iterator[list[bytes]]:
         )
 
 
-def _tfrecord_chunks(path: pathlib.Path) -> Iterator[list[bytes]]:
+def _tfrecords(path: pathlib.Path) -> Iterator[bytes]:
     """Reads the file's records, each between its length and checksums."""
     with path.open("rb") as file:
-        records = []
         while head := file.read(12):
             (length,) = struct.unpack("<Q4x", head)
             record = file.read(length)
             if len(record) + len(file.read(4)) < length + 4:
                 raise ValueError(f"{path.name} ends within a record")
-            records.append(record)
-            if len(records) == CHUNK_RECORDS:
-                yield records
-                records = []
-        yield records
+            yield record

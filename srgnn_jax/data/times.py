@@ -18,27 +18,20 @@ LATEST_MICROSECONDS = 9_183_110_400_000_000
 DAY = 86_400_000_000
 # Of numbers, those that come to lie in the years 1990 to 2099 tell the unit.
 _LIKELY = (7_305 * DAY, 47_482 * DAY)
-# What a number counts: name, microseconds of one, and from which time on.
-UNITS: dict[str, tuple[float, int]] = {
-    "s": (1e6, 0),
-    "ms": (1e3, 0),
-    "us": (1, 0),
-    "ns": (1e-3, 0),
-    # As spreadsheets do.
-    "days": (DAY, -25_569 * DAY),
+# What a number counts: its name, microseconds of one, and from which time on.
+UNITS: dict[str, tuple[str, float, int]] = {
+    "s": ("seconds", 1e6, 0),
+    "ms": ("milliseconds", 1e3, 0),
+    "us": ("microseconds", 1, 0),
+    "ns": ("nanoseconds", 1e-3, 0),
+    "days": ("days of a spreadsheet", DAY, -25_569 * DAY),
 }
+_CALLED = {unit: called for unit, (called, _, _) in UNITS.items()}
+_CALLED["date"] = "dates such as 20240301"
 _SINCE_1970 = ("s", "ms", "us", "ns")
 # Dates as whole numbers, such as 20240301, by the number of their digits.
 _COMPACT = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 TIME_UNITS = ("", *UNITS, "date", "any")
-_CALLED = {
-    "s": "seconds",
-    "ms": "milliseconds",
-    "us": "microseconds",
-    "ns": "nanoseconds",
-    "days": "days of a spreadsheet",
-    "date": "dates such as 20240301",
-}
 # Usual forms that are not read unless they are named.
 _DATES = (
     *("%Y/%m/%d", "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%Y%m%d"),
@@ -204,15 +197,14 @@ class TimeColumn:
             for unit in set(_SINCE_1970) - {self._unit}:
                 other = _is_likely(_scaled(number, unit)).fill_null(False)
                 if other.any():
-                    self._refuse(number, lines, where, unit, other.arg_max())
+                    place = int(other.to_numpy().argmax())
+                    raise UserError(
+                        f"{where} {lines[place]}: {number[place]:.15g} would be a time "
+                        f"in {_CALLED[unit]}, but that of {self._first} one in "
+                        f"{_CALLED[self._unit]}; --config.time_unit=any takes each by "
+                        "its size"
+                    )
         return _in_range(_scaled(number, self._unit or "s"))
-
-    def _refuse(self, number, lines, where, unit, place) -> None:
-        raise UserError(
-            f"{where} {lines[place]}: {number[place]:.15g} would be a time in "
-            f"{_CALLED[unit]}, but that of {self._first} one in {_CALLED[self._unit]}; "
-            "--config.time_unit=any takes each by its size"
-        )
 
     def warn(self, micro: pl.Series) -> None:
         """Warns of times that nobody can have clicked at, and tells a likelier unit."""
@@ -221,20 +213,21 @@ class TimeColumn:
         first, last = int(values.min()), int(values.max())
         if first >= _LIKELY[0] and last <= latest:
             return
-        said = f"times are from {_day(first)} to {_day(last)}"
+        said = f"times are from {written(first)[:10]} to {written(last)[:10]}"
         if self._kind == "text" or self._unit not in UNITS:
             log.warning("%s; is that right?", said)
             return
         number = pl.Series([float(np.median(micro))])
-        scale, offset = UNITS[self._unit]
+        _, scale, offset = UNITS[self._unit]
         number = (number - offset) / scale
         for unit in (*UNITS, "date"):
             meant = _scaled(number, unit)[0]
             if unit != self._unit and meant and _LIKELY[0] <= meant <= latest:
+                day = written(meant)[:10]
                 log.warning(
                     "%s, as numbers of %s; as %s they would be of %s: if that is "
                     "meant, set --config.time_unit=%s",
-                    *(said, _CALLED[self._unit], _CALLED[unit], _day(meant), unit),
+                    *(said, _CALLED[self._unit], _CALLED[unit], day, unit),
                 )
                 return
         log.warning("%s, as numbers of %s; is that right?", said, _CALLED[self._unit])
@@ -271,18 +264,17 @@ def tell_unit(number: pl.Series) -> str:
 def _scaled(number: pl.Series, unit: str) -> pl.Series:
     """Returns microseconds since 1970, float64 or int64."""
     if unit != "date":
-        scale, offset = UNITS[unit]
+        _, scale, offset = UNITS[unit]
         return (number * scale).round() + offset
     text = number.set(number != number.floor(), None).cast(pl.Int64, strict=False)
     text = text.cast(pl.String)
-    moment = pl.Series([None], dtype=pl.Datetime("us")).new_from_index(0, len(text))
-    for digits, form in _COMPACT.items():
-        of_length = text.set(text.str.len_bytes() != digits, None)
-        moment = moment.zip_with(
-            moment.is_not_null(),
-            of_length.str.to_datetime(form, time_unit="us", strict=False),
+    moments = [
+        text.set(text.str.len_bytes() != digits, None).str.to_datetime(
+            form, time_unit="us", strict=False
         )
-    micro = moment.to_physical()
+        for digits, form in _COMPACT.items()
+    ]
+    micro = pl.select(pl.coalesce(moments)).to_series().to_physical()
     return micro.set(~_is_likely(micro), None)
 
 
@@ -290,8 +282,9 @@ def _is_likely(micro: pl.Series) -> pl.Series:
     return (micro >= _LIKELY[0]) & (micro < _LIKELY[1])
 
 
-def _day(micro: float | int) -> str:
-    return str(np.datetime64(int(micro), "us"))[:10]
+def written(micro: float | int | np.integer) -> str:
+    """Returns microseconds since 1970 as a person writes them, to the second."""
+    return str(np.datetime64(int(micro), "us"))[:19].replace("T", " ")
 
 
 def _in_range(micro: pl.Series) -> pl.Series:

@@ -141,13 +141,6 @@ def group_by_session(
     return Sessions.from_lengths(grouped, np.bincount(session)), session, raw_items
 
 
-def sort_key(ids: pl.Series) -> np.ndarray:
-    """Returns what distinct ids are sorted by: whole numbers, or their rank as text."""
-    if ids.dtype.is_integer():
-        return ids.cast(pl.Int64).to_numpy()
-    return ids.rank("ordinal").cast(pl.Int64).to_numpy()
-
-
 def number(column: pl.Series) -> tuple[Int[np.ndarray, " C"], pl.Series]:
     """Numbers the distinct values, in int32, and returns them in that order."""
     distinct = column.unique(maintain_order=True)

@@ -207,7 +207,7 @@ def _json_fields(line: str) -> dict[str, bool]:
         array = orjson.loads(line)
         record = array[0] if isinstance(array, list) and array else record
     is_session = not isinstance(record, dict) or set(record) == {"session"}
-    return {} if is_session else records.fields_of(record)
+    return {} if is_session else records.names_of(record)
 
 
 def _is_time(field: str, settings: Settings) -> bool:

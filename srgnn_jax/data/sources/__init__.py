@@ -37,15 +37,10 @@ SOURCES: dict[str, types.ModuleType] = {
 
 # Data sets that are known by a name, and the source that reads their form: published
 # pickles, and sessions split 8:1:1 by time in RecBole's.
-NAMED: dict[str, str] = {
-    **dict.fromkeys(("gowalla", "lastfm", "nowplaying", "tmall"), "srgnn_pickles"),
-    **dict.fromkeys(
-        (
-            *("diginetica_811", "lastfm_811", "retailrocket_811", "tmall_811"),
-            "yoochoose_811",
-        ),
-        "recbole_inter",
-    ),
+NAMED = dict.fromkeys(("gowalla", "lastfm", "nowplaying", "tmall"), "srgnn_pickles")
+NAMED |= {
+    f"{name}_811": "recbole_inter"
+    for name in ("diginetica", "lastfm", "retailrocket", "tmall", "yoochoose")
 }
 
 __all__ = ["NAMED", "SOURCES", "Settings", "find_files"]

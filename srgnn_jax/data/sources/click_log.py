@@ -5,7 +5,6 @@ session-rec.
 """
 
 import contextlib
-import functools
 import itertools
 import logging
 import os
@@ -13,12 +12,14 @@ import pathlib
 import re
 from collections.abc import Collection, Mapping
 
+from srgnn_jax.data.columns import Form
 from srgnn_jax.data.files import kind_of
 from srgnn_jax.data.prepare import prepare, prepare_splits
-from srgnn_jax.data.read import Form, columns_of, read_clicks
+from srgnn_jax.data.read import columns_of, read_clicks
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import ready_made, source
 from srgnn_jax.data.sources.source import Settings
+from srgnn_jax.data.text import is_click
 from srgnn_jax.errors import UserError
 
 INSTRUCTIONS = (
@@ -31,11 +32,6 @@ SETTINGS = (
     source.LOG_SETTINGS | source.RULE_SETTINGS | source.VISIT_SETTINGS | {"date_column"}
 )
 PRESETS = {"default": Settings()}
-# Those of ready-made splits.
-_OF_SPLITS = source.RULE_SETTINGS - {"min_session_length"}
-
-# What only the error of a log of visitors says.
-_VISITS = "session_gap_minutes"
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +41,13 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     if splits := _ready_made(files):
         return _read_splits(splits, settings)
     rules = settings.rules | settings.visits
-    split = functools.partial(prepare, as_published=False, **rules)
-    return source.read_log(files, settings.form, split)
+    return source.read_log(files, settings.form, prepare, as_published=False, **rules)
 
 
 def _read_splits(splits: dict[str, list[pathlib.Path]], settings: Settings) -> Dataset:
     told = ", ".join(files[0].name for files in splits.values())
     what = f"of ready-made splits ({told}), unless config.log_file names one log"
-    ready_made.refuse(settings, _OF_SPLITS, what)
+    ready_made.refuse(settings, source.RULE_SETTINGS - {"min_session_length"}, what)
     read = {split: read_clicks(files, settings.form) for split, files in splits.items()}
     clicks = {split: frame for split, (frame, _) in read.items()}
     data = prepare_splits(clicks, settings.min_session_length, **settings.visits)
@@ -111,37 +106,35 @@ def _is_hidden(path: pathlib.PurePath) -> bool:
 def _by_form(
     files: list[pathlib.Path], form: Form
 ) -> tuple[
-    dict[frozenset[str], list[pathlib.Path]],
-    dict[int, list[pathlib.Path]],
+    dict[frozenset[str] | int, list[pathlib.Path]],
     list[tuple[pathlib.Path, UserError]],
 ]:
     """Groups files by their columns; those without a header, by how many they have.
 
-    Returns both, and the files that are no logs, with why. Raises the UserError of a
+    Returns them, and the files that are no logs, with why. Raises the UserError of a
     file that is damaged: it may be a part of the log.
     """
-    forms: dict[frozenset[str], list[pathlib.Path]] = {}
-    headless: dict[int, list[pathlib.Path]] = {}
+    groups: dict[frozenset[str] | int, list[pathlib.Path]] = {}
     others = []
     for path in files:
         try:
             if not path.stat().st_size:
                 continue
             names = columns_of(path, form)
-            is_text = not isinstance(names, Mapping)
-            if is_text and form.is_click([*names]) and form.header != "none":
-                headless.setdefault(len(names), []).append(path)
+            may_lack_header = form.header != "none" and not isinstance(names, Mapping)
+            if may_lack_header and is_click(names, form.missing_values):
+                groups.setdefault(len(names), []).append(path)
                 continue
             read = form.names(names, path).values()
             # A record may lack any field that is not read.
             is_json = kind_of(path, form.encoding) == "json"
             told = frozenset(map(str.strip, read if is_json else names))
-            forms.setdefault(told, []).append(path)
+            groups.setdefault(told, []).append(path)
         except UserError as error:
             if error.__cause__:
                 raise
             others.append((path, error))
-    return forms, headless, others
+    return groups, others
 
 
 def _continues(
@@ -155,7 +148,7 @@ def _continues(
         fields = columns_of(path, form, width)
         if isinstance(fields, Mapping):
             return len(fields.keys() & read) >= len(read) - 1 > 1
-        return len(fields) == width and form.is_click(fields)
+        return len(fields) == width and is_click(fields, form.missing_values)
     return False
 
 
@@ -163,42 +156,43 @@ def _of_one_form(
     files: list[pathlib.Path], folder: pathlib.Path, settings: Settings, where: str
 ) -> list[pathlib.Path]:
     """Returns the files that hold clicks, which must have the same columns."""
-    forms, headless, others = _by_form(files, settings.form)
-    if not (forms or others or headless):
-        raise UserError(f"all {len(files)} files in {where} are empty. {INSTRUCTIONS}")
-    if len(forms) == 1:
-        ((read, log_files),) = forms.items()
-        # One with a header tells what those without hold.
-        width = len(columns_of(log_files[0], settings.form))
-        rest = [*itertools.chain(*headless.values()), *(path for path, _ in others)]
-        parts = [p for p in rest if _continues(p, settings.form, width, read)]
-        log_files = [*log_files, *parts]
-        passed = [path for path in rest if path not in parts]
-    elif not forms and len(headless) == 1:
-        log_files = next(iter(headless.values()))
-        passed = [path for path, _ in others]
-    else:
-        log_files, passed = [], []
+    groups, others = _by_form(files, settings.form)
+    if not groups:
+        if not others:
+            raise UserError(
+                f"all {len(files)} files in {where} are empty. {INSTRUCTIONS}"
+            )
+        # The largest is likely the log, if no error advises to cut visitors' clicks.
+        _, error = max(
+            others,
+            key=lambda o: ("session_gap_minutes" in str(o[1]), o[0].stat().st_size),
+        )
+        if len(others) == 1:
+            raise error
+        raise UserError(f"none of the {len(files)} files in {where} is a log. {error}")
 
     def names_of(paths):
         told = [str(path.relative_to(folder)) for path in paths]
         return ", ".join(told[:5]) + f" and {len(told) - 5} others" * (len(told) > 5)
 
-    if not log_files and len(others) == 1 and not forms and not headless:
-        raise others[0][1]
-    if not log_files:
-        if not (forms or headless):
-            # The largest is likely the log, if none is of visitors.
-            _, error = max(others, key=lambda o: (_VISITS in str(o[1]), _size(o[0])))
-            raise UserError(
-                f"none of the {len(files)} files in {where} is a log. {error}"
-            )
-        firsts = [paths[0] for paths in (*forms.values(), *headless.values())]
+    headed = [columns for columns in groups if isinstance(columns, frozenset)]
+    if len(headed) > 1 or (not headed and len(groups) > 1):
+        firsts = [
+            groups[of][0] for of in sorted(groups, key=lambda of: of not in headed)
+        ]
         raise UserError(
             f"several logs in {where}, with columns that differ ({names_of(firsts)}); "
             "name one with --config.log_file, or a pattern such as "
             f"--config.log_file='*{firsts[0].suffix}'"
         )
+    log_files = groups.pop(headed[0] if headed else next(iter(groups)))
+    passed = [*itertools.chain(*groups.values()), *(path for path, _ in others)]
+    if headed:
+        # One with a header tells what those without hold.
+        width = len(columns_of(log_files[0], settings.form))
+        parts = [p for p in passed if _continues(p, settings.form, width, headed[0])]
+        log_files = [*log_files, *parts]
+        passed = [path for path in passed if path not in parts]
     if passed:
         log.warning("%s: no clicks in %s: passed over", where, names_of(passed))
     if len(log_files) > 1 and not _ready_made(log_files):
@@ -209,28 +203,21 @@ def _of_one_form(
     return log_files
 
 
-def _size(path: pathlib.Path) -> int:
-    return path.stat().st_size
-
-
 def _ready_made(files: list[pathlib.Path]) -> dict[str, list[pathlib.Path]]:
     """Returns the files of each split, where their names tell of train and test."""
-    splits: dict[str, list[pathlib.Path]] = {}
+    splits: dict[str, list[pathlib.Path]] = {"train": [], "validation": [], "test": []}
     for path in files:
         words = set(re.split(r"[^a-z]+", path.name.lower()))
+        split = next((word for word in ("train", "test") if word in words), "")
         if words & {"valid", "validation", "val", "dev"}:
-            splits.setdefault("validation", []).append(path)
-        else:
-            split = next((word for word in ("train", "test") if word in words), "")
-            splits.setdefault(split or "other", []).append(path)
-    if not {"train", "test"} <= splits.keys() or "other" in splits:
+            split = "validation"
+        if not split:
+            return {}
+        splits[split].append(path)
+    if not (splits["train"] and splits["test"]):
         return {}
     # Those of session-rec: the whole of training beside its two parts.
     full = [path for path in splits["train"] if "full" in path.name.lower()]
     if full:
         return {"train": full, "test": splits["test"]}
-    return {
-        split: splits[split]
-        for split in ("train", "validation", "test")
-        if split in splits
-    }
+    return {split: paths for split, paths in splits.items() if paths}

@@ -1,11 +1,9 @@
 """Diginetica, CIKM Cup 2016 track 2: item views of a web shop."""
 
-import functools
 import pathlib
 
-from srgnn_jax.data.columns import Columns
+from srgnn_jax.data.columns import Columns, Form
 from srgnn_jax.data.prepare import prepare
-from srgnn_jax.data.read import Form
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import source
 from srgnn_jax.data.sources.source import Settings
@@ -27,5 +25,4 @@ PRESETS = {"default": Settings(test_days=7.0)}
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     """Reads the views."""
     form = Form(COLUMNS, USUAL_NAMES, separator=";", on_bad_row=settings.on_bad_row)
-    split = functools.partial(prepare, **settings.rules)
-    return source.read_log(files, form, split)
+    return source.read_log(files, form, prepare, **settings.rules)

@@ -70,7 +70,6 @@ def _sessions(
 
 
 def _num_items(path: pathlib.Path) -> int:
-    """Reads num_items.txt."""
     with reading(path), path.open(encoding="utf-8-sig", errors="replace") as lines:
         first = lines.readline(100).strip()
     if not (first.isascii() and first.isdigit() and 0 < int(first[:9]) <= MOST_ITEMS):

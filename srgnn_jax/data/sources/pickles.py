@@ -11,12 +11,11 @@ from srgnn_jax.data.counts import count
 from srgnn_jax.data.numpy_pickle import NumpyUnpickler
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
 from srgnn_jax.data.sources import lessr
+from srgnn_jax.data.sources.lessr import MOST_ITEMS
 from srgnn_jax.data.sources.source import Settings
 from srgnn_jax.errors import UserError, reason
 
 FILES = ("all_train_seq.txt", "test.txt")
-# Every number up to the largest gets a row: one absurd number must not fill the memory.
-MOST_ITEMS = 20_000_000
 INSTRUCTIONS = (
     "Put the two files there that preprocess.py of the published code writes: "
     "all_train_seq.txt (a list of training sessions) and test.txt (prefixes and "

@@ -10,18 +10,21 @@ from srgnn_jax.data.sources.source import Settings
 from srgnn_jax.errors import UserError
 
 
-def refuse(settings: Settings, names: Iterable[str], what: str) -> None:
-    """Raises UserError for one of these settings that is not at its default.
+def refuse(
+    settings: Settings, names: Iterable[str], what: str, *presets: Settings
+) -> None:
+    """Raises UserError for one of these settings that is not as in one of the presets.
 
-    The store refuses those that a source never heeds: these are heeded, but not where
-    its data is what `what` says.
+    They would change nothing, since the data set is what `what` says. Without presets
+    they must be at their defaults.
     """
     for name in sorted(names):
-        value, usual = getattr(settings, name), getattr(Settings(), name)
-        if value != usual:
+        value = getattr(settings, name)
+        usual = [getattr(preset, name) for preset in presets or [Settings()]]
+        if value not in usual:
             raise UserError(
                 f"config.{name} is {value!r}, which would change nothing: the data set "
-                f"is {what}; leave it at {usual!r}"
+                f"is {what}; leave it at {usual[0]!r}"
             )
 
 
@@ -31,24 +34,16 @@ def number_items(
     """Numbers the items of splits from 1, by first appearance, and counts.
 
     Args:
-      clicks: of each split the sessions, lists of item ids as text.
+      clicks: of each split the sessions, lists of item ids as text, none empty.
       first: ids that are numbered before all others.
       last_only: whether only the last click of a session is a target.
     """
-    lengths = {split: sessions.list.len() for split, sessions in clicks.items()}
-    ids = {
-        split: sessions.filter(lengths[split] > 0).explode()
-        for split, sessions in clicks.items()
-    }
+    ids = {split: sessions.explode() for split, sessions in clicks.items()}
     known = pl.concat([*first, *ids.values()]).unique(maintain_order=True)
-    rows = {split: of.cast(pl.Enum(known)).to_physical() for split, of in ids.items()}
-    splits = {
-        split: Sessions.from_lengths(
-            rows[split].cast(pl.Int32).to_numpy() + 1,
-            lengths[split].cast(pl.Int64).to_numpy(),
-            last_only,
-        )
-        for split in clicks
-    }
+    splits = {}
+    for split, sessions in clicks.items():
+        rows = ids[split].cast(pl.Enum(known)).to_physical().cast(pl.Int32).to_numpy()
+        lengths = sessions.list.len().cast(pl.Int64).to_numpy()
+        splits[split] = Sessions.from_lengths(rows + 1, lengths, last_only)
     vocabulary = Vocabulary(known.to_list())
     return Dataset(splits, vocabulary, count(splits, vocabulary))

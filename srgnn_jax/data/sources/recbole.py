@@ -5,7 +5,6 @@ on: what it does is followed to the letter, its rounding of times included.
 """
 
 import dataclasses
-import functools
 import pathlib
 
 import numpy as np
@@ -45,8 +44,7 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     form = dataclasses.replace(
         settings.form, usual=USUAL_NAMES, separator=settings.separator or "\t"
     )
-    split = functools.partial(leave_one_out, kind=settings.recbole_time)
-    return source.read_log(files, form, split)
+    return source.read_log(files, form, leave_one_out, kind=settings.recbole_time)
 
 
 def time_key(time: Int[np.ndarray, " C"], kind: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from srgnn_jax.data.files import open_text, reading
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import ready_made
 from srgnn_jax.data.sources.source import Settings
-from srgnn_jax.data.text import as_meant, lines_of
+from srgnn_jax.data.text import Layout, as_meant, text_chunks
 from srgnn_jax.errors import UserError
 
 # The split of a file by its name, as in shop.train.inter.
@@ -92,10 +92,9 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
 
 def _read_rows(path: pathlib.Path, settings: Settings) -> tuple[pl.DataFrame, int]:
     """Returns columns target and clicks (prefix and target), and how many are bad."""
-    with reading(path), open_text(path) as file:
-        lines = lines_of(file.read())
     separator = as_meant(settings.separator) or "\t"
-    names = lines["text"][0].split(separator) if len(lines) else []
+    with reading(path), open_text(path, settings.encoding) as file:
+        names = file.readline().rstrip("\r\n").split(separator)
     columns = [name.split(":")[0].strip() for name in names]
     target = settings.item_column.split(":")[0] or "item_id"
     for column in (target, f"{target}_list"):
@@ -107,18 +106,15 @@ def _read_rows(path: pathlib.Path, settings: Settings) -> tuple[pl.DataFrame, in
                 "config.item_column may name, and one of prefixes, with _list behind "
                 "its name"
             )
-    rows = lines[1:].filter(pl.col("text").str.strip_chars(" ") != "")
-    fields = pl.col("text").str.split_exact(separator, len(columns) - 1)
-    rows = rows.with_columns(
-        fields.struct[columns.index(target)].alias("target"),
-        fields.struct[columns.index(f"{target}_list")].alias("prefix"),
-        fields=pl.col("text").str.count_matches(separator, literal=True) + 1,
-    ).with_columns(
+    layout = Layout(names, separator, quoting="none", encoding=settings.encoding)
+    position = {
+        "target": columns.index(target),
+        "prefix": columns.index(f"{target}_list"),
+    }
+    rows = pl.concat(text_chunks(path, layout, position)).with_columns(
         pl.col("prefix").str.strip_chars(" ").str.replace_all(" +", " "),
-        fault=pl.when(pl.col("fields") != len(columns))
-        .then(pl.format("{} fields instead of {}", "fields", len(columns)))
-        .when(pl.col("text").str.contains("[\0\ufffd]"))
-        .then(pl.lit("a NUL byte, or text that is not UTF-8"))
+        fault=pl.when(pl.col("fault").is_not_null())
+        .then("fault")
         .when(pl.col("prefix").str.strip_chars() == "")
         .then(pl.lit("there is no item before the target"))
         .when(pl.col("target").str.strip_chars() == "")

@@ -1,11 +1,9 @@
 """RetailRocket: what the visitors of a web shop did, for four and a half months."""
 
-import functools
 import pathlib
 
-from srgnn_jax.data.columns import Columns
+from srgnn_jax.data.columns import Columns, Form
 from srgnn_jax.data.prepare import prepare
-from srgnn_jax.data.read import Form
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import source
 from srgnn_jax.data.sources.source import Settings
@@ -25,12 +23,7 @@ PRESETS = {
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     """Reads the events, and cuts those of a visitor into visits."""
     form = Form(
-        COLUMNS,
-        separator=",",
-        events=settings.events,
-        of_visitors=True,
-        on_bad_row=settings.on_bad_row,
+        COLUMNS, separator=",", events=settings.events, on_bad_row=settings.on_bad_row
     )
     rules = settings.rules | settings.visits
-    split = functools.partial(prepare, as_published=False, **rules)
-    return source.read_log(files, form, split)
+    return source.read_log(files, form, prepare, as_published=False, **rules)

@@ -9,10 +9,10 @@ from typing import Any
 
 import polars as pl
 
-from srgnn_jax.data.columns import Columns
+from srgnn_jax.data.columns import Columns, Form
 from srgnn_jax.data.ids import MISSING
 from srgnn_jax.data.prepare import prepare
-from srgnn_jax.data.read import Form, columns_of, read_clicks
+from srgnn_jax.data.read import columns_of, read_clicks
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.times import parse_iso
 from srgnn_jax.data.visits import gather_visits
@@ -27,10 +27,11 @@ def _keywords(function: Callable) -> frozenset[str]:
 # The settings of how a log is read, those that `prepare` takes, and those of what a
 # visit is.
 COLUMN_SETTINGS = frozenset({"session_column", "item_column", "time_column"})
-LOG_SETTINGS = COLUMN_SETTINGS | {
-    *("log_file", "header", "separator", "quoting", "encoding", "missing_values"),
-    *("time_unit", "time_format", "event_column", "events", "on_bad_row"),
+FORM_SETTINGS = {
+    *("header", "separator", "quoting", "encoding", "missing_values"),
+    *("time_unit", "time_format", "events", "on_bad_row"),
 }
+LOG_SETTINGS = COLUMN_SETTINGS | FORM_SETTINGS | {"log_file", "event_column"}
 RULE_SETTINGS = _keywords(prepare) - {"as_published"}
 VISIT_SETTINGS = _keywords(gather_visits)
 
@@ -72,22 +73,11 @@ class Settings:
     @property
     def form(self) -> Form:
         """How a log of one's own is read."""
-        columns = (
-            *(self.session_column, self.item_column, self.time_column),
-            *(self.date_column, self.event_column),
-        )
+        columns = {name: getattr(self, f"{name}_column") for name in vars(Columns())}
         return Form(
-            columns=Columns(*columns),
-            header=self.header,
-            separator=self.separator,
-            quoting=self.quoting,
-            encoding=self.encoding,
-            missing_values=self.missing_values,
-            time_unit=self.time_unit,
-            time_format=self.time_format,
-            events=self.events,
+            Columns(**columns),
             of_visitors=bool(self.session_gap_minutes or self.session_by_day),
-            on_bad_row=self.on_bad_row,
+            **{name: getattr(self, name) for name in FORM_SETTINGS},
         )
 
     @property
@@ -154,17 +144,15 @@ def check_folder(folder: pathlib.Path, instructions: str) -> str:
 
 
 def read_log(
-    files: list[pathlib.Path],
-    form: Form,
-    split: Callable[[pl.DataFrame], Dataset],
+    files: list[pathlib.Path], form: Form, split: Callable[..., Dataset], **rules: Any
 ) -> Dataset:
-    """Reads a click log, and has `split` turn it into a data set.
+    """Reads a click log, and has `split` turn it into a data set, by these rules.
 
     What `read.read_clicks` has counted joins the counts.
     """
     clicks, counts = read_clicks(files, form)
     try:
-        dataset = split(clicks)
+        dataset = split(clicks, **rules)
     except UserError as error:
         raise UserError(f"{files[0]}: {error}") from error
     dataset.counts.update(counts)

@@ -6,18 +6,17 @@ together are a log, which is prepared like any other. Sessions that have splits 
 and test, and validation where there is one, are taken as they are.
 """
 
-import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 
 from srgnn_jax.data import tfds_records
-from srgnn_jax.data.columns import Columns
+from srgnn_jax.data.columns import Columns, Form
 from srgnn_jax.data.prepare import prepare
-from srgnn_jax.data.read import Form, read_clicks
+from srgnn_jax.data.read import read_clicks
 from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary, check_rows
 from srgnn_jax.data.sources import ready_made, source
 from srgnn_jax.data.sources.source import Settings
@@ -35,8 +34,6 @@ SETTINGS = (
     | {"tfds_name", "on_bad_row"}
 )
 PRESETS = {"default": Settings()}
-
-_SPLITS = ("train", "validation", "test")
 
 
 def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
@@ -75,7 +72,7 @@ def _version(folder: pathlib.Path) -> list[int]:
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     """Reads the records and prepares them, or takes the splits that there are."""
     folder = files[0].parent
-    with _reading(folder):
+    try:
         builder = tfds_records.open_folder(folder)
         # Values, and lists of them; the name of a/b is a.b here.
         features = tfds_records.find_features(builder)
@@ -99,8 +96,15 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
         usual = dataclasses.replace(settings.form, columns=Columns())
         clicks, counts = read_clicks(frames, usual)
         data = prepare(clicks, as_published=False, **settings.rules, **settings.visits)
-    data.counts.update(counts)
-    return data
+        data.counts.update(counts)
+        return data
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    except Exception as error:  # Damaged files raise nearly anything in TFDS.
+        raise UserError(
+            f"cannot read {folder} as a TFDS data set ({reason(error)[:200]}); have "
+            "TFDS prepare it anew"
+        ) from error
 
 
 def _frames(
@@ -112,28 +116,26 @@ def _frames(
         pl.col(column).list.first() for column, name in found.items() if not axes[name]
     ]
     return {
-        f"split {split!r}": tfds_records.read_split(builder, split, wanted)
-        .select([*wanted])
-        .with_columns(values)
+        f"split {split!r}": tfds_records.read_split(
+            builder, split, wanted
+        ).with_columns(values)
         for split in splits
     }
 
 
 def _read_sessions(builder: Any, item: str, form: Form) -> Dataset:
     """Takes sessions as they are split; of what `data.tfds` wrote, its item rows."""
-    splits = [split for split in _SPLITS if split in builder.info.splits]
     form = dataclasses.replace(form, columns=Columns())
-    of, counted = {}, {}
-    for split in splits:
-        frames = _frames(builder, [split], {"item": item}, {item: 1})
-        frames = {
-            n: frame.filter(pl.col("item").list.len() > 0)
-            for n, frame in frames.items()
-        }
-        clicks, counts = read_clicks(frames, form)
+    of, skipped = {}, 0
+    for split in ("train", "validation", "test"):
+        if split not in builder.info.splits:
+            continue
+        ((where, frame),) = _frames(builder, [split], {"item": item}, {item: 1}).items()
+        frame = frame.filter(pl.col("item").list.len() > 0)
+        clicks, counts = read_clicks({where: frame}, form)
         sessions = clicks.group_by("session", maintain_order=True).agg("item")
         of[split] = sessions["item"].cast(pl.List(pl.String))
-        counted[split] = counts["skipped_rows"]
+        skipped += counts["skipped_rows"]
     metadata = dict(builder.info.metadata or {})
     if {"item_ids", "counts", "last_only"} <= metadata.keys():
         vocabulary, parts = Vocabulary(metadata["item_ids"]), {}
@@ -146,19 +148,5 @@ def _read_sessions(builder: Any, item: str, form: Form) -> Dataset:
         data = Dataset(parts, vocabulary, dict(metadata["counts"]))
     else:
         data = ready_made.number_items(of, [], last_only=False)
-    data.counts["skipped_rows"] = sum(counted.values())
+    data.counts["skipped_rows"] = skipped
     return data
-
-
-@contextlib.contextmanager
-def _reading(folder: pathlib.Path) -> Iterator[None]:
-    """Raises one UserError, with the folder, for all that goes wrong with its data."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from error
-    except Exception as error:  # Damaged files raise nearly anything in TFDS.
-        raise UserError(
-            f"cannot read {folder} as a TFDS data set ({reason(error)[:200]}); have "
-            "TFDS prepare it anew"
-        ) from error

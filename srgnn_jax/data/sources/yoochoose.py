@@ -1,10 +1,9 @@
 """Yoochoose, RecSys Challenge 2015: clicks of a web shop."""
 
-import functools
 import pathlib
 
+from srgnn_jax.data.columns import Form
 from srgnn_jax.data.prepare import prepare
-from srgnn_jax.data.read import Form
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import source
 from srgnn_jax.data.sources.source import Settings
@@ -26,5 +25,4 @@ PRESETS = {
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     """Reads the clicks, which come without a header."""
     form = Form(header=HEADER, separator=",", on_bad_row=settings.on_bad_row)
-    split = functools.partial(prepare, **settings.rules)
-    return source.read_log(files, form, split)
+    return source.read_log(files, form, prepare, **settings.rules)
