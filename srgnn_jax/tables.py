@@ -18,8 +18,8 @@ def plain(rows: Sequence[Sequence[str]], left: int = 0, width: int = 10) -> list
     The first column stands to the left and is `left` wide, or wider; the others stand
     to the right, and are as wide as their widest cell needs, but `width` at least.
     """
-    left = max(left, *(len(row[0]) for row in rows))
-    width = max(width, *(len(cell) + 2 for row in rows for cell in row[1:]))
+    left = max([left, *(len(row[0]) for row in rows)])
+    width = max([width, *(len(cell) + 2 for row in rows for cell in row[1:])])
     return [
         f"{row[0]:<{left}}{''.join(f'{cell:>{width}}' for cell in row[1:])}".rstrip()
         for row in rows

@@ -96,6 +96,8 @@ def test_errors_without_a_code_are_told_wherever_a_workdir_is_written(
     def save():
         Checkpoints(tmp_path).save({}, Progress({}, "", "", 3))
 
+    # What it imports is read while files can be.
+    write(tmp_path)
     for owner, name, do in (
         (pathlib.Path, "mkdir", lambda: workdir.make_workdir(str(tmp_path / "run"))),
         (pathlib.Path, "open", lambda: MetricsWriter(tmp_path, 9)),

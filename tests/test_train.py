@@ -1,5 +1,6 @@
 """Training end to end on a tiny log: records, resuming, selection, refusals."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -382,6 +383,9 @@ def test_what_is_returned_shows_itself(whole):
         f"{sum(x.size for x in jax.tree.leaves(trained.params)):,} parameters in "
         f"{len(jax.tree.leaves(trained.params))} arrays)"
     )
+    untested = dataclasses.replace(trained, metrics={})
+    assert repr(untested).splitlines()[1:] == ["nothing was kept for test"]
+    assert "nothing was kept for test" in untested._repr_html_()
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,12 @@ def ask(study: Study, space: Space, running: FrozenTrial | None = None) -> Trial
     """Returns a new trial with its values, or takes up one that a process has left."""
     trial = study.ask() if running is None else Trial(study, running._trial_id)
     for field, of in space.items():
-        trial._suggest(field, distribution(of))
+        if isinstance(of, Choice):
+            trial.suggest_categorical(field, of.values)
+        elif isinstance(of.low, int):
+            trial.suggest_int(field, of.low, int(of.high), log=of.log)
+        else:
+            trial.suggest_float(field, of.low, of.high, log=of.log)
     return trial
 
 

@@ -45,6 +45,8 @@ class Trained:
         return self.state.params
 
     def _rows(self) -> list[list[str]]:
+        if not self.metrics:
+            return [["nothing was kept for test"]]
         names = list(dict.fromkeys(metric.partition("@")[0] for metric in self.metrics))
         ks = sorted({int(metric.partition("@")[2]) for metric in self.metrics})
         return [["test, percent", *names]] + [
