@@ -14,6 +14,7 @@ Axes: B sessions of a batch, L positions, M clicks that were seen, K items of a 
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import io
@@ -300,15 +301,21 @@ class Lists:
 
         Raises `error`: that leaves none.
         """
-        is_chosen = np.zeros(len(self.ids), bool)
-        is_chosen[known] = True
-        kept = is_chosen[self.popular]
-        if not kept.any():
+        places = np.unique(self._places[known])
+        places = places[places >= 0]
+        if not len(places):
             raise self.error(
                 "none of the candidates is left: others were chosen before"
             )
-        popular, clicks = self.popular[kept], self.clicks[kept]
+        popular, clicks = self.popular[places], self.clicks[places]
         return dataclasses.replace(self, popular=popular, clicks=clicks)
+
+    @functools.cached_property
+    def _places(self) -> np.ndarray:
+        """The place of each item row by popularity, -1 where it is not listed."""
+        places = np.full(len(self.ids), -1)
+        places[self.popular] = np.arange(len(self.popular))
+        return places
 
     def look_up(
         self, sessions: Sequence[RawSession]

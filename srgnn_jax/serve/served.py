@@ -161,7 +161,7 @@ class Served:
 
     def _own(self, rows: np.ndarray) -> Recommender:
         """Returns a recommender of the candidates of one request."""
-        return self.views.rare.in_batches(*OWN).restrict_rows(rows, OWN_ROWS)
+        return self.views.rare.restrict_rows(rows, OWN_ROWS).in_batches(*OWN)
 
     def _chosen(self, candidates: str | tuple | None, k: int) -> Recommender:
         """Returns the recommender of a group; raises Refused if there is none."""
