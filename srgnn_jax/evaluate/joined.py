@@ -96,9 +96,8 @@ def rank_step(
     session, table = encode(model, params, part.tiers, max_scores=max_scores)
     _, _, scored, scores = table.block(session, 0, 1, 1)
     column = jnp.arange(len(part.target))
-    parts = jnp.asarray(knn), jnp.asarray(repeats)
     by_weight = [
-        add_up(scores, weighted(*parts, *one).T) if any(one) else scores
+        add_up(scores, weighted(knn, repeats, *one).T) if any(one) else scores
         for one in weights
     ]
     ranks = [
@@ -171,14 +170,13 @@ class Reached(NamedTuple):
     def record(self) -> dict[str, Any]:
         """Returns what results.json holds of it, beside what it holds of any run."""
         weight, again = self.weights
-        found: dict[str, Any] = {"weight": weight, "repeats_weight": again}
-        found["network"] = self.network
+        found = {"weight": weight, "repeats_weight": again, "network": self.network}
         if self.valid is None:
             return {"joined": found}
         # Neighbours' weight and repeats'.
         by_weights = {f"{w} {v}": means for (w, v), means in self.valid.items()}
-        found["valid_by_weights"] = by_weights
-        return {"joined": found, "valid": self.valid[self.weights]}
+        joined = {**found, "valid_by_weights": by_weights}
+        return {"joined": joined, "valid": self.valid[self.weights]}
 
 
 def evaluate(
