@@ -133,8 +133,7 @@ def break_down(
             "interval": dict(zip(by_name, map(tuple, bounds), strict=True)),
         }
 
-    everything = {"all": {"all": np.ones(len(rank), bool)}}
-    everything |= groups(examples, clicks)
+    everything = {"all": {"all": np.ones(len(rank), bool)}, **groups(examples, clicks)}
     if is_new is not None:
         everything["age"] = ages(examples, is_new)
     return {

@@ -1,9 +1,10 @@
 """Evaluation: the target of every example is ranked among all items.
 
 Axes: E examples, C clicks, N parts of a batch, R rows of a part, K items of a list, K1
-one more.
+one more, X numbers of an example.
 """
 
+import dataclasses
 import functools
 import math
 import time
@@ -73,6 +74,7 @@ def rows_at_a_time(devices: layouts.Devices, num_items: int) -> int:
     return min(max(rows - rows % MIN_ROWS, MIN_ROWS), devices.max_rows)
 
 
+@dataclasses.dataclass
 class Evaluator:
     """Evaluates parameters on one split, as often as asked, with one compiled step.
 
@@ -84,32 +86,22 @@ class Evaluator:
     `after_batch` is called after each batch, and may end the evaluation by raising.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        examples: Examples,
-        ks: Sequence[int],
-        batch_size: int,
-        devices: layouts.Devices,
-        progress: bool = False,
-        after_batch: Callable[[], None] = lambda: None,
-    ):
-        check_rows(examples.items, model.num_items)
-        self.model, self.after_batch = model, after_batch
-        self._examples = examples
-        self._ks = tuple(ks)
-        self._batch_size = batch_size
-        self._devices = devices
-        self._progress = progress
-        self.max_rows = rows_at_a_time(devices, model.num_items)
-        self._with_clicks = devices.hold_clicks(examples.items)
-        step = functools.partial(rank_step, model=model, **devices.step_options)
+    model: nn.Module
+    examples: Examples
+    ks: Sequence[int]
+    batch_size: int
+    devices: layouts.Devices
+    progress: bool = False
+    after_batch: Callable[[], None] = lambda: None
 
-        @functools.cache
-        def compiled(k: int) -> Callable:
-            return devices.compile(functools.partial(step, k=k))
-
-        self._compiled = compiled
+    def __post_init__(self):
+        check_rows(self.examples.items, self.model.num_items)
+        self.max_rows = rows_at_a_time(self.devices, self.model.num_items)
+        self.with_clicks = self.devices.hold_clicks(self.examples.items)
+        options = {"model": self.model, **self.devices.step_options}
+        self._compiled = functools.cache(
+            lambda k: self.devices.compile(functools.partial(rank_step, k=k, **options))
+        )
 
     def __call__(self, params: Params) -> dict[str, float]:
         """Returns the mean of every metric, and `examples_per_second`."""
@@ -120,43 +112,54 @@ class Evaluator:
     ) -> tuple[dict[str, float], Int[np.ndarray, " E"], Int[np.ndarray, "E K"]]:
         """Returns what a call does, ranks and lists, from one pass over the examples.
 
-        The seconds count from when the first batch is on its way, after a first call
-        has compiled.
-
         Returns:
           The means; the rank of each example's target, 1 = best; and the rows of the k
           items with the highest scores for each example.
         """
         step = self._compiled(k)
+        values, seconds = self.by_example(
+            lambda batch: step(params, *self.with_clicks(batch)), "evaluate"
+        )
+        rank, lists = values[:, 0], values[:, 1:]
+        means = metrics.means(rank, self.ks)
+        return {**means, "examples_per_second": len(rank) / seconds}, rank, lists
+
+    def by_example(
+        self, step: Callable[[Batch], jax.Array], name: str, in_hand: int = IN_HAND
+    ) -> tuple[Int[np.ndarray, "E X"], float]:
+        """Returns what a step finds of each example, and in how many seconds.
+
+        These count from when the first batch is on its way, after a first call has
+        compiled; a bar shows `name` from then on.
+        """
         start = math.inf
         found: list[jax.Array | np.ndarray] = []
         numbers: list[np.ndarray] = []
         with processes.progress_bar(
-            self._progress, total=len(self._examples), desc=processes.COMPILING
+            self.progress, total=len(self.examples), desc=processes.COMPILING
         ) as bar:
             for batch in batches.eval_batches(
-                self._examples,
-                self._batch_size,
-                self._devices.shards,
-                self._devices.max_positions,
+                self.examples,
+                self.batch_size,
+                self.devices.shards,
+                self.devices.max_positions,
                 self.max_rows,
-                self._devices.tiering,
+                self.devices.tiering,
             ):
-                found.append(step(params, *self._with_clicks(batch)))
+                found.append(step(batch))
                 if start == math.inf:
                     start = time.perf_counter()
-                    processes.begin(bar, "evaluate")
+                    processes.begin(bar, name)
                 numbers.append(np.where(batch.length > 0, batch.example, -1))
-                if len(found) >= IN_HAND:
+                if len(found) >= in_hand:
                     # Fetched late, so that the device always has work in hand.
-                    found[-IN_HAND] = np.asarray(found[-IN_HAND])
+                    found[-in_hand] = np.asarray(found[-in_hand])
                 bar.update(batch.examples)
                 self.after_batch()
             values = np.concatenate([np.asarray(x) for x in found])
         seconds = time.perf_counter() - start
-        number = np.concatenate(numbers)
-        by_example = np.empty((len(self._examples), values.shape[-1]), values.dtype)
+        number = np.concatenate(numbers).reshape(-1)
+        values = values.reshape(len(number), -1)
+        by_example = np.empty((len(self.examples), values.shape[1]), values.dtype)
         by_example[number[number >= 0]] = values[number >= 0]
-        rank, lists = by_example[:, 0], by_example[:, 1:]
-        means = metrics.means(rank, self._ks)
-        return {**means, "examples_per_second": len(rank) / seconds}, rank, lists
+        return by_example, seconds

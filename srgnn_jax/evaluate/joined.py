@@ -17,9 +17,7 @@ sessions, W weights, K items of a list, X numbers of an example.
 
 import dataclasses
 import functools
-import math
 import pathlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -35,11 +33,11 @@ from srgnn_jax.data import batches
 from srgnn_jax.data.batches import Batch
 from srgnn_jax.data.files import reading
 from srgnn_jax.data.sessions import Examples, Sessions
-from srgnn_jax.devices import layouts, processes
+from srgnn_jax.devices import layouts
 from srgnn_jax.devices.tiers import encode
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import metrics
-from srgnn_jax.evaluate.evaluator import rows_at_a_time
+from srgnn_jax.evaluate.evaluator import Evaluator
 from srgnn_jax.evaluate.session_knn import (
     Neighbours,
     Prefixes,
@@ -98,9 +96,8 @@ def rank_step(
     session, table = encode(model, params, part.tiers, max_scores=max_scores)
     _, _, scored, scores = table.block(session, 0, 1, 1)
     column = jnp.arange(len(part.target))
-    parts = jnp.asarray(knn), jnp.asarray(repeats)
     by_weight = [
-        add_up(scores, weighted(*parts, *one).T) if any(one) else scores
+        add_up(scores, weighted(knn, repeats, *one).T) if any(one) else scores
         for one in weights
     ]
     ranks = [
@@ -144,43 +141,18 @@ def rank(
             max_scores=devices.max_scores,
         )
     )
-    with_clicks = devices.hold_clicks(examples.items)
     uses_knn, uses_repeats = map(any, zip(*weights, strict=True))
-    made = batches.eval_batches(
-        examples,
-        1,
-        1,
-        devices.max_positions,
-        rows_at_a_time(devices, model.num_items),
-        devices.tiering,
-    )
-    values = np.empty((len(examples), len(weights) + k), np.int32)
-    waiting: list[tuple[np.ndarray, np.ndarray, jax.Array]] = []
+    one = Evaluator(model, examples, (), 1, devices, progress, after_batch)
 
-    def fetch():
-        number, is_example, found = waiting.pop(0)
-        values[number[is_example]] = np.asarray(found)[is_example]
+    def found(batch):
+        prefixes = Prefixes(examples.items, batch.start[0], batch.length[0])
+        none = np.zeros((len(prefixes), 1), np.float32)
+        knn = neighbours.knn(prefixes) if uses_knn else none
+        repeats = neighbours.repeats(prefixes) if uses_repeats else none
+        return step(params, *one.with_clicks(batch), knn, repeats)
 
-    start = math.inf
-    bar = processes.progress_bar(
-        progress, total=len(examples), desc="joined", unit=" examples"
-    )
-    with bar:
-        for batch in made:
-            prefixes = Prefixes(examples.items, batch.start[0], batch.length[0])
-            none = np.zeros((len(prefixes), 1), np.float32)
-            knn = neighbours.knn(prefixes) if uses_knn else none
-            repeats = neighbours.repeats(prefixes) if uses_repeats else none
-            found = step(params, *with_clicks(batch), knn, repeats)
-            start = min(start, time.perf_counter())
-            waiting.append((batch.example[0], batch.length[0] > 0, found))
-            # While the device works on one part, the next one's neighbours are found.
-            if len(waiting) > 1:
-                fetch()
-            bar.update(batch.examples)
-            after_batch()
-        fetch()
-    seconds = time.perf_counter() - start
+    # While the device works on one part, the next one's neighbours are found.
+    values, seconds = one.by_example(found, "joined", in_hand=2)
     return Ranked(values[:, : len(weights)], values[:, len(weights) :], seconds)
 
 
@@ -198,14 +170,13 @@ class Reached(NamedTuple):
     def record(self) -> dict[str, Any]:
         """Returns what results.json holds of it, beside what it holds of any run."""
         weight, again = self.weights
-        found: dict[str, Any] = {"weight": weight, "repeats_weight": again}
-        found["network"] = self.network
+        found = {"weight": weight, "repeats_weight": again, "network": self.network}
         if self.valid is None:
             return {"joined": found}
         # Neighbours' weight and repeats'.
         by_weights = {f"{w} {v}": means for (w, v), means in self.valid.items()}
-        found["valid_by_weights"] = by_weights
-        return {"joined": found, "valid": self.valid[self.weights]}
+        joined = {**found, "valid_by_weights": by_weights}
+        return {"joined": joined, "valid": self.valid[self.weights]}
 
 
 def evaluate(

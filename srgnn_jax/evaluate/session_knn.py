@@ -293,17 +293,14 @@ class Neighbours:
 
         Where a prefix has no neighbour, all are 0.
         """
-
-        def scale(total):
-            # A product of weights may be too small for a number.
-            return np.divide(1, total, out=np.zeros_like(total), where=total > 0)
-
-        return self._scaled(self._score(clicks), scale, rows)
+        # A product of weights may be too small for a number.
+        return self._scaled(
+            self._score(clicks), lambda total: 1 / np.where(total > 0, total, 1), rows
+        )
 
     def repeats(self, clicks: Any, rows: np.ndarray | None = None) -> np.ndarray:
         """Returns how likely each item comes again; 0 if it was not clicked."""
         found, kind = _kinds(clicks, self.num_items)
-        found = found.astype(np.float64)
         found.data = np.broadcast_to(self.rates, KINDS).reshape(-1)[kind]
         return self._scaled(
             found, lambda total: MOST_REPEATS / np.maximum(total, MOST_REPEATS), rows

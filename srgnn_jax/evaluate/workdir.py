@@ -344,16 +344,6 @@ def seeds_table(results: results_json.Results) -> str:
     return f"{title}\n\n{tables.markdown(header, rows)}"
 
 
-def own_result(folder: pathlib.Path, data: Dataset) -> dict[str, Mapping[str, float]]:
-    """Returns what the run in a workdir reached on this data's test split, if any."""
-    path = folder / results_json.FILE
-    if not path.exists():
-        return {}
-    results = results_json.read(path)
-    same = results["data"]["fingerprint"] == data.fingerprint
-    return {"SR-GNN": results["mean"]["test"]} if same else {}
-
-
 def evaluate_baselines(
     config: ConfigDict, workdir: str, command: str = ""
 ) -> dict[str, dict[str, float]]:
@@ -384,7 +374,10 @@ def evaluate_baselines(
     if "valid" in splits.evaluated:
         held_out = len(splits.evaluated["valid"])
         said.append(f"{held_out:,} examples are held out for validation")
-    columns: dict[str, Mapping[str, float]] = {**own_result(folder, data), **reached}
+    path, columns = folder / results_json.FILE, reached
+    own = results_json.read(path) if path.exists() else None
+    if own and own["data"]["fingerprint"] == data.fingerprint:
+        columns = {"SR-GNN": own["mean"]["test"], **reached}
     processes.say("\n".join([*said, "", *metric_table(config.ks, columns)]))
     if processes.is_main_process():
         record = {
