@@ -83,7 +83,7 @@ def app(arguments: Mapping[str, Any]) -> Any:
     given = {**ARGUMENTS, **arguments}
     if not given["workdir"]:
         raise ValueError("workdir=FOLDER is missing: the folder of the run")
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         Replica,
         name="srgnn",
         num_replicas=int(given.pop("replicas")),
