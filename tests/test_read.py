@@ -481,6 +481,26 @@ def test_json_lines_and_one_array_are_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"item": [["i"], "j"]}, r"lists within a list \(item\)"),
+        ({"session": ["s", "t"]}, r"a list without one of items \(session"),
+        ({"item": "i", "time": [5, 6]}, r"a list without one of items \(time\)"),
+        ({"item": ["i", "j"], "time": [5]}, r"different lengths \(item, time\)"),
+        ({"item": None, "time": [5, 6]}, r"a list without one of items \(time\)"),
+    ],
+)
+def test_lists_that_are_no_clicks(tmp_path, wrong, message):
+    right = {"session": "s", "item": "i", "time": 5}
+    for other in (right, {**right, "item": ["i"]}, {**right, "time": [5]}):
+        lines = f"{json.dumps(other)}\n{json.dumps(right | wrong)}\n"
+        path = write(tmp_path, lines, "log.json")
+        with pytest.raises(UserError, match=rf"line 2: ({message}|lists of dif)"):
+            read_clicks(path)
+        assert read_rows(path, on_bad_row="skip") == ([("s", "i", 5 * SECOND)], 1)
+
+
+@pytest.mark.parametrize(
     ("text", "forms"),
     [
         ("2024/03/01 04:53:31", ["%Y/%m/%d %H:%M:%S"]),

@@ -163,6 +163,8 @@ def _split_json(
             value = None if record is None else _value(record, path)
             if _is_damaged(value):
                 value, fault = None, "text that is not UTF-8"
+            elif isinstance(value, list) and any(isinstance(v, list) for v in value):
+                value, fault = None, f"lists within a list ({role})"
             found[role].append(value)
         found["number"].append(n)
         found["fault"].append(fault)
@@ -225,17 +227,24 @@ def one_click_a_row(chunk: pl.DataFrame, names: Mapping[str, str]) -> pl.DataFra
     ]
     chunk = chunk.with_columns(columns)
     lists = [n for n, dtype in chunk.schema.items() if isinstance(dtype, pl.List)]
-    if "item" not in lists:
+    if not lists:
         return chunk
+    # Nothing is a row of its own, as one value is.
+    chunk = chunk.with_columns(pl.col(lists).fill_null([None]))
     lengths = [pl.col(name).list.len() for name in lists]
-    differ = pl.any_horizontal(length != lengths[0] for length in lengths)
+    length, what = lengths[0], "lists of different lengths"
+    if "item" not in lists:
+        length, what = pl.lit(1), "a list without one of items"
+    differ = pl.any_horizontal(other != length for other in lengths)
     if chunk.select(differ.any()).item():
-        what = pl.lit(f"lists of different lengths ({', '.join(lists)})")
-        fault = pl.when(differ).then(what).otherwise("fault").alias("fault")
+        told = pl.lit(f"{what} ({', '.join(lists)})")
+        fault = pl.when(differ).then(told).otherwise("fault").alias("fault")
         emptied = [
             pl.when(~differ).then(name).otherwise([None]).alias(name) for name in lists
         ]
         chunk = chunk.with_columns(fault, *emptied)
+    if "item" not in lists:
+        return chunk.explode(lists)
     if "time" not in lists:
         place = pl.int_ranges(pl.col("item").list.len(), dtype=pl.Int64)
         chunk = chunk.with_columns(place.alias("place"))
