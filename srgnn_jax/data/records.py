@@ -243,9 +243,7 @@ def one_click_a_row(chunk: pl.DataFrame, names: Mapping[str, str]) -> pl.DataFra
             pl.when(~differ).then(name).otherwise([None]).alias(name) for name in lists
         ]
         chunk = chunk.with_columns(fault, *emptied)
-    if "item" not in lists:
-        return chunk.explode(lists)
-    if "time" not in lists:
+    if "item" in lists and "time" not in lists:
         place = pl.int_ranges(pl.col("item").list.len(), dtype=pl.Int64)
         chunk = chunk.with_columns(place.alias("place"))
         lists.append("place")
