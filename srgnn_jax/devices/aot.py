@@ -43,6 +43,8 @@ GPUS = {
     for path in sorted(pathlib.Path(__file__).parent.glob("targets/*.txtpb"))
 }
 KINDS = (*TPUS, *GPUS, "cpu")
+# Of GPUs and CPU devices, the numbers that are tried where none is asked for.
+COUNTS = [2**n for n in range(9)]
 
 
 def find_sizes(target: str) -> tuple[str, dict[int, str]]:
@@ -56,7 +58,7 @@ def find_sizes(target: str) -> tuple[str, dict[int, str]]:
             f"--target is {target!r}; choose one of {', '.join(KINDS)}, alone or "
             "with a size, as in v5e:2x4 and h100:8"
         )
-    sizes = TPUS[kind][1].split() if kind in TPUS else [str(2**n) for n in range(9)]
+    sizes = TPUS[kind][1].split() if kind in TPUS else list(map(str, COUNTS))
     if size:
         if size not in sizes and (kind in TPUS or not re.fullmatch(r"[1-9]\d*", size)):
             raise UserError(f"--target is {target!r}; sizes are {', '.join(sizes)}")
@@ -96,7 +98,7 @@ def find_topology(kind: str, size: str) -> list[jax.Device]:
     if kind == "cpu":
         with contextlib.suppress(RuntimeError):  # Its devices are there already.
             # As many as any size has that is tried after this one.
-            jax.config.update("jax_num_cpu_devices", max(int(size), 2**8))
+            jax.config.update("jax_num_cpu_devices", max(int(size), COUNTS[-1]))
         if jax.device_count() < int(size):
             raise UserError(f"this process has only {jax.device_count()} CPU devices")
         return jax.devices()[: int(size)]
