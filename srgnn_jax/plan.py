@@ -30,6 +30,7 @@ from srgnn_jax.errors import UserError, nearest
 from srgnn_jax.evaluate.evaluator import rank_step, rows_at_a_time
 from srgnn_jax.model.layers import COMPUTE_DTYPES
 from srgnn_jax.model.srgnn import SRGNN, init_params
+from srgnn_jax.serve.exported import power_of_two
 from srgnn_jax.serve.step import recommend_step
 from srgnn_jax.train.optimizer import adam_with_l2
 from srgnn_jax.train.step import init_state, train_step
@@ -164,7 +165,7 @@ def abstract_step(
             table = params["item_embedding"] if normalised is None else normalised
             return run(params, table, None, None, item_seq, None)
 
-        length = 1 << (asked.max_length - 1).bit_length()
+        length = power_of_two(asked.max_length)
         item_seq = jax.ShapeDtypeStruct((asked.batch_size, length), np.int32)
         return recommend, (state, None, item_seq)
     lengths = np.random.default_rng(0).geometric(1 / asked.mean_length, 10**5)

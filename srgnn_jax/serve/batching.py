@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+from srgnn_jax.serve.exported import power_of_two
+
 # The weight of the newest batch in the mean time of its size.
 NEWEST = 0.1
 # Seconds that may be waited for one of the largest batches, however slow it is.
@@ -94,7 +96,7 @@ class Batcher:
 
     def _time(self, size: int) -> float:
         """Returns the mean time of such a batch, that of the next known size if new."""
-        key = 1 << (size - 1).bit_length()
+        key = power_of_two(size)
         if key in self.seconds or not self.seconds:
             return self.seconds.get(key, 0.0)
         known = min((n for n in self.seconds if n > key), default=max(self.seconds))
@@ -167,7 +169,7 @@ class Batcher:
         started: float,
     ) -> None:
         seconds = time.perf_counter() - started
-        key = 1 << (size - 1).bit_length()
+        key = power_of_two(size)
         mean = self.seconds.setdefault(key, seconds)
         self.seconds[key] = mean + NEWEST * (seconds - mean)
         # The device first: answers are sent while it works.

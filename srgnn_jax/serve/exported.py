@@ -213,6 +213,11 @@ def as_list(ids: Iterable[str | int | float]) -> Any:
     return ids if isinstance(ids, str | bytes | dict) else list(ids)
 
 
+def power_of_two(least: int, smallest: int = 1) -> int:
+    """Returns the first power of two from `least` on, and from `smallest` on."""
+    return max(1 << (least - 1).bit_length(), smallest)
+
+
 def filled_up(rows: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     """Joins item rows of sessions, with 0 after each and as further sessions."""
     joined = np.zeros(shape, np.int32)
@@ -356,7 +361,7 @@ class Lists:
             longest = int(lengths[order[0]])
             shortened = min(longest, self.max_length)
             width = next(width for width in self.widths if width >= shortened)
-            num_seen = max(1 << (longest - 1).bit_length(), 4) if with_seen else 1
+            num_seen = power_of_two(longest, 4) if with_seen else 1
             most = len(order)
             if self.apart:
                 shorter = max((w for w in self.widths if w < width), default=0)

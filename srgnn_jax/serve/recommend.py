@@ -57,7 +57,6 @@ class Recommender:
     Attributes:
       model, params, vocabulary, max_length: as they were given.
       neighbours: what the network is joined with; None: it stands alone.
-      max_rows: sessions that are scored at a time.
       progress, step: of the run and its checkpoint, where they were loaded.
     """
 
@@ -104,7 +103,6 @@ class Recommender:
         least = BATCH_SIZES[-2 if neighbours is None else 0]
         rows = max(least, max_scores // model.num_items, whole)
         sizes = [size for size in BATCH_SIZES if size <= rows]
-        self.max_rows = sizes[-1]
         self._lists = exported.Lists(
             np.array(["", *vocabulary.ids], object),
             vocabulary.rows,
@@ -198,7 +196,7 @@ class Recommender:
         lists = self._lists.restrict(known)
         # Row 0 is the padding's, and fills up.
         count = 1 + len(lists.popular)
-        size = max(1 << (count - 1).bit_length(), at_least)
+        size = exported.power_of_two(count, at_least)
         rows = np.zeros(-(-size // self._shards) * self._shards, np.int32)
         rows[1:count] = np.sort(lists.popular)
         restricted = copy.copy(self)
@@ -223,7 +221,6 @@ class Recommender:
         """
         other = copy.copy(self)
         sizes = [size for size in sizes if size <= self.max_rows]
-        other.max_rows = sizes[-1]
         other._lists = dataclasses.replace(
             self._lists,
             sizes=sizes,
@@ -233,6 +230,11 @@ class Recommender:
         )
         other._last = None
         return other
+
+    @property
+    def max_rows(self) -> int:
+        """How many sessions are scored at a time."""
+        return self._lists.sizes[-1]
 
     @property
     def num_candidates(self) -> int:
