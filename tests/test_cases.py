@@ -558,7 +558,7 @@ def test_bytes_that_are_no_text(tmp_path):
     frame = pl.DataFrame(CLICKS, ["session_id", "item_id", "timestamp"], orient="row")
     ids = pl.Series([bytes([200, s]) for s, *_ in CLICKS])
     frame.with_columns(session_id=ids).write_parquet(tmp_path / "log.parquet")
-    assert "bytes that are no text" in told(tmp_path)
+    assert "bytes that are not text" in told(tmp_path)
 
 
 def test_two_columns_of_one_name(tmp_path):

@@ -1,6 +1,7 @@
 """Clicks of a notebook's frame, and one log in many forms: the same run."""
 
 import bz2
+import datetime
 import gzip
 import json
 import pathlib
@@ -11,6 +12,9 @@ import pytest
 
 from srgnn_jax import Clicks, Recommender, train_and_evaluate
 from srgnn_jax.data import store
+from srgnn_jax.data.columns import Columns, Form
+from srgnn_jax.data.read import read_clicks
+from srgnn_jax.data.sources import Settings
 from srgnn_jax.errors import UserError
 from srgnn_jax.serve.stream import evaluate_sessions
 from tests.tiny import tiny_config, write_log
@@ -178,3 +182,61 @@ def test_another_click_is_other_data(log, tmp_path):
     (tmp_path / "data").mkdir()
     as_text(log[0], tmp_path / "data", slice(0, -1))
     assert fingerprint(tmp_path) != log[1]
+
+
+def events_of(frame):
+    """Puts the clicks of each session into a list of structures, as JSON logs do."""
+    event = pl.struct(aid="item_id", ts="timestamp")
+    return frame.group_by("session_id", maintain_order=True).agg(events=event)
+
+
+def test_a_frame_of_nested_events_and_one_of_text_lists(trained, tmp_path):
+    frame = pl.read_csv(trained[1] / "data" / "log.csv")
+    expected = Clicks.from_frame(frame).sessions()
+    nested = events_of(frame)
+    assert Clicks.from_frame(nested).sessions() == expected
+    items = pl.col("item_id").cast(pl.String).str.join(" ").alias("items")
+    rows = frame.sort("timestamp").group_by("session_id", maintain_order=True)
+    listed = rows.agg(items, pl.col("timestamp").max())
+    assert Clicks.from_frame(listed).sessions() == expected
+    # A column of objects that nobody reads may stay.
+    nested = nested.with_columns(
+        pl.Series("model", [object()] * len(nested), pl.Object)
+    )
+    settings = Settings(min_item_count=1)
+    prepared = Clicks.from_frame(nested).prepare(settings, tmp_path)
+    assert len(prepared.train.items) + len(prepared.test.items) > 0.9 * len(frame)
+
+
+TWO = pl.DataFrame({"session": [1, 1], "item": [1, 2], "day": ["2024-03-01"] * 2})
+TIMES = {
+    "numbers": [1.0, 2.0],
+    "dates": [datetime.datetime(2024, 3, 1)] * 2,
+    "times of day": [datetime.time(10), datetime.time(11)],
+}
+
+
+@pytest.mark.parametrize("one", TIMES)
+@pytest.mark.parametrize("other", TIMES)
+def test_all_times_are_of_one_form(one, other):
+    parts = {"a": TWO.with_columns(time=pl.Series(TIMES[one]))}
+    parts["b"] = TWO.with_columns(time=pl.Series([None, TIMES[other][0]]))
+    form = Form(Columns(date="day"), on_bad_row="skip")
+    if one == other:
+        assert len(read_clicks(parts, form)[0]) == 3
+        return
+    said = f"b, row 2: .* is one of {other}, but the times before are {one}"
+    with pytest.raises(UserError, match=said):
+        read_clicks(parts, form)
+
+
+def test_times_of_day_that_are_all_missing():
+    frame = TWO.with_columns(time=pl.Series([None, None], dtype=pl.Time)).drop("day")
+    with pytest.raises(UserError, match="row 1: the time is empty"):
+        Clicks.from_frame(frame).read(Settings())
+
+
+def test_bytes_that_are_not_text():
+    frame = TWO.with_columns(time=pl.Series([b"2024-03-01", b"\xff"]))
+    with pytest.raises(UserError, match="column 'time' holds bytes"):
+        Clicks.from_frame(frame)

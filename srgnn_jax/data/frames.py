@@ -7,25 +7,21 @@ from typing import Any
 
 import polars as pl
 
-from srgnn_jax.data import store
+from srgnn_jax.data import records, store
 from srgnn_jax.data.columns import Columns, Form
 from srgnn_jax.data.read import read_clicks
-from srgnn_jax.data.records import names_of
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import Settings
-from srgnn_jax.data.sources.source import COLUMN_SETTINGS
 from srgnn_jax.data.visits import gather_visits
 from srgnn_jax.errors import UserError
-
-# Settings that mean nothing for a frame, whose columns have the usual names.
-_OF_FILES = (*COLUMN_SETTINGS, "date_column", "event_column", "header", "log_file")
 
 
 @dataclasses.dataclass(frozen=True)
 class Clicks:
-    """A click log in memory: `frame` has columns session, item, time, maybe event."""
+    """A click log in memory: a frame, and its columns that were named."""
 
     frame: pl.DataFrame
+    columns: Columns
 
     @classmethod
     def from_frame(
@@ -45,7 +41,7 @@ class Clicks:
             empty.
           item: the same for what was clicked.
           time: dates, or numbers since 1970.
-          event: what a click was; read if it is named.
+          event: what a click was; empty: the one that the config names.
 
         Raises:
           UserError: a column is missing, or `frame` is no frame.
@@ -55,24 +51,40 @@ class Clicks:
         except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
             kind = type(frame).__name__
             raise UserError(f"a {kind} is no pandas or polars frame") from error
-        form = Form(Columns(session, item, time, event=event))
-        names = form.names(names_of(frame.schema), "the frame")
-        return cls(frame.select(pl.col(name).alias(n) for n, name in names.items()))
+        columns = Columns(session, item, time, event=event)
+        names = Form(columns).names(records.names_of(frame.schema), "the frame")
+        for role, name in names.items():
+            records.column_of(frame, role, name, "the frame")
+        return cls(frame, columns)
 
     def read(self, settings: Settings) -> tuple[pl.DataFrame, dict[str, int]]:
         """Returns the clicks and counts; see `read.read_clicks`."""
-        form = dataclasses.replace(settings.form, columns=Columns())
+        form = self._in_frame(settings).form
         return read_clicks({"the frame": self.frame}, form)
 
     def prepare(self, settings: Settings, prepared_dir: pathlib.Path) -> Dataset:
         """Returns the data set that the same clicks in a file would be."""
+        settings = self._in_frame(settings)
+        fields = records.names_of(self.frame.schema)
+        names = settings.form.names(fields, "the frame")
+        used = self.frame.select(records.outer_columns(self.frame.schema, names))
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
-            self.frame.write_parquet(folder / "clicks.parquet")
-            how = vars(settings) | dict.fromkeys(_OF_FILES, "")
+            used.write_parquet(folder / "clicks.parquet")
             return store.load_dataset(
-                "click_log", data_dir=folder, prepared_dir=prepared_dir, **how
+                "click_log",
+                data_dir=folder,
+                prepared_dir=prepared_dir,
+                **vars(settings),
             )
+
+    def _in_frame(self, settings: Settings) -> Settings:
+        """Returns the settings with the columns of the frame, and none of a file."""
+        named = {f"{role}_column": name for role, name in vars(self.columns).items()}
+        # `from_frame` leaves these to the config.
+        named["date_column"] = settings.date_column
+        named["event_column"] = self.columns.event or settings.event_column
+        return dataclasses.replace(settings, header="", log_file="", **named)
 
     def sessions(self, **visits: Any) -> dict[str, list[str]]:
         """Returns the items of each session, oldest first, by the session's id.

@@ -43,13 +43,7 @@ class IdColumn:
             return fits
         if dtype.is_float():
             return self._of_floats(column)
-        try:
-            text = column.cast(pl.String, strict=False)
-        except pl.exceptions.ComputeError as error:
-            raise UserError(
-                f"the {self.name} column holds bytes that are no text; write ids as "
-                "text or numbers"
-            ) from error
+        text = column.cast(pl.String, strict=False)
         whole = text.cast(pl.Int64, strict=False)
         if not whole.null_count() and (whole.cast(pl.String) == text).all():
             return whole

@@ -171,7 +171,7 @@ class _Reader:
             column = column.filter(is_good & is_click)
             if name in self.ids:
                 self.ids[name].keep(column)
-            else:
+            elif len(column):
                 self.kept[name].append(column)
         self.last = int(chunk["number"].tail(1).sum()) or self.last
         self.seen += len(chunk)
@@ -188,7 +188,7 @@ class _Reader:
         day = next((n for n in ("date", "day") if n in chunk.columns), "")
         if day and (day == "date" or self.time.is_clock):
             parsed["date"] = self.date(chunk[day], chunk["number"], place)
-        if not self.time.is_clock:
+        if not self.time.is_clock or not chunk["time"].count():
             return parsed
         if "date" not in parsed:
             value = chunk["time"].drop_nulls()[0]

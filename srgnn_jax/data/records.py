@@ -71,18 +71,42 @@ def frame_chunks(
     frame: pl.LazyFrame, names: Mapping[str, str], where: pathlib.Path | str
 ) -> Iterator[pl.DataFrame]:
     """Yields chunks of a frame; `names` are those of the columns that are read."""
-    there = frame.collect_schema()
-    outer = {n if n in there else n.split(".")[0] for n in names.values()}
-    frame = frame.select(c for c in there if c in outer)
+    frame = frame.select(outer_columns(frame.collect_schema(), names))
     for chunk in frame.with_row_index("number", 1).collect_batches(maintain_order=True):
         columns = [
-            _nested(chunk[n] if n in there else chunk[n.split(".")[0]], n).alias(role)
-            for role, n in names.items()
+            column_of(chunk, role, name, where) for role, name in names.items()
         ]
-        for column in columns:
-            _check_type(column, names[column.name], where)
         fault = pl.lit(None, pl.String).alias("fault")
         yield chunk.select("number", *columns, fault)
+
+
+def outer_columns(schema: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
+    """Returns the columns of a frame in which those of these names lie."""
+    outer = {n if n in schema else n.split(".")[0] for n in names.values()}
+    return [column for column in schema if column in outer]
+
+
+def column_of(
+    frame: pl.DataFrame, role: str, name: str, where: pathlib.Path | str
+) -> pl.Series:
+    """Returns a column, nested or not, under the name of its role.
+
+    Raises UserError where its values are of no type that such a column can have.
+    """
+    outer = name if name in frame.columns else name.split(".")[0]
+    column = _nested(frame[outer], name).alias(role)
+    _check_type(column, name, where)
+    try:
+        if column.dtype == pl.Binary:
+            return column.cast(pl.String)
+        if column.dtype == pl.List(pl.Binary):
+            return column.cast(pl.List(pl.String))
+    except pl.exceptions.ComputeError as error:
+        raise UserError(
+            f"{where}: column {name!r} holds bytes that are not text; write ids as "
+            "text or numbers"
+        ) from error
+    return column
 
 
 def _nested(column: pl.Series, name: str) -> pl.Series:

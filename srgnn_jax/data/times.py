@@ -135,23 +135,35 @@ class TimeColumn:
         self._kind = ""  # "text", "clock" or "number", once told
         self._is_rounded = False  # which has been told
         self._first = ""  # the place of a number of that unit
-
-    @property
-    def is_clock(self) -> bool:
-        """Whether the times are those of a day, which another column must name."""
-        return self._kind == "clock"
+        self._read_as = ""  # what all chunks are read as
+        # Whether the last chunk has times of a day, which another column must name.
+        self.is_clock = False
 
     def __call__(self, column: pl.Series, lines: pl.Series, where: str) -> pl.Series:
         """Parses a chunk; `where` and a number of `lines` name the place of a value.
 
         Returns int64 microseconds since 1970, null where a value is not a time. Raises
-        UserError where numbers of two units are mixed.
+        UserError if numbers of two units are mixed, or times of day with other times.
         """
+        self.is_clock = column.dtype == pl.Time
+        parsed = self._parse(column, lines, where)
+        if parsed.count():
+            kind = "numbers" if parsed.dtype == pl.Float64 else "dates"
+            kind = "times of day" if self.is_clock else kind
+            if kind != (self._read_as or kind):
+                place = int(parsed.is_not_null().to_numpy().argmax())
+                raise UserError(
+                    f"{where} {lines[place]}: {column[place]!r} is one of {kind}, but "
+                    f"the times before are {self._read_as}; write all in one form"
+                )
+            self._read_as = kind
+        return parsed
+
+    def _parse(self, column: pl.Series, lines: pl.Series, where: str) -> pl.Series:
         if column.dtype in (pl.Date, pl.Datetime):
             # What polars stores is in UTC, whatever the zone.
             return _in_range(column.cast(pl.Datetime("us")).to_physical())
         if column.dtype == pl.Time:
-            self._kind = "clock"
             return column.to_physical() // 1000
         if not column.dtype.is_numeric():
             column = column.cast(pl.String).str.strip_chars()
@@ -167,6 +179,7 @@ class TimeColumn:
             if self._kind == "number":
                 self._warn_of_rounding(column)
             if self._kind == "clock":
+                self.is_clock = True
                 return parse_iso("1970-01-01T" + column.str.replace(r"^(\d):", "0$1:"))
         number = column.cast(pl.Float64, strict=False)
         number = number.set(~number.is_finite(), None)
