@@ -107,15 +107,15 @@ MORE = "session_id,item_id,timestamp,event"
 # Makes a log of the form; the clicks are those of the plain csv, but where `OTHERS` has
 # what the counts are.
 MAKE = {
-    "csv and its kin": rows(
+    "csv and similar formats": rows(
         "SessionId::ItemId::Time", lambda *c: "::".join(map(str, c))
     ),
     "another separator": rows("session item time", lambda *c: " ".join(map(str, c))),
     "no header": rows("", lambda s, i, t: f"{s},{i},{t}"),
-    "names of your own": rows("visit,code,at", None),
+    "your own column names": rows("visit,code,at", None),
     "quotes that are text": rows(HEADER, lambda s, i, t: f'{s},"{i},{t}'),
     "another encoding": rows(HEADER, lambda s, i, t: f"{s},é{i},{t}"),
-    "packed files": packed,
+    "compressed files": packed,
     "parquet": parquet,
     "JSON lines": rows(
         "", lambda s, i, t: f'{{"ts": {t}, "item": {i}, "session": {s}}}'
@@ -123,15 +123,15 @@ MAKE = {
     "nested fields": rows(
         "", lambda s, i, t: f'{{"product": {{"code": {i}}}, "ts": {t}, "session": {s}}}'
     ),
-    "one session a row": lists,
+    "one session per row": lists,
     "parts of one log": parts,
     "one log among several": several,
     "ready-made splits": splits,
     "numbers as times": rows(HEADER, lambda s, i, t: f"{s},{i},{t}000000000"),
-    "numbers of two units": rows(
+    "numbers in mixed units": rows(
         HEADER, lambda s, i, t: f"{s},{i},{t * (1000 if s % 2 else 1)}"
     ),
-    "days of a spreadsheet": rows(
+    "spreadsheet days": rows(
         HEADER, lambda s, i, t: f"{s},{i},{t / 86_400 + 25_569:.9f}"
     ),
     "dates": dates,
@@ -139,19 +139,19 @@ MAKE = {
         HEADER,
         lambda s, i, t: f"{s},{i},{iso(t + 7200, '%Y-%m-%d %H:%M:%S')}.000+02:00",
     ),
-    "times in another form": rows(
+    "times in another format": rows(
         HEADER, lambda s, i, t: f"{s},{i},{iso(t, '%d/%m/%Y %H:%M')}"
     ),
     "day and time in two columns": rows(
         "session_id,item_id,on,time",
         lambda s, i, t: f"{s},{i},{iso(t, '%Y-%m-%d,%H:%M:%S')}",
     ),
-    "a number that only orders": rows(
+    "an order instead of times": rows(
         "session_id,item_id,on,place",
         lambda s, i, t: f"{s},{i},{iso(t)[:10]},{t % 10**6}",
     ),
     "visitors, not visits": rows("visitorid,itemid,timestamp", by_visitor),
-    "visits of one day": rows("visitorid,itemid,timestamp", by_visitor),
+    "one visit per day": rows("visitorid,itemid,timestamp", by_visitor),
     "views among other events": rows(
         MORE, lambda s, i, t: f"{s},{i},{t},{'view' if s % 5 else 'buy'}"
     ),
@@ -162,7 +162,7 @@ MAKE = {
     "rows without an id": rows(
         HEADER, lambda s, i, t: f"{s},{i if s % 5 else 'NULL'},{t}"
     ),
-    "another word for none": rows(
+    "another missing value": rows(
         HEADER, lambda s, i, t: f"{s},{i if s % 5 else '-'},{t}"
     ),
 }
@@ -173,9 +173,9 @@ OTHERS = {
     "another encoding": {"raw_clicks": len(CLICKS), "items": 6},
     "dates": None,
     "ready-made splits": {"raw_clicks": len(CLICKS), "train_sessions": 30},
-    "times in another form": {"raw_clicks": len(CLICKS), "skipped_rows": 0},
-    "a number that only orders": {"raw_clicks": len(CLICKS), "skipped_rows": 0},
-    "visits of one day": {"raw_clicks": len(CLICKS)},
+    "times in another format": {"raw_clicks": len(CLICKS), "skipped_rows": 0},
+    "an order instead of times": {"raw_clicks": len(CLICKS), "skipped_rows": 0},
+    "one visit per day": {"raw_clicks": len(CLICKS)},
     "views among other events": {
         "event_buy": _FIFTH,
         "event_view": len(CLICKS) - _FIFTH,
@@ -183,7 +183,7 @@ OTHERS = {
     "repeated clicks": {"repeated_clicks": len(CLICKS)},
     "robots": {"long_sessions": 1, "raw_clicks": len(CLICKS) + 99},
     "rows without an id": {"skipped_rows": _FIFTH},
-    "another word for none": {"skipped_rows": _FIFTH},
+    "another missing value": {"skipped_rows": _FIFTH},
 }
 
 
