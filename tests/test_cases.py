@@ -10,7 +10,9 @@ from collections import Counter
 import polars as pl
 import pytest
 
+from srgnn_jax.data.read import read_clicks
 from srgnn_jax.data.sources import Settings, click_log, diginetica, find_files
+from srgnn_jax.data.times import TimeColumn
 from srgnn_jax.errors import UserError
 from srgnn_jax.serve.inputs import read_sessions
 from tests.forms import EPOCH, datetime
@@ -585,6 +587,48 @@ def test_a_form_of_times_that_is_named_is_read(tmp_path, form):
         read(tmp_path / "x", time_format=form, on_bad_row="skip") for form in forms
     ]
     assert any(same(data, right) for data in found)
+
+
+FRACTIONS = {
+    "%Y-%m-%d %H:%M:%S.%f": ["2024-03-01 00:00:00.5", "2024-03-01 00:00:00.25"],
+    "%Y-%m-%d %H:%M:%S,%f": ["2024-03-01 00:00:00,5", "2024-03-01 00:00:00,250000"],
+    "%m/%d/%Y %H:%M:%S.%f %p": [
+        "03/01/2024 00:00:00.5 AM",
+        "03/01/2024 00:00:00.25 AM",
+    ],
+}
+
+
+@pytest.mark.parametrize("form", FRACTIONS)
+def test_fractions_in_a_named_form_are_those_of_strptime(form):
+    read_times = TimeColumn(form=form)
+    found = read_times(pl.Series([*FRACTIONS[form], "x"]), pl.Series([2, 3, 4]), "log")
+    midnight = 1_709_251_200_000_000
+    assert found.to_list() == [midnight + 500_000, midnight + 250_000, None]
+
+
+def test_a_zone_that_has_only_a_name_is_utc_or_not_read():
+    values = pl.Series(["2024-03-01 00:00 UTC", "2024-03-01 00:00 EST"])
+    found = TimeColumn(form="%Y-%m-%d %H:%M %Z")(values, pl.Series([2, 3]), "log")
+    assert found.to_list() == [1_709_251_200_000_000, None]
+
+
+LISTS = {
+    "['a b', 'c']": ["a b", "c"],
+    "['a b' 'c']": ["a b", "c"],
+    '["a b"]': ["a b"],
+    "[1, 'x', 3]": ["1", "x", "3"],
+    "17 4  9": ["17", "4", "9"],
+    "17,4, 9": ["17", "4", "9"],
+    "red shoe| blue": ["red shoe", "blue"],
+}
+
+
+@pytest.mark.parametrize("text", LISTS)
+def test_blanks_within_an_item_of_a_text_list_part_nothing(text):
+    frame = pl.DataFrame({"session": [1], "items": [text], "time": [1_709_251_200]})
+    clicks, _ = read_clicks({"the frame": frame})
+    assert clicks["item"].cast(pl.String).to_list() == LISTS[text]
 
 
 CHECK_INS = {

@@ -168,23 +168,36 @@ def test_an_export_is_made_again_in_its_place_and_a_changed_file_is_told(
 ):
     monkeypatch.setattr(export, "LENGTHS", ())
     output = tmp_path / "out"
-    for _ in range(2):
-        export.export_workdir(str(folder / "run"), str(output), k=5)
+    (tmp_path / "link").symlink_to("out")
+    for path in (output, output, tmp_path / "link"):
+        export.export_workdir(str(folder / "run"), str(path), k=5)
         assert exported.Recommender.load(output).manifest["k"] == 5
         with (output / "vocabulary.json").open("a") as file:
             file.write(" ")
         with pytest.raises(ValueError, match=r"vocabulary\.json is not the file that"):
             exported.Recommender.load(output)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        (output / "__pycache__").mkdir()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "link"}
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_what_cannot_be_exported_is_told(folder, tmp_path):
-    (tmp_path / "mine").write_text("precious")
-    with pytest.raises(UserError, match="holds something else; choose another"):
-        export.export_workdir(str(folder / "run"), str(tmp_path))
-    assert (tmp_path / "mine").read_text() == "precious"
     with pytest.raises(UserError, match="k is 0"):
         export.export_workdir(str(folder / "run"), str(tmp_path / "new"), k=0)
+
+
+@pytest.mark.parametrize(
+    "manifest", [None, "{}", '{"files": {"top_k_4.bin": ""}}', "["]
+)
+def test_no_file_is_lost_to_an_export(folder, tmp_path, manifest):
+    (tmp_path / "mine").write_text("precious")
+    if manifest:
+        (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(UserError, match=r"is not part of an export.*choose another"):
+        export.export_workdir(str(folder / "run"), str(tmp_path))
+    assert (tmp_path / "mine").read_text() == "precious"
+    with pytest.raises(UserError, match=r"mine is not part of an export"):
+        export.export_workdir(str(folder / "run"), str(tmp_path / "mine"))
 
 
 class Hub:

@@ -11,7 +11,7 @@ import pytest
 
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import metrics
-from srgnn_jax.evaluate.workdir import open_run
+from srgnn_jax.evaluate.workdir import evaluate_workdir, open_run, own_config
 from srgnn_jax.serve import promote as module
 from srgnn_jax.serve.promote import compare, promote, train_both
 from srgnn_jax.serve.recommend import Recommender
@@ -64,6 +64,25 @@ def test_the_other_run_answers_as_if_it_were_asked(runs, capsys):
     assert both[0]["all"] == {k: own[k] for k in both[0]["all"]}
     row = f"{100 * own['mrr@20']:.2f} *{100 * both[1]['all']['mrr@20']:.2f}"
     assert re.search(f"mrr@20, all +{len(rank)} +{row}", said)
+
+
+def test_runs_are_compared_as_they_would_be_served(runs):
+    """Joined with neighbours, if the workdir answers so; on either side."""
+    folders = [str(runs / day) for day in ("tuesday", "monday")]
+    _, alone = compare(*folders)
+    config = own_config(folders[0], {"joined": True, "neighbours_weight": 0.5})
+    try:
+        answered = evaluate_workdir(folders[0], config)
+        _, (new, _) = compare(*folders)
+        assert new["all"]["mrr@20"] == pytest.approx(answered["mrr@20"])
+        assert new["all"] != alone[0]["all"]
+        # Asked by its own ids, the other run answers the same.
+        _, (_, old) = compare(folders[0], folders[0])
+        assert old["all"] == pytest.approx(new["all"])
+        _, (_, monday) = compare(*folders)
+        assert monday["all"] == alone[1]["all"]
+    finally:
+        evaluate_workdir(folders[0], own_config(folders[0], {"joined": False}))
 
 
 def test_what_is_not_worse_is_promoted_and_what_is_worse_not(runs, monkeypatch, capsys):

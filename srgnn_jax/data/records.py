@@ -73,9 +73,7 @@ def frame_chunks(
     """Yields chunks of a frame; `names` are those of the columns that are read."""
     frame = frame.select(outer_columns(frame.collect_schema(), names))
     for chunk in frame.with_row_index("number", 1).collect_batches(maintain_order=True):
-        columns = [
-            column_of(chunk, role, name, where) for role, name in names.items()
-        ]
+        columns = [column_of(chunk, role, name, where) for role, name in names.items()]
         fault = pl.lit(None, pl.String).alias("fault")
         yield chunk.select("number", *columns, fault)
 
@@ -232,18 +230,26 @@ def _value(value: Any, path: Sequence[str]) -> Any:
     return None if value is None or isinstance(value, dict) else str(value)
 
 
+def _split_list(text: pl.Expr) -> pl.Expr:
+    """Splits at separators, or at blanks where there are none; in quotes at neither."""
+    tokens = (
+        pl.when(text.str.contains("^[\"']"))
+        .then(text.str.extract_all("'[^']*'|\"[^\"]*\"|[^\\s,;|\"']+"))
+        .when(text.str.contains("[,;|]"))
+        .then(text.str.extract_all("[^,;|]+"))
+        .otherwise(text.str.extract_all("\\S+|^$"))
+    )
+    return tokens.list.eval(pl.element().str.strip_chars("\"' \t"))
+
+
 def one_click_a_row(chunk: pl.DataFrame, names: Mapping[str, str]) -> pl.DataFrame:
     """Gives every click of a list a row of its own.
 
     Lists are columns of lists, and those of text whose names say so: "17 4 9", "17,4,9"
-    or "[17, 4, 9]". Where times are no list, a column `place` tells the order.
+    or "['a b', 'c']". Where times are no list, a column `place` tells the order.
     """
     columns = [
-        pl.col(role)
-        .str.strip_chars("[](){} \t")
-        .str.replace_all(r"[\"'\s,;|]+", " ")
-        .str.strip_chars()
-        .str.split(" ")
+        _split_list(pl.col(role).str.strip_chars("[](){} \t"))
         for role, name in names.items()
         if is_named_list(name)
         and chunk.schema[role] == pl.String

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 # Years 1970 to 2261 are believed.
 LATEST_MICROSECONDS = 9_183_110_400_000_000
 DAY = 86_400_000_000
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 # Of numbers, those that come to lie in the years 1990 to 2099 tell the unit.
 _LIKELY = (7_305 * DAY, 47_482 * DAY)
 # What a number counts: its name, microseconds of one, and from which time on.
@@ -119,6 +120,39 @@ def _parse_layout(values: pl.Series, layout: re.Match) -> np.ndarray:
     return moment.to_physical().fill_null(-1).to_numpy()
 
 
+def _parse_form(column: pl.Series, form: str) -> pl.Series:
+    """Parses times as `datetime.strptime` does; without a zone they are in UTC.
+
+    Returns int64 microseconds since 1970, UTC; null where a value has another form.
+    """
+    # Python reads the names of local zones as well, and drops them.
+    forms = [form.replace("%Z", zone) for zone in ("UTC", "GMT")]
+    micro = pl.Series(column.name, [None] * len(column), pl.Int64)
+    for one in dict.fromkeys(forms):
+        fast = one.replace(".%f", "%.f")
+        try:
+            # Elsewhere than after a point, "%f" counts nanoseconds in polars.
+            if "%f" in fast:
+                raise ValueError
+            moment = column.str.to_datetime(
+                fast, time_unit="us", strict=False, ambiguous="earliest"
+            ).to_physical()
+        except (ValueError, pl.exceptions.ComputeError):
+            moments = [_strptime(value, one) for value in column]
+            moment = pl.Series(column.name, moments, pl.Int64)
+        micro = micro.zip_with(micro.is_not_null(), moment)
+    return _in_range(micro)
+
+
+def _strptime(text: str | None, form: str) -> int | None:
+    try:
+        moment = datetime.datetime.strptime(text or "", form)
+    except ValueError:
+        return None
+    since = moment.replace(tzinfo=moment.tzinfo or datetime.UTC) - EPOCH
+    return since // datetime.timedelta(microseconds=1)
+
+
 class TimeColumn:
     """Parses a column of times chunk by chunk, in the form that its first values tell.
 
@@ -168,10 +202,7 @@ class TimeColumn:
         if not column.dtype.is_numeric():
             column = column.cast(pl.String).str.strip_chars()
             if self._form:
-                moment = column.str.to_datetime(
-                    self._form, time_unit="us", strict=False, ambiguous="earliest"
-                )
-                return _in_range(moment.to_physical())
+                return _parse_form(column, self._form)
             if not self._kind:
                 self._kind = _tell_kind(column)
             if self._kind in ("", "text"):

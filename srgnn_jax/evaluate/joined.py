@@ -156,6 +156,25 @@ def rank(
     return Ranked(values[:, : len(weights)], values[:, len(weights) :], seconds)
 
 
+def served_ranks(
+    evaluator: Evaluator, params: Params, neighbours: Neighbours | None
+) -> Int[np.ndarray, " E"]:
+    """Ranks targets as a workdir answers: joined with its neighbours, if it has any."""
+    if neighbours is None:
+        return evaluator.with_lists(params, 0)[1]
+    model, weights = evaluator.model, (neighbours.weight, neighbours.repeats_weight)
+    return rank(
+        model,
+        _whole(params, model.num_items),
+        evaluator.examples,
+        neighbours,
+        [weights],
+        devices=dataclasses.replace(evaluator.devices, shards=1, mesh=None),
+        progress=evaluator.progress,
+        after_batch=evaluator.after_batch,
+    ).ranks[:, 0]
+
+
 class Reached(NamedTuple):
     """What a joined run reaches."""
 

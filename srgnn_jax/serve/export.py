@@ -66,10 +66,13 @@ def export_workdir(
         raise UserError("--mode=export needs it: pip install flatbuffers")
     if k < 1:
         raise UserError(f"k is {k}; lists have at least one item")
-    folder = pathlib.Path(output).expanduser()
-    is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not is_new and not (folder / "manifest.json").is_file():
-        raise UserError(f"{folder} holds something else; choose another --output")
+    # A link stays one: what it leads to is replaced.
+    folder = pathlib.Path(output).expanduser().resolve()
+    if foreign := _not_of_an_export(folder):
+        raise UserError(
+            f"{foreign} is not part of an export, and would be lost; choose another "
+            "--output"
+        )
     recommender = Recommender.load(workdir, model)
     progress, step = recommender.progress, recommender.step
     made, max_length = recommender.model, recommender.max_length
@@ -114,6 +117,21 @@ def export_workdir(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     print(f"exported step {step} of {workdir} to {folder}, for lists of {k} items")
+
+
+def _not_of_an_export(folder: pathlib.Path) -> pathlib.Path | None:
+    """Returns a file, or the folder, that replacing an earlier export would remove."""
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        return folder
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+        # Python caches the loader.
+        own = {"manifest.json", "__pycache__", *manifest["files"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        own = set()
+    return next((path for path in folder.iterdir() if path.name not in own), None)
 
 
 def _write(

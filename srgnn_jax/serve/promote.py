@@ -16,7 +16,7 @@ from srgnn_jax import tables
 from srgnn_jax.data.sessions import Examples
 from srgnn_jax.devices import layouts, processes
 from srgnn_jax.errors import UserError, reason
-from srgnn_jax.evaluate import breakdown, metrics
+from srgnn_jax.evaluate import breakdown, joined, metrics
 from srgnn_jax.evaluate.workdir import OpenedRun, make_evaluator, open_run
 from srgnn_jax.model.losses import Loss
 from srgnn_jax.runs.workdir import load_vocabulary
@@ -102,9 +102,10 @@ def compare(
 ) -> tuple[str, list[Means]]:
     """Evaluates the runs of two workdirs on the test split of the first; prints both.
 
-    The other run answers as if it were asked by raw id: clicks on items that it lacks
-    are left out, a session of which it knows none gets its most popular items, and a
-    target that it lacks is in no list.
+    Each answers as it would be served: joined, if it was last evaluated joined. The
+    other run is asked by raw id: clicks on items that it lacks are left out, a session
+    of which it knows none gets its most popular items, and a target that it lacks is in
+    no list.
 
     Returns:
       The metric that chooses, and for both runs the means of "all" examples and of
@@ -121,9 +122,11 @@ def compare(
         is_new = np.append(False, rows[1:] == 0)
     groups = {"all": np.ones(len(rank), bool), **breakdown.ages(examples, is_new)}
     groups = {name: chosen for name, chosen in groups.items() if chosen.any()}
+    neighbours = joined.load(folders[0], run.progress.num_items)
+    own = joined.served_ranks(run.evaluator(), run.params, neighbours)
     both = [
         {name: metrics.means(of[chosen], ks) for name, chosen in groups.items()}
-        for of in (run.evaluator().with_lists(run.params, 0)[1], rank)
+        for of in (own, rank)
     ]
     table = [["", "examples", *(folder.name for folder in folders)]]
     for name, chosen in groups.items():
@@ -164,7 +167,9 @@ def _ranks_by_raw_id(
         known = Examples(clicks[clicks > 0], *some)
         devices = layouts.find_devices("jit", max_scores=run.config.max_scores)
         evaluate = make_evaluator(run.config, recommender.model, known, devices)
-        rank[asked] = evaluate.with_lists(recommender.params, 0)[1]
+        rank[asked] = joined.served_ranks(
+            evaluate, recommender.params, recommender.neighbours
+        )
     return rank, rows
 
 

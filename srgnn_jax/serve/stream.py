@@ -78,14 +78,12 @@ def evaluate_sessions(
     devices = layouts.find_devices(
         "jit", max_scores=config.max_scores, max_positions=config.max_positions
     )
-    model, params = recommender.model, recommender.params
-    evaluate = make_evaluator(config, model, examples, devices)
+    params = recommender.params
+    evaluate = make_evaluator(config, recommender.model, examples, devices)
     columns = {"SR-GNN": evaluate(params)}
     if neighbours := recommender.neighbours:
-        weights = ((neighbours.weight, neighbours.repeats_weight),)
-        found = joined.rank(model, params, examples, neighbours, weights, 0, devices)
-        means = metrics.means(found.ranks[:, 0], config.ks)
-        columns = {"joined": means, **columns}
+        ranks = joined.served_ranks(evaluate, params, neighbours)
+        columns = {"joined": metrics.means(ranks, config.ks), **columns}
     if vocabulary.clicks is not None:
         popular = baselines.pop_of_clicks(np.append(0, vocabulary.clicks))
         columns["POP"] = metrics.means(target_ranks(popular, examples), config.ks)
