@@ -1,1 +1,1 @@
-"""One Python file a data set; default.py holds every field."""
+"""One Python file per data set; default.py has every field."""

@@ -3,10 +3,10 @@
     srgnn --config=click_log --config.data_dir=DIR
 
 DIR holds one log, in one file or in parts. Its columns are found by their usual names
-(SessionId, item_id, timestamp, ...) or named by config.session_column, item_column and
+(SessionId, item_id, timestamp, ...) or set by config.session_column, item_column and
 time_column. The last day is the test split; see config.test_days, test_start and
 test_end. The settings are those of yoochoose_plus, which were chosen on validation and
-win on a week of Yoochoose too (docs/own_data.md); click_log_paper has the paper's.
+also win on a week of Yoochoose (docs/own_data.md); click_log_paper has the paper's.
 """
 
 from srgnn_jax.configs import click_log_paper

@@ -4,8 +4,8 @@
 
 DIR holds train-item-views.csv, or the published all_train_seq.txt and test.txt.
 
-With --config.select_on=test reaches recall@20 50.70, mrr@20 17.55 (the mean of three
-seeds), in epoch 4. A seed takes some 40 minutes on one CPU core.
+With --config.select_on=test it reaches recall@20 50.70, mrr@20 17.55 (mean of three
+seeds) in epoch 4. A seed takes about 40 minutes on one CPU core.
 """
 
 from srgnn_jax.configs import default

@@ -1,9 +1,9 @@
-"""Diginetica with what later works found, as configs/yoochoose_plus.py has it.
+"""Diginetica with improvements from later papers, as in configs/yoochoose_plus.py.
 
     python -m srgnn_jax.main --config=configs/diginetica_plus.py --config.data_dir=DIR
 
-DIR holds what configs/diginetica.py reads. Chosen on validation, seed 0; recall@20 and
-mrr@20 there, of each one's best epoch:
+DIR holds what configs/diginetica.py reads. The settings were chosen on validation, seed
+0; recall@20 and mrr@20 there, at the best epoch of each:
 
     configs/diginetica.py                                   48.70  16.63
     item_dropout=0.1, lr_decay_epochs=3 (as in NISER+)      50.90  17.44

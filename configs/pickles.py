@@ -1,10 +1,10 @@
-"""The data sets that papers share as pickles of the published SR-GNN code.
+"""Data sets that papers share as pickles in the format of the published SR-GNN code.
 
     python -m srgnn_jax.main --config=configs/pickles.py:tmall --config.data_dir=DIR
 
-tmall, nowplaying, gowalla or lastfm. DIR holds its all_train_seq.txt, or train.txt, and
-test.txt. Diginetica, Yoochoose and RetailRocket have configs of their own, which read
-pickles too.
+Choose tmall, nowplaying, gowalla or lastfm. DIR holds its all_train_seq.txt, or
+train.txt, and test.txt. Diginetica, Yoochoose and RetailRocket have their own configs,
+which also read pickles.
 """
 
 from srgnn_jax.configs import default

@@ -1,9 +1,9 @@
-"""RetailRocket, what visitors of a web shop looked at.
+"""RetailRocket: item views in a web shop.
 
     python -m srgnn_jax.main --config=configs/retailrocket.py --config.data_dir=DIR
 
-DIR holds events.csv, whose visitors are cut into visits, or the all_train_seq.txt and
-test.txt that papers share; see docs/data_sets.md for both.
+DIR holds events.csv, whose visitors are split into visits, or the all_train_seq.txt and
+test.txt that papers share; docs/data_sets.md describes both.
 """
 
 from srgnn_jax.configs import default

@@ -1,4 +1,4 @@
-"""Made clicks: tries everything out without any data to fetch.
+"""Synthetic clicks: try everything without downloading data.
 
     python -m srgnn_jax.main --config=configs/synthetic.py
 
@@ -21,7 +21,7 @@ def get_config():
 
 
 def get_search():
-    """Returns what a search chooses from: settings that cost little time."""
+    """Returns the search space: settings that train quickly."""
     return {
         "learning_rate": log(3e-3, 3e-2),
         "batch_size": choice(1000, 2000),

@@ -1,10 +1,11 @@
-"""Yoochoose with what later works found: more accurate than the paper's model.
+"""Yoochoose with improvements from later papers: beats the paper's accuracy.
 
     python -m srgnn_jax.main --config=configs/yoochoose_plus.py:1_64 \\
         --config.data_dir=DIR
 
-DIR holds what configs/yoochoose.py reads; 1_4 is the other fraction. Chosen on the
-validation of 1_64, seed 0; recall@20 and mrr@20 there, of each one's best epoch:
+DIR holds what configs/yoochoose.py reads; 1_4 is the other fraction. The settings were
+chosen on the validation split of 1_64, seed 0; recall@20 and mrr@20 there, at the best
+epoch of each:
 
     configs/yoochoose.py                                    69.76  31.10
     item_dropout=0.1 (as in NISER+)                         70.77  32.10
