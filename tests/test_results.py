@@ -188,7 +188,7 @@ def test_an_epoch_that_nothing_chose_is_told(recorded):
     assert found["protocol"]["test"] == "evaluated once, after the last epoch"
     assert "the last, chosen on no split" in seeds_table(found)
     text = results.document([found])
-    assert "| no split: the last | 1 |" in text
+    assert "| no split (last epoch) | 1 |" in text
     assert "each metric at its best |" not in text
     assert "\n| epoch | train loss |\n" in text
 
@@ -286,7 +286,7 @@ def test_a_document_holds_runs_ablations_baselines_and_published_figures(folder)
     assert "| 2 of 2 |" in rows[2]
     method = "Item-KNN, learnt from 1,234 sessions, this code"
     assert f"| {method} |  |  | 36.41 | 12.00 |  | 7 s |" in rows
-    chosen = "test, each metric"
+    chosen = "test, per metric"
     row = f"| SR-GNN, Wu et al. 2019, table 2 | {chosen} |  | 50.73 | 17.59 |  |  |"
     assert row in rows
     row = "| POP, Wu et al. 2019, table 2, 2nd |  |  | 0.89 | 0.20 |  |  |"

@@ -1,8 +1,8 @@
-"""What others published on the same preprocessing, to be set beside what a run reaches.
+"""Published figures on the same preprocessing, to compare with a run's results.
 
-A figure of first hand was read in the paper, its repository, its logs or a thread
-there; one of second hand is quoted by another paper, whose authors may have run the
-model themselves.
+A first-hand figure was read in the paper, its repository, its logs or a thread there; a
+second-hand one is quoted by another paper, whose authors may have run the model
+themselves.
 """
 
 from typing import NamedTuple
@@ -10,18 +10,18 @@ from typing import NamedTuple
 # The length of the lists.
 PUBLISHED_K = 20
 
-# What chooses the epoch in the public code: test, for each metric apart, or validation;
-# empty where there are no epochs.
-TEST, VALIDATION, UNKNOWN = "test, each metric", "validation", "not known"
+# What chooses the epoch in the public code: test, separately for each metric, or
+# validation; empty if there are no epochs.
+TEST, VALIDATION, UNKNOWN = "test, per metric", "validation", "unknown"
 
 WU = "Wu et al. 2019, table 2"
-# It compares all models in one framework; its poster and logs were read.
+# Compares all models in one framework; the figures are from its poster and logs.
 MIASREC = "in MiaSRec (2024)"
 AUDIT = "an audit of 2026, unpublished"
 
 
 class Figure(NamedTuple):
-    """recall@20 and mrr@20 of a model on test, in percent; None: not told."""
+    """recall@20 and mrr@20 of a model on test, in percent; None: not given."""
 
     model: str
     recall: float | None
@@ -36,7 +36,7 @@ def _quoted(model: str, recall: float, mrr: float, source: str) -> Figure:
 
 
 def _of_wu(*rows: tuple[str, float, float]) -> tuple[Figure, ...]:
-    """Returns those of the paper, which ran the other models or quotes them."""
+    """Returns the paper's figures; those of other models it ran or quotes."""
     chosen_on = {"POP": "", "S-POP": "", "Item-KNN": "", "SR-GNN": TEST}
     return tuple(
         Figure(*row, WU, chosen_on.get(row[0], UNKNOWN), row[0] != "SR-GNN")
@@ -60,12 +60,12 @@ PUBLISHED: dict[str, tuple[Figure, ...]] = {
             ("STAMP", 45.64, 14.32),
             ("SR-GNN", 50.73, 17.59),
         ),
-        Figure("SR-GNN in RecBole", 51.02, 17.64, "its pull request 888"),
+        Figure("SR-GNN in RecBole", 51.02, 17.64, "pull request 888"),
         _quoted("TAGNN", 51.31, 18.03, "Yu et al. 2020"),
         _quoted("S2-DHCN, revised", 53.18, 18.44, "Xia et al. 2021"),
         _quoted("NISER+", 53.39, 18.72, "Gupta et al. 2019"),
         Figure("GCE-GNN", 54.22, 19.04, "Wang et al. 2020", TEST),
-        Figure("STAN and a graph model joined", 54.70, 19.12, AUDIT, VALIDATION),
+        Figure("STAN joined with a graph model", 54.70, 19.12, AUDIT, VALIDATION),
         _quoted("Mssen", 55.17, 19.64, "2024, perhaps a misprint"),
     ),
     "yoochoose_1_64": (
