@@ -1,17 +1,17 @@
-# make train    the main job on the embedded default data
+# make train    trains on built-in synthetic data
 # make test     the tests; test-slow: those that take minutes; lint: ruff, mypy, pyright
-# make test-tpu   what the TPU's compiler says of the steps; needs no TPU
+# make test-tpu   checks the steps with the TPU compiler; needs no TPU
 # make test-long   kills runs and breaks files at random, more often than test-slow
-# make venv     .venv, with all that these need (they make it themselves)
-# make docs     docs/configs.md from the source, and the site, in docs/_build/html;
-#               runs the notebooks, some minutes, unless they are as they were
-# make notebooks   runs those of colab/ from top to bottom
-# make parity   compares with RecBole itself, in an environment of its own
-# make parity-table   prints the table of differences from PyTorch of docs/pytorch.md
+# make venv     .venv with everything these need (the targets make it themselves)
+# make docs     docs/configs.md from the source, and the site in docs/_build/html;
+#               runs changed notebooks, which takes some minutes
+# make notebooks   runs the notebooks in colab/ from top to bottom
+# make parity   compares with RecBole itself, in its own environment
+# make parity-table   prints the table of differences from PyTorch in docs/pytorch.md
 
 PYTHON ?= python3
 BIN = .venv/bin
-# A worker a core; one that has no more tests takes some of another's.
+# One worker per core; a worker that runs out of tests takes over some of another's.
 PYTEST = $(BIN)/python -m pytest --numprocesses=logical --dist=worksteal
 
 .PHONY: venv train test test-slow test-tpu test-long lint docs notebooks parity parity-table clean
@@ -19,7 +19,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses=logical --dist=worksteal
 venv: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
-	@echo "making .venv: fetches and installs packages, which takes some minutes"
+	@echo "making .venv: downloading and installing packages takes some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test]'
 	touch $@
@@ -33,7 +33,7 @@ test: venv
 test-slow: venv
 	$(PYTEST) -m slow
 
-# With libtpu in it, JAX would look for a TPU in every command.
+# Separate, because with libtpu installed JAX looks for a TPU in every command.
 .venv-tpu/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-tpu
 	.venv-tpu/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,tpu]'
