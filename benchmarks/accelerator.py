@@ -1,11 +1,11 @@
-"""What one accelerator does: a training step and epoch, evaluation, lists, memory.
+"""Speed and memory of one accelerator: training, evaluation, recommendation.
 
     python -m benchmarks.accelerator --output=DIR
 
-Needs jax for the accelerator, flax, optax, and torch for the comparison (skipped by
-name where it is missing or sees no GPU). Everything is made data of Diginetica's size
-unless another is named. Prints a table to stderr and one JSON object to stdout, and
-writes what the compiler made of each training step to DIR.
+Needs jax for the accelerator, flax, optax, and torch for the comparison (skipped with a
+message if torch is missing or sees no GPU). Uses synthetic data of Diginetica's size
+unless stated otherwise. Prints a table to stderr and one JSON object to stdout, and
+writes the compiled text of each training step to DIR.
 
 `--small` shrinks all sizes, to try the script on a CPU.
 """
@@ -83,7 +83,7 @@ class Training:
             epoch += 1
 
     def call(self) -> int:
-        """Starts the steps of one call; returns how many they are."""
+        """Starts the steps of one call and returns their number."""
         several = next(self.calls)
         batch = several[0]
         if self.devices.steps_per_call > 1:
@@ -93,7 +93,7 @@ class Training:
         return len(several)
 
     def seconds(self, steps: int) -> float:
-        """Returns the seconds of a step, the batches' making included."""
+        """Returns seconds per step, including the making of batches."""
         self.call()
         jax.block_until_ready(self.state)
         start, done = time.perf_counter(), 0
@@ -103,18 +103,18 @@ class Training:
         return (time.perf_counter() - start) / done
 
     def compiled(self):
-        """Returns the step as the compiler made it."""
+        """Returns the compiled step."""
         return self.step.prepare(self.state, *self.arguments)
 
 
 def peak() -> int:
-    """Returns the most bytes that the device has held so far, 0 where unknown."""
+    """Returns the device's peak memory so far in bytes, or 0 if unknown."""
     found = jax.devices()[0].memory_stats() or {}
     return int(found.get("peak_bytes_in_use", 0))
 
 
 def measure_training(sizes, output: pathlib.Path) -> list[dict]:
-    """Times steps by type of the products and steps a call; keeps their texts."""
+    """Times steps by product dtype and steps per call; writes the compiled texts."""
     rows = []
     examples = common.made_examples(sizes.items, sizes.examples)
     for dtype in (None, "tensorfloat32", "bfloat16"):
@@ -142,7 +142,7 @@ def measure_training(sizes, output: pathlib.Path) -> list[dict]:
 
 
 def measure_large(sizes, output: pathlib.Path) -> list[dict]:
-    """Times steps with a million items, and compares memory with the plan."""
+    """Times steps with a million items, and records planned and peak memory."""
     rows = []
     examples = common.made_examples(sizes.large, sizes.examples)
     for batch_size in (512, 4096):
@@ -196,7 +196,7 @@ def measure_evaluation(sizes) -> list[dict]:
 
 
 def measure_lists(sizes) -> list[dict]:
-    """Times recommendations for one session and for many, the host's work included."""
+    """Times recommendations for one session and for many, host work included."""
     rows = []
     for num_items, d in ((sizes.items, 100), (sizes.large, 64)):
         model = SRGNN(num_items, d)
@@ -231,16 +231,16 @@ def measure_lists(sizes) -> list[dict]:
 
 
 def measure_original(sizes) -> list[dict]:
-    """Times the original's way in PyTorch in turn with ours, on the same device."""
+    """Times a rewrite of the original PyTorch code against ours, on the same device."""
     if importlib.util.find_spec("torch") is None:
-        print("no torch: the original's way is left out", file=sys.stderr)
+        print("no torch: skipping the original PyTorch code", file=sys.stderr)
         return []
     import torch
 
     from benchmarks import original
 
     if jax.default_backend() == "gpu" and not torch.cuda.is_available():
-        print("torch sees no GPU: the original's way is left out", file=sys.stderr)
+        print("torch sees no GPU: skipping the original PyTorch code", file=sys.stderr)
         return []
     examples = common.made_examples(sizes.items, sizes.examples)
     padded = original.pad(
@@ -269,7 +269,7 @@ def measure_original(sizes) -> list[dict]:
     ratio = common.ratios(theirs, ours)
     rows = [
         {
-            "what": "training step, the original's way in PyTorch",
+            "what": "training step, the original PyTorch code",
             "items": sizes.items,
             "batch": 100,
             "ms": 1e3 * statistics.median(theirs),
@@ -281,7 +281,7 @@ def measure_original(sizes) -> list[dict]:
 
 
 def report(row: dict) -> None:
-    """Shows a row as soon as it is there."""
+    """Prints a row as soon as it is measured."""
     print(row, file=sys.stderr, flush=True)
 
 

@@ -1,24 +1,24 @@
-"""Training and evaluation throughput beside the authors' PyTorch code's way.
+"""Compares training and evaluation throughput with a rewrite of the authors' code.
 
     python -m benchmarks.against_original --data_dir=DIR
     python -m benchmarks.against_original
 
-DIR holds all_train_seq.txt and test.txt, pickles from a source that you trust; without
-it the data are made, of Diginetica's size. Needs torch: `make .venv/torch`.
+DIR holds all_train_seq.txt and test.txt, pickles from a source that you trust. Without
+it, synthetic data of Diginetica's size is used. Needs torch: `make .venv/torch`.
 
-In each round `benchmarks.original` and then `srgnn_jax.main` train on the same examples
-for the same number of steps, and evaluate the same test examples, each in a process of
-its own, on the CPU. Counted are
+In each round, `benchmarks.original` and then `srgnn_jax.main` train on the same
+examples for the same number of steps, and evaluate the same test examples, each in its
+own process, on the CPU. It measures
 
-- training: examples a second, from the indices of a batch to the updated weights, over
-  all steps but the first window, which with us holds the compilation;
-- evaluation: examples a second, from the indices to the metrics, again without the
-  compilation, as after each epoch; and as at the end of a run, which with us lists the
-  20 best items of each example too, where that code always finds them;
-- the process from its start to its end, reading the data and compiling included (with
-  us, data prepared before, in a run that is not counted).
+- training: examples per second, from the indices of a batch to the updated weights,
+  over all steps except the first window, which on our side includes compilation;
+- evaluation: examples per second, from the indices to the metrics, again without
+  compilation, both as after each epoch and as at the end of a run. At the end, our side
+  also lists the 20 best items of each example, which the other code always finds;
+- the whole process, including reading the data and compiling (on our side, data
+  prepared earlier, in an uncounted run).
 
-Losses and metrics are shown to tell that both train the same model.
+Losses and metrics are shown as evidence that both train the same model.
 """
 
 import argparse
@@ -40,11 +40,11 @@ from benchmarks import common
 
 
 class Measured(NamedTuple):
-    """What one process reached.
+    """Measurements of one process.
 
     Attributes:
-      training: examples a second.
-      evaluation: examples a second, as after each epoch.
+      training: examples per second.
+      evaluation: examples per second, as after each epoch.
       at_the_end: the same, as at the end of a run.
       seconds: of the whole process.
       loss: mean of the last window of steps.
@@ -66,24 +66,25 @@ def measured(
     records: Sequence[Mapping[str, float]],
     evaluation: float | None = None,
 ) -> Measured:
-    """Reads the figures off the records of a run that stopped within its first epoch.
+    """Reads the figures from the records of a run that stopped within its first epoch.
 
     Args:
       seconds: of the whole process.
       records: as in metrics.jsonl.
-      evaluation: examples a second after an epoch; None: as at the end.
+      evaluation: examples per second after an epoch; None: as at the end.
 
     Raises:
-      ValueError: there are not two windows of training and one evaluation on test.
+      ValueError: there are fewer than two training windows, or not one evaluation on
+        test.
     """
     windows = [record for record in records if "train/examples_per_second" in record]
     tests = [record for record in records if "test/examples_per_second" in record]
     if len(windows) < 2 or len(tests) != 1 or any("epoch" in x for x in windows):
         raise ValueError(
-            f"{len(windows)} records of training and {len(tests)} of the test are not "
+            f"{len(windows)} training records and {len(tests)} test records are not "
             "those of a run within one epoch"
         )
-    # Each window has as many examples as the next.
+    # All windows have the same number of examples.
     rates = [window["train/examples_per_second"] for window in windows[1:]]
     at_the_end = tests[0]["test/examples_per_second"]
     return Measured(
@@ -103,7 +104,7 @@ def write_data(
     prefixes: list[list[int]],
     targets: list[int],
 ) -> None:
-    """Writes the two files of the published form."""
+    """Writes the two files in the published format."""
     folder.mkdir()
     for name, content in (
         ("all_train_seq.txt", sessions),
@@ -118,12 +119,12 @@ def made_data(
 ) -> tuple[list[list[int]], list[list[int]], list[int]]:
     """Draws training sessions, test prefixes and test targets.
 
-    The prefixes of sessions that have a geometric number of them are geometric too, and
-    as long on average.
+    If the number of prefixes per session is geometric, so are the prefix lengths, with
+    the same mean.
 
     Args:
-      num_items: item rows, the padding included.
-      num_examples: training examples, about.
+      num_items: item rows, including the padding row.
+      num_examples: approximate number of training examples.
       num_test: test examples.
     """
 
@@ -145,14 +146,14 @@ def made_data(
 def train_here(
     data: pathlib.Path, work: pathlib.Path, name: str, arguments: argparse.Namespace
 ) -> Measured:
-    """Runs ours; `work` holds what is prepared, and a workdir `name` for each run."""
+    """Runs our code; `work` holds prepared data and a workdir `name` for each run."""
     seconds, records = common.train_here(
         work / name,
         [
             f"--config={common.ROOT / 'configs' / 'diginetica.py'}",
             f"--config.data_dir={data}",
             f"--config.prepared_dir={work / 'prepared'}",
-            # No session is held out: that code trains on all of them.
+            # Hold out no session: the other code trains on all of them.
             "--config.select_on=test",
             f"--config.embedding_size={arguments.embedding_size}",
             f"--config.batch_size={arguments.batch_size}",
@@ -166,7 +167,7 @@ def train_here(
 
 
 def train_original(data: pathlib.Path, arguments: argparse.Namespace) -> Measured:
-    """Runs the other."""
+    """Runs the rewrite of the authors' code."""
     names = ("steps", "window", "embedding_size", "batch_size")
     flags = [f"--{name}={getattr(arguments, name)}" for name in names]
     module = [sys.executable, "-m", "benchmarks.original", f"--data_dir={data}"]
@@ -177,7 +178,7 @@ def train_original(data: pathlib.Path, arguments: argparse.Namespace) -> Measure
 def table(
     original: Sequence[Measured], ours: Sequence[Measured]
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, object]]]:
-    """Returns the ratios, greater than 1 where ours is faster, and the table's rows."""
+    """Returns the ratios, above 1 if ours is faster, and the rows of the table."""
     rows: list[dict[str, object]] = []
     found = {}
     for field, what in (
@@ -222,13 +223,13 @@ def main():
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", type=pathlib.Path)
-    parser.add_argument("--items", type=int, default=43_098, help="of made data")
-    parser.add_argument("--examples", type=int, default=719_470, help="of made data")
+    parser.add_argument("--items", type=int, default=43_098, help="of synthetic data")
+    parser.add_argument("--examples", type=int, default=719_470, help="if synthetic")
     parser.add_argument(
         "--eval_examples",
         type=int,
         default=60_858,
-        help="evaluate so many test examples, drawn at random from more",
+        help="test examples to evaluate, a random sample if there are more",
     )
     parser.add_argument("--embedding_size", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=100)
@@ -237,7 +238,7 @@ def main():
         "--window",
         type=int,
         default=100,
-        help="steps in a record; the first one is not counted",
+        help="steps per record; the first record is not counted",
     )
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -245,7 +246,7 @@ def main():
         parser.error("--steps must be a multiple of --window, and at least twice it")
     if importlib.util.find_spec("torch") is None:
         sys.exit("torch is missing: install it with `make .venv/torch`")
-    # Both run on the CPU; this process only counts.
+    # Both run on the CPU; this process only measures.
     jax.config.update("jax_platforms", "cpu")
     load = common.load_of_others()
 

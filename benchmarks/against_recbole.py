@@ -1,20 +1,19 @@
-"""An epoch of ml-100k beside RecBole's own, in RecBole's configuration, on the CPU.
+"""Compares epochs of ml-100k with RecBole's, in RecBole's configuration, on the CPU.
 
     python -m benchmarks.against_recbole --epochs=2 --rounds=3
 
-The first run installs RecBole 1.2.1 into an environment of its own, .venv-recbole, as
-`make parity` does. In each round RecBole (see `benchmarks.recbole_epochs`) and then
+The first run installs RecBole 1.2.1 into its own environment, .venv-recbole, as
+`make parity` does. In each round, RecBole (see `benchmarks.recbole_epochs`) and then
 `srgnn_jax.main` with configs/recbole_ml100k.py train the same epochs with a validation
-after each, and evaluate on test, each in a process of its own. Counted are
+after each, and evaluate on test, each in its own process. It measures
 
-- the process from its start to its end: imports, reading and preparing the raw file,
-  compilation, training, evaluation. Nothing that is prepared or compiled is kept from
-  one round to the next;
-- the training of the first epoch, which with us holds the compilation;
+- the whole process: imports, reading and preparing the raw file, compilation, training,
+  evaluation. Nothing prepared or compiled is kept from one round to the next;
+- the training of the first epoch, which on our side includes compilation;
 - the training of a later epoch;
 - the validation after a later epoch.
 
-Losses and metrics are shown to tell that both train the same model.
+Losses and metrics are shown as evidence that both train the same model.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from tests import recreate_golden
 
 
 class Measured(NamedTuple):
-    """What one process took and reached.
+    """Measurements of one process.
 
     Attributes:
       process: seconds from start to end.
@@ -71,7 +70,7 @@ def measured(
     records: Sequence[Mapping[str, float]],
     counts: Mapping[str, int],
 ) -> Measured:
-    """Reads the figures off the records of our run.
+    """Reads the figures from the records of our run.
 
     Args:
       seconds: of the whole process.
@@ -99,7 +98,7 @@ def measured(
 
 
 def train_here(work: pathlib.Path, epochs: int) -> Measured:
-    """Runs ours in an empty folder."""
+    """Runs our code in an empty folder."""
     (data,) = recreate_golden.ENVIRONMENT.glob(
         "lib/*/*/recbole/dataset_example/ml-100k"
     )
@@ -118,14 +117,14 @@ def train_here(work: pathlib.Path, epochs: int) -> Measured:
 
 
 def train_recbole(work: pathlib.Path, epochs: int) -> tuple[Measured, dict]:
-    """Runs RecBole in an empty folder; also returns all that it said of itself."""
+    """Runs RecBole in an empty folder; also returns everything it reported."""
     seconds, _ = common.run_process(
         [
             *(recreate_golden.PYTHON, "-W", "ignore"),
             *("-m", "benchmarks.recbole_epochs", work, str(epochs)),
         ],
         {"PYTHONPATH": str(common.ROOT)},
-        # RecBole leaves logs in the folder that it runs in.
+        # RecBole writes logs into its working directory.
         work,
     )
     found = json.loads((work / "recbole.json").read_text())
@@ -144,7 +143,7 @@ def train_recbole(work: pathlib.Path, epochs: int) -> tuple[Measured, dict]:
 def table(
     recbole: Sequence[Measured], ours: Sequence[Measured]
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, object]]]:
-    """Returns the ratios, greater than 1 where ours is faster, and the table's rows."""
+    """Returns the ratios, above 1 if ours is faster, and the rows of the table."""
     rows: list[dict[str, object]] = []
     found = {}
     for field, what in ROWS.items():
@@ -177,7 +176,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.epochs < 2:
-        parser.error("--epochs must be at least 2: the first is counted by itself")
+        parser.error("--epochs must be at least 2: the first is counted separately")
     jax.config.update("jax_platforms", "cpu")
     load = common.load_of_others()
     recreate_golden.install_recbole()
@@ -186,7 +185,7 @@ def main():
     ours: list[Measured] = []
     for i in range(arguments.rounds):
         with tempfile.TemporaryDirectory() as name:
-            theirs, told = train_recbole(pathlib.Path(name), arguments.epochs)
+            theirs, report = train_recbole(pathlib.Path(name), arguments.epochs)
         with tempfile.TemporaryDirectory() as name:
             here = train_here(pathlib.Path(name), arguments.epochs)
         recbole.append(theirs)
@@ -202,7 +201,7 @@ def main():
         "against_recbole",
         {
             "arguments": vars(arguments),
-            "recbole_says": told,
+            "recbole_says": report,
             "load_before": load,
             "times_faster": found,
             "recbole": [x._asdict() for x in recbole],

@@ -1,11 +1,11 @@
-"""Trains here from the initial weights, and on the batches, of `benchmarks.original`.
+"""Trains from the initial weights of `benchmarks.original`, on the same batches.
 
     python -m benchmarks.original --data_dir=DIR --epochs=5 --window=500
     python -m benchmarks.as_original --data_dir=DIR --epochs=5 --window=500
 
-The two print the same losses and metrics but for rounding, however many epochs are
-trained: what they reach differs with the seed, not with the code. And the second tells
-in a fraction of the time what another `--seed` gives the first.
+The two print the same losses and metrics except for rounding, however many epochs they
+train: results differ with the seed, not with the code. So the second shows, in a
+fraction of the time, what the first reaches with another `--seed`.
 
 Needs torch, which draws the weights: `make .venv/torch`.
 """
@@ -30,7 +30,7 @@ from srgnn_jax.train.step import TrainState, init_state, train_step
 
 
 def whole_sessions(prefixes: list[list[int]], targets: list[int]) -> Examples:
-    """Returns prefixes and what was clicked next as examples."""
+    """Returns prefixes and their next clicks as examples."""
     pairs = zip(prefixes, targets, strict=True)
     sessions = Sessions.from_lists([[*prefix, target] for prefix, target in pairs])
     return Examples(
@@ -41,7 +41,7 @@ def whole_sessions(prefixes: list[list[int]], targets: list[int]) -> Examples:
 
 
 def without_sums(state: TrainState) -> TrainState:
-    """Starts the sum of losses anew."""
+    """Resets the sum of losses."""
     return state._replace(loss=state.loss * 0, examples=state.examples * 0)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: made data, timing in turn, the machine, the output."""
+"""Shared by the benchmarks: synthetic data, timing, the machine, the output."""
 
 import json
 import os
@@ -16,13 +16,13 @@ import numpy as np
 from srgnn_jax.data.sessions import Examples
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Prefix lengths of Diginetica: geometric, with this mean and this longest one.
+# Prefix lengths of Diginetica: geometric, with this mean and this maximum.
 MEAN_LENGTH = 4.13
 MAX_LENGTH = 69
 
 
 def machine() -> dict[str, str | int]:
-    """Says what the figures were measured on."""
+    """Describes the machine that the figures were measured on."""
     name = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -42,15 +42,15 @@ def machine() -> dict[str, str | int]:
 def in_turn(
     functions: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1
 ) -> dict[str, list[float]]:
-    """Times functions one after the other, round by round, so that noise hits all.
+    """Times functions in turn, round by round, so that noise affects all alike.
 
     Args:
-      functions: what to time, by name; what they return is waited for.
-      rounds: times that each is measured, after one round that is not.
-      calls: calls in a measurement.
+      functions: what to time, by name; waits for what they return.
+      rounds: measurements of each function, after one unmeasured round.
+      calls: calls per measurement.
 
     Returns:
-      Seconds a call, `rounds` of them for each name.
+      Seconds per call, `rounds` values for each name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for i in range(rounds + 1):
@@ -94,7 +94,7 @@ def made_examples(
 
 
 def show(title: str, result: dict, rows: Sequence[Mapping[str, object]]) -> None:
-    """Prints a Markdown table to stderr, everything as one JSON object to stdout."""
+    """Prints a Markdown table to stderr and everything as one JSON object to stdout."""
     columns = list(rows[0])
 
     def line(cells):
@@ -115,15 +115,15 @@ def run_process(
     environment: Mapping[str, str] | None = None,
     folder: str | os.PathLike = ROOT,
 ) -> tuple[float, str]:
-    """Runs a command, and ends this program with its complaints if it fails.
+    """Runs a command; exits with its error output if it fails.
 
     Args:
       command: the program and its arguments.
-      environment: variables to set beside those of this process.
-      folder: where it runs.
+      environment: variables to set in addition to those of this process.
+      folder: its working directory.
 
     Returns:
-      Seconds from its start to its end, and what it printed to stdout.
+      Seconds from start to end, and its stdout.
     """
     start = time.perf_counter()
     done = subprocess.run(
@@ -148,8 +148,8 @@ def train_here(
 
     Args:
       workdir: a new folder.
-      flags: of `srgnn_jax.main`; `--config` among them.
-      environment: variables to set beside those of this process.
+      flags: of `srgnn_jax.main`, including `--config`.
+      environment: variables to set in addition to those of this process.
 
     Returns:
       Seconds from start to end of the process, and the records of metrics.jsonl.
@@ -164,10 +164,10 @@ def train_here(
 
 
 def load_of_others() -> float:
-    """Returns the machine's load before anything is measured; warns if there is any.
+    """Returns the machine's load before anything is measured; warns if it is not idle.
 
-    Processes that share the cores slow all down, but not alike: torch's threads wait
-    for each other at every operation, and lose the most.
+    Other processes slow everything down, but not equally: torch's threads wait for each
+    other at every operation, and lose the most.
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > 0.5:

@@ -1,12 +1,12 @@
-"""Throughput of evaluation beside what the machine allows for its one matrix product.
+"""Compares evaluation throughput with that of its matrix product alone.
 
     python -m benchmarks.evaluate --items=43098 --embedding_size=100
     python -m benchmarks.evaluate --workdir=runs/diginetica
 
 The limit is the time of [V, D] x [D, B] alone, for as many sessions as are ranked at a
-time, measured in turn in the same process. What it leaves out: the gated network, and
-comparing each score with the target's. With `--workdir`, it prints what the evaluation
-after an epoch of that run reaches, as JSON.
+time, measured alternately in the same process. It excludes the gated network and the
+comparison of each score with the target's. With `--workdir`, evaluates that run as
+after an epoch and prints the result as JSON.
 """
 
 import argparse

@@ -1,14 +1,14 @@
-"""What a cheaper first pass over a large catalog costs and finds, beside exact scores.
+"""Compares cheaper first passes over a large catalog with exact scores.
 
     python -m benchmarks.first_pass
     python -m benchmarks.first_pass --workdir=runs/shop
 
-Each way scores all items cheaply, takes the `--kept` best of them, scores these exactly
-and returns the k best: a table in bfloat16, one of whole numbers of 8 bits with a scale
-a row, its first principal components; and `approx_max_k` of exact scores. All
-are timed in turn in one process beside exact scores and their exact best. Recall is the
-share of the exact lists that is found. The item table is drawn, or a trained
-run's, whose rows are repeated with some noise until they are as many.
+Each method scores all items cheaply, scores the `--kept` best of them exactly and
+returns the k best. The methods are a table in bfloat16, one of 8-bit integers with a
+scale per row, and its first principal components; and `approx_max_k` of exact scores.
+All are timed alternately in one process, together with exact scores and their exact
+top-k. Recall is the share of the exact lists that is found. The item table is random,
+or that of a trained run, whose rows are repeated with noise up to the number of items.
 """
 
 import argparse
@@ -37,14 +37,14 @@ def make_table(workdir: str, items: int, d: int) -> np.ndarray:
 
 
 def product(table: jax.Array, sessions: jax.Array, kind: type) -> jax.Array:
-    """Returns the scores [N, B], added up in numbers of a kind."""
+    """Returns the scores [N, B], accumulated in the dtype `kind`."""
     return jax.lax.dot_general(
         table, sessions, (((1,), (1,)), ((), ())), preferred_element_type=kind
     )
 
 
 def ways(table: np.ndarray, k: int, kept: int, components: int) -> dict[str, Callable]:
-    """Returns what finds the rows of the k best [B, k] of sessions [B, D], by name."""
+    """Returns functions, by name, from sessions [B, D] to their k best rows [B, k]."""
     exact, half = jnp.asarray(table), jnp.asarray(table, jnp.bfloat16)
     scale = np.abs(table).max(axis=1, keepdims=True) / 127
     eighth, scale = jnp.asarray(np.round(table / scale), jnp.int8), jnp.asarray(scale)
@@ -93,7 +93,7 @@ def main() -> None:
     rng = np.random.default_rng(1)
     rows = []
     for count in (1, 16):
-        # A session looks like what it clicked.
+        # A session lies near the items that it clicked.
         near = table[rng.integers(0, len(table), (count, 3))].mean(axis=1)
         sessions = jnp.asarray(near)
         calls = {n: functools.partial(run, sessions) for n, run in compiled.items()}

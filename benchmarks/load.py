@@ -1,8 +1,9 @@
-"""A load of requests at a constant rate, whether or not those before were answered.
+"""Sends requests at a constant rate, whether or not earlier ones were answered.
 
-A request's latency counts from when it was due, so that what waits for a slow answer,
-or for a free connection, is late. It shares the cores with what it measures, and does
-little: requests are bytes that were made before, and of answers it reads two numbers.
+A request's latency counts from when it was due, so a request that waits for a slow
+answer or a free connection is late. The sender shares the cores with the service that
+it measures, so it does little: requests are prepared bytes, and it reads only two
+numbers of each answer.
 """
 
 import asyncio
@@ -19,23 +20,23 @@ import numpy as np
 
 from benchmarks import common
 
-# Seconds between looks at what is due; an event loop knows no less.
+# Seconds between checks of what is due, the resolution of an event loop.
 TICK = 0.001
-# Seconds that are waited for the last answers.
+# Seconds to wait for the last answers.
 LAST_ANSWERS = 5.0
 _HEAD = re.compile(rb"HTTP/1\.1 (\d+) .*?content-length: (\d+)\r\n", re.DOTALL)
 
 
 @dataclasses.dataclass
 class Load:
-    """What became of the requests of a rate; seconds from when each was due.
+    """The outcome of requests at one rate; times are in seconds from when each was due.
 
     Attributes:
-      rate, seconds: as they were asked for.
-      accepted, refused: how long answers of 200 and 503 took.
-      failed: other answers.
-      lost: requests that were sent and not answered.
-      unsent: those that found no connection.
+      rate, seconds: the requested rate and duration.
+      accepted, refused: latencies of answers with status 200 and 503.
+      failed: number of other answers.
+      lost: requests that were sent but not answered.
+      unsent: requests that found no connection.
     """
 
     rate: float
@@ -48,11 +49,11 @@ class Load:
 
     @property
     def errors(self) -> int:
-        """All that were neither accepted nor refused."""
+        """The number of requests that were neither accepted nor refused."""
         return self.failed + self.lost + self.unsent
 
     def row(self) -> dict[str, float]:
-        """Summarises it, in milliseconds."""
+        """Summarises the load, with latencies in milliseconds."""
         p50, p90, p99 = np.percentile(self.accepted or [np.nan], [50, 90, 99]) * 1e3
         return {
             "rate": self.rate,
@@ -67,33 +68,33 @@ class Load:
 
 
 class Source(Protocol):
-    """Where requests come from."""
+    """A source of requests."""
 
     def take(self) -> tuple[Any, bytes]:
-        """Returns the next request, and what to tell `answered` of it."""
+        """Returns the argument for `answered`, and the next request."""
 
     def answered(self, of: Any) -> None:
-        """Learns that a request was answered."""
+        """Called when a request was answered."""
 
 
 class Bodies:
-    """Requests with some bodies, one after the other, again and again."""
+    """Requests with the given bodies, repeated in a cycle."""
 
     def __init__(self, bodies: Sequence[bytes]):
         self._requests = itertools.cycle([(None, request(body)) for body in bodies])
 
     def take(self) -> tuple[None, bytes]:
-        """Returns the next one."""
+        """Returns the next request."""
         return next(self._requests)
 
     def answered(self, of: None) -> None:
-        """Needs to know nothing."""
+        """Does nothing."""
 
 
 class EtudeSessions:
-    """Sessions as ETUDE makes them; the next click of one comes after the answer.
+    """Sessions as ETUDE generates them; each click waits for the previous answer.
 
-    Clicks of sessions and of items follow two power laws, with the values that its code
+    Clicks per session and per item follow two power laws, with the values that its code
     fits to bol.com's log (github.com/bkersbergen/etudelib, Kersbergen et al., ICDE
     2024): ceil(loc + scale u^(1/alpha)), u uniform in [0, 1), and at most scale.
     """
@@ -121,7 +122,7 @@ class EtudeSessions:
                 yield _clicks(session.tolist())
 
     def take(self) -> tuple[Iterator[bytes], bytes]:
-        """Returns the next click of a session that has its answer, or a new one's."""
+        """Returns the next click of an answered session, or the first of a new one."""
         while self._waiting:
             session = self._waiting.popleft()
             if click := next(session, None):
@@ -130,7 +131,7 @@ class EtudeSessions:
         return session, next(session)
 
     def answered(self, of: Iterator[bytes]) -> None:
-        """Lets a session go on."""
+        """Lets a session continue."""
         self._waiting.append(of)
 
 
@@ -144,13 +145,13 @@ def _clicks(rows: Sequence[int]) -> Iterator[bytes]:
 
 
 def request(body: bytes) -> bytes:
-    """Returns a request for a list."""
+    """Returns an HTTP request for a recommendation."""
     head = "POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
     return f"{head}{len(body)}\r\n\r\n".encode() + body
 
 
 def made_bodies(items: int, count: int = 2_000) -> list[bytes]:
-    """Draws requests of one session each, as long as Diginetica's."""
+    """Draws requests of one session each, with lengths like Diginetica's."""
     examples = common.made_examples(items + 1, count)
     return [
         json.dumps(
@@ -206,9 +207,9 @@ async def send(
     connections: int = 256,
     on_answer: Callable[[bytes], None] | None = None,
 ) -> Load:
-    """Sends requests at a constant rate; `on_answer` is given each accepted one's body.
+    """Sends requests at a constant rate; passes accepted bodies to `on_answer`.
 
-    A request that finds no free connection waits for one, which counts.
+    A request that finds no free connection waits for one, which adds to its latency.
     """
     load = Load(rate, seconds)
     free: collections.deque[Client] = collections.deque()
@@ -248,7 +249,7 @@ async def send(
             made = await loop.create_connection(lambda: Client(done), "127.0.0.1", port)
         except OSError:
             open_ -= 1
-            # Nobody is there.
+            # Nobody listens.
             if late:
                 late.popleft()
                 load.unsent += 1
@@ -262,7 +263,7 @@ async def send(
     while (now := time.perf_counter()) < end:
         while sent < total and (due := started + sent / rate) <= now:
             sent += 1
-            # The one that was used last: few are open at a low rate.
+            # Reuse the latest connection: at a low rate few are open.
             while free and not free[-1].is_open:
                 free.pop()
                 open_ -= 1

@@ -1,9 +1,9 @@
-"""Writes a log in which the next click depends on the last one alone.
+"""Writes a log in which the next click depends only on the last one.
 
     python -m benchmarks.markov_log --output=markov/log.csv
 
-A first-order Markov chain is the best that there is for such a log; what a model with
-more to learn loses to it is what it learns in vain.
+A first-order Markov chain is the best possible model of such a log. What a richer model
+loses to it is the cost of learning what is not there.
 """
 
 import argparse

@@ -1,29 +1,29 @@
-"""SR-GNN the way that the authors' PyTorch code trains and evaluates it, to be timed.
+"""Trains and evaluates SR-GNN as the authors' PyTorch code does, for comparison.
 
     python -m benchmarks.original --data_dir=DIR --steps=400 --window=100
     python -m benchmarks.original --data_dir=DIR --epochs=5 --window=1000
 
-The first takes some steps, to be timed beside ours; the second trains whole epochs and
-evaluates each, to see what that code reaches. `benchmarks.as_original`, with the same
-flags, does the same with our code.
+The first takes some steps, to time them against ours; the second trains whole epochs
+and evaluates each, to see what that code reaches. `benchmarks.as_original`, with the
+same flags, does the same with our code.
 
 DIR holds all_train_seq.txt and test.txt, pickles from a source that you trust. Written
-from the paper and from what that code does, step by step:
+from the paper and from what the authors' code does, step by step:
 
-- examples are padded to the longest of all, in whatever batch they come;
+- examples are padded to the longest of all, whatever their batch;
 - each batch's graphs are built by Python loops over sessions, edges and positions;
-- the state behind each position is gathered session by session;
+- the state at each position is gathered session by session;
 - the scores are s E[1:]^T, the loss is torch's cross entropy, the optimizer torch's
   Adam with weight decay;
 - the learning rate falls to a tenth after every third epoch;
 - to evaluate, `topk` finds each session's 20 items, and a loop looks for the target.
 
-Where that code is slower for no reason but its age, the fast form stands here: lists of
-arrays become one array before they become a tensor, nodes are found once a batch, and
-evaluation records no gradients. torch uses the threads that it chooses itself.
+Where the authors' code is slow only because of its age, this uses the fast form: lists
+of arrays become one array before they become a tensor, nodes are found once per batch,
+and evaluation records no gradients. torch chooses its number of threads.
 
 Prints JSON lines with the keys of metrics.jsonl: `train/loss` and
-`train/examples_per_second` of each window of steps, then the test metrics.
+`train/examples_per_second` for each window of steps, then the test metrics.
 
 Axes: E examples, B batch, L positions, N nodes, D embedding, V item rows.
 """
@@ -57,7 +57,7 @@ class Examples(NamedTuple):
 
 
 def read_pickle(path: str | os.PathLike):
-    """Reads one of the two files."""
+    """Reads one of the two pickles."""
     with open(path, "rb") as file:
         return pickle.load(file)
 
@@ -71,7 +71,7 @@ def pad(prefixes: Sequence[Sequence[int]], targets: Sequence[int]) -> Examples:
 
 
 def expand(sessions: Iterable[Sequence[int]]) -> Examples:
-    """Turns sessions into their prefixes, each with the item that follows it."""
+    """Turns sessions into prefixes, each with the item that follows it."""
     pairs = [
         (session[:end], session[end])
         for session in sessions
@@ -90,8 +90,8 @@ def session_graphs(
 
     Returns:
       The node of each position [B, L], the nodes' items [B, N], and the incoming and
-      the outgoing connections beside each other [B, N, 2N]. N is the most nodes that a
-      session of the batch has, padding being one.
+      outgoing connections side by side [B, N, 2N]. N is the largest number of nodes,
+      including padding, of any session in the batch.
     """
     nodes = [np.unique(session) for session in inputs]
     most = max(map(len, nodes))
@@ -116,7 +116,7 @@ def session_graphs(
 
 
 class GNN(nn.Module):
-    """Equations 1 to 5, `step` times; the update gate is turned round."""
+    """Equations 1 to 5, `step` times; the update gate is inverted."""
 
     def __init__(self, embedding_size: int, step: int):
         super().__init__()
@@ -129,7 +129,7 @@ class GNN(nn.Module):
         self.b_oah = nn.Parameter(torch.empty(d))
         self.linear_edge_in = nn.Linear(d, d)
         self.linear_edge_out = nn.Linear(d, d)
-        # Never read; the weights of that code hold it.
+        # Never used, but part of the authors' weights.
         self.linear_edge_f = nn.Linear(d, d)
 
     def forward(self, matrices: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -148,7 +148,7 @@ class GNN(nn.Module):
 
 
 class SessionGraph(nn.Module):
-    """The model, under the names of the authors' code."""
+    """The model, with the parameter names of the authors' code."""
 
     def __init__(
         self, num_items: int, embedding_size: int, step: int = 1, hybrid: bool = True
@@ -186,9 +186,9 @@ class SessionGraph(nn.Module):
 def shuffled(
     num_examples: int, batch_size: int, steps: int, seed: int, epoch: int = 0
 ) -> Iterator[np.ndarray]:
-    """Yields the numbers of the examples of an epoch's first batches.
+    """Yields the example numbers of an epoch's first batches.
 
-    Every epoch of every seed has an order of its own.
+    Every epoch of every seed has its own order.
     """
     order = np.random.default_rng(1000 * seed + epoch).permutation(num_examples)
     for step in range(steps):
@@ -212,7 +212,7 @@ def train(
     batches: Iterable[Examples],
     window: int,
 ) -> Iterator[dict[str, float]]:
-    """Takes a step on each batch; yields a record for each `window` of them."""
+    """Takes a step on each batch; yields a record every `window` steps."""
     criterion = nn.CrossEntropyLoss()
     model.train()
     start, count, total = time.perf_counter(), 0, 0.0
@@ -239,7 +239,7 @@ def train(
 def evaluate(
     model: SessionGraph, examples: Examples, batch_size: int
 ) -> dict[str, float]:
-    """Returns recall@20, mrr@20 and the examples evaluated in a second."""
+    """Returns recall@20, mrr@20 and the examples evaluated per second."""
     model.eval()
     start = time.perf_counter()
     hits, reciprocal_ranks = [], []
@@ -259,12 +259,12 @@ def evaluate(
 
 
 def parse(description: str) -> argparse.Namespace:
-    """Reads the flags, which say how `--data_dir` is trained on."""
+    """Parses the flags, which set how to train on `--data_dir`."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--data_dir", type=pathlib.Path, required=True)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--epochs", type=int, default=0, help="instead of --steps")
-    parser.add_argument("--window", type=int, default=100, help="steps in a record")
+    parser.add_argument("--window", type=int, default=100, help="steps per record")
     parser.add_argument("--embedding_size", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -272,14 +272,14 @@ def parse(description: str) -> argparse.Namespace:
 
 
 def steps_of_an_epoch(arguments: argparse.Namespace, num_examples: int) -> int:
-    """Returns the steps that are taken of each epoch."""
+    """Returns how many steps of each epoch are taken."""
     whole = math.ceil(num_examples / arguments.batch_size)
     if arguments.epochs:
         return whole
     if arguments.steps > whole:
         sys.exit(
-            f"error: --steps is {arguments.steps}, and an epoch of {num_examples:,} "
-            f"examples has {whole:,}"
+            f"error: --steps is {arguments.steps}, but an epoch of {num_examples:,} "
+            f"examples has only {whole:,}"
         )
     return arguments.steps
 
@@ -287,8 +287,8 @@ def steps_of_an_epoch(arguments: argparse.Namespace, num_examples: int) -> int:
 def main():
     """Trains for some steps or epochs, evaluates, and prints the records."""
     arguments = parse(__doc__)
-    # Second moments of items that are seldom a target sink below what a float holds in
-    # full; a CPU works on such numbers several times as slowly, a GPU does not.
+    # Second moments of items that are rarely a target become denormal numbers, which
+    # make a CPU, but not a GPU, several times slower.
     torch.set_flush_denormal(True)
     training = expand(read_pickle(arguments.data_dir / "all_train_seq.txt"))
     test = pad(*read_pickle(arguments.data_dir / "test.txt"))

@@ -1,15 +1,15 @@
-"""Time and memory of preparing a raw Yoochoose file, and of finding it prepared.
+"""Measures time and memory of preparing a raw Yoochoose file, then of reusing it.
 
     python -m benchmarks.prepare --clicks=33_000_000 --fractions=1_64,1_4
     python -m benchmarks.prepare --clicks=200_000_000 --fractions=1 --parquet
 
-With --parquet the clicks are a log of one's own: a folder of parquet files, read as
-configs/click_log.py does it. They are made here, in the challenge's own form and with
-its proportions: 3.6 clicks a session, 52,739 items, six months. Each fraction is
-prepared by a process of its own, so that its peak memory is known (as Linux tells it,
-in units of 1e9 bytes), and then found prepared by another one. The seconds are those of
-`load_dataset`, from the raw file to mapped arrays; those of a process hold all imports
-too.
+With --parquet, the clicks are a user's log: a folder of parquet files, read as by
+configs/click_log.py. The clicks are synthetic, in the challenge's format and with its
+proportions: 3.6 clicks per session, 52,739 items, six months. Each fraction is prepared
+by its own process, to know its peak memory (as reported by Linux, in units of 1e9
+bytes), and then loaded by another one, which finds it prepared. Seconds are those of
+`load_dataset`, from the raw file to mapped arrays; those of a process also include all
+imports.
 """
 
 import argparse
@@ -57,9 +57,9 @@ def make_log(
 ) -> int:
     """Writes lines `session,2014-04-07T10:51:09.277Z,item,category`.
 
-    Where the path is a folder it gets parquet files instead. A session's clicks stand
-    together; sessions come up over the months, in an order that is that of time but for
-    some days. Few items get most clicks.
+    If the path is a folder, writes parquet files into it instead. A session's clicks
+    are contiguous; sessions spread over the months, ordered by time to within some
+    days. Few items get most clicks.
 
     Returns:
       The number of sessions.
@@ -109,7 +109,7 @@ def make_log(
 def load(
     dataset: str, folder: pathlib.Path, prepared_dir: pathlib.Path, fraction: float
 ) -> dict:
-    """Prepares the file, or finds it prepared, in a process of its own."""
+    """Prepares the file, or finds it prepared, in its own process."""
     begin = time.perf_counter()
     arguments = (dataset, str(folder), str(prepared_dir), str(fraction))
     run = subprocess.run(
@@ -122,12 +122,12 @@ def load(
 
 
 def main():
-    """Makes the file, prepares it, and prints."""
+    """Writes the file, prepares it, and prints the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clicks", type=int, default=3_300_000)
     parser.add_argument("--fractions", default="1_64,1_4", help=", ".join(FRACTIONS))
     parser.add_argument(
-        "--folder", type=pathlib.Path, help="for the files; none: one that is removed"
+        "--folder", type=pathlib.Path, help="for the files; default: temporary"
     )
     parser.add_argument("--parquet", action="store_true", help="a folder of parts")
     arguments = parser.parse_args()
@@ -142,7 +142,7 @@ def main():
             path.mkdir()
         sessions = make_log(path, arguments.clicks)
         prepared_dir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        time.sleep(4)  # A file that has just been written is not taken as settled.
+        time.sleep(4)  # A file counts as settled some seconds after it was written.
         rows = []
         for name in arguments.fractions.split(","):
             first = load(dataset, folder, prepared_dir, FRACTIONS[name])

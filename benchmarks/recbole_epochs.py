@@ -1,12 +1,12 @@
 """Trains RecBole's SRGNN on ml-100k and times its epochs.
 
-Run by against_recbole.py in RecBole's own environment, where there is no JAX:
+Run by against_recbole.py in RecBole's own environment, which has no JAX:
 
     python -m benchmarks.recbole_epochs FOLDER EPOCHS
 
-What RecBole's command does, with its defaults for this model and data set: the data,
-`EPOCHS` epochs with a validation after each, the test with the best one's weights.
-Writes FOLDER/recbole.json.
+Does what RecBole's command does, with its defaults for this model and data set:
+prepares the data, trains `EPOCHS` epochs with a validation after each, and tests with
+the weights of the best. Writes FOLDER/recbole.json.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-# It makes RecBole 1.2.1 work with the NumPy and torch of today.
+# Makes RecBole 1.2.1 work with current NumPy and torch.
 from tests.recbole_side import (
     SRGNN,
     Trainer,
@@ -27,7 +27,7 @@ from tests.recbole_side import (
 
 
 class TimedTrainer(Trainer):
-    """RecBole's trainer, which also notes how long each part took.
+    """RecBole's trainer, which also records how long each part took.
 
     Attributes:
       seconds: of each epoch's training, and of each validation.
@@ -54,7 +54,7 @@ class TimedTrainer(Trainer):
 
 
 def main(folder: Path, epochs: int) -> None:
-    """Trains, and writes the figures."""
+    """Trains and writes the figures."""
     config = ml100k_config(epochs, folder / "saved")
     dataset = create_dataset(config)
     train, valid, test = data_preparation(config, dataset)
@@ -91,6 +91,6 @@ def main(folder: Path, epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    # Popped, since RecBole's Config complains of arguments that it does not know.
+    # Popped, because RecBole's Config rejects arguments that it does not know.
     number = int(sys.argv.pop())
     main(Path(sys.argv.pop()).resolve(), number)

@@ -1,17 +1,17 @@
-"""Speed of recommending beside what the machine allows, and beside PyTorch.
+"""Compares the speed of recommending with the machine's limit and with PyTorch.
 
     python -m benchmarks.recommend --items=43098
     python -m benchmarks.recommend --items=1000000 --sessions=2000
 
-One session: seconds of `Recommender.recommend` of one session, from raw ids to raw ids,
-beside the bare product of the table with one vector and its top-k, and beside the same
-in PyTorch, where it is installed: `torch.matmul` and `topk`, as the original code
-scores; and beside the same network joined with STAN's neighbours among made sessions,
-and with clicks that come again.
+One session: the time of `Recommender.recommend`, from raw ids to raw ids, is compared
+with the bare product of the table with one vector and its top-k; with the same in
+PyTorch, if installed (`torch.matmul` and `topk`, as the original code scores); and with
+the same network joined with STAN's neighbours among synthetic sessions, and with repeat
+rates.
 Many sessions: the same for batches of as many sessions as `recommend` scores at a time.
-The stream is what the command line does, from JSON lines to JSON lines; its
-limit is the matrix products alone. All are measured in turn in one process. What the
-limits leave out: the gated network, raw ids and JSON.
+The stream is what the command line does, from JSON lines to JSON lines; its limit is
+the matrix products alone. All are measured alternately in one process. The limits
+exclude the gated network, raw ids and JSON.
 """
 
 import argparse
@@ -44,8 +44,8 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 def torch_top_k(
     table: np.ndarray, session: np.ndarray, k: int
 ) -> Callable[[], object] | None:
-    """Returns scoring as the original code does it; None without PyTorch."""
-    # Else its threads spin on after each call, and slow down what is measured next.
+    """Returns scoring as in the original code, as a function; None without PyTorch."""
+    # Otherwise its threads keep spinning after each call and slow down what follows.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import torch
@@ -68,7 +68,7 @@ def bare(table: jax.Array, session: jax.Array, k: int) -> Callable[[], object]:
 
 
 def rows_of(seconds: Mapping[str, list[float]], sessions: int) -> list[dict]:
-    """Renders the rate of each, and its time beside that of `recommend`."""
+    """Renders the rate of each, and the time of `recommend` relative to it."""
     ours = seconds["recommend"]
     return [
         {
@@ -132,7 +132,7 @@ def main():
         there = torch_top_k(np.array(table), session, k)
         if there is not None:
             functions["product and top-k in torch"] = there
-        # Every length that comes up is compiled before.
+        # First compile every length that occurs.
         for each in (recommender, joined, repeats):
             each.recommend(sessions, k)
         for part in parts[:1000]:

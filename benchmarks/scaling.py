@@ -1,11 +1,11 @@
-"""Time and memory of a training step against items, batch size and session length.
+"""Measures time and memory of a training step by items, batch and session length.
 
     python -m benchmarks.scaling --plot=scaling.png
 
-Each point is a process of its own, so that its peak memory is its own: the most that
-the process ever held, less what it held before the parameters were made (Python, JAX
-and the compiled step's code are in there). The table of items has the parameters, the
-gradient and two moments; all else counts as overhead.
+Each point has its own process, to measure its peak memory: the most that the process
+ever held, minus what it held before the parameters were made (Python, JAX and the
+compiled step's code are in there). The item table counts four times, as parameters,
+gradient and two moments; everything else is overhead.
 """
 
 import argparse

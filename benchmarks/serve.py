@@ -1,20 +1,20 @@
-"""Latencies of the HTTP service at constant rates, from when each request was due.
+"""Measures the HTTP service's latencies at constant rates, from when requests are due.
 
     python -m benchmarks.serve
     python -m benchmarks.serve --catalog 43097 100 --scenarios rate --rate=2000
     python -m benchmarks.serve --scenarios reload stop memory --seconds=600
 
-For each catalog `--mode=serve` serves drawn weights in a process of its own, while this
-one sends requests, see `load`. Both share the cores. The scenarios:
+For each catalog, `--mode=serve` serves random weights in its own process, while this
+one sends requests (see `load`). Both share the cores. The scenarios:
 
-    rate      the rate that is wanted of the catalog
-    highest   rates that grow by a quarter, until p90 is beyond the limit or one is
-              refused or lost; the last one before
-    twice     twice that rate, for 20 seconds at most
-    etude     the catalog's rate, of ETUDE's sessions
-    reload    500/s while a better checkpoint comes
-    stop      500/s when SIGTERM comes
-    memory    300/s, and how much memory and how many open files the process has
+    rate      the catalog's target rate
+    highest   rates that grow by a quarter until p90 exceeds the limit or a request is
+              refused or lost; reports the last rate before that
+    twice     twice that rate, for at most 20 seconds
+    etude     the catalog's target rate, with ETUDE's sessions
+    reload    500/s while a better checkpoint arrives
+    stop      500/s while SIGTERM arrives
+    memory    300/s; reports the memory and open files of the process
 """
 
 import argparse
@@ -37,7 +37,7 @@ import numpy as np
 from benchmarks import common
 from benchmarks.load import Bodies, EtudeSessions, Load, made_bodies, send
 
-# Items, D, requests/s, and the p90 in milliseconds that is wanted there.
+# Items, D, target requests/s, and target p90 in milliseconds.
 WANTED = (
     (1_978, 64, 5_000, 10),
     (43_097, 100, 2_000, 20),
@@ -50,9 +50,9 @@ READY_SECONDS = 300
 
 
 def make_workdir(folder: pathlib.Path, items: int, embedding_size: int) -> pathlib.Path:
-    """Makes a run of drawn weights, with the numbers of its rows as raw ids.
+    """Makes a run with random weights, whose row numbers are the raw ids.
 
-    A better checkpoint of it lies elsewhere; returns where.
+    Returns the path of a better checkpoint of the run, stored elsewhere.
     """
     from srgnn_jax import config as config_lib
     from srgnn_jax.configs import default
@@ -77,7 +77,7 @@ def make_workdir(folder: pathlib.Path, items: int, embedding_size: int) -> pathl
 
 
 class Served:
-    """A process that serves, and its port, once it is ready."""
+    """A serving process; entering it waits until it is ready and returns its port."""
 
     def __init__(self, command: Sequence[str], folder: str | os.PathLike = common.ROOT):
         self.log = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115
@@ -100,10 +100,10 @@ class Served:
                 break
             time.sleep(0.1)
         self.process.kill()
-        raise RuntimeError(f"it does not serve:\n{self.said()}")
+        raise RuntimeError(f"the service did not become ready:\n{self.said()}")
 
     def __exit__(self, *_: object) -> None:
-        """Ends it."""
+        """Ends the process."""
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(20)
 
@@ -113,7 +113,7 @@ class Served:
 
 
 def run(*arguments, **options) -> Load:
-    """Sends a load, see `send`, from a quick event loop."""
+    """Sends a load (see `send`) from a fast event loop."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -121,7 +121,7 @@ def run(*arguments, **options) -> Load:
 
 
 class Scenarios:
-    """What is measured of one catalog, each by the method of its name."""
+    """Measurements of one catalog; scenario `x` is the method `of_x`."""
 
     def __init__(self, served: Served, port: int, better: pathlib.Path, **catalog):
         self._served, self._port, self._better = served, port, better
@@ -131,14 +131,14 @@ class Scenarios:
         self._bodies = made_bodies(self.items)
         self._highest = 0.0
         self.by_rate: list[dict[str, float]] = []
-        # Until caches are warm.
+        # Warm up the caches.
         self._send(self.rate / 2, 2.0)
 
     def _send(self, rate: float, seconds: float, **options) -> Load:
         return run(self._port, Bodies(self._bodies), rate, seconds, **options)
 
     def of_rate(self) -> dict:
-        """Sends the rate that is wanted."""
+        """Sends the target rate."""
         before = self._cpu()
         row = self._send(self.rate, self.seconds).row()
         used = (self._cpu() - before) / (self.rate * self.seconds)
@@ -151,7 +151,7 @@ class Scenarios:
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def of_highest(self) -> dict:
-        """Finds the highest rate that holds."""
+        """Finds the highest rate that stays within the limit."""
         rate, best = self.rate / 2, {}
         while True:
             row = self._send(rate, STEP_SECONDS).row()
@@ -165,7 +165,7 @@ class Scenarios:
     def of_twice(self) -> dict:
         """Sends twice the highest rate."""
         peak = self._highest or self.rate
-        # So many that none waits for a connection instead of being refused.
+        # Enough connections that requests are refused instead of waiting for one.
         seconds, many = min(self.seconds, TWICE_SECONDS), {"connections": 900}
         row = self._send(2 * peak, seconds, **many).row()
         share = row["answered/s"] / peak
@@ -177,7 +177,7 @@ class Scenarios:
         return run(self._port, sessions, self.rate, self.seconds).row()
 
     def of_reload(self) -> dict:
-        """Brings the better checkpoint, and looks for it in the answers."""
+        """Moves the better checkpoint into place, and counts the answers of each."""
         steps: collections.Counter = collections.Counter()
 
         def count(body: bytes) -> None:
@@ -191,8 +191,8 @@ class Scenarios:
             return await send(self._port, bodies, STEADY, self.seconds, on_answer=count)
 
         row = asyncio.run(send_both()).row()
-        told = ", ".join(f"{count:,} by step {step}" for step, count in steps.items())
-        return row | {"note": told}
+        note = ", ".join(f"{count:,} by step {step}" for step, count in steps.items())
+        return row | {"note": note}
 
     def of_stop(self) -> dict:
         """Sends SIGTERM."""
@@ -205,11 +205,11 @@ class Scenarios:
 
         load = asyncio.run(send_both())
         status = self._served.process.wait(20)
-        told = f"{load.lost} lost, {load.unsent} after its end, exit status {status}"
-        return load.row() | {"errors": load.lost + load.failed, "note": told}
+        note = f"{load.lost} lost, {load.unsent} after its end, exit status {status}"
+        return load.row() | {"errors": load.lost + load.failed, "note": note}
 
     def of_memory(self) -> dict:
-        """Looks at the process all the while."""
+        """Watches the memory and open files of the process."""
         seen: list[tuple[float, float, int]] = []
         process = pathlib.Path(f"/proc/{self._served.process.pid}")
 
@@ -229,18 +229,18 @@ class Scenarios:
             return load
 
         row = asyncio.run(send_both()).row()
-        # What is used first is not growth.
+        # Memory used at the start is not growth.
         times, megabytes, files = np.array(seen[len(seen) // 3 :]).T
         slope = np.polyfit(times, megabytes, 1)[0] * 3600
-        told = f"{megabytes[-1]:.0f} MB, {slope:+.1f} MB an hour; open files "
-        return row | {"note": f"{told}{files.min():.0f} to {files.max():.0f}"}
+        note = f"{megabytes[-1]:.0f} MB, {slope:+.1f} MB an hour; open files "
+        return row | {"note": f"{note}{files.min():.0f} to {files.max():.0f}"}
 
 
 SCENARIOS = [name[3:] for name in vars(Scenarios) if name.startswith("of_")]
 
 
 def plot(path: str, by_rate: dict[str, list[dict[str, float]]]) -> None:
-    """Draws latencies by rate, a panel a catalog."""
+    """Plots latencies by rate, one panel per catalog."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
@@ -262,11 +262,11 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--catalog", type=int, nargs=2, metavar=("ITEMS", "D"))
-    parser.add_argument("--rate", type=float, help="requests/s, instead of the wanted")
+    parser.add_argument("--rate", type=float, help="requests/s, instead of the target")
     parser.add_argument("--seconds", type=float, default=60.0)
     default = ("rate", "highest", "twice")
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=default)
-    parser.add_argument("--plot", help="file to draw the rates of `highest` into")
+    parser.add_argument("--plot", help="file for a plot of the rates of `highest`")
     arguments = parser.parse_args()
     rows, by_rate = [], {}
     load_before = common.load_of_others()

@@ -1,15 +1,15 @@
-"""Time of a training step beside what the machine allows for its arithmetic.
+"""Compares the time of a training step with the machine's limit for its arithmetic.
 
     python -m benchmarks.train_step --items=43098 --embedding_size=100 --batch_size=100
 
-The limit is measured in the same process, in turn with the step. It is the sum of
+The limit is measured in the same process, alternating with the step. It is the sum of
 
 - the softmax's three matrix products, [V, D] x [D, B], [V, B] x [B, D] and
-  [B, V] x [V, D], each alone and at its best layout;
+  [B, V] x [V, D], each alone and in its best layout;
 - Adam's traffic: 7 x V x D x 4 bytes (the gradient read; the parameter and two moments
   read and written) at the bandwidth of copying a large array.
 
-What the limit leaves out: the gated network, the exponentials, the batch from the host.
+The limit excludes the gated network, the exponentials, and the batch from the host.
 """
 
 import argparse
@@ -77,11 +77,11 @@ def limit_parts(num_items: int, embedding_size: int, batch_size: int):
         return jnp.asarray(rng.random(shape, np.float32))
 
     product = jax.jit(jnp.matmul)
-    # A product with a transposed argument lets XLA take the layout that it likes best.
+    # A product with a transposed argument lets XLA choose the best layout.
     by_rows = jax.jit(lambda a, b: a.T @ b)
     by_columns = jax.jit(lambda a, b: a @ b.T)
     table, session, scores = array(v, d), array(b, d), array(v, b)
-    # Memory that is there already: in JAX in place, by all cores, or NumPy's copy.
+    # Allocated memory: updated in place by JAX on all cores, or copied by NumPy.
     target = np.zeros(2**26, np.float32)
     source = np.ones_like(target)
 

@@ -1,15 +1,15 @@
-"""What a night's training costs and reaches: begun with yesterday's model, or nothing.
+"""Compares a night's training from yesterday's model with training from scratch.
 
     python -m benchmarks.warm_start
     python -m benchmarks.warm_start --data_dir=DIR --epochs=4 --workdir=runs/warm
 
-DIR holds the published pickles, all_train_seq.txt and test.txt, whose sessions are in
-order of time, and of which `--last` takes a share; else clicks are made, whose items
-come and go. Yesterday's run is trained on all but the newest sessions. Today, one
-begins with nothing, on all sessions, and others with yesterday's, on a window of the
-newest. All are evaluated on the same test. Flags that are not known here go to the
-trainings, such as --config.batch_size=512; trainings that a workdir holds are not
-repeated.
+DIR holds the published pickles, all_train_seq.txt and test.txt, with sessions in order
+of time; `--last` is the share of the training sessions, from the end, to use. Without
+DIR, clicks are synthetic, with items that come and go. Yesterday's run trains on all
+but the newest sessions. Today, one run starts from scratch, on all sessions; others
+start from yesterday's run, on a window of the newest sessions. All are evaluated on the
+same test split. Flags that this script does not know, such as --config.batch_size=512,
+are passed to the training runs. Runs that the workdir already holds are not repeated.
 """
 
 import argparse
@@ -34,10 +34,10 @@ Sequences = list[list[int]]
 
 
 def made(sessions: int, items: int, seed: int = 0) -> tuple[Sequences, Sequences]:
-    """Makes sessions to train and to test on, in order of time.
+    """Draws training and test sessions, in order of time.
 
-    An item is followed by one of the two after it, mostly. A fifth of the items is on
-    offer at a time; items are numbered as they come.
+    Mostly, an item is followed by one of the next two. A fifth of the items is on offer
+    at a time; items are numbered in order of appearance.
     """
     rng = np.random.default_rng(seed)
     offered = items // 5
@@ -59,7 +59,7 @@ def made(sessions: int, items: int, seed: int = 0) -> tuple[Sequences, Sequences
 def read(
     folder: pathlib.Path, last: float
 ) -> tuple[Sequences, tuple[Sequences, list[int]]]:
-    """Reads the published pickles, and numbers the items of the last sessions anew."""
+    """Reads the published pickles, and renumbers the items of the last sessions."""
     train, (prefixes, targets) = (
         NumpyUnpickler((folder / name).read_bytes()).load() for name in pickles.FILES
     )
@@ -82,7 +82,7 @@ def pairs(sessions: Sequences) -> tuple[Sequences, list[int]]:
 
 
 def write(folder: pathlib.Path, train: Sequences, test) -> str:
-    """Writes pickles as the published code does; returns the folder."""
+    """Writes pickles as the published code does and returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, what in zip(pickles.FILES, (train, test), strict=True):
         (folder / name).write_bytes(pickle.dumps(what))
@@ -92,7 +92,7 @@ def write(folder: pathlib.Path, train: Sequences, test) -> str:
 def write_days(
     folder: pathlib.Path, train: Sequences, test, new: float, window: float
 ) -> dict[str, str]:
-    """Writes the data of yesterday, today and today's window, each into a folder."""
+    """Writes the data of yesterday, today and today's window into a folder each."""
     cut = round(len(train) * (1 - new))
     known = {item for session in train[:cut] for item in session}
     # Nothing is chosen on yesterday's test, but there must be one.
@@ -107,7 +107,7 @@ def write_days(
 
 
 def train(workdir: pathlib.Path, data: str, epochs: int, flags) -> float:
-    """Trains, unless that is done; returns the seconds that the steps took."""
+    """Trains, unless already done; returns the seconds that the steps took."""
     if not (workdir / results_json.FILE).exists():
         common.train_here(
             workdir,
@@ -169,7 +169,7 @@ def main():
             ]
             seconds[name] = train(runs[name], data["window"], epochs, [*flags, *begins])
         rows = []
-        # Whatever is compared with is the same: the first run's test, told apart by it.
+        # All are compared with the same run, whose test split also defines the groups.
         first = runs["uniform, anew"]
         with contextlib.redirect_stdout(sys.stderr):
             for name, workdir in runs.items():
