@@ -65,7 +65,7 @@ def in_turn(
 
 
 def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> dict:
-    """Returns the median, least and greatest ratio of two series taken in turn."""
+    """Returns the median, least and greatest ratio of two series measured in turn."""
     all_of_them = [a / b for a, b in zip(numerator, denominator, strict=True)]
     return {
         "median": statistics.median(all_of_them),

@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     # in it that have the columns
     c.log_file = ""
     c.header = ""  # "none": the file has no header; its columns are named 1, 2, ...
-    c.tfds_name = ""  # for `tfds`: "movielens/100k-ratings", optionally with ":0.1.1"
+    c.tfds_name = ""  # such as "movielens/100k-ratings", optionally with ":0.1.1"
     c.session_column = ""  # column of the visit's id; empty: found by its usual names
     c.item_column = ""  # column of the item's id; empty: found by its usual names
     c.time_column = ""  # column of the click's time; empty: found by its usual names
@@ -97,7 +97,8 @@ def get_config() -> ConfigDict:
     # initial rows of items that the earlier run lacks: "uniform", drawn as usual, or
     # "neighbours", the mean of the items clicked just before and after them in training
     c.new_items = "uniform"
-    # learning-rate decay: starts "anew", or must "go_on" from the earlier run's epochs
+    # the learning rate's decay: "anew" starts it over, "go_on" also counts the earlier
+    # run's epochs
     c.warm_start_schedule = "anew"
 
     # Evaluation.
