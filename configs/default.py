@@ -119,12 +119,12 @@ def get_config() -> ConfigDict:
     c.repeats_weight = 0.0  # weight of repeat clicks, at most 1; see above
 
     # Running.
-    # precision of matrix products; empty: exact float32; or the faster "tensorfloat32",
+    # precision of matrix products; empty: exact float32; faster: "tensorfloat32" or
     # "bfloat16"
     c.compute_dtype = ""
     c.steps_per_call = 0  # steps that one call starts; 0: as suits the device
-    c.max_scores = 0  # items times sessions scored at a time; 0: as suits the device
-    c.max_positions = 0  # clicks processed at a time; 0: as suits the device
+    c.max_scores = 0  # items times sessions a device scores at a time; 0: as suits it
+    c.max_positions = 0  # clicks a device processes at a time; 0: as suits it
     # keep a split of up to this many clicks on the device; send a longer one in batches
     c.max_clicks = 2**28
     # "jit": one device; "pmap": all of this process; "mesh": all of all processes;

@@ -1,4 +1,4 @@
-"""Yoochoose with improvements from later papers: beats the paper's accuracy.
+"""Yoochoose with later papers' improvements: more accurate than the paper's model.
 
     python -m srgnn_jax.main --config=configs/yoochoose_plus.py:1_64 \\
         --config.data_dir=DIR
