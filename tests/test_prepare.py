@@ -20,7 +20,7 @@ from srgnn_jax.data.prepare import prepare
 from srgnn_jax.data.read import Form, read_clicks
 from srgnn_jax.data.sessions import Sessions, Vocabulary
 from srgnn_jax.data.sources import yoochoose
-from srgnn_jax.data.visits import DAY, SECOND, group_by_session
+from srgnn_jax.data.visits import DAY, SECOND, gather_visits, group_by_session
 from srgnn_jax.errors import UserError
 
 RAW = pathlib.Path(__file__).parents[1].parent / "shared" / "data" / "raw"
@@ -431,3 +431,28 @@ def test_a_window_of_whole_days_has_so_many(published):
         assert len(prepared.splits["train"]) == 3
         assert prepared.counts["older_sessions"] == last - 3
         assert "older_sessions" not in prepare(frame(rows), **test, **rules).counts
+
+
+def visitors_by_place():
+    """Two days of one visitor, whose clicks a number orders within each."""
+    day = np.array([0, 0, 0, 1, 1]) * 86_400_000_000
+    return pl.DataFrame(
+        {
+            "session": [7] * 5,
+            "item": [1, 2, 3, 4, 5],
+            "time": [1.0, 2.0, 3.0, 2.0, 1.0],
+            "date": day,
+        }
+    )
+
+
+def test_a_day_ends_a_visit_where_another_number_orders_clicks():
+    visits = gather_visits(visitors_by_place(), session_by_day=True)
+    raw = visits.raw_items.to_list()
+    assert [[raw[i] for i in s] for s in visits.sessions] == [[1, 2, 3], [5, 4]]
+    assert visits.dates.tolist() == [0, 86_400_000_000]
+
+
+def test_a_pause_needs_times():
+    with pytest.raises(UserError, match=r"session_gap_minutes needs the time"):
+        gather_visits(visitors_by_place(), session_gap_minutes=30)

@@ -500,6 +500,20 @@ def test_lists_that_are_no_clicks(tmp_path, wrong, message):
         assert read_rows(path, on_bad_row="skip") == ([("s", "i", 5 * SECOND)], 1)
 
 
+@pytest.mark.parametrize("text", ["1969-12-31", "01/01/1900 10:00", "9999-12-31"])
+def test_a_time_that_no_click_has_is_told_as_such(tmp_path, text):
+    path = write(tmp_path, f"session\titem\ttime\ns\ti\t{text}\n")
+    with pytest.raises(UserError, match="is not a time from 1970 to 2260") as error:
+        read_clicks(path)
+    assert "time_format" not in str(error.value)
+
+
+def test_a_form_of_days_leaves_the_time_of_day_alone(tmp_path):
+    path = write(tmp_path, "session\titem\tday\ttime\ns\ti\t02/01/2024\t10:00\n")
+    clicks, _ = read_clicks(path, Form(time_format="%d/%m/%Y"))
+    assert clicks["time"].to_list() == [1_704_189_600_000_000]
+
+
 @pytest.mark.parametrize(
     ("text", "forms"),
     [

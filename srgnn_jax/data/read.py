@@ -14,7 +14,7 @@ from srgnn_jax.data import records, text
 from srgnn_jax.data.columns import USUAL_FORM, Form
 from srgnn_jax.data.files import kind_of
 from srgnn_jax.data.ids import IdColumn
-from srgnn_jax.data.times import TimeColumn, forms_of
+from srgnn_jax.data.times import TimeColumn, forms_of, parse_form
 from srgnn_jax.errors import UserError
 
 # A place in the log, and what is wrong there.
@@ -233,7 +233,10 @@ class _Reader:
             if column in self.ids or not value.strip():
                 said = f", '{value}', stands for none" if value.strip() else " is empty"
                 return f"the {column}{said} (column {name!r})"
-            said = f"{value[:80]!r} is not a time (column {name!r})"
-            forms = [f"--config.time_format={form!r}" for form in forms_of(value)]
-            return f"{said}; set {' or '.join(forms)}" if forms else said
+            forms, text = forms_of(value), pl.Series([value.strip()])
+            right = [form for form in forms if parse_form(text, form).count()]
+            years = " from 1970 to 2260" if forms and not right else ""
+            said = f"{value[:80]!r} is not a time{years} (column {name!r})"
+            advice = [f"--config.time_format={form!r}" for form in right]
+            return f"{said}; set {' or '.join(advice)}" if right else said
         return "it cannot be read"

@@ -120,7 +120,7 @@ def _parse_layout(values: pl.Series, layout: re.Match) -> np.ndarray:
     return moment.to_physical().fill_null(-1).to_numpy()
 
 
-def _parse_form(column: pl.Series, form: str) -> pl.Series:
+def parse_form(column: pl.Series, form: str) -> pl.Series:
     """Parses times as `datetime.strptime` does; without a zone they are in UTC.
 
     Returns int64 microseconds since 1970, UTC; null where a value has another form.
@@ -201,8 +201,10 @@ class TimeColumn:
             return column.to_physical() // 1000
         if not column.dtype.is_numeric():
             column = column.cast(pl.String).str.strip_chars()
-            if self._form:
-                return _parse_form(column, self._form)
+            # A form without an hour is that of the day in another column.
+            is_day = not re.search("%[HIcXT]", self._form)
+            if self._form and not (is_day and _tell_kind(column) == "clock"):
+                return parse_form(column, self._form)
             if not self._kind:
                 self._kind = _tell_kind(column)
             if self._kind in ("", "text"):

@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from srgnn_jax.data.sessions import Sessions
 from srgnn_jax.data.times import DAY
+from srgnn_jax.errors import UserError
 
 SECOND = 1_000_000
 # Days from a session's first click to its last, of which more are no single visit.
@@ -52,6 +53,9 @@ def gather_visits(
       session_by_day: so does another day, in UTC.
       collapse_repeats: of clicks in a row on one item only the first counts.
       max_session_clicks: sessions with more are dropped, as those of robots; 0: none.
+
+    Raises:
+      UserError: a pause is to end a session, and times are numbers that only order.
     """
     time = clicks["time"].to_numpy()
     session, ids = number(clicks["session"])
@@ -60,28 +64,26 @@ def gather_visits(
     if "date" in clicks.columns:
         arrays.append(clicks["date"].to_numpy())
     rank = raw_items.rank("ordinal").cast(pl.Int32).to_numpy()
-    order = _order(session, time, rank[item])
+    only_orders = time.dtype == np.float64
+    if session_gap_minutes and only_orders:
+        raise UserError(
+            "config.session_gap_minutes needs the time of each click, but the time "
+            "column holds numbers that only order them; set config.session_by_day, or "
+            "name a column of times with config.time_column"
+        )
+    # A number that orders the clicks of a day may start again on the next one.
+    days = [arrays[-1] // DAY] if session_by_day and only_orders else []
+    order = _order(session, *days, time, rank[item])
     if order is not None:
         arrays = [array[order] for array in arrays]
     session, item, time, date = *arrays[:3], arrays[-1]
     is_start = np.append(True, session[1:] != session[:-1])
-    if not is_start.all() and not (time % DAY).any():
-        log.warning(
-            "all times are whole days: a session's clicks of one day are in order of "
-            "their item ids; if another column tells the time, or the order, name it "
-            "with --config.time_column"
-        )
-    doubled = ~is_start[1:] & (item[1:] == item[:-1]) & (time[1:] == time[:-1])
-    if doubled.sum() > MOST_DOUBLED * len(item):
-        log.warning(
-            "%s of %s clicks are on the item and at the time of the one before: if "
-            "rows stand twice, --config.collapse_repeats=True takes them once",
-            *(f"{doubled.sum():,}", f"{len(item):,}"),
-        )
+    _warn_of_times(session, item, time)
     if session_gap_minutes:
         is_start[1:] |= np.diff(time) > session_gap_minutes * 60 * SECOND
     if session_by_day:
-        is_start[1:] |= time[1:] // DAY != time[:-1] // DAY
+        day = (date if only_orders else time) // DAY
+        is_start[1:] |= day[1:] != day[:-1]
     counts = {}
     if collapse_repeats:
         is_kept = is_start.copy()
@@ -103,6 +105,23 @@ def gather_visits(
     return Visits(sessions, raw_items, ids.gather(owners), dates, counts)
 
 
+def _warn_of_times(session: np.ndarray, item: np.ndarray, time: np.ndarray) -> None:
+    same = session[1:] == session[:-1]
+    if same.any() and not (time % DAY).any():
+        log.warning(
+            "all times are whole days: a session's clicks of one day are in order of "
+            "their item ids; if another column tells the time, or the order, name it "
+            "with --config.time_column"
+        )
+    doubled = same & (item[1:] == item[:-1]) & (time[1:] == time[:-1])
+    if doubled.sum() > MOST_DOUBLED * len(item):
+        log.warning(
+            "%s of %s clicks are on the item and at the time of the one before: if "
+            "rows stand twice, --config.collapse_repeats=True takes them once",
+            *(f"{doubled.sum():,}", f"{len(item):,}"),
+        )
+
+
 def _warn_of_spans(spans: np.ndarray, ids: pl.Series, owners: np.ndarray) -> None:
     long = spans > LONGEST_VISIT * DAY
     if long.any():
@@ -115,14 +134,14 @@ def _warn_of_spans(spans: np.ndarray, ids: pl.Series, owners: np.ndarray) -> Non
         )
 
 
-def _order(session: np.ndarray, time: np.ndarray, tie: np.ndarray) -> np.ndarray | None:
-    """Returns the order by session, time and tie, unless it is that already."""
-    same, equal = session[1:] == session[:-1], time[1:] == time[:-1]
-    later = (time[1:] > time[:-1]) | (equal & (tie[1:] >= tie[:-1]))
+def _order(*keys: np.ndarray) -> np.ndarray | None:
+    """Returns the order by some keys, the first of them first; None: it is that."""
+    *before, last = keys
+    later = last[1:] >= last[:-1]
+    for key in reversed(before):
+        later = (key[1:] > key[:-1]) | ((key[1:] == key[:-1]) & later)
     # In many logs they are in order, which takes less time to tell than to bring about.
-    if ((session[1:] > session[:-1]) | (same & later)).all():
-        return None
-    return np.lexsort((tie, time, session))
+    return None if later.all() else np.lexsort(keys[::-1])
 
 
 def group_by_session(
@@ -136,7 +155,7 @@ def group_by_session(
     """
     session, _ = number(clicks["session"])
     item, raw_items = number(clicks["item"])
-    order = _order(session, time, np.zeros(len(time), np.int8))
+    order = _order(session, time)
     grouped = item if order is None else item[order]
     return Sessions.from_lengths(grouped, np.bincount(session)), session, raw_items
 

@@ -68,11 +68,7 @@ def export_workdir(
         raise UserError(f"k is {k}; lists have at least one item")
     # A link stays one: what it leads to is replaced.
     folder = pathlib.Path(output).expanduser().resolve()
-    if foreign := _not_of_an_export(folder):
-        raise UserError(
-            f"{foreign} is not part of an export, and would be lost; choose another "
-            "--output"
-        )
+    _check_output(folder)
     recommender = Recommender.load(workdir, model)
     progress, step = recommender.progress, recommender.step
     made, max_length = recommender.model, recommender.max_length
@@ -119,19 +115,22 @@ def export_workdir(
     print(f"exported step {step} of {workdir} to {folder}, for lists of {k} items")
 
 
-def _not_of_an_export(folder: pathlib.Path) -> pathlib.Path | None:
-    """Returns a file, or the folder, that replacing an earlier export would remove."""
+def _check_output(folder: pathlib.Path) -> None:
+    """Refuses a folder with files that replacing an earlier export would remove."""
     if not folder.exists():
-        return None
-    if not folder.is_dir():
-        return folder
+        return
     try:
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
         # Python caches the loader.
         own = {"manifest.json", "__pycache__", *manifest["files"]}
     except (OSError, ValueError, LookupError, TypeError):
         own = set()
-    return next((path for path in folder.iterdir() if path.name not in own), None)
+    found = folder.iterdir() if folder.is_dir() else [folder]
+    if lost := next((path for path in found if path.name not in own), None):
+        raise UserError(
+            f"{lost} is not part of an export, and would be lost; choose another "
+            "--output"
+        )
 
 
 def _write(
