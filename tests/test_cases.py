@@ -1,4 +1,4 @@
-"""Logs that people have come with, and what is right of each."""
+"""Logs that users brought, and the right result for each."""
 
 import gzip
 import io
@@ -34,7 +34,7 @@ def iso(second, form="%Y-%m-%dT%H:%M:%SZ"):
 def write(
     folder, name="log.csv", header="session_id,item_id,timestamp", row=None, of=CLICKS
 ):
-    """Writes clicks as text, one a line; `row` says how."""
+    """Writes clicks as text, one per line, formatted by `row`."""
     row = row or (lambda s, i, t: f"{s},{i},{t}")
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def read(folder, source=click_log, **settings):
     return source.read(find_files(source, folder, config), config)
 
 
-def told(folder, **settings):
+def error_of(folder, **settings):
     with pytest.raises(UserError) as error:
         read(folder, **settings)
     assert "\n" not in str(error.value)
@@ -56,14 +56,14 @@ def told(folder, **settings):
 
 
 def sessions_of(source, **settings):
-    """Returns what recommending reads of a file, or of what is piped."""
+    """Returns the sessions that recommending reads from a file or a pipe."""
     entries = read_sessions(source, "x", Settings(**settings))
     return [ids for chunk in entries for ids, _ in chunk]
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """What the clicks are, as csv."""
+    """The data set of the clicks, read from csv."""
     folder = tmp_path_factory.mktemp("plain")
     write(folder)
     data = read(folder)
@@ -111,11 +111,11 @@ def test_recommending_reads_the_columns_that_training_read(tmp_path):
     path = write(
         tmp_path, "events.csv", header, lambda s, i, t: f"{t}000,{s},view,{i},"
     )
-    assert "--config.session_column=visitorid" in told(tmp_path)
+    assert "--config.session_column=visitorid" in error_of(tmp_path)
     found = sessions_of(path, session_column="visitorid")
     assert len(found) == 60
     assert found[0] == [str(i) for s, i, _ in CLICKS if s == 1]
-    # As piped, and where columns have other names than at training.
+    # Also from a pipe, and if the columns have other names than in training.
     assert (
         sessions_of(io.BytesIO(path.read_bytes()), session_column="visitorid") == found
     )
@@ -137,12 +137,12 @@ def test_spaces_after_commas(tmp_path, plain):
 def test_words_for_no_session(tmp_path, word):
     write(tmp_path, row=lambda s, i, t: f"{s if s % 3 else word},{i},{t}")
     missing = sum(s % 3 == 0 for s, *_ in CLICKS)
-    assert "stands for none" in told(tmp_path) or not word
+    assert "counts as missing" in error_of(tmp_path) or not word
     counts = read(tmp_path, on_bad_row="skip").counts
     assert counts["skipped_rows"] == missing
     assert counts["raw_clicks"] == len(CLICKS) - missing
     kept = read(tmp_path, missing_values=("-",), on_bad_row="skip")
-    # It is an id where the config says so.
+    # It is an id if the config says so.
     assert kept.counts["skipped_rows"] == (0 if word else missing)
 
 
@@ -155,7 +155,7 @@ def test_nan_among_ids(tmp_path, column):
         pl.when(chosen).then(float("nan")).otherwise(pl.col(column)).alias(column)
     )
     frame.write_parquet(tmp_path / "log.parquet")
-    assert "'nan', stands for none" in told(tmp_path)
+    assert "'nan' counts as missing" in error_of(tmp_path)
     data = read(tmp_path, on_bad_row="skip")
     assert data.counts["skipped_rows"] == missing
     assert all(re.fullmatch(r"\d{4}", raw) for raw in data.vocabulary.ids)
@@ -168,7 +168,7 @@ def test_a_tracker_that_changed_its_unit(tmp_path, plain, first):
 
     write(tmp_path, row=row)
     line = 2 + sum(s < 40 for s, *_ in CLICKS)
-    assert re.search(rf"line {line}: .*--config\.time_unit=any", told(tmp_path))
+    assert re.search(rf"line {line}: .*--config\.time_unit=any", error_of(tmp_path))
     assert same(read(tmp_path, time_unit="any"), plain)
 
 
@@ -212,7 +212,7 @@ def test_another_encoding_in_a_column_that_is_not_read(tmp_path, plain):
 
 def test_no_header(tmp_path, plain):
     write(tmp_path, "u.data", "", lambda s, i, t: f"{s}\t{i}\t3\t{t}")
-    message = told(tmp_path)
+    message = error_of(tmp_path)
     advice = "--config.header=none --config.session_column=1 --config.item_column=2"
     assert "line 1: " in message
     assert f"{advice} --config.time_column=4" in message
@@ -265,8 +265,8 @@ def test_a_suffix_in_upper_case(tmp_path, plain):
 
 def test_a_folder_that_is_none(tmp_path, plain):
     path = write(tmp_path)
-    assert "does not exist" in told(tmp_path / "nowhere")
-    message = told(path)
+    assert "does not exist" in error_of(tmp_path / "nowhere")
+    message = error_of(path)
     assert f"name its folder, '{tmp_path}', and --config.log_file=log.csv" in message
 
 
@@ -286,7 +286,7 @@ def test_parts_of_one_log(tmp_path, plain, tool, header_once):
         path = write(tmp_path, PARTS[tool].format(n), header, of=CLICKS[n::3])
         if path.suffix == ".gz":
             path.write_bytes(gzip.compress(path.read_bytes()))
-        # What tools leave beside it is none.
+        # Files that tools leave next to it are not logs.
         path.with_name(f".{path.name}").write_bytes(path.read_bytes())
     (tmp_path / "_SUCCESS").touch()
     assert same(read(tmp_path), plain)
@@ -297,7 +297,7 @@ def test_a_damaged_part_is_not_passed_over(tmp_path, left):
     for n in range(3):
         path = write(tmp_path, f"part-{n}.csv.gz", of=CLICKS[n::3])
         path.write_bytes(gzip.compress(path.read_bytes())[: left if n == 1 else None])
-    assert re.search(r"cannot read .*part-1", told(tmp_path))
+    assert re.search(r"cannot read .*part-1", error_of(tmp_path))
 
 
 def test_parts_of_json_lines_may_lack_what_is_not_read(tmp_path, plain):
@@ -326,7 +326,7 @@ def test_ready_made_splits(tmp_path):
     assert set(data.splits) == {"train", "test"}
     lengths = Counter(session for session, *_ in CLICKS[:100]).values()
     assert data.counts["train_sessions"] == sum(n > 1 for n in lengths)
-    message = told(tmp_path, test_days=2.0)
+    message = error_of(tmp_path, test_days=2.0)
     assert re.search(r"config\.test_days is 2\.0, .*ready-made.*log_file", message)
 
 
@@ -442,7 +442,7 @@ def test_a_part_without_a_header_is_not_passed_over(tmp_path, kind):
 def test_parts_that_all_lack_a_header(tmp_path, plain):
     for n in range(4):
         write(tmp_path, f"000{n}_part_00", "", numbered("{1}|{2}|{3}"), CLICKS[n::4])
-    assert "line 1: " in told(tmp_path)
+    assert "line 1: " in error_of(tmp_path)
     numbers = {"session_column": "1", "item_column": "2", "time_column": "3"}
     assert same(read(tmp_path, header="none", **numbers), plain)
 
@@ -458,20 +458,20 @@ def test_a_part_that_is_linked(tmp_path, plain):
 def test_a_table_of_delta(tmp_path, plain):
     write(tmp_path, "part-0.csv")
     write(tmp_path, "_delta_log/0.json", "{}", of=())
-    assert "--config.log_file=" in told(tmp_path)
+    assert "--config.log_file=" in error_of(tmp_path)
     assert same(read(tmp_path, log_file="*.csv"), plain)
 
 
 def test_a_file_that_is_packed_twice(tmp_path):
     path = write(tmp_path)
     path.write_bytes(gzip.compress(gzip.compress(path.read_bytes())))
-    assert "packed twice" in told(tmp_path)
+    assert "compressed twice" in error_of(tmp_path)
 
 
 def test_of_files_that_are_no_logs_that_of_visitors_is_told(tmp_path):
     write(tmp_path, "category_tree.csv", "categoryid,parentid", numbered("{0},{1}"))
     write(tmp_path, "events.csv", "timestamp,visitorid,itemid", of=CLICKS[:3])
-    assert "--config.session_column=visitorid" in told(tmp_path)
+    assert "--config.session_column=visitorid" in error_of(tmp_path)
 
 
 # Fields of JSON lines that are not read, and one that is.
@@ -493,7 +493,7 @@ def test_fields_of_json_that_are_not_read(tmp_path, plain, kind):
     assert same(read(tmp_path), plain)
     assert sessions_of(io.BytesIO(path.read_bytes())) == sessions_of(path)
     path.write_text("".join(lines).replace('"item_id": 1001', '"item_id": "\ufffd"'))
-    assert "text that is not UTF-8" in told(tmp_path)
+    assert "text that is not UTF-8" in error_of(tmp_path)
 
 
 def test_ids_of_json_that_have_more_than_64_bits(tmp_path):
@@ -560,12 +560,12 @@ def test_bytes_that_are_no_text(tmp_path):
     frame = pl.DataFrame(CLICKS, ["session_id", "item_id", "timestamp"], orient="row")
     ids = pl.Series([bytes([200, s]) for s, *_ in CLICKS])
     frame.with_columns(session_id=ids).write_parquet(tmp_path / "log.parquet")
-    assert "bytes that are not text" in told(tmp_path)
+    assert "bytes that are not text" in error_of(tmp_path)
 
 
 def test_two_columns_of_one_name(tmp_path):
     write(tmp_path, header=f"{HEADER},item_id", row=numbered("{1},{2},{3},{2}"))
-    assert "give each a name of its own" in told(tmp_path)
+    assert "give each its own name" in error_of(tmp_path)
 
 
 FORMS = (
@@ -579,7 +579,7 @@ FORMS = (
 def test_a_form_of_times_that_is_named_is_read(tmp_path, form):
     header, row = "session_id\titem_id\ttimestamp", "{}\t{}\t{}".format
     write(tmp_path / "x", "x", header, lambda s, i, t: row(s, i, iso(t, form)))
-    forms = re.findall("--config.time_format='(.*?)'", told(tmp_path / "x"))
+    forms = re.findall("--config.time_format='(.*?)'", error_of(tmp_path / "x"))
     step = 1 if "%S" in form else 60
     write(tmp_path / "y", "y", header, lambda s, i, t: row(s, i, t - t % step))
     right = read(tmp_path / "y")
@@ -642,10 +642,10 @@ def test_places_of_check_ins_are_no_items(tmp_path, columns):
     write(tmp_path, "x.txt", "", CHECK_INS[columns])
     item, time = columns.split()
     advice = f"--config.item_column={item} --config.time_column={time}"
-    assert advice in told(tmp_path)
+    assert advice in error_of(tmp_path)
 
 
-# The folders of cases, how each is read, and how many clicks it then has.
+# The folders of the cases, the settings to read each, and its number of clicks.
 _NUMBERS = {"session_column": "1", "item_column": "2", "time_column": "4"}
 _VISITORS = {"session_column": "visitorid"}
 _SKIP = {"on_bad_row": "skip"}

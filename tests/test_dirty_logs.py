@@ -1,4 +1,4 @@
-"""Every class of fault, in the file of every reader: counted, or told in one line."""
+"""Every kind of fault in the files of every reader is counted or reported in a line."""
 
 import gzip
 import pickle
@@ -47,8 +47,8 @@ def prepare(folder, reader, on_bad_row="error"):
     return source.read(find_files(source, folder, config), config)
 
 
-def told(folder, reader, on_bad_row="error"):
-    """Returns the one line, without the path."""
+def error_of(folder, reader, on_bad_row="error"):
+    """Returns the error, which must be one line that names the file."""
     with pytest.raises(UserError) as error:
         prepare(folder, reader, on_bad_row)
     text = str(error.value)
@@ -59,7 +59,7 @@ def told(folder, reader, on_bad_row="error"):
 
 
 def same(one, other):
-    """Whether two data sets hold the same, but for how many rows were skipped."""
+    """Whether two data sets are the same, except for the number of skipped rows."""
     skipped = {"skipped_rows": 0}
     return (
         one.vocabulary.ids == other.vocabulary.ids
@@ -74,7 +74,7 @@ def same(one, other):
 
 @pytest.fixture
 def good(tmp_path):
-    """Returns what a reader makes of a good file."""
+    """A function that returns what a reader makes of a good file."""
 
     def read(reader):
         folder = tmp_path / "good"
@@ -89,13 +89,13 @@ def good(tmp_path):
 def test_a_good_file_is_read_in_full(tmp_path, reader):
     write(tmp_path, reader, good_file(reader, clicks()))
     counts = prepare(tmp_path, reader).counts
-    if reader == "srgnn_pickles":  # Which are no clicks; test.txt holds two more.
+    if reader == "srgnn_pickles":  # These are not raw clicks; test.txt has two more.
         assert counts["clicks"] == ROWS + 2
     else:
         assert (counts["raw_clicks"], counts["skipped_rows"]) == (ROWS, 0)
 
 
-# What is put in the place of a row (its fields given), and what is said of it.
+# What replaces a row, given its fields, and the error for it.
 BAD_ROWS = {
     "too few fields": (lambda f, sep: sep.join(f[:-1]), r"\d fields instead of"),
     "too many fields": (lambda f, sep: sep.join([*f, b"x"]), r"\d fields instead of"),
@@ -121,14 +121,14 @@ BAD_ROWS = {
 
 
 def with_time(fields, separator, time):
-    """Replaces what tells the time, or the day, of a row."""
-    longest = max(fields, key=len)  # An id or a place in the order is shorter.
+    """Replaces the time, or the day, of a row."""
+    longest = max(fields, key=len)  # Ids and positions are shorter.
     return separator.join(time if field == longest else field for field in fields)
 
 
 @pytest.mark.parametrize(
     ("fault", "reader"),
-    # Half of the readers for one fault, the others for the next: lines are split alike.
+    # Every fault is tried with half of the readers, which all split lines alike.
     [(fault, r) for n, fault in enumerate(BAD_ROWS) for r in TEXT[n % 2 :: 2]],
 )
 def test_a_bad_row_is_told_with_its_line_or_counted(tmp_path, good, reader, fault):
@@ -138,7 +138,7 @@ def test_a_bad_row_is_told_with_its_line_or_counted(tmp_path, good, reader, faul
     bad = make(lines[-1].split(separator), separator)
     broken = [*lines[:10], bad, *lines[10:], bad]
     path = write(tmp_path, reader, broken)
-    text = told(tmp_path, reader)
+    text = error_of(tmp_path, reader)
     assert f"{path}, line 11: " in text
     assert re.search(message, text), text
     skipping = prepare(tmp_path, reader, "skip")
@@ -146,7 +146,7 @@ def test_a_bad_row_is_told_with_its_line_or_counted(tmp_path, good, reader, faul
     assert same(skipping, good(reader))
 
 
-# What changes nothing of what a file holds.
+# Changes that do not affect the content of a file.
 HARMLESS = {
     "byte order mark": lambda lines, sep: b"\xef\xbb\xbf" + b"\n".join(lines),
     "CRLF": lambda lines, sep: b"\r\n".join([*lines, b""]),
@@ -169,7 +169,7 @@ def test_what_changes_nothing_of_a_file(tmp_path, good, reader, change):
     assert same(read, good(reader))
 
 
-# Files of which nothing can be read.
+# Files from which nothing can be read.
 USELESS = {
     "empty": (lambda lines: b"", "is empty|holds no clicks"),
     "blank": (lambda lines: b"\n \n", "is empty|holds no clicks"),
@@ -190,7 +190,7 @@ USELESS = {
 def test_files_of_which_nothing_can_be_read(tmp_path, reader, fault, on_bad_row):
     make, message = USELESS[fault]
     write(tmp_path, reader, make(lines_of(reader)))
-    assert re.search(message, told(tmp_path, reader, on_bad_row))
+    assert re.search(message, error_of(tmp_path, reader, on_bad_row))
 
 
 HEADER_FAULTS = {
@@ -224,13 +224,13 @@ def test_faults_of_the_header(tmp_path, reader, fault):
     make, message = HEADER_FAULTS[fault]
     header, *lines = lines_of(reader)
     write(tmp_path, reader, make(header, lines, READERS[reader].separator.encode()))
-    text = told(tmp_path, reader)
+    text = error_of(tmp_path, reader)
     assert re.search(message, text), text
 
 
 @pytest.mark.parametrize("reader", TEXT)
 def test_ids_may_be_any_text(tmp_path, good, reader):
-    """Beyond 64 bits, not ASCII, 1 MB long: they are told apart, and no numbers."""
+    """Beyond 64 bits, not ASCII, 1 MB long: all stay distinct, and stay text."""
     names = {
         b"100": b"99999999999999999999999999",
         b"101": b"99999999999999999999999998",
@@ -257,7 +257,7 @@ def test_ids_may_be_any_text(tmp_path, good, reader):
 
 @pytest.mark.parametrize("reader", [*TEXT, "parquet"])
 def test_rows_in_any_order(tmp_path, good, reader):
-    """All but the order of items that come up in another one."""
+    """The sessions stay the same, whatever the order in which items appear."""
     rows = clicks()
     random.Random(0).shuffle(rows)
     write(tmp_path, reader, good_file(reader, rows))
@@ -299,11 +299,11 @@ PARQUET_FAULTS = {
 def test_damaged_parquet(tmp_path, fault):
     make, message = PARQUET_FAULTS[fault]
     write(tmp_path, "parquet", make(good_file("parquet", clicks())))
-    assert message in told(tmp_path, "parquet", "skip")
+    assert message in error_of(tmp_path, "parquet", "skip")
 
 
 def test_parquet_of_which_a_thread_of_polars_gives_up(tmp_path, monkeypatch):
-    """Then the batches just end: rows would be lost without a count."""
+    """The batches then just end, so rows would be lost without being counted."""
     write(tmp_path, "parquet", good_file("parquet", clicks()))
     collect = pl.LazyFrame.collect_batches
 
@@ -311,7 +311,7 @@ def test_parquet_of_which_a_thread_of_polars_gives_up(tmp_path, monkeypatch):
         return [next(iter(collect(self, **options))).head(10)]
 
     monkeypatch.setattr(pl.LazyFrame, "collect_batches", fewer)
-    assert f"{ROWS - 10} rows are damaged" in told(tmp_path, "parquet")
+    assert f"{ROWS - 10} rows are damaged" in error_of(tmp_path, "parquet")
 
 
 PARQUET_COLUMNS = {
@@ -336,17 +336,17 @@ def test_values_in_parquet(tmp_path, kind):
     counts = prepare(tmp_path, "parquet", "skip").counts
     assert (counts["skipped_rows"], counts["raw_clicks"]) == (skipped, ROWS - skipped)
     if skipped:
-        assert "row " in told(tmp_path, "parquet")
+        assert "row " in error_of(tmp_path, "parquet")
 
 
 def test_bytes_after_the_end_of_a_pickle(tmp_path):
     data = good_file("srgnn_pickles", clicks())
     write(tmp_path, "srgnn_pickles", data + data)
-    assert "bytes follow its end" in told(tmp_path, "srgnn_pickles")
+    assert "bytes follow its end" in error_of(tmp_path, "srgnn_pickles")
 
 
 def test_a_line_of_tabs_is_a_row_of_empty_fields(tmp_path):
-    """Also where another row is malformed, and another way of splitting is taken."""
+    """Also if another row is malformed, so that lines are split in another way."""
     lines = lines_of("tsv")
     write(tmp_path, "tsv", [*lines, b"\t\t", b"bad", b"", b"   "])
     assert prepare(tmp_path, "tsv", "skip").counts["skipped_rows"] == 2

@@ -143,14 +143,14 @@ def test_iso_times(tmp_path):
     }
     expected = [microseconds(text) for text in written.values()]
     assert read_times(tmp_path, *written) == expected
-    # Alone, a spelling may take a faster way, which must not read another time.
+    # A single form may be read in a faster way, which must give the same time.
     for text, moment in zip(written, expected, strict=True):
         assert read_times(tmp_path, text) == [moment]
 
 
 @pytest.mark.parametrize("year", [1970, 1999, 2000, 2016, 2100, 2260])
 def test_every_day_of_a_year(tmp_path, year):
-    """Also those that are none: they are told apart by the calendar."""
+    """Includes days that do not exist in the calendar."""
     days = [f"{year}-{month:02}-{day:02}" for month in range(14) for day in range(33)]
 
     def expected(day):
@@ -301,10 +301,10 @@ def test_malformed_rows(tmp_path, monkeypatch, kind, chunk_bytes):
     path = write(tmp_path, b"\n".join(lines))
     with pytest.raises(UserError) as error:
         read_clicks(path)
-    told = str(error.value)
-    assert f"{path}, line 5: " in told
-    assert message in told
-    assert "on_bad_row=skip" in told
+    text = str(error.value)
+    assert f"{path}, line 5: " in text
+    assert message in text
+    assert "on_bad_row=skip" in text
     assert read_rows(path, on_bad_row="skip") == (EXPECTED, 2)
 
 
@@ -464,7 +464,7 @@ def test_a_parquet_file_that_is_none(tmp_path):
     path.write_text("PAR1session,item,time\n")
     with pytest.raises(UserError, match=r"cannot read .* as parquet"):
         read_clicks(path)
-    # The name tells nothing.
+    # The file name does not matter.
     path.write_text("session,item,time\ns,i,5\n")
     assert read_rows(path) == ([("s", "i", 5 * SECOND)], 0)
 
@@ -484,10 +484,10 @@ def test_json_lines_and_one_array_are_the_same(tmp_path):
     ("wrong", "message"),
     [
         ({"item": [["i"], "j"]}, r"lists within a list \(item\)"),
-        ({"session": ["s", "t"]}, r"a list without one of items \(session"),
-        ({"item": "i", "time": [5, 6]}, r"a list without one of items \(time\)"),
+        ({"session": ["s", "t"]}, r"a list without a list of items \(session"),
+        ({"item": "i", "time": [5, 6]}, r"a list without a list of items \(time\)"),
         ({"item": ["i", "j"], "time": [5]}, r"different lengths \(item, time\)"),
-        ({"item": None, "time": [5, 6]}, r"a list without one of items \(time\)"),
+        ({"item": None, "time": [5, 6]}, r"a list without a list of items \(time\)"),
     ],
 )
 def test_lists_that_are_no_clicks(tmp_path, wrong, message):

@@ -3,8 +3,8 @@
 import signal
 import sys
 
-# When first imported, polars has SIGINT restart what it interrupts: Ctrl-C would do
-# nothing while a program waits for input. Python's own handlers restart nothing.
+# On first import, polars makes SIGINT restart interrupted system calls, so Ctrl-C would
+# do nothing while a program waits for input. Python's own handlers do not restart them.
 if "polars" not in sys.modules:
     handler = signal.getsignal(signal.SIGINT)
     import polars  # noqa: F401

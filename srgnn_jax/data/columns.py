@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from srgnn_jax.data.ids import MISSING
 from srgnn_jax.errors import UserError
 
-# A column of such a name holds lists, even where they are text: "17 4 9".
+# A column with one of these names holds lists, even if they are text: "17 4 9".
 _ITEM_LISTS = ("itemidlist", "itemlist", "items", "itemids", "itemseq", "productids")
 _TIME_LISTS = ("timestamplist", "timestamps", "times")
 LISTS = frozenset((*_ITEM_LISTS, *_TIME_LISTS))
-# Usual names of the columns, spelled as by `plain_name`, the likeliest first.
+# Usual names of the columns, as `plain_name` spells them, the likeliest first.
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "session": ("sessionid", "session", "sid", "usersession", "visitid"),
     "item": (
@@ -24,25 +24,25 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
         *("createdat", "unixtime", "timestampms", "date", "eventdate"),
         *("timestampfirst", "starttime", *_TIME_LISTS),
     ),
-    # The day, where the time is a time of day.
+    # The day, if the time is a time of day.
     "day": ("date", "day", "eventdate"),
     "event": ("event", "eventtype", "type", "action"),
 }
-# Of those whose clicks may be many visits.
+# Columns of visitors, whose clicks may be several visits.
 VISITORS = ("visitorid", "userid", "customerid", "clientid", "fullvisitorid", "user")
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """The names of a log's columns; an empty one is looked for by usual names."""
+    """The names of a log's columns; the usual names are tried if one is empty."""
 
     session: str = ""
     item: str = ""
     time: str = ""
-    # A session's, where it is not the time of its last click: then `time` may be any
-    # number that orders a session's clicks. Empty: there is none.
+    # The session's date, if that is not the time of its last click. `time` may then be
+    # any number that orders a session's clicks. Empty: there is no such column.
     date: str = ""
-    # What a click was: a view, a purchase. Looked for only where events are chosen.
+    # What a click was: a view, a purchase. Needed only if events are chosen.
     event: str = ""
 
 
@@ -58,32 +58,32 @@ def is_named_list(name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How a log is read; what is left empty is told by the log."""
+    """How a log is read; what is left empty is detected from the log."""
 
     columns: Columns = Columns()
     usual: Mapping[str, Sequence[str]] | None = None  # None: USUAL_NAMES
-    header: str | Sequence[str] = ""  # names, where the file has none; "none": numbers
+    header: str | Sequence[str] = ""  # names, if the file has none; "none": numbers
     separator: str = ""
     quoting: str = ""
     encoding: str = ""
     missing_values: Sequence[str] = MISSING
     time_unit: str = ""
     time_format: str = ""
-    events: Sequence[str] = ()  # those that are clicks; none: all rows are
-    of_visitors: bool = False  # their usual names are those of sessions, too
+    events: Sequence[str] = ()  # those that are clicks; empty: all rows are
+    of_visitors: bool = False  # usual names of visitors are names of sessions, too
     on_bad_row: str = "error"
-    needs_time: bool = True  # else clicks without one are in the order of rows
+    needs_time: bool = True  # else clicks without times are in the order of rows
 
     def names(
         self, columns: Mapping[str, bool] | Sequence[str], where: pathlib.Path | str
     ) -> dict[str, str]:
-        """Returns the name of each column that is to be read.
+        """Returns the name of each column to read.
 
-        `columns` are those of a log; a dict tells of each whether it holds lists. One
-        that is named is found by that name, with or without RecBole's type; one of
-        `events.aid`, nested as in JSON, by its last part too. Where items lie in lists,
-        a row is a session, and needs no column of them. Raises UserError if a column is
-        missing that is not optional, or there is more than one of its name.
+        `columns` are those of a log; a dict says of each whether it holds lists. A
+        column set in `Columns` is found by that name, with or without RecBole's type; a
+        nested one, such as `events.aid`, also by its last part. If items are in lists,
+        each row is a session, and no session column is needed. Raises UserError if a
+        required column is missing, or more than one has its name.
         """
         usual = dict(self.usual or USUAL_NAMES)
         if self.of_visitors:
@@ -118,12 +118,12 @@ class Form:
         return {column: names[place] for column, place in found.items()}
 
 
-# Of a log that tells all of it.
+# For a log from which everything can be detected.
 USUAL_FORM = Form()
 
 
 def _places(names: Sequence[str], named: str, usual: Sequence[str]) -> list[int]:
-    """Returns which names are those of a column: the one given, or the likeliest."""
+    """Returns which of `names` match a column: the given name, or the likeliest."""
     stripped = [name.strip() for name in names]
     last = [name.rpartition(".")[2] for name in stripped]
     if named:
@@ -145,10 +145,10 @@ def _advice(
     of_visitors = [name for name in names if plain_name(name) in VISITORS]
     if column == "session" and of_visitors and not named and not matches:
         return (
-            f"if {of_visitors[0]!r} tells visitors, their clicks are cut into visits "
+            f"if {of_visitors[0]!r} identifies visitors, cut their clicks into visits "
             f"with --config.session_column={of_visitors[0].split(':')[0]} "
             "--config.session_gap_minutes=30"
         )
     if len(set(matches)) < len(matches):
-        return "give each a name of its own"
+        return "give each its own name"
     return f"name it with --config.{column}_column"

@@ -1,4 +1,4 @@
-"""Files by what they hold: how they are packed, and whether it is text."""
+"""Opens files, and detects compression and format from their content."""
 
 import bz2
 import contextlib
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from srgnn_jax.errors import UserError, reason
 
-# Text is read and split so many characters at a time.
+# Characters of text to read and split at a time.
 CHUNK = 1 << 25
 
 _PACKED: dict[bytes, Callable[[pathlib.Path], Any]] = {
@@ -38,7 +38,7 @@ _REFUSED = {
 
 
 def open_bytes(path: pathlib.Path) -> Any:
-    """Opens a file, unpacked; raises UserError where it is no log of any kind."""
+    """Opens a file, decompressed; raises UserError if it cannot be a log."""
     with path.open("rb") as file:
         start = file.read(16)
     for magic, what in _REFUSED.items():
@@ -49,22 +49,22 @@ def open_bytes(path: pathlib.Path) -> Any:
             with reading(path), open_packed(path) as file:
                 start = file.read(4)
             if start.startswith(tuple(_PACKED)):
-                raise UserError(f"{path} is packed twice; unpack it once")
+                raise UserError(f"{path} is compressed twice; decompress it once")
             return open_packed(path)
     return path.open("rb")
 
 
 def is_packed(start: bytes) -> bool:
-    """Whether the first bytes of a file are not those of text in UTF-8."""
+    """Whether the first bytes of a file show that it is not UTF-8 text."""
     marks = (*_PACKED, *_REFUSED, b"PAR1", b"\xff\xfe", b"\xfe\xff")
     return start.startswith(tuple(marks)) or b"\0" in start[:4]
 
 
 def open_text(path: pathlib.Path, encoding: str = "") -> io.TextIOWrapper:
-    """Opens a text file, unpacked; what is not of its encoding is read as U+FFFD.
+    """Opens a text file, decompressed; bytes that do not decode become U+FFFD.
 
-    Without a name of the encoding it is UTF-8, or UTF-16 where a mark or every other
-    byte tells so. Lines end in line feeds.
+    If no encoding is given, it is UTF-8, or UTF-16 if the file starts with a byte order
+    mark or every other byte is zero. Lines end in line feeds.
     """
     if not encoding:
         with open_bytes(path) as file:
@@ -81,7 +81,7 @@ def open_text(path: pathlib.Path, encoding: str = "") -> io.TextIOWrapper:
 
 
 def kind_of(path: pathlib.Path, encoding: str = "") -> str:
-    """Tells "parquet", "json" (objects) or "text" by what a file holds."""
+    """Returns "parquet", "json" (objects) or "text", detected from the content."""
     with reading(path), path.open("rb") as file:
         if file.read(4) == b"PAR1":
             return "parquet"
@@ -92,12 +92,12 @@ def kind_of(path: pathlib.Path, encoding: str = "") -> str:
 
 
 def is_array(line: str) -> bool:
-    """Whether a file that begins so is one array of objects."""
+    """Whether a file that starts with this line is one array of objects."""
     return re.match(r"\s*\[\s*(\{|$)", line) is not None
 
 
 def is_json(line: str) -> bool:
-    """Whether a line is meant as JSON: an object, or a list on its own."""
+    """Whether a line is meant to be JSON: an object or a list."""
     with contextlib.suppress(orjson.JSONDecodeError):
         return isinstance(orjson.loads(line), dict | list)
     return line.lstrip().startswith("{")
@@ -105,7 +105,7 @@ def is_json(line: str) -> bool:
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path, what: str = "") -> Iterator[None]:
-    """Raises one UserError for all that goes wrong with a file or its compression."""
+    """Turns any error of a file or its compression into a UserError."""
     try:
         yield
     except (

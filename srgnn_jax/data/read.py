@@ -1,4 +1,4 @@
-"""Click logs, as files or frames, read into columns session, item and time."""
+"""Reads click logs, from files or frames, into columns session, item and time."""
 
 import collections
 import dataclasses
@@ -17,13 +17,13 @@ from srgnn_jax.data.ids import IdColumn
 from srgnn_jax.data.times import TimeColumn, forms_of, parse_form
 from srgnn_jax.errors import UserError
 
-# A place in the log, and what is wrong there.
+# Called with the file or frame, the number of the line or row, and what is wrong there.
 OnBadRow = Callable[[pathlib.Path | str, int, str], None]
 
 log = logging.getLogger(__name__)
 
 
-# Where a chunk comes from, what a number of it is, its columns' names, and its rows.
+# The source of a chunk, what it numbers ("row" or "line"), column names, and rows.
 _Chunk = tuple[pathlib.Path | str, str, Mapping[str, str], pl.DataFrame]
 
 
@@ -32,17 +32,16 @@ def read_clicks(
     form: Form = USUAL_FORM,
     on_bad: OnBadRow | None = None,
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Reads a log: text, parquet or JSON lines, packed or not, or frames by name.
+    """Reads a log: text, parquet or JSON lines, compressed or not, or named frames.
 
-    Several files are one log, in the order given; each needs the columns, and of text
-    files those after the first may lack the header. Malformed rows are handed to
-    `on_bad`, if there is one; else they raise a UserError unless `form.on_bad_row` is
-    "skip".
+    Several files form one log, in the order given. Each needs the columns; text files
+    after the first may lack the header. Malformed rows are passed to `on_bad` if it is
+    given; otherwise they raise a UserError unless `form.on_bad_row` is "skip".
 
-    Returns, in the order of the log, columns session and item (integers where all are
-    whole numbers, else text), time (int64 microseconds since 1970, UTC) and, where the
-    form names it, date (the same; a time that is a number then stays as it is, in
-    float64); and counts: of skipped_rows, and of each event.
+    Returns, in the order of the log, columns session and item (integers if all are
+    whole numbers, else text), time (int64 microseconds since 1970, UTC) and, if the
+    form names it, date (the same; a numeric time then stays as it is, in float64); and
+    the counts skipped_rows and one for each event.
     """
     if isinstance(source, Mapping):
         chunks = _frames(source, form)
@@ -57,7 +56,7 @@ def columns_of(
 ) -> Mapping[str, bool] | Sequence[str]:
     """Returns the columns of a file, as `Form.names` takes them.
 
-    `width` is how many another part of the log has.
+    `width` is the number of columns in another part of the log.
     """
     kind = kind_of(path, form.encoding)
     if kind == "parquet":
@@ -108,7 +107,7 @@ def _files(paths: Sequence[pathlib.Path], form: Form) -> Iterator[_Chunk]:
 
 
 class _Reader:
-    """Parses chunks, and joins what is good of them."""
+    """Parses chunks and joins their good rows."""
 
     def __init__(self, form: Form, on_bad: OnBadRow | None):
         self.form, self.on_bad = form, on_bad
@@ -119,7 +118,7 @@ class _Reader:
         self.kept: dict[str, list[pl.Series]] = {"time": [], "date": []}
         self.events: collections.Counter[str] = collections.Counter()
         self.skipped = 0
-        # Of the files before this one, and of all chunks.
+        # This file, rows of the files before it, its last row, and rows of all chunks.
         self.where, self.before, self.last, self.seen = None, 0, 0, 0
 
     def read(self, chunks: Iterator[_Chunk]) -> tuple[pl.DataFrame, dict[str, int]]:
@@ -153,7 +152,7 @@ class _Reader:
         if where != self.where:
             self.where, self.before, self.last = where, self.before + self.last, 0
         if "session" not in names:
-            # A row is a session.
+            # Each row is a session.
             number = chunk["number"].cast(pl.Int64) + self.before
             chunk = chunk.with_columns(number.alias("session"))
         parsed = {n: read(chunk[n]) for n, read in self.ids.items()}
@@ -165,7 +164,7 @@ class _Reader:
         is_click = self._count_events(chunk, is_good)
         bad = chunk.filter(~is_good)
         if len(bad):
-            self._tell(bad, parsed, is_good, where, what, names)
+            self._report(bad, parsed, is_good, where, what, names)
         self.skipped += len(bad)
         for name, column in parsed.items():
             column = column.filter(is_good & is_click)
@@ -208,8 +207,8 @@ class _Reader:
         chosen = [str(event) for event in self.form.events]
         return events.is_in(chosen) if chosen else events.is_not_null()
 
-    def _tell(self, bad, parsed, is_good, where, what, names) -> None:
-        """Raises an error for the first of malformed rows, or hands all on."""
+    def _report(self, bad, parsed, is_good, where, what, names) -> None:
+        """Raises an error for the first malformed row, or passes all to `on_bad`."""
         if not self.on_bad and self.form.on_bad_row == "skip":
             return
         read = pl.DataFrame([c.filter(~is_good).alias(n) for n, c in parsed.items()])
@@ -221,7 +220,7 @@ class _Reader:
                 self.on_bad(where, row["number"], fault)
                 continue
             raise UserError(
-                f"{where}, {what} {row['number']}: {fault}; mend it, or drop such rows "
+                f"{where}, {what} {row['number']}: {fault}; fix it, or drop such rows "
                 "with --config.on_bad_row=skip"
             )
 
@@ -231,8 +230,9 @@ class _Reader:
             if column in ("event", "day") or values.get(column, value) is not None:
                 continue
             if column in self.ids or not value.strip():
-                said = f", '{value}', stands for none" if value.strip() else " is empty"
-                return f"the {column}{said} (column {name!r})"
+                if not value.strip():
+                    return f"the {column} is empty (column {name!r})"
+                return f"the {column} '{value}' counts as missing (column {name!r})"
             forms, text = forms_of(value), pl.Series([value.strip()])
             right = [form for form in forms if parse_form(text, form).count()]
             years = " from 1970 to 2260" if forms and not right else ""

@@ -1,7 +1,7 @@
-"""Parquet files, frames and JSON lines, as rows of the columns that are read.
+"""Reads the wanted columns of parquet files, frames and JSON lines.
 
-Chunks are as those of `text.text_chunks`, in the types that the values have. The clicks
-of a session may lie in one row, as a list of structures or as a list a column; see
+Chunks are like those of `text.text_chunks`, but keep the types of the values. One row
+may hold all clicks of a session, as a list of structs or as one list per column; see
 `one_click_a_row`.
 """
 
@@ -18,8 +18,8 @@ from srgnn_jax.data.columns import is_named_list
 from srgnn_jax.data.files import CHUNK, is_array, open_text, reading
 from srgnn_jax.errors import UserError
 
-# Records whose fields are the columns of a file of JSON lines.
-_TELLING = 100
+# The columns of a JSON lines file are the fields of so many records at its start.
+_SAMPLE = 100
 _LONG = re.compile("[0-9]{19}")
 _DAMAGE = re.compile("[\ufffd\ud800-\udfff]")
 
@@ -47,7 +47,7 @@ def names_of(fields: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def parquet_names(path: pathlib.Path) -> dict[str, bool]:
-    """Returns the columns of a parquet file, as `names_of` does."""
+    """Returns the columns of a parquet file, in the form of `names_of`."""
     with reading(path, " as parquet"):
         return names_of(pl.scan_parquet(path).collect_schema())
 
@@ -62,7 +62,7 @@ def parquet_chunks(
         for chunk in frame_chunks(frame, names, path):
             rows -= len(chunk)
             yield chunk
-    # Where a thread of polars fails, the batches just end.
+    # If a polars thread fails, the batches just end.
     if rows:
         raise UserError(f"cannot read {path} as parquet: {rows} rows are damaged")
 
@@ -134,14 +134,14 @@ def _check_type(column: pl.Series, name: str, where: pathlib.Path | str) -> None
     text = (pl.String, pl.Categorical, pl.Enum, pl.Binary, pl.Null)
     known = text if is_id else (*text, pl.Date, pl.Datetime, pl.Time)
     if not dtype.is_numeric() and dtype not in known:
-        what = "ids are text or numbers" if is_id else "times are dates or numbers"
-        raise UserError(f"{where}: column {name!r} holds {dtype}; {what}")
+        what = "ids must be text or" if is_id else "times must be dates or"
+        raise UserError(f"{where}: column {name!r} holds {dtype}; {what} numbers")
 
 
 def json_names(path: pathlib.Path, encoding: str = "") -> dict[str, bool]:
-    """Returns the fields of a file's first records, as `names_of` does columns."""
+    """Returns the fields of a file's first records, in the form of `names_of`."""
     names: dict[str, bool] = {}
-    for line in next(_lines(path, encoding), [])[:_TELLING]:
+    for line in next(_lines(path, encoding), [])[:_SAMPLE]:
         record, _ = record_of(line)
         names |= names_of(record or {})
     return names
@@ -158,7 +158,7 @@ def json_chunks(
 
 
 def _lines(path: pathlib.Path, encoding: str) -> Iterator[list[str]]:
-    """Yields lines; of a file that is one array, its objects, a line each."""
+    """Yields lists of lines; a file that is one array gives a line per object."""
     with reading(path), open_text(path, encoding) as file:
         lines = file.readlines(CHUNK)
         first = next((line for line in lines if line.strip()), "")
@@ -198,30 +198,30 @@ def _split_json(
 
 
 def _is_damaged(value: Any) -> bool:
-    """Whether text, or that in a list, holds what is no character."""
+    """Whether text, or text in a list, contains U+FFFD or a lone surrogate."""
     if isinstance(value, list):
         return any(map(_is_damaged, value))
     return bool(value) and not value.isascii() and bool(_DAMAGE.search(value))
 
 
 def record_of(line: str) -> tuple[dict | None, str | None]:
-    """Returns the object of a line, or what is wrong with it."""
+    """Returns the object on a line, or what is wrong with the line."""
     try:
-        # orjson makes floats of what has more than 64 bits.
+        # orjson turns integers of more than 64 bits into floats.
         record = (json if _LONG.search(line) else orjson).loads(line)
     except ValueError as error:
         try:
-            # It takes NaN, and half of a character.
+            # Python's parser accepts NaN and lone surrogates.
             record = json.loads(line)
         except (ValueError, RecursionError):
-            return None, f"no JSON: {error}"
+            return None, f"invalid JSON: {error}"
     if not isinstance(record, dict):
-        return None, "no JSON object"
+        return None, "not a JSON object"
     return record, None
 
 
 def _value(value: Any, path: Sequence[str]) -> Any:
-    """Returns a field as text, or of lists the list of it."""
+    """Returns the field at a path as text; lists on the way give a list of it."""
     if isinstance(value, list):
         return [_value(one, path) for one in value]
     if path:
@@ -243,10 +243,10 @@ def _split_list(text: pl.Expr) -> pl.Expr:
 
 
 def one_click_a_row(chunk: pl.DataFrame, names: Mapping[str, str]) -> pl.DataFrame:
-    """Gives every click of a list a row of its own.
+    """Explodes lists, so that each row holds one click.
 
-    Lists are columns of lists, and those of text whose names say so: "17 4 9", "17,4,9"
-    or "['a b', 'c']". Where times are no list, a column `place` tells the order.
+    Lists are list columns, and text columns whose names say so: "17 4 9", "17,4,9" or
+    "['a b', 'c']". If times are not lists, a column `place` holds the order.
     """
     columns = [
         _split_list(pl.col(role).str.strip_chars("[](){} \t"))
@@ -259,16 +259,16 @@ def one_click_a_row(chunk: pl.DataFrame, names: Mapping[str, str]) -> pl.DataFra
     lists = [n for n, dtype in chunk.schema.items() if isinstance(dtype, pl.List)]
     if not lists:
         return chunk
-    # Nothing is a row of its own, as one value is.
+    # A null becomes one row, as a single value does.
     chunk = chunk.with_columns(pl.col(lists).fill_null([None]))
     lengths = [pl.col(name).list.len() for name in lists]
     length, what = lengths[0], "lists of different lengths"
     if "item" not in lists:
-        length, what = pl.lit(1), "a list without one of items"
+        length, what = pl.lit(1), "a list without a list of items"
     differ = pl.any_horizontal(other != length for other in lengths)
     if chunk.select(differ.any()).item():
-        told = pl.lit(f"{what} ({', '.join(lists)})")
-        fault = pl.when(differ).then(told).otherwise("fault").alias("fault")
+        message = pl.lit(f"{what} ({', '.join(lists)})")
+        fault = pl.when(differ).then(message).otherwise("fault").alias("fault")
         emptied = [
             pl.when(~differ).then(name).otherwise([None]).alias(name) for name in lists
         ]

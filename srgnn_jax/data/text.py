@@ -1,7 +1,7 @@
-"""Text logs, csv and its kin, split into the fields that are read.
+"""Splits text logs, csv and similar formats, into the fields that are read.
 
-polars splits many lines at a time; those that are quoted or malformed are then looked
-at one by one. A row is malformed only by what is read of it.
+polars splits many lines at a time; quoted or malformed lines are then handled one by
+one. Damage in columns that are not read does not make a row malformed.
 """
 
 import csv
@@ -19,10 +19,10 @@ from srgnn_jax.data.files import CHUNK, open_text, reading
 from srgnn_jax.data.times import forms_of, looks_like_time
 from srgnn_jax.errors import UserError
 
-# The likeliest first, where a header holds several as often.
+# The likeliest first, for headers that contain several equally often.
 SEPARATORS = ("\t", ",", ";", "|", "::")
 NOT_UTF8 = "text that is not UTF-8"
-# Lines that a line break within quotes may join.
+# How many lines may be joined by line breaks within quotes.
 MOST_JOINED = 1000
 _USUAL = frozenset(name for names in USUAL_NAMES.values() for name in names)
 
@@ -33,23 +33,23 @@ class Layout:
 
     names: Sequence[str]
     separator: str
-    header_line: int = 1  # rows begin behind it
-    quoting: str = ""  # "none": quotes are text like any other
+    header_line: int = 1  # rows begin after it
+    quoting: str = ""  # "none": quotes are ordinary text
     encoding: str = ""
     has_header: bool = True
 
 
 def find_layout(path: pathlib.Path, form: Form, width: int = 0) -> Layout:
-    """Tells the layout of a file from its first line.
+    """Detects the layout of a file from its first line.
 
-    `width` is the number of columns, where another part of the log has told it. Raises
-    UserError where the first line is empty or no header.
+    `width` is the number of columns, if known from another part of the log. Raises
+    UserError if the first line is empty or cannot be read as a header.
     """
     separator, quoting = as_meant(form.separator), form.quoting
     number, lines = _first_lines(path, form.encoding)
     if lines and is_separator_line(lines[0]):
-        told = lines[0].strip('"').removeprefix("sep=")
-        number, lines, separator = number + 1, lines[1:], separator or told
+        named = lines[0].strip('"').removeprefix("sep=")
+        number, lines, separator = number + 1, lines[1:], separator or named
     number, lines = without_comments(number, lines, separator)
     first, following = (lines[0] if lines else ""), lines[1:]
     more = following if '"' in first and quoting != "none" else []
@@ -58,14 +58,14 @@ def find_layout(path: pathlib.Path, form: Form, width: int = 0) -> Layout:
         raise UserError(f"{path} is empty: it has no header")
     if "\r" in first:
         raise UserError(
-            f"{where}: its lines end in carriage returns alone; end them "
-            "in line feeds, as with: tr '\\r' '\\n'"
+            f"{where}: lines end in carriage returns alone; convert them to line "
+            "feeds, for example with: tr '\\r' '\\n'"
         )
     if not separator:
-        # It may stand after a quoted line break.
-        told = first if separator_of(first) in first else "\n".join([first, *more])
-        separator = separator_of(told)
-        if separator not in told:
+        # It may come after a quoted line break.
+        start = first if separator_of(first) in first else "\n".join([first, *more])
+        separator = separator_of(start)
+        if separator not in start:
             raise UserError(
                 f"{where}: no tab, comma, semicolon or '|' in the header "
                 f"{first[:80]!r}; name the separator with --config.separator"
@@ -84,7 +84,7 @@ def find_layout(path: pathlib.Path, form: Form, width: int = 0) -> Layout:
 
 
 def _first_lines(path: pathlib.Path, encoding: str) -> tuple[int, list[str]]:
-    """Returns the number of the first line that is not blank, and some from it on."""
+    """Returns the number of the first non-blank line, and some lines from it on."""
     number = 1
     with reading(path), open_text(path, encoding) as file:
         lines = iter(lambda: file.readline(1 << 20), "")
@@ -97,21 +97,21 @@ def _first_lines(path: pathlib.Path, encoding: str) -> tuple[int, list[str]]:
 
 
 def is_separator_line(line: str) -> bool:
-    """Whether a first line names the separator, as spreadsheets write and read it."""
+    """Whether a first line names the separator, as spreadsheets do: sep=;"""
     return bool(re.fullmatch('"?sep=."?', line))
 
 
 def without_comments(
     number: int, lines: list[str], separator: str
 ) -> tuple[int, list[str]]:
-    """Drops lines before the header that begin with '#' and are none themselves."""
+    """Drops lines that start with '#' before the header, unless one is the header."""
     start = next((n for n, s in enumerate(lines) if s.strip() and s[0] != "#"), 0)
     if not start:
         return number, lines
     separator = separator or separator_of(lines[start])
     names, fields = (lines[n].split(separator) for n in (start - 1, start))
     if len(names) == len(fields) > 1 and is_click(fields):
-        # It is the header itself.
+        # The last such line is the header.
         start -= 1
     return number + start, lines[start:]
 
@@ -119,9 +119,9 @@ def without_comments(
 def _as_rows_are(
     names: list[str], lines: Sequence[str], separator: str, quoting: str
 ) -> list[str]:
-    """Fits a header to its rows: one may end in a separator where the other does not.
+    """Fits a header to its rows: one may end in a separator that the other lacks.
 
-    R numbers the rows in a column that the header does not have.
+    R numbers the rows in a column that the header lacks.
     """
     try:
         rows = [fields_of(line, separator, quoting) for line in lines if line.strip()]
@@ -141,7 +141,10 @@ def _as_rows_are(
 def _first_row(
     lines: Sequence[str], separator: str, quoting: str, width: int
 ) -> tuple[list[str], int]:
-    """Splits the first row, and tells how many lines it takes; raises csv.Error."""
+    """Returns the fields of the first row and how many lines it takes.
+
+    Raises csv.Error.
+    """
     faults = []
     are_alone = separator == "\t" and _are_alone(lines, lines[0].count("\t"))
     for end in range(1, len(lines) + 1):
@@ -160,19 +163,19 @@ def _first_row(
 
 
 def as_meant(separator: str) -> str:
-    """Returns a separator; the shell hands on a tab in the two characters typed."""
+    """Returns a separator; a tab may have been typed as a backslash and a t."""
     return separator.replace("\\t", "\t")
 
 
 def separator_of(line: str) -> str:
-    """Returns the separator of which a line holds most."""
+    """Returns the separator that occurs most often in a line."""
     return max(SEPARATORS, key=line.count)
 
 
 def is_click(fields: Collection[str], missing: Collection[str] = ()) -> bool:
-    """Whether the fields of a first line are those of a click, and no names.
+    """Whether the fields of a first line are a click, not column names.
 
-    `missing` are words for nothing, which name no column.
+    `missing` are values that count as missing; they never name a column.
     """
     if sum(plain_name(field) in _USUAL for field in fields) > 1:
         return False
@@ -183,13 +186,13 @@ def is_click(fields: Collection[str], missing: Collection[str] = ()) -> bool:
 
 
 def check_header(path: pathlib.Path, layout: Layout) -> None:
-    """Raises UserError where the header of a file is a click."""
+    """Raises UserError if the header of a file is a click."""
     names = layout.names
     if not layout.has_header or not is_click(names) or len(names) < 2:
         return
     numbers = range(1, len(names) + 1)
-    # The longest date or whole number is likely the time, the first others that are no
-    # places on a map the rest.
+    # The longest date, or else number, is probably the time; session and item are the
+    # first other fields that are not coordinates.
     dates = [n for n in numbers if forms_of(names[n - 1])]
     times = [n for n in numbers if looks_like_time(names[n - 1])]
     places = {n for n in times if re.fullmatch(r"-?\d{1,3}\.\d+", names[n - 1].strip())}
@@ -197,29 +200,29 @@ def check_header(path: pathlib.Path, layout: Layout) -> None:
     time = max(times, key=lambda n: len(names[n - 1].strip()))
     likely = [n for n in numbers if n not in places]
     others = [*(n for n in (*likely, *numbers) if n != time), *numbers][:2]
-    told = zip(("session", "item", "time"), (*others, time), strict=True)
+    numbered = zip(("session", "item", "time"), (*others, time), strict=True)
     raise UserError(
         f"{path}, line {layout.header_line}: "
-        f"{layout.separator.join(layout.names)[:120]!r} holds no names of columns but "
-        "looks like a click; write a header above it, or name the "
-        "columns by their numbers, as with --config.header=none "
-        + " ".join(f"--config.{name}_column={n}" for name, n in told)
+        f"{layout.separator.join(layout.names)[:120]!r} looks like a click, not like "
+        "column names; add a header above it, or name the columns by number, for "
+        "example with --config.header=none "
+        + " ".join(f"--config.{name}_column={n}" for name, n in numbered)
     )
 
 
 def fields_of(line: str, separator: str, quoting: str = "") -> list[str]:
-    """Splits a line, or several that quotes join; raises csv.Error."""
+    """Splits a line, or several lines joined by quotes; raises csv.Error."""
     if quoting == "none" or '"' not in line:
         return line.split(separator)
     if len(separator) > 1:
-        raise csv.Error("quotes, which a separator of one character needs")
+        raise csv.Error("quotes need a separator of one character")
     csv.field_size_limit(2**31 - 1)
     try:
         return next(csv.reader([line], delimiter=separator, strict=True))
     except csv.Error:
         if '\\"' not in line:
             raise
-        # As Spark and MySQL write a quote within quotes.
+        # Spark and MySQL write quotes within quotes like this.
         escaped: Any = {"escapechar": "\\", "doublequote": False}
         return next(csv.reader([line], delimiter=separator, strict=True, **escaped))
 
@@ -261,9 +264,9 @@ def text_chunks(
 def _join_lines(
     lines: pl.DataFrame, layout: Layout, position: Mapping[str, int]
 ) -> tuple[pl.DataFrame, int]:
-    """Joins the lines that a line break within quotes has parted.
+    """Joins lines that were split at a line break within quotes.
 
-    Returns the lines, and the number of the last one if its quotes stay open, else 0.
+    Returns the lines, and the number of the line whose quotes stay open, or 0.
     """
     odd = lines["text"].str.count_matches('"', literal=True) % 2 == 1
     openers = odd.arg_true().to_list()
@@ -283,7 +286,7 @@ def _join_lines(
 
 
 def _are_one(parts: Sequence[str], layout: Layout, position: Mapping[str, int]) -> bool:
-    """Whether some lines are one row; no id and no time holds a line break."""
+    """Whether lines form one row; ids and times contain no line breaks."""
     expected = len(layout.names)
     try:
         fields = fields_of("\n".join(parts), layout.separator)
@@ -297,21 +300,21 @@ def _are_one(parts: Sequence[str], layout: Layout, position: Mapping[str, int]) 
         return not _are_alone(parts, expected - 1)
     if "time" not in position:
         return True
-    # Each may be a click by itself, of which a quote is a part of some text.
+    # Each line may be a click of its own, with a quote in some text.
     rows = [part.split(layout.separator) for part in parts if part.strip()]
     times = [row[position["time"]] for row in rows if len(row) == expected]
     return not (len(times) == len(rows) and all(map(looks_like_time, times)))
 
 
 def _are_alone(lines: Sequence[str], tabs: int) -> bool:
-    """Whether each line is a row although quotes join them: of tabs, few are quoted."""
+    """Whether each line is a row despite open quotes: few files with tabs quote."""
     return all(line.count("\t") == tabs for line in lines if line.strip())
 
 
 def _split(
     lines: pl.DataFrame, layout: Layout, position: Mapping[str, int]
 ) -> pl.DataFrame:
-    """Returns the lines' number, columns of `position` and fault; skips blank ones."""
+    """Returns number, the columns of `position` and fault; skips blank lines."""
     text, separator, expected = pl.col("text"), layout.separator, len(layout.names)
     is_odd = text.str.count_matches(separator, literal=True) != expected - 1
     if layout.quoting != "none":
@@ -337,7 +340,7 @@ def _split(
 def _find_damage(rows: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
     for character, what in (
         ("\ufffd", NOT_UTF8 + "; name the encoding of the file with --config.encoding"),
-        ("\0", "a NUL byte, as in files that were not written to the end"),
+        ("\0", "a NUL byte, as in files that were not fully written"),
     ):
         is_damaged = pl.any_horizontal(pl.col(columns).str.contains(character))
         fault = pl.when(is_damaged & pl.col("fault").is_null()).then(pl.lit(what))
@@ -348,7 +351,7 @@ def _find_damage(rows: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
 def _split_again(
     line: str, layout: Layout, position: Mapping[str, int]
 ) -> tuple[Sequence[str], str | None]:
-    """Returns what is read of a line that is quoted or malformed, and its fault."""
+    """Returns the wanted fields of a quoted or malformed line, and its fault."""
     separator, expected, fault = layout.separator, len(layout.names), None
     plain = line.split(separator)
     try:
@@ -357,12 +360,12 @@ def _split_again(
         fields, fault = plain, f"unreadable quotes ({error})"
     if not fault and len(fields) == expected:
         return [fields[i] for i in position.values()], None
-    # Quotes that do not close, in a column that is not read, are text like any other.
+    # Unclosed quotes in a column that is not read are ordinary text.
     if len(plain) == expected:
         parts = [plain[i] for i in position.values()]
         if not any('"' in part for part in parts):
             return parts, None
         if fault:
-            fault += "; --config.quoting=none takes quotes as text"
+            fault += "; --config.quoting=none reads quotes as text"
     fault = fault or f"{len(fields)} fields instead of {expected}"
     return [""] * len(position), fault
