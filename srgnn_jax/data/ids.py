@@ -1,4 +1,4 @@
-"""Ids of sessions and items: what is missing, and which are one id in other words."""
+"""Ids of sessions and items: which are missing, and which are the same id."""
 
 import logging
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ import polars as pl
 
 from srgnn_jax.errors import UserError
 
-# Words for "nothing" that tools write; `config.missing_values` has them.
+# What tools write for a missing value; the default of `config.missing_values`.
 MISSING = ("NULL", "null", "None", "NaN", "nan", "NA", "N/A", r"\N")
-# They look like one, where they are not among the missing.
+# These look missing, too; ids like them give a warning.
 SUSPICIOUS = (
     *("null", "none", "nan", "na", "n/a", r"\n", "undefined", "nil", "-"),
     *("<na>", "#n/a", "nat", "(null)", "[null]", "<null>", "(none)", "(not set)"),
 )
 _WHOLE = r"^-?\d+(\.0+)?$"
-# Digits that a spreadsheet has dropped: 1.23457E+16.
+# Ids that a spreadsheet has rounded: 1.23457E+16.
 _SCIENTIFIC = r"^-?\d(\.\d+)?[eE]\+?\d{2,}$"
 
 log = logging.getLogger(__name__)
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 class IdColumn:
     """Reads a column of ids chunk by chunk, whatever its type.
 
-    Where all ids of a column are whole numbers, they are integers: 7, 7.0 and "7.0" are
-    one. A leading zero is kept: then all are text.
+    If all ids of a column are whole numbers, they become integers: 7, 7.0 and "7.0" are
+    the same id. Leading zeros are kept: then all ids are text.
     """
 
     def __init__(self, name: str, missing: Sequence[str] = MISSING):
@@ -34,7 +34,7 @@ class IdColumn:
         self._chunks: list[pl.Series] = []
 
     def __call__(self, column: pl.Series) -> pl.Series:
-        """Returns the ids of a chunk in some type, null where one is missing."""
+        """Returns the ids of a chunk in some type, null if one is missing."""
         dtype = column.dtype
         if dtype.is_integer():
             fits = column.cast(pl.Int64, strict=False)
@@ -50,7 +50,7 @@ class IdColumn:
         text = text.str.strip_chars()
         text = text.set(text.is_in(["", *self._missing]), None)
         whole = text.cast(pl.Int64, strict=False)
-        # Nulls are those of the text, and no number is written in another way.
+        # Every id is missing or an integer in its usual spelling.
         alike = (whole.cast(pl.String) == text).fill_null(True).all()
         return whole if alike and whole.null_count() == text.null_count() else text
 
@@ -60,22 +60,22 @@ class IdColumn:
         most = 2**24 if column.dtype == pl.Float32 else 2**53
         if (number.abs() >= most).any():
             raise UserError(
-                f"the {self.name} column holds {column.dtype}, which has no room for "
+                f"the {self.name} column holds {column.dtype}, which is not exact for "
                 f"whole numbers from {most:,} on: different ids have become one; write "
                 "them as integers or text"
             )
         return number
 
     def keep(self, ids: pl.Series) -> None:
-        """Keeps a chunk's ids, as they were returned and without nulls."""
+        """Keeps ids that were returned for a chunk, without nulls."""
         if ids.dtype == pl.Int64:
-            # Half of the memory, where that is enough.
+            # Half the memory, if the ids fit.
             short = ids.cast(pl.Int32, strict=False)
             ids = ids if short.null_count() else short
         self._chunks.append(ids)
 
     def join(self) -> pl.Series:
-        """Returns all ids, integers or text; forgets the chunks, warns of odd ones."""
+        """Returns all ids, as integers or text; drops the chunks, warns of odd ids."""
         chunks, self._chunks = self._chunks, []
         floats = [c for c in chunks if c.dtype.is_float()]
         if all((c == c.floor()).all() for c in floats):
@@ -84,7 +84,7 @@ class IdColumn:
         wide = any(c.dtype == pl.Int64 for c in chunks)
         kind = pl.String if are_text else pl.Int64 if wide else pl.Int32
         ids = pl.concat([c.cast(kind) for c in chunks])
-        # Text of a chunk may have been that of rows that were not kept.
+        # A chunk may be text only because of rows that were not kept.
         if are_text and all(s.str.contains(_WHOLE).all() for s in (ids.head(100), ids)):
             ids = ids.str.replace(r"\.0+$", "")
             whole = ids.cast(pl.Int64, strict=False)
@@ -98,14 +98,14 @@ class IdColumn:
         shortened = ids.filter(ids.str.contains(_SCIENTIFIC))
         if len(shortened):
             log.warning(
-                "%s ids of %ss are such as %s, of which a spreadsheet has dropped "
-                "digits: different ids may have become one; export them as text",
+                "%s %s ids, such as %s, were rounded by a spreadsheet: different ids "
+                "may have become one; export ids as text",
                 *(f"{len(shortened):,}", self.name, shortened[0]),
             )
         odd = ids.filter(ids.str.to_lowercase().is_in(SUSPICIOUS))
         for word, clicks in odd.value_counts(sort=True).head(3).rows():
             log.warning(
-                "%s clicks have the %s %r: if that means none, add it to "
+                "%s clicks have the %s %r: if that means it is missing, add it to "
                 "config.missing_values",
                 *(f"{clicks:,}", self.name, word),
             )

@@ -1,4 +1,4 @@
-"""Reads pickles in which NumPy stands for lists and integers; runs nothing."""
+"""Reads pickles with NumPy's arrays and integers; runs no code that they name."""
 
 import pickle
 import re
@@ -9,7 +9,7 @@ import numpy as np
 from srgnn_jax.data.plain_pickle import Instructions, PlainUnpickler, short
 from srgnn_jax.errors import UserError
 
-# NumPy 2 has renamed `core`; up to protocol 2, bytes are written as encoded text.
+# NumPy 2 renamed `core`; up to protocol 2, bytes are written as encoded text.
 _KNOWN = re.compile(
     r"numpy\.(dtype|ndarray|_?core\.multiarray\.(_reconstruct|scalar))"
     r"|numpy\._?core\.numeric\._frombuffer|_codecs\.encode"
@@ -17,11 +17,11 @@ _KNOWN = re.compile(
 
 
 class _Name(str):
-    """A class or function that is named, and never called."""
+    """The name of a class or function, which is never called."""
 
 
 class _Array(list):
-    """An array of one axis, as a list; it is filled once."""
+    """An array with one axis, as a list; it is filled once."""
 
 
 class _Type:
@@ -30,20 +30,20 @@ class _Type:
     def __init__(self, code: Any, *_: Any) -> None:
         if not (isinstance(code, str) and re.fullmatch("[iu][1248]|O8?", code)):
             raise UserError(
-                f"it holds NumPy values of type {short(code)}, where integers are read"
+                f"it holds NumPy values of type {short(code)}, not integers"
             )
         self.code, self.order = code, "<"
 
 
 class NumpyUnpickler(PlainUnpickler):
-    """Builds Python's integers and lists from NumPy's scalars and arrays, too.
+    """Also builds Python's integers and lists from NumPy's scalars and arrays.
 
-    A small pickle that fills a thousand arrays from the same bytes is refused.
+    Refuses a small pickle that fills a thousand arrays from the same bytes.
     """
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        # Bytes may be made from text, and numbers from those, and each but once.
+        # Text may become bytes once, and bytes may become numbers once.
         self.remaining = 2 * len(data)
 
     def find_class(self, module: str, name: str) -> _Name:
@@ -64,22 +64,22 @@ class NumpyUnpickler(PlainUnpickler):
             _, shape, dtype, _, data = state
             made += self._numbers(dtype, data, shape)
         else:
-            raise TypeError("a state for what has none")
+            raise TypeError("a state for an object that has none")
 
     dispatch = Instructions(
         PlainUnpickler.dispatch
         | {
             pickle.REDUCE[0]: load_reduce,
             pickle.BUILD[0]: load_build,
-            # As bytes: Python's own makes room for as much as the pickle claims.
+            # As bytes: Python's own method allocates as much as the pickle claims.
             pickle.BYTEARRAY8[0]: PlainUnpickler.load_binbytes8,
         }
     )
 
     def _made(self, kind: Any, arguments: Any) -> Any:
-        """Does what a pickle's call would, for the few calls that are known."""
+        """Returns what a pickle's call would, for the few calls that are known."""
         if not isinstance(kind, _Name):
-            raise TypeError("what is called is no function")
+            raise TypeError("it calls something that is not a function")
         match kind.rpartition(".")[2], arguments:
             case "dtype", (code, *rest):
                 return _Type(code, *rest)
@@ -93,18 +93,20 @@ class NumpyUnpickler(PlainUnpickler):
                 return _Array()
             case "_frombuffer", (bytes(data), _Type() as dtype, shape, *_):
                 return _Array(self._numbers(dtype, data, shape))
-        raise TypeError(f"{kind} of something else")
+        raise TypeError(f"{kind} is called with other arguments")
 
     def _numbers(self, dtype: _Type, data: Any, shape: Any) -> list:
-        """Returns what an array of this shape holds, which must be one axis."""
+        """Returns the values of an array, whose shape must have one axis."""
         self._spend(len(data))
         if not dtype.code.startswith("O"):
             data = np.frombuffer(data, dtype.order + dtype.code).tolist()
         if not isinstance(data, list) or shape != (len(data),):
-            raise UserError(f"an array of shape {short(shape)} is no list of numbers")
+            raise UserError(
+                f"an array of shape {short(shape)} is not a list of numbers"
+            )
         return data
 
     def _spend(self, size: int) -> None:
         self.remaining -= size
         if self.remaining < 0:
-            raise UserError("its pickle makes more of its bytes than there are")
+            raise UserError("its pickle unpacks to more bytes than it holds")

@@ -1,4 +1,4 @@
-"""Reads pickles of lists, tuples, text and numbers; nothing that they name is run."""
+"""Reads pickles of lists, tuples, text and numbers; runs no code that they name."""
 
 import io
 import pickle
@@ -9,36 +9,36 @@ from typing import Any, NoReturn
 from srgnn_jax.errors import UserError, reason
 
 _NAMES = {ord(code.code): code.name for code in pickletools.opcodes}
-# Each takes memory in proportion to what it reads or takes off the stack, and hashes
-# nothing: to hash a tuple that holds one tuple twice, and so on, never ends.
+# Each takes memory in proportion to what it reads or pops, and hashes nothing: hashing
+# never ends for a tuple that holds one tuple twice, which holds one twice, and so on.
 _PLAIN = """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE
     INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
     UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8
     EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
     PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
     GLOBAL STACK_GLOBAL BINPERSID"""
-# Python's unpickler and not C's: its instructions can be chosen, and its memo is a
-# dict, so that a far slot takes no room.
+# Python's unpickler, not C's: its instructions can be chosen, and its memo is a dict,
+# so that a high memo index takes no memory.
 _PythonUnpickler: Any = pickle._Unpickler
 
 
 def short(value: Any) -> str:
-    """Returns text from a file in a form that is fit for one line."""
+    """Returns the repr of a value from a file, cut to fit in one line."""
     return repr(value)[:120]
 
 
 class Instructions(dict[int, Callable]):
-    """What an unpickler knows how to do, by opcode."""
+    """The methods of an unpickler by opcode; other opcodes raise a UserError."""
 
     def __missing__(self, code: int) -> NoReturn:
         name = _NAMES.get(code, hex(code))
         if name in ("DICT", "EMPTY_DICT", "EMPTY_SET", "FROZENSET"):
             raise UserError("it holds a dict or a set, which is not read here")
-        raise UserError(f"its pickle uses the instruction {name}, which is not needed")
+        raise UserError(f"its pickle uses the instruction {name}, which is not allowed")
 
 
 class PlainUnpickler(_PythonUnpickler):
-    """Builds plain values and refuses all else; a subclass says what else it takes."""
+    """Builds plain values and refuses all else; subclasses may allow more."""
 
     dispatch = Instructions(
         (code, _PythonUnpickler.dispatch[code])

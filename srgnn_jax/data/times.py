@@ -13,13 +13,13 @@ from srgnn_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Years 1970 to 2261 are believed.
+# Times in the years 1970 to 2261 are accepted.
 LATEST_MICROSECONDS = 9_183_110_400_000_000
 DAY = 86_400_000_000
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-# Of numbers, those that come to lie in the years 1990 to 2099 tell the unit.
+# Numbers are in the unit that puts them in the years 1990 to 2099.
 _LIKELY = (7_305 * DAY, 47_482 * DAY)
-# What a number counts: its name, microseconds of one, and from which time on.
+# Units of numbers: name, microseconds per unit, and microseconds since 1970 of 0.
 UNITS: dict[str, tuple[str, float, int]] = {
     "s": ("seconds", 1e6, 0),
     "ms": ("milliseconds", 1e3, 0),
@@ -30,10 +30,10 @@ UNITS: dict[str, tuple[str, float, int]] = {
 _CALLED = {unit: called for unit, (called, _, _) in UNITS.items()}
 _CALLED["date"] = "dates such as 20240301"
 _SINCE_1970 = ("s", "ms", "us", "ns")
-# Dates as whole numbers, such as 20240301, by the number of their digits.
+# Dates as whole numbers, such as 20240301, by number of digits.
 _COMPACT = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 TIME_UNITS = ("", *UNITS, "date", "any")
-# Usual forms that are not read unless they are named.
+# Common forms that are only read if they are named.
 _DATES = (
     *("%Y/%m/%d", "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%Y%m%d"),
     *("%b %d, %Y", "%d %b %Y", "%d/%b/%Y", "%Y-%m-%d", "%d/%m/%y", "%m/%d/%y"),
@@ -43,17 +43,17 @@ _CLOCKS = ("%H:%M", "%H:%M:%S", "%I:%M:%S %p", "%I:%M %p", "%H:%M:%S %z")
 _TIMES = ("", *(f"{before}{t}" for before in (" ", "T", ":", ", ") for t in _CLOCKS))
 _TIMES += ("T%H%M%S", "T%H%M%SZ", " %H:%M:%S.%f", " %H:%M:%S GMT")
 _TIMES += (" %H:%M:%S +0000 UTC", "T%H:%M:%SZ[UTC]")
-# The year behind the time, as in tweets and check-ins.
+# The year after the time, as in tweets and check-ins.
 _OTHERS = (
     "%a %b %d %H:%M:%S %z %Y",
     "%a %b %d %H:%M:%S %Y",
     "%a %b %d %H:%M:%S UTC %Y",
 )
 _NUMBER = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$"
-# Seconds or milliseconds of which a spreadsheet has dropped digits: 1.70928E+12.
+# Seconds or milliseconds that a spreadsheet has rounded: 1.70928E+12.
 _ROUNDED = r"^\d(\.\d{0,7})?[eE]\+\d{2}$"
 _CLOCK = r"^\d{1,2}:\d{2}(:\d{2}([.,]\d{1,9})?)?$"
-# Read alike by Python and by polars.
+# Python and polars read these alike.
 _ISO = (
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
     r"(?:(?P<hour>[T ][0-9]{2}:[0-9]{2})"
@@ -63,18 +63,18 @@ _ISO = (
 
 
 def looks_like_time(text: str) -> bool:
-    """Whether a text may be a time, in any form that is read."""
+    """Whether text may be a time, in a form that need not be named."""
     text = text.strip()
     return bool(re.match(_NUMBER, text) or re.fullmatch(_ISO, text))
 
 
 def is_date(text: str) -> bool:
-    """Whether a text is a time, and no number."""
+    """Whether text is a time, but not a number."""
     return bool(re.fullmatch(_ISO, text.strip()) or forms_of(text))
 
 
 def forms_of(text: str) -> list[str]:
-    """Returns the usual forms, as of `datetime.strptime`, that can read a text."""
+    """Returns the common forms, as for `datetime.strptime`, that can read a text."""
     if len(re.findall(r"\d+", text)) < 2:
         return []
     found = []
@@ -88,12 +88,12 @@ def forms_of(text: str) -> list[str]:
 def parse_iso(column: pl.Series) -> pl.Series:
     """Parses ISO times, with or without fraction and offset, and plain dates.
 
-    Returns int64 microseconds since 1970, UTC; null where a value is no such time.
+    Returns int64 microseconds since 1970, UTC; null if a value is not such a time.
     """
     micro, left = np.full(len(column), -1), np.arange(len(column))
     while len(left):
         values = column[left]
-        # As a rule, all values are written like the first.
+        # Usually all values are written like the first.
         layout = re.fullmatch(_ISO, values[0] or "")
         alike = re.sub("[0-9]", "[0-9]", re.escape(layout[0])) if layout else _ISO
         done = values.str.contains(f"^{alike}$").fill_null(False)
@@ -106,7 +106,7 @@ def parse_iso(column: pl.Series) -> pl.Series:
 
 
 def _parse_layout(values: pl.Series, layout: re.Match) -> np.ndarray:
-    """Returns microseconds since 1970, -1 where there is no such day or hour."""
+    """Returns microseconds since 1970; -1 if a day or hour does not exist."""
     hour, second, fraction, zone, offset = layout.groups()
     if offset and not hour:
         values = values.str.slice(0, 10) + "T00:00" + values.str.slice(10)
@@ -154,30 +154,30 @@ def _strptime(text: str | None, form: str) -> int | None:
 
 
 class TimeColumn:
-    """Parses a column of times chunk by chunk, in the form that its first values tell.
+    """Parses a column of times chunk by chunk, in the form of its first values.
 
     Args:
-      any_number: numbers are no times and stay as they are.
-      unit: of `TIME_UNITS`; "": told by the values, which must then agree.
-      form: of other text, as for `datetime.strptime`.
+      any_number: numbers are not times and stay as they are.
+      unit: one of `TIME_UNITS`; "": detected from the values, which must then agree.
+      form: the form of other text, as for `datetime.strptime`.
     """
 
     def __init__(self, any_number: bool = False, unit: str = "", form: str = ""):
         self._any_number = any_number
-        self._is_told = not unit
+        self._is_detected = not unit
         self._unit, self._form = unit, form
-        self._kind = ""  # "text", "clock" or "number", once told
-        self._is_rounded = False  # which has been told
-        self._first = ""  # the place of a number of that unit
-        self._read_as = ""  # what all chunks are read as
-        # Whether the last chunk has times of a day, which another column must name.
+        self._kind = ""  # "text", "clock" or "number", once known
+        self._has_warned = False  # of rounded numbers
+        self._first = ""  # the place of the first number
+        self._read_as = ""  # what the chunks so far were read as
+        # Whether the last chunk has times of day; another column must give the day.
         self.is_clock = False
 
     def __call__(self, column: pl.Series, lines: pl.Series, where: str) -> pl.Series:
-        """Parses a chunk; `where` and a number of `lines` name the place of a value.
+        """Parses a chunk; `where` and `lines` give the place of each value.
 
-        Returns int64 microseconds since 1970, null where a value is not a time. Raises
-        UserError if numbers of two units are mixed, or times of day with other times.
+        Returns int64 microseconds since 1970, null if a value is not a time. Raises
+        UserError if numbers in two units are mixed, or times of day with other times.
         """
         self.is_clock = column.dtype == pl.Time
         parsed = self._parse(column, lines, where)
@@ -195,7 +195,7 @@ class TimeColumn:
 
     def _parse(self, column: pl.Series, lines: pl.Series, where: str) -> pl.Series:
         if column.dtype in (pl.Date, pl.Datetime):
-            # What polars stores is in UTC, whatever the zone.
+            # polars stores UTC, whatever the time zone.
             return _in_range(column.cast(pl.Datetime("us")).to_physical())
         if column.dtype == pl.Time:
             return column.to_physical() // 1000
@@ -203,10 +203,10 @@ class TimeColumn:
             column = column.cast(pl.String).str.strip_chars()
             # A form without an hour is that of the day in another column.
             is_day = not re.search("%[HIcXT]", self._form)
-            if self._form and not (is_day and _tell_kind(column) == "clock"):
+            if self._form and not (is_day and _kind_of(column) == "clock"):
                 return parse_form(column, self._form)
             if not self._kind:
-                self._kind = _tell_kind(column)
+                self._kind = _kind_of(column)
             if self._kind in ("", "text"):
                 return parse_iso(column)
             if self._kind == "number":
@@ -221,23 +221,23 @@ class TimeColumn:
     def _warn_of_rounding(self, column: pl.Series) -> None:
         short = column.head(1000).drop_nulls()
         short = short.filter(short.str.contains(_ROUNDED))
-        if len(short) > 1 and not self._is_rounded:
-            self._is_rounded = True
+        if len(short) > 1 and not self._has_warned:
+            self._has_warned = True
             log.warning(
-                "times are such as %s, of which a spreadsheet has dropped digits: "
-                "clicks have lost their order; export them as text",
+                "times such as %s were rounded by a spreadsheet: clicks have lost "
+                "their order; export times as text",
                 short[0],
             )
 
     def _scale(self, number: pl.Series, lines: pl.Series, where: str) -> pl.Series:
-        self._unit = self._unit or tell_unit(number)
+        self._unit = self._unit or unit_of(number)
         if self._unit == "any":
             micro = _scaled(number, "s")
             for unit in _SINCE_1970[1:]:
                 scaled = _scaled(number, unit)
                 micro = scaled.zip_with(_is_likely(scaled), micro)
             return _in_range(micro)
-        if self._is_told and number.count():
+        if self._is_detected and number.count():
             place = int(number.is_not_null().to_numpy().argmax())
             self._first = self._first or f"{where} {lines[place]}"
             for unit in set(_SINCE_1970) - {self._unit}:
@@ -245,15 +245,15 @@ class TimeColumn:
                 if other.any():
                     place = int(other.to_numpy().argmax())
                     raise UserError(
-                        f"{where} {lines[place]}: {number[place]:.15g} would be a time "
-                        f"in {_CALLED[unit]}, but that of {self._first} one in "
-                        f"{_CALLED[self._unit]}; --config.time_unit=any takes each by "
-                        "its size"
+                        f"{where} {lines[place]}: {number[place]:.15g} looks like a "
+                        f"time in {_CALLED[unit]}, but the one in {self._first}, is "
+                        f"in {_CALLED[self._unit]}; --config.time_unit=any detects the "
+                        "unit of each by its size"
                     )
         return _in_range(_scaled(number, self._unit or "s"))
 
     def warn(self, micro: pl.Series) -> None:
-        """Warns of times that nobody can have clicked at, and tells a likelier unit."""
+        """Warns of times at which nobody can have clicked; suggests a likelier unit."""
         latest = clock.time() * 1e6 + DAY
         values = micro.to_numpy()
         first, last = int(values.min()), int(values.max())
@@ -271,16 +271,16 @@ class TimeColumn:
             if unit != self._unit and meant and _LIKELY[0] <= meant <= latest:
                 day = written(meant)[:10]
                 log.warning(
-                    "%s, as numbers of %s; as %s they would be of %s: if that is "
-                    "meant, set --config.time_unit=%s",
+                    "%s, read as %s; read as %s, they would be around %s: if that is "
+                    "right, set --config.time_unit=%s",
                     *(said, _CALLED[self._unit], _CALLED[unit], day, unit),
                 )
                 return
-        log.warning("%s, as numbers of %s; is that right?", said, _CALLED[self._unit])
+        log.warning("%s, read as %s; is that right?", said, _CALLED[self._unit])
 
 
-def _tell_kind(column: pl.Series) -> str:
-    """Tells what most of the first values are; "" where none is a time."""
+def _kind_of(column: pl.Series) -> str:
+    """Returns the kind of most of the first values; "" if none is a time."""
     given = column.drop_nulls().head(1000)
     kinds = {"text": f"^{_ISO}$", "number": _NUMBER, "clock": _CLOCK}
     found = {kind: given.str.contains(form).sum() for kind, form in kinds.items()}
@@ -288,8 +288,8 @@ def _tell_kind(column: pl.Series) -> str:
     return most if found[most] else ""
 
 
-def tell_unit(number: pl.Series) -> str:
-    """Tells what numbers count: a unit, or "date"; "" where there is none."""
+def unit_of(number: pl.Series) -> str:
+    """Returns the likeliest unit of numbers, or "date"; "" if there are no numbers."""
     number = number.drop_nulls()
     if not len(number):
         return ""
@@ -329,11 +329,11 @@ def _is_likely(micro: pl.Series) -> pl.Series:
 
 
 def written(micro: float | int | np.integer) -> str:
-    """Returns microseconds since 1970 as a person writes them, to the second."""
+    """Formats microseconds since 1970 for people, to the second."""
     return str(np.datetime64(int(micro), "us"))[:19].replace("T", " ")
 
 
 def _in_range(micro: pl.Series) -> pl.Series:
-    """Casts to int64, null where a time cannot be believed."""
-    believed = (micro >= 0) & (micro < LATEST_MICROSECONDS)
-    return micro.set(~believed, None).cast(pl.Int64)
+    """Casts to int64; times out of range become null."""
+    is_in_range = (micro >= 0) & (micro < LATEST_MICROSECONDS)
+    return micro.set(~is_in_range, None).cast(pl.Int64)
