@@ -172,6 +172,14 @@ def test_a_tracker_that_changed_its_unit(tmp_path, plain, first):
     assert same(read(tmp_path, time_unit="any"), plain)
 
 
+def test_a_number_in_another_unit_is_compared_with_one_in_the_usual_unit(tmp_path):
+    first = CLICKS[0][2]
+    write(tmp_path, row=lambda s, i, t: f"{s},{i},{t * (1000 if t == first else 1)}")
+    assert re.search(
+        "line 2: .* milliseconds, .* line 3, is in seconds", error_of(tmp_path)
+    )
+
+
 def test_json_lines_whatever_the_file_is_called(tmp_path):
     path = tmp_path / "sessions.txt"
     path.write_text('{"session": ["1001", "1002"]}\n{"session": ["1003"]}\n')

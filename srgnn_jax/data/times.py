@@ -168,7 +168,7 @@ class TimeColumn:
         self._unit, self._form = unit, form
         self._kind = ""  # "text", "clock" or "number", once known
         self._has_warned = False  # of rounded numbers
-        self._first = ""  # the place of the first number
+        self._first = ""  # the place of the first number in that unit
         self._read_as = ""  # what the chunks so far were read as
         # Whether the last chunk has times of day; another column must give the day.
         self.is_clock = False
@@ -238,8 +238,11 @@ class TimeColumn:
                 micro = scaled.zip_with(_is_likely(scaled), micro)
             return _in_range(micro)
         if self._is_detected and number.count():
-            place = int(number.is_not_null().to_numpy().argmax())
-            self._first = self._first or f"{where} {lines[place]}"
+            if not self._first:
+                # A number in another unit may come before it.
+                own = _is_likely(_scaled(number, self._unit)).fill_null(False)
+                own = own if own.any() else number.is_not_null()
+                self._first = f"{where} {lines[int(own.to_numpy().argmax())]}"
             for unit in set(_SINCE_1970) - {self._unit}:
                 other = _is_likely(_scaled(number, unit)).fill_null(False)
                 if other.any():
