@@ -1,4 +1,4 @@
-"""Batches: every example once, in its right place, in few shapes, and resumable."""
+"""Batches: every example once, in the right place, in few shapes, and resumable."""
 
 import collections
 import dataclasses
@@ -71,7 +71,7 @@ def rows_of(batch, examples):
 
 
 def examples_of(epoch, examples):
-    """The examples of some batches, in their order, without rows that only fill up."""
+    """The examples of some batches, in their order, without padding rows."""
     return [
         (prefix, target)
         for batch in epoch
@@ -105,7 +105,7 @@ def test_an_epoch_holds_every_example_once(shards, max_length):
             real,
         )
         for prefix, target, weight in rows_of(batch, examples):
-            # What only fills up is one click of padding, with a target that exists.
+            # A padding row is one click of padding, with a target that exists.
             assert weight == 1 or (weight, prefix, target) == (0, (0,), 1)
 
 
@@ -269,7 +269,7 @@ def test_tiers_have_the_fewest_positions():
 @pytest.mark.parametrize(
     ("lengths", "layout"),
     [
-        # Five rows of the eight only fill up.
+        # Five of the eight rows are padding.
         ([1, 2, 3], ((5, 1), (3, 3))),
         ([4, 4, 4], ((5, 1), (3, 4))),
         ([20, 20, 20], ((5, 1), (3, 20))),
@@ -311,7 +311,7 @@ def test_a_batch_fits_only_where_it_does_for_every_part():
 
 
 def test_training_falls_back_where_long_sessions_come_together():
-    # With little room for chance, about half of the batches do not fit their layout.
+    # With so little room, about half of the batches do not fit the first layout.
     tiering = Tiering(overflow=20.0)
     sessions = draw_sessions(count=100)
     examples = sessions.examples()
@@ -326,7 +326,7 @@ def test_training_falls_back_where_long_sessions_come_together():
 
     def first_alone():
         yield epoch[0]
-        pytest.fail("more was made than the first")
+        pytest.fail("more batches were made than the first")
 
     assert batches.one_of_each_layout(first_alone(), never) == epoch[:1]
     assert sorted(examples_of(epoch, examples)) == expected(sessions)
@@ -386,7 +386,7 @@ def test_a_tier_must_be_worth_its_cost():
 
 
 def test_a_batch_overflows_as_seldom_as_was_asked():
-    """Exactly: the number of long ones in a batch is hypergeometric."""
+    """Exact: the number of long examples in a batch is hypergeometric."""
     lengths = np.minimum(np.random.default_rng(0).geometric(0.25, 20_000), 60)
     for overflow in (1e-2, 1e-9):
         layout = tier_layout(lengths, 100, tiering=Tiering(overflow=overflow))

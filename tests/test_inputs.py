@@ -1,4 +1,4 @@
-"""What a model is given is checked where its values are known, not clamped in jit."""
+"""Model inputs are checked where their values are known, not clamped in jit."""
 
 import types
 
@@ -21,7 +21,7 @@ V = 10
 SEQ = np.array([[1, 2, 3, 2, 0], [9, 0, 0, 0, 0]])
 LEN = np.array([4, 1])
 
-# item_seq, item_seq_len, and what is said of them.
+# item_seq, item_seq_len, and the error that they give.
 WRONG = {
     "beyond the table": ([[1, 10, 0]], [2], "item_seq holds 1 to 10"),
     "negative": ([[-1, 2, 0]], [2], "item_seq holds -1 to 2"),
@@ -86,7 +86,7 @@ def test_every_method_of_the_model_checks(model_and_params, kind, method):
     item_seq, item_seq_len, _ = WRONG[kind]
     item_seq, item_seq_len = np.array(item_seq), np.array(item_seq_len)
     more = [np.ones(1, int)] if method in METHODS[2:] else []
-    # The tests also check types and ranks by the annotations, before anything is run.
+    # In tests, types and ranks are also checked by the annotations, before the method.
     with pytest.raises((ValueError, TypeCheckError)):
         model.apply({"params": params}, item_seq, item_seq_len, *more, method=method)
 
@@ -108,11 +108,11 @@ def test_items_beside_the_sessions(model_and_params, item, what):
 
 def test_the_check_changes_nothing_and_is_silent_while_traced(model_and_params):
     model, params = model_and_params
-    # NumPy's arrays are not traced.
+    # NumPy arrays are not traced.
     checked = jax.jit(lambda p: model.apply({"params": p}, SEQ, LEN))(params)
     traced = jax.jit(model.apply)({"params": params}, SEQ, LEN)
     np.testing.assert_allclose(checked, traced, rtol=1e-5)
-    # Parameters may be drawn for zeros.
+    # Parameters may be drawn with inputs of zeros.
     zeros = np.zeros((1, 2), int), np.ones(1, int)
     jax.eval_shape(lambda: model.init(jax.random.key(0), *zeros))
     one = jax.vmap(lambda seq: model.apply({"params": params}, seq[None], LEN[:1]))
@@ -132,7 +132,7 @@ def test_examples_that_reach_out_of_their_clicks(starts, lengths):
 
 
 def test_examples_of_unequal_numbers():
-    # The annotations tell the same in the tests.
+    # In tests, the annotations are checked first.
     with pytest.raises((ValueError, TypeCheckError)):
         Examples(np.arange(1, 5), np.array([0, 1]), np.array([1]))
 
@@ -151,7 +151,7 @@ def test_offsets_of_sessions(offsets):
 
 @pytest.mark.parametrize("rows", [[0], [1, -1], [V], [1.0], ["1"]])
 def test_rows_that_are_none(rows):
-    with pytest.raises(ValueError, match=r"item rows are|is no item row"):
+    with pytest.raises(ValueError, match=r"item rows must be|is not an item row"):
         check_rows(np.array(rows), V)
     check_rows(np.arange(1, V), V)
     check_rows(np.zeros(0, int), V)
@@ -161,7 +161,7 @@ def test_rows_that_are_none(rows):
 def test_evaluation_of_items_that_the_model_has_not(model_and_params, item):
     model, _ = model_and_params
     examples = Sessions.from_lists([[1, 2], [3, item]]).examples()
-    with pytest.raises(ValueError, match=f"{item} is no item row"):
+    with pytest.raises(ValueError, match=f"{item} is not an item row"):
         Evaluator(model, examples, (5,), 10, layouts.Devices(1))
 
 
@@ -180,7 +180,7 @@ def test_recommending_from_numbers_that_are_not_finite(model_and_params, value):
 
 
 def test_a_checkpoint_of_numbers_that_are_not_finite(model_and_params, monkeypatch):
-    """As all modes that read a workdir meet it."""
+    """All modes that read a workdir restore like this."""
     model, params = model_and_params
     monkeypatch.setattr(Checkpoints, "restore", lambda *_: {"params": spoiled(params)})
     progress = types.SimpleNamespace(best_step=7, step=9, model="SRGNN")

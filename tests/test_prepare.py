@@ -1,4 +1,4 @@
-"""The rules of preparation, against a plain reading of them."""
+"""The rules of preparation, against a plain implementation of them."""
 
 import collections
 import csv
@@ -149,7 +149,7 @@ def compare_prepared(prepared, rows, dates=None, **rules):
     assert prepared.counts["raw_clicks"] == len(rows)
 
 
-# Times in quarters of a second, so that ties, and dates rounded to one, are many.
+# Times in quarters of a second: many are ties, or differ only within a second.
 clicks_strategy = st.lists(
     st.tuples(
         st.integers(0, 9).map("s{}".format),
@@ -161,7 +161,7 @@ clicks_strategy = st.lists(
 )
 
 
-# Not shrunk: that takes minutes where a rule is broken.
+# Not shrunk: that takes minutes if a rule is broken.
 @settings(
     max_examples=100,
     deadline=None,
@@ -198,7 +198,7 @@ def test_against_the_reference_on_larger_logs(seed):
     for session in range(sessions):
         start = int(rng.integers(0, 20)) * DAY // 4
         for click in range(int(rng.integers(1, 9))):
-            # Items come up over time, so that some are in the test split only.
+            # Items appear over time, so that some are in the test split only.
             low = 15 * start // (5 * DAY)
             item = int(rng.integers(low, low + items - 15))
             rows.append((f"s{session}", f"i{item}", start + click % 4 * SECOND))
@@ -208,7 +208,7 @@ def test_against_the_reference_on_larger_logs(seed):
     # All dates are then multiples of a quarter of a day, many of them on the edge.
     rules = {"test_days": days, "date_resolution_seconds": 4}
     assert compare(rows, train_fraction=fraction, **rules)
-    # As most logs have it, a session's clicks stand together.
+    # In most logs, a session's clicks are adjacent.
     together = sorted(rows, key=lambda row: row[0])
     assert compare(together, train_fraction=fraction, **rules)
     edge_sessions = prepare(frame(rows), **rules).counts["edge_sessions"]
@@ -216,7 +216,7 @@ def test_against_the_reference_on_larger_logs(seed):
 
 
 def walk(session, items, second):
-    """One session, a click a second."""
+    """One session, with a click per second."""
     return [(session, item, (second + n) * SECOND) for n, item in enumerate(items)]
 
 
@@ -232,7 +232,7 @@ def test_ties_keep_the_order_of_the_file_and_the_file_tells_the_date():
         ("c", "x", 6 * SECOND),
     ]
     prepared = prepare(frame(rows), min_item_count=1, test_days=3.5 / 86_400)
-    # a dates from its last line, not from its latest click: b at 1, a at 2, c at 6.
+    # The date of a is that of its last line, not its latest click: b 1, a 2, c 6.
     assert prepared.vocabulary.ids == ["y", "x", "z"]
     assert lists(prepared.splits["train"]) == [[1, 2], [1, 3, 2]]
     assert lists(prepared.splits["test"]) == [[3, 1, 2]]
@@ -300,15 +300,16 @@ def test_what_was_read_and_dropped_is_told_in_words():
     rows = [(f"s{n}", item, n * day // 10) for n in range(40) for item in "ab"]
     rows += [("alone", "a", 0), *(("rare", item, 1) for item in "axy")]
     rows += [("new", item, 39 * day // 10) for item in "zbzbzz"]
-    said = prepare(frame(rows), as_published=False, min_item_count=3).notes
-    assert said == [
+    notes = prepare(frame(rows), as_published=False, min_item_count=3).notes
+    assert notes == [
         "90 clicks from 1970-01-01 00:00:00 to 1970-01-04 21:36:00, UTC",
         "test begins with the session of 1970-01-04 00:00:00: the last 1 day "
         "(config.test_days)",
-        "1 of 43 sessions of fewer than 2 clicks dropped",
-        "2 items of fewer than 3 clicks dropped, with 2 clicks, and 1 sessions then "
+        "1 of 43 sessions dropped: fewer than 2 clicks",
+        "2 items dropped: fewer than 3 clicks; with them 2 clicks, and 1 sessions then "
         "too short",
-        "4 test clicks dropped, on items that training lacks or alone then",
+        "4 test clicks dropped: on items that training lacks, or in sessions then too "
+        "short",
     ]
 
 
@@ -344,7 +345,7 @@ def test_test_clicks_on_unknown_items_only_are_refused():
 
 @pytest.mark.parametrize("fraction", [1 / 64, 1 / 4])
 def test_a_raw_file_against_the_reference(tmp_path, fraction):
-    """A file as the benchmark makes it, whose rows Python reads one by one."""
+    """A file made by the benchmark, whose rows are read one by one in Python."""
     path = tmp_path / "yoochoose-clicks.dat"
     make_log(path, 20_000, num_items=300)
     with path.open(newline="") as file:
@@ -422,7 +423,7 @@ def test_real_clicks_against_the_reference():
 
 @pytest.mark.parametrize("published", [True, False])
 def test_a_window_of_whole_days_has_so_many(published):
-    # As a log of dates has it: one session of two items a day.
+    # As in a log of dates: one session of two items per day.
     rows = [(f"s{d}", item, d * DAY) for d in range(9) for item in "ab"]
     rules = {"min_item_count": 1, "as_published": published}
     for test, first in ({"test_days": 2.0}, 7), ({"test_start": 6 * DAY}, 6):

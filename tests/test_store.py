@@ -44,18 +44,18 @@ def load(folder, dataset="click_log", source="data", **settings):
 
 
 def built(folder):
-    """The names of what has been built, or half built."""
+    """Returns the names of what has been built, or half-built."""
     names = {path.name for path in (folder / "cache" / "prepared").iterdir()}
     return sorted(names - {"known_files"})
 
 
 def of_store(caplog):
-    """The warnings of the store itself."""
+    """Returns the warnings of the store itself."""
     return [record for record in caplog.records if record.name.endswith(".store")]
 
 
 def contents(dataset):
-    """All that a data set holds, in a form that can be compared."""
+    """Returns everything in a data set, in a form that can be compared."""
     splits = dataset.splits.items()
     return (
         {split: [session.tolist() for session in part] for split, part in splits},
@@ -66,7 +66,7 @@ def contents(dataset):
 
 
 def count_calls(monkeypatch, where=click_log, name="read"):
-    """Lets a function do as before, and returns the list of what it returned."""
+    """Records the results of a function, and returns the list of them."""
     returned, function = [], getattr(where, name)
 
     def counted(*arguments):
@@ -86,7 +86,7 @@ def log(tmp_path):
 
 @pytest.fixture
 def settled(monkeypatch):
-    """Takes files that have just been written as settled."""
+    """Treats files that have just been written as settled."""
     monkeypatch.setattr(store, "SETTLED_NANOSECONDS", -1)
 
 
@@ -147,7 +147,7 @@ def test_changed_code_prepares_anew_and_the_same_data_stays_the_same(
     after = load(tmp_path)
     assert len(reads) == 2
     assert len(built(tmp_path)) == 2
-    # A run goes on with data that is equal, whatever prepared it.
+    # A run continues with data that is equal, whatever prepared it.
     assert after.fingerprint == before.fingerprint
 
 
@@ -191,7 +191,7 @@ def test_the_folder_of_the_source_is_only_read(tmp_path, log):
 
 
 def count_hashes(monkeypatch, log):
-    """Returns a list that grows as often as the log is read to be hashed."""
+    """Returns a list that grows whenever the log is read to be hashed."""
     hashed, function = [], store._hash
 
     def hash_and_count(path):
@@ -207,7 +207,7 @@ def test_a_source_left_alone_is_not_read_again(tmp_path, monkeypatch, log, settl
     first, again = load(tmp_path), load(tmp_path)
     assert contents(again) == contents(first)
     assert again.fingerprint == first.fingerprint
-    # Other settings are other data, also where they were prepared before.
+    # Other settings give other data, even if they were used before.
     other = load(tmp_path, test_days=0.5)
     assert load(tmp_path, test_days=0.5).fingerprint == other.fingerprint
     assert load(tmp_path).fingerprint == first.fingerprint != other.fingerprint
@@ -215,14 +215,14 @@ def test_a_source_left_alone_is_not_read_again(tmp_path, monkeypatch, log, settl
 
 
 def rewrite_in_place(log):
-    """Changes a file's content, and neither its size nor its time."""
+    """Changes a file's content, but neither its size nor its time."""
     times = log.stat().st_atime_ns, log.stat().st_mtime_ns
     log.write_text(log.read_text().replace("item3,", "item_,"))
     os.utime(log, ns=times)
 
 
 def replace(log):
-    """Puts another file of the same size and time in a file's place."""
+    """Replaces a file with another of the same size and time."""
     times = log.stat().st_atime_ns, log.stat().st_mtime_ns
     other = log.with_name("unfinished")
     other.write_text(log.read_text().replace("item3,", "item_,"))
@@ -248,7 +248,7 @@ def test_a_file_that_has_come_up_is_seen(tmp_path, log, settled):
 
 def test_a_source_just_written_is_read_again(tmp_path, monkeypatch, log):
     hashed = count_hashes(monkeypatch, log)
-    # Its time would not tell a change within the same tick of the clock.
+    # Its time would not show a change within the same clock tick.
     os.utime(log, ns=(0, 0))
     load(tmp_path)
     load(tmp_path)
@@ -285,7 +285,7 @@ def test_no_start_waits_for_tfds(tmp_path, log):
     subprocess.run(command, cwd=ROOT, check=True)
 
 
-# --- What stands in the way of building
+# --- Failures while building
 
 
 @pytest.mark.parametrize("place", ["cache", "cache/prepared"])
@@ -317,7 +317,7 @@ def failing(error):
 def test_a_build_that_breaks_off_leaves_nothing(tmp_path, monkeypatch, log, step):
     for error in (KeyboardInterrupt, MemoryError):
         with monkeypatch.context() as patch:
-            patch.setattr(*STEPS[step], failing(error("broken off")))
+            patch.setattr(*STEPS[step], failing(error("interrupted")))
             with pytest.raises(error):
                 load(tmp_path)
         assert built(tmp_path) == []
@@ -364,7 +364,7 @@ def test_two_processes_may_build_the_same(tmp_path, monkeypatch, log):
     assert len(built(tmp_path)) == 1
 
 
-# --- What stands in the way of mapping
+# --- Failures while mapping
 
 
 def flip(path):
@@ -438,11 +438,11 @@ def test_what_cannot_be_read_now_is_left_as_it_is(
     (name,) = built(tmp_path)
     folder = tmp_path / "cache" / "prepared" / name
     before = sorted((path.name, path.stat().st_ino) for path in folder.iterdir())
-    told = rf"cannot read the prepared data .*{name} \({os.strerror(code)}\)"
+    message = rf"cannot read the prepared data .*{name} \({os.strerror(code)}\)"
     for where, function in ((np, "load"), (pathlib.Path, "read_bytes")):
         with monkeypatch.context() as patch:
             patch.setattr(where, function, failing(OSError(code, os.strerror(code))))
-            with pytest.raises(UserError, match=told):
+            with pytest.raises(UserError, match=message):
                 load(tmp_path)
     assert built(tmp_path) == [name]
     now = sorted((path.name, path.stat().st_ino) for path in folder.iterdir())
@@ -477,7 +477,7 @@ def test_another_process_may_have_moved_it_aside(tmp_path, monkeypatch, log):
 
 
 def rewrite(folder, name, change):
-    """Changes an array, and the checksums along with it, as a hostile hand would."""
+    """Changes an array, and the checksums to match, as an attacker would."""
     array = np.load(folder / name)
     np.save(folder / name, change(array))
     stored = json.loads((folder / "contents.json").read_text())
@@ -495,9 +495,9 @@ def with_first(array, value):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("train.items.npy", lambda a: with_first(a, 999), "999 is no item row"),
-        ("train.items.npy", lambda a: with_first(a, 0), "0 is no item row"),
-        ("test.items.npy", lambda a: with_first(a, -1), "-1 is no item row"),
+        ("train.items.npy", lambda a: with_first(a, 999), "999 is not an item row"),
+        ("train.items.npy", lambda a: with_first(a, 0), "0 is not an item row"),
+        ("test.items.npy", lambda a: with_first(a, -1), "-1 is not an item row"),
         ("train.items.npy", lambda a: a.astype(float), "damaged"),
         ("train.items.npy", lambda a: a[:, None], "damaged"),
         ("train.items.npy", lambda a: np.array([{"a": 1}], object), "damaged"),
@@ -535,12 +535,13 @@ def test_malformed_rows_are_told_or_counted(tmp_path, log):
     [("digenetica", "diginetica"), ("click-log", "click_log"), ("yoochose", "yooch")],
 )
 def test_an_unknown_name_is_told_with_the_nearest(tmp_path, name, meant):
-    with pytest.raises(UserError, match=f"'{name}'; did you mean {meant}.*srgnn_pick"):
+    message = rf"'{name}', not one of .*srgnn_pick.*; did you mean {meant}.*\?$"
+    with pytest.raises(UserError, match=message):
         load(tmp_path, name)
 
 
 def test_a_name_that_is_near_to_none_is_told_with_all(tmp_path):
-    with pytest.raises(UserError, match="There are: click_log, diginetica") as error:
+    with pytest.raises(UserError, match="not one of click_log, diginetica") as error:
         load(tmp_path, "x")
     assert "did you mean" not in str(error.value)
 
@@ -612,7 +613,7 @@ def test_named_data_sets_are_read_by_the_source_of_their_form(tmp_path):
     for module in (config_of_pickles, recbole_811):
         with pytest.raises(ValueError, match=r":shop: choose one of .*tmall"):
             module.get_config("shop")
-    with pytest.raises(UserError, match=r"'tmal'; did you mean tmall\?"):
+    with pytest.raises(UserError, match=r"'tmal', not one of .*; did you mean tmall\?"):
         load(tmp_path, "tmal")
 
 

@@ -1,9 +1,9 @@
-"""Examples -> batches of few static shapes.
+"""Turns examples into batches of few static shapes.
 
 The examples of a batch are sorted by length and dealt out, like cards, to its *parts*:
 one for each device, or several that a device works through in turn. Every part has the
-same *tiers* (see `tiering`). The host only picks examples: the clicks lie on the
-devices, which look the prefixes up by where they start and how long they are.
+same *tiers* (see `tiering`). The host only picks examples: the clicks are on the
+devices, which look the prefixes up by start and length.
 
 Axes: E examples, C clicks, N parts of a batch, R rows of a part, L positions.
 """
@@ -37,13 +37,13 @@ Tier = tuple[Int[AnyArray, "_ _"], Int[AnyArray, " _"]]
 
 @flax.struct.dataclass
 class Batch:
-    """What a step needs to know of a batch beside the clicks; int32 arrays [N, R].
+    """What a step needs to know about a batch besides the clicks; int32 arrays [N, R].
 
-    Stacked batches have arrays [S, N, R], of which the first `count` count.
+    Stacked batches have arrays [S, N, R], of which the first `count` are used.
     """
 
     start: Any  # the index of each prefix's first click
-    length: Any  # the number of its clicks; 0: a row that only fills up the batch
+    length: Any  # the number of its clicks; 0: a padding row
     example: Any  # the example's number
     layout: Layout = flax.struct.field(pytree_node=False)
     count: Any = None
@@ -60,13 +60,13 @@ class Part(NamedTuple):
     tiers: tuple[Tier, ...]  # padding at the end only, lengths >= 1
     target: Int[Array, " R"]
     example: Int[Array, " R"]
-    weight: Float[Array, " R"]  # 0 for a row that only fills up, else 1
+    weight: Float[Array, " R"]  # 0 for padding rows, else 1
 
 
 def stack(several: Sequence[Batch], size: int) -> Batch:
     """Stacks at most `size` batches of one layout, for one call of several steps."""
-    filled_up = [*several] + [several[-1]] * (size - len(several))
-    stacked = jax.tree.map(lambda *each: np.stack(each), *filled_up)
+    padded = [*several] + [several[-1]] * (size - len(several))
+    stacked = jax.tree.map(lambda *each: np.stack(each), *padded)
     return dataclasses.replace(stacked, count=np.int32(len(several)))
 
 
@@ -133,9 +133,10 @@ def map_parts(
 def own_clicks(
     clicks: Int[np.ndarray, " C"], batch: Batch
 ) -> tuple[Int[np.ndarray, " c"], Batch]:
-    """Cuts out a batch's clicks, where a device cannot hold all of them.
+    """Cuts out a batch's clicks, for devices that cannot hold all clicks.
 
-    Their number depends on the layout alone. The batch is returned with starts in them.
+    Their number depends on the layout alone. The starts of the returned batch are
+    indices of the returned clicks.
     """
     width = np.tile(_widths(batch.layout) + 1, len(batch.start))
     end = np.cumsum(width)
@@ -160,12 +161,12 @@ def make_batch(
 ) -> Batch:
     """Deals the chosen examples, given by number, out to the parts of a batch.
 
-    The batch takes the first of the layouts that it fits; the last must hold any batch.
-    All layouts have the same number of rows, at least that of the examples over parts.
+    The batch gets the first layout that it fits; the last must fit any batch. All
+    layouts have the same number of rows, at least the number of examples over parts.
     """
     rows = sum(n for n, _ in layouts[0])
     lengths = examples.lengths[chosen]
-    # Rows that only fill up come first: they are the shortest.
+    # Padding rows come first: they are the shortest.
     order = np.full(parts * rows, -1, np.int64)
     order[order.size - chosen.size :] = np.argsort(lengths, kind="stable")
     dealt = order.reshape(rows, parts).T
@@ -174,7 +175,7 @@ def make_batch(
     longest = length.max(axis=0)
     fitting = (layout for layout in layouts if (longest <= _widths(layout)).all())
     start = examples.starts[number]
-    # Beyond int32 only `own_clicks` can follow.
+    # Only `own_clicks` can use starts beyond int32.
     if len(examples.items) < 2**31:
         start = start.astype(np.int32)
     return Batch(start, length, number.astype(np.int32), next(fitting))
@@ -195,10 +196,11 @@ def train_batches(
     max_positions: int = 2**30,
     tiering: Tiering = TIERING,
 ) -> Iterator[Batch]:
-    """Returns an epoch's batches, in an order that (seed, epoch) alone determine.
+    """Returns an epoch's batches, in an order that depends only on (seed, epoch).
 
-    Every example is in one batch, of `batch_size` or, at the end, fewer. An interrupted
-    epoch goes on at `first_step`. For the other arguments see `choose_layout`.
+    Every example is in one batch of `batch_size`; the last may have fewer. An
+    interrupted epoch resumes at `first_step`. For the other arguments see
+    `choose_layout`.
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(examples))
     starts = range(first_step * batch_size, len(examples), batch_size)
@@ -214,14 +216,14 @@ def batches_of(
     max_positions: int = 2**30,
     tiering: Tiering = TIERING,
 ) -> Iterator[Batch]:
-    """Yields a batch of each choice of at most `batch_size` examples, by number."""
+    """Yields a batch for each array of at most `batch_size` example numbers."""
     lengths = examples.lengths
     layout, parts = choose_layout(
         lengths, batch_size, shards, max_positions, tiering=tiering
     )
     layouts = [layout]
     if tiering.overflow > NEVER and len(layout) > 1:
-        # Batches that do not fit the first layout are expected, to fit neither are not.
+        # Some batches are expected not to fit the first layout, but the second.
         roomier = tiering._replace(overflow=NEVER, most=2)
         layouts.append(tier_layout(lengths, batch_size, parts, roomier))
     layouts.append(((sum(n for n, _ in layout), int(lengths.max())),))
@@ -232,9 +234,9 @@ def batches_of(
 def one_of_each_layout(
     batches: Iterable[Batch], tiering: Tiering = TIERING
 ) -> list[Batch]:
-    """Returns the first batch of each layout, to compile for them beforehand.
+    """Returns the first batch of each layout, to compile for them ahead of time.
 
-    Where no batch is expected to overflow, the first tells the layout of all.
+    If no batch is expected to overflow, the first has the layout of all.
     """
     found: dict[Layout, Batch] = {}
     for batch in itertools.islice(batches, 1 if tiering.overflow <= NEVER else None):
@@ -252,10 +254,10 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Yields all examples once, in batches of one shape.
 
-    The examples are dealt out to parts of at most `max_positions` and `max_rows` first;
-    `batch_size`, rounded up to whole parts for each shard, and `shards` only say how
-    many parts make a batch. An example is therefore always computed beside the same
-    others, in the same place, on which the rounding of a matrix product depends.
+    The examples are first dealt out to parts of at most `max_positions` and `max_rows`.
+    `batch_size`, rounded up to whole parts for each shard, and `shards` only decide how
+    many parts make a batch. An example is therefore always computed together with the
+    same others, in the same place; the rounding of a matrix product depends on both.
     """
     layout, parts = choose_layout(
         *(examples.lengths, len(examples), 1, max_positions, max_rows, tiering),
@@ -263,7 +265,7 @@ def eval_batches(
     )
     whole = make_batch(examples, np.arange(len(examples)), (layout,), parts)
     each = -(-min(batch_size, len(examples)) // (whole.start.shape[1] * shards))
-    # Somewhat smaller batches where fewer parts are then empty.
+    # Slightly smaller batches, if fewer parts are then empty.
     sizes = [n * shards for n in range(each, each // 2, -1)]
     size = min(sizes, key=lambda size: -parts % size)
     whole = jax.tree.map(lambda x: np.pad(x, [(0, -parts % size), (0, 0)]), whole)

@@ -1,4 +1,4 @@
-"""Counts of a data set, and the published ones that they should come to."""
+"""Counts of a data set, and the published counts that they should match."""
 
 from collections.abc import Mapping
 from fractions import Fraction
@@ -8,8 +8,8 @@ import numpy as np
 from srgnn_jax import tables
 from srgnn_jax.data.sessions import Sessions, Vocabulary
 
-# Wu et al. 2019, table 1: clicks, training and test examples, items, average length. Of
-# Yoochoose it counts the items in prefixes.
+# Wu et al. 2019, table 1: clicks, training and test examples, items, average length.
+# For Yoochoose it counts the items in prefixes.
 PUBLISHED_COUNTS: dict[str, dict[str, int | float]] = {
     name: {
         "clicks": clicks,
@@ -36,7 +36,7 @@ PUBLISHED_COUNTS |= {
 
 
 def data_name(dataset: str, train_fraction: float | int) -> str:
-    """Names the data, with the fraction of training that is used: yoochoose_1_64."""
+    """Returns a data set's name with its fraction of training: yoochoose_1_64."""
     part = Fraction(train_fraction).limit_denominator(1000)
     return dataset if part == 1 else f"{dataset}_{part.numerator}_{part.denominator}"
 
@@ -46,8 +46,8 @@ def count(
 ) -> dict[str, int | float]:
     """Counts what the published tables count.
 
-    `items` leaves out the padding; `items_in_prefixes` are those in some example's
-    prefix; `average_length` is that of all examples, the target included.
+    `items` excludes the padding; `items_in_prefixes` are those in some example's
+    prefix; `average_length` is that of all examples, including the target.
     """
     examples, clicks_of_prefixes = {}, 0
     in_prefixes = np.zeros(vocabulary.num_items, np.int64)
@@ -75,9 +75,9 @@ def count(
 def counts_table(
     counts: Mapping[str, int | float], published: Mapping[str, int | float]
 ) -> str:
-    """Renders the counts, one a line, the published ones beside where there are any.
+    """Renders the counts, one per line, next to the published ones if there are any.
 
-    Below them stands what edge sessions are, where there are some.
+    If there are edge sessions, the last lines explain what they are.
     """
     columns = [counts, published] if published else [counts]
     rows = [["counts", "here", "published"][: 1 + len(columns)]]

@@ -1,7 +1,7 @@
-"""Clicks -> sessions to train and test on: filtered, split by time, items numbered.
+"""Turns clicks into sessions to train and test on: filters, splits, numbers items.
 
-The rules are those of the published preprocessing, whose counts they reproduce; each is
-an argument. Axes: C clicks, S sessions.
+The rules are those of the published preprocessing and reproduce its counts; each is an
+argument. Axes: C clicks, S sessions.
 """
 
 from collections.abc import Mapping
@@ -34,23 +34,24 @@ def prepare(
 ) -> Dataset:
     """Filters sessions and items, splits the sessions by date, and numbers the items.
 
-    1. Clicks (see `read.read_clicks`) are sorted by time, ties by item id; a session's
+    1. Clicks (see `read.read_clicks`) are sorted by time, ties by item id. A session's
        date is that of its latest click, rounded down to `date_resolution_seconds`
-       unless 0. As published, ties stay as they are in the file, and the date is that
-       of the last click there. `visits`: see `visits.gather_visits`; not as published.
+       unless 0. As published, ties are in file order, and the date is that of the
+       session's last row. `visits`: see `visits.gather_visits`; ignored as published.
     2. Sessions with too few clicks are dropped, then items with too few clicks, then
        sessions that have too few left.
-    3. With T the latest date, a session tests if its date > T - `test_days` (of 24
-       hours), else it trains; as published, those exactly on the edge do neither. With
-       `test_start`, sessions before it train, the others before `test_end` test. Dates
-       are in microseconds. With `test_days` 0, not as published, none tests and all
-       train. `train_days` keeps the last so many days of training.
-    4. Sessions are ordered by date, then by id, as published by first appearance in the
-       file.
+    3. With T the latest date, sessions dated after T - `test_days` (of 24 hours) are
+       for test, the others for training; as published, those exactly on the edge are in
+       neither. With `test_start`, sessions before it are for training, the others
+       before `test_end` for test. Dates are in microseconds. If `test_days` is 0, not
+       as published, all are for training. Only the last `train_days` of training are
+       kept, unless 0.
+    4. Sessions are ordered by date, then by id; as published, by first appearance in
+       the file instead of id.
     5. Items are numbered from 1 by first appearance in training. Test clicks on other
-       items are dropped, and test sessions then too short.
+       items are dropped, and then test sessions that are too short.
     6. The last `train_fraction` of the training examples is kept; a session on the
-       border keeps its shortest, as the published code lists them longest first.
+       border keeps its shortest ones, as the published code lists the longest first.
 
     Raises UserError if a split is empty, or `test_end` is not after `test_start`.
     """
@@ -77,7 +78,7 @@ def prepare(
     splits["train"] = _last_examples(splits["train"], train_fraction)
     _check_left(splits, for_test)
     counts = count(splits, vocabulary) | gathered.counts
-    # As published: before those without a known item are dropped.
+    # As published: before sessions without known items are dropped.
     counts |= {"test_sessions": len(test), "raw_clicks": len(clicks)}
     counts["edge_sessions"] = int((~is_train & ~is_test & ~is_older).sum())
     if train_days:
@@ -89,12 +90,13 @@ def prepare(
 
 
 def _about_test(date: Int[np.ndarray, " S"], rule: str, unknown: int) -> list[str]:
-    """Says where test begins and what it loses, given the dates of its sessions."""
+    """Returns notes on where test begins, given its dates, and what it loses."""
     if not len(date):
         return ["nothing is kept for test: config.test_days is 0"]
     return [
         f"test begins with the session of {written(date.min())}: {rule}",
-        f"{unknown:,} test clicks dropped, on items that training lacks or alone then",
+        f"{unknown:,} test clicks dropped: on items that training lacks, or in "
+        "sessions then too short",
     ]
 
 
@@ -106,8 +108,8 @@ def _by_time(
     test_end: int | None,
     train_days: float | int,
 ) -> tuple[Bool[np.ndarray, " S"], Bool[np.ndarray, " S"], Bool[np.ndarray, " S"], str]:
-    """Applies rule 3: which sessions train, test, are too old, and what says so."""
-    # Training ends before `end`, and test begins with `start`.
+    """Applies rule 3: masks of training, test and old sessions, and the rule's name."""
+    # Training ends before `end`, and test begins at `start`.
     if test_start is None:
         edge = date.max() - round(min(test_days, 1e6) * DAY)
         start, end = edge + 1, edge if as_published else edge + 1
@@ -116,7 +118,7 @@ def _by_time(
     else:
         start = end = test_start
         rule = "config.test_start"
-    # A span that is longer than all of time leaves nothing before it.
+    # With no window, or a huge one, no session is older.
     is_older = date < end - round(min(train_days or 1e6, 1e6) * DAY)
     is_test = (date >= start) & (date < (np.inf if test_end is None else test_end))
     return (date < end) & ~is_older, is_test, is_older, rule
@@ -152,10 +154,11 @@ def _check_left(splits: Mapping[str, Sessions], for_test: bool) -> None:
 def prepare_splits(
     clicks: Mapping[str, pl.DataFrame], min_session_length: int = 2, **visits: Any
 ) -> Dataset:
-    """Numbers the items of splits that are ready-made; nothing else is filtered.
+    """Numbers the items of ready-made splits.
 
-    `clicks` are those of train, test and, where there is one, validation. Clicks and
-    sessions are put in order, and items numbered, as `prepare` does it.
+    `clicks` has those of train, test and, if there is one, validation. Clicks and
+    sessions are ordered, and items numbered, as in `prepare`. Only short sessions and
+    clicks on items that train lacks are dropped.
     """
     gathered = {split: gather_visits(of, **visits) for split, of in clicks.items()}
     kept = {
@@ -167,8 +170,8 @@ def prepare_splits(
     for split, sessions in splits.items():
         if not len(sessions):
             raise UserError(
-                f"no session is left in the {split} split, without clicks on items "
-                "that train does not have"
+                f"no session is left in the {split} split after dropping clicks on "
+                "items that train does not have"
             )
     counts = count(splits, vocabulary)
     counts["raw_clicks"] = sum(map(len, clicks.values()))
@@ -179,7 +182,7 @@ def prepare_splits(
 def _number(
     splits: Mapping[str, Sessions], raw_items: Mapping[str, pl.Series], least: int
 ) -> tuple[dict[str, Sessions], Vocabulary]:
-    """Applies rule 5 to sessions of items by number, whose raw ids are given."""
+    """Applies rule 5 to sessions of item numbers; `raw_items` holds their raw ids."""
     numbers = pl.Series(splits["train"].items).unique(maintain_order=True)
     ids = {split: raw.cast(pl.String) for split, raw in raw_items.items()}
     vocabulary = Vocabulary(ids["train"].gather(numbers).to_list())
@@ -192,12 +195,12 @@ def _number(
 
 
 def _as_published(clicks: pl.DataFrame) -> Visits:
-    """Joins clicks as the published code does: by time, ties as in the file."""
+    """Groups clicks as the published code does: by time, ties in file order."""
     sessions, session, raw_items = group_by_session(clicks, clicks["time"].to_numpy())
     # The last assignment to an index wins: that of the last click in the file.
     dates = np.zeros(len(sessions), np.int64)
     dates[session] = clicks["date" if "date" in clicks.columns else "time"].to_numpy()
-    # By first appearance.
+    # Sessions are numbered by first appearance.
     return Visits(
         sessions, raw_items, pl.Series(np.arange(len(sessions))), dates, counts={}
     )
@@ -208,7 +211,7 @@ def _filter(
 ) -> tuple[Sessions, Int[np.ndarray, " S"], list[str]]:
     """Applies rules 2 and 4.
 
-    Returns sessions of items by number, in order; their dates; and what was dropped.
+    Returns sessions of item numbers, in order; their dates; and what was dropped.
     """
     everything = visits.sessions
     long, is_long = everything.keep(np.ones(len(everything.items), bool), least)
@@ -228,9 +231,9 @@ def _filter(
     order = np.lexsort((key.to_numpy(), dates))
     rare = clicked[~often & (clicked > 0)]
     dropped = [
-        f"{(~is_long).sum():,} of {len(everything):,} sessions of fewer than {least} "
-        "clicks dropped",
-        f"{len(rare):,} items of fewer than {least_of_item} clicks dropped, with "
+        f"{(~is_long).sum():,} of {len(everything):,} sessions dropped: fewer than "
+        f"{least} clicks",
+        f"{len(rare):,} items dropped: fewer than {least_of_item} clicks; with them "
         f"{rare.sum():,} clicks, and {(~is_kept).sum():,} sessions then too short",
     ]
     return kept.take(order), dates[order], dropped

@@ -1,6 +1,6 @@
-"""Sessions, the prefix examples that they give, and the item ids behind their rows.
+"""Sessions, their prefix examples, and the raw ids of their item rows.
 
-Axes: S sessions, C clicks of all of them, E examples.
+Axes: S sessions, C clicks of all sessions, E examples.
 """
 
 import dataclasses
@@ -19,22 +19,22 @@ from jaxtyping import Bool, Int
 
 from srgnn_jax.data.files import reading
 
-# Rows, and bytes of ids, for each byte of a vocabulary's file: ids all differ, so that
-# they do not shrink as bombs do.
+# The most rows, or bytes of ids, per byte of a vocabulary's file: ids all differ, so
+# they do not compress as well as bombs do.
 MOST_UNPACKED = 200
-# Bytes that are always read: long ids that start alike do shrink.
+# Bytes that are always read: long ids that start alike do compress well.
 ALWAYS_UNPACKED = 1 << 28
-# Sessions that are copied at a time.
+# Sessions to copy at a time.
 _TAKEN = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Prefixes of sessions, and the item that was clicked next after each."""
+    """Prefixes of sessions, and the item clicked after each prefix."""
 
     items: Int[np.ndarray, " C"]  # the item rows of all clicks
     starts: Int[np.ndarray, " E"]  # the index of each prefix's first click
-    lengths: Int[np.ndarray, " E"]  # the click after so many is the target
+    lengths: Int[np.ndarray, " E"]  # in clicks; the next click is the target
 
     def __post_init__(self) -> None:
         _check_integers(self.items, self.starts, self.lengths)
@@ -54,7 +54,7 @@ class Examples:
 
     @property
     def targets(self) -> Int[np.ndarray, " E"]:
-        """The item row that was clicked next after each prefix."""
+        """The item row clicked after each prefix."""
         return self.items[self.starts + self.lengths]
 
 
@@ -64,8 +64,8 @@ class Sessions:
 
     items: Int[np.ndarray, " C"]  # of all sessions, one after another
     offsets: Int[np.ndarray, " S1"]  # session s is items[offsets[s]:offsets[s + 1]]
-    # Sessions are given (prefix, target) pairs: only the last click is a target.
-    # Otherwise every click from the second on is one.
+    # True: sessions are given (prefix, target) pairs, and only the last click is a
+    # target. False: every click from the second on is one.
     last_only: bool = False
 
     def __post_init__(self) -> None:
@@ -73,8 +73,8 @@ class Sessions:
         ends = self.offsets[[0, -1]].tolist() if len(self.offsets) else []
         if ends != [0, len(self.items)] or (np.diff(self.offsets) < 0).any():
             raise ValueError(
-                f"the offsets of sessions must not fall, from 0 to {len(self.items)}, "
-                "the number of clicks"
+                "the offsets of sessions must start at 0, never decrease, and end at "
+                f"{len(self.items)}, the number of clicks"
             )
 
     @classmethod
@@ -113,7 +113,7 @@ class Sessions:
         ends = np.cumsum(lengths)
         shift = self.offsets[chosen] - (ends - lengths)
         items = np.empty(ends[-1] if len(ends) else 0, self.items.dtype)
-        # Indices are larger than what they choose.
+        # In parts: the indices take more memory than the items.
         for part in range(0, len(chosen), _TAKEN):
             some = slice(part, part + _TAKEN)
             start, end = ends[part] - lengths[part], ends[some][-1]
@@ -124,9 +124,9 @@ class Sessions:
     def keep(
         self, clicks: Bool[np.ndarray, " C"], least: int = 1
     ) -> tuple["Sessions", Bool[np.ndarray, " S"]]:
-        """Drops the other clicks, then sessions of fewer than `least`.
+        """Drops the other clicks, then sessions of fewer than `least` clicks.
 
-        Returns the sessions that are left, and which they were.
+        Returns the sessions that are left, and whether each session [S] is.
         """
         narrow = np.int32 if len(clicks) < 2**31 else np.int64
         before = np.append(narrow(0), np.cumsum(clicks, dtype=narrow))
@@ -138,13 +138,13 @@ class Sessions:
     def examples(self, max_length: int = 0) -> Examples:
         """Returns the prefix examples, in session order, shorter prefixes first.
 
-        Of each prefix, only the last `max_length` clicks are kept; 0 keeps all.
+        Only the last `max_length` clicks of each prefix are kept; 0 keeps all.
         """
         starts, lengths = self.offsets[:-1], self.lengths - 1
         if not self.last_only:
             count = np.maximum(lengths, 0)
             starts = np.repeat(starts, count)
-            # Counts 1, 2, ... anew in every session.
+            # Counts 1, 2, ... in every session.
             before = np.repeat(np.cumsum(count) - count, count)
             lengths = np.arange(len(starts)) - before + 1
         if max_length:
@@ -155,8 +155,8 @@ class Sessions:
     def whole(self) -> "Sessions":
         """Returns the sessions behind (prefix, target) pairs, each once.
 
-        Pairs are listed session by session, longer prefixes first or last: one that
-        only shortens the pair before or after it is left out.
+        Pairs are listed session by session, longer prefixes first or last. A pair that
+        only shortens the one before or after it is left out.
         """
         if not self.last_only:
             return self
@@ -167,7 +167,7 @@ class Sessions:
         return self.take(np.flatnonzero(~shortens))
 
     def _begins(self, longer: slice, shorter: slice) -> Bool[np.ndarray, " T"]:
-        """Whether a longer session begins with the shorter one, but for one click."""
+        """Whether each longer session is the shorter one plus one more click."""
         lengths, starts = self.lengths[shorter], self.offsets[:-1][shorter]
         found = self.lengths[longer] == lengths + 1
         lengths = np.where(found, lengths, 0)
@@ -179,7 +179,7 @@ class Sessions:
         return found
 
     def split_last(self, fraction: float) -> tuple["Sessions", "Sessions"]:
-        """Splits off the last sessions: (all but the last `fraction`, those)."""
+        """Returns all sessions but the last `fraction`, and that last fraction."""
         cut = len(self) - round(fraction * len(self))
         end = self.offsets[cut]
         return (
@@ -192,26 +192,27 @@ def check_rows(rows: Any, num_items: int) -> None:
     """Raises ValueError unless all are whole numbers from 1 to num_items - 1."""
     rows = np.asarray(rows)
     if not np.issubdtype(rows.dtype, np.integer):
-        raise ValueError(f"item rows are integers, not {rows.dtype}")
+        raise ValueError(f"item rows must be integers, not {rows.dtype}")
     if rows.size and not (rows.min() >= 1 and rows.max() < num_items):
         wrong = rows[(rows < 1) | (rows >= num_items)][0]
-        raise ValueError(f"{wrong} is no item row: they are 1 to {num_items - 1}")
+        raise ValueError(f"{wrong} is not an item row: they are 1 to {num_items - 1}")
 
 
 def _check_integers(*arrays: Any) -> None:
     for array in arrays:
         if np.ndim(array) != 1 or not np.issubdtype(array.dtype, np.integer):
             raise ValueError(
-                f"an array of shape {np.shape(array)} and type {array.dtype} is no "
+                f"an array of shape {np.shape(array)} and type {array.dtype} is not a "
                 "list of integers"
             )
 
 
 class Vocabulary:
-    """The raw id, as text, of every item row: `ids[0]` is that of row 1.
+    """The raw ids of all item rows, as text: `ids[0]` is that of row 1.
 
-    `clicks` tells how often each was clicked in training; None: unknown. `is_new` tells
-    which of them the run lacked that this one started from; None: it started from none.
+    `clicks` is how often each item was clicked in training; None: unknown. `is_new`
+    marks items that were not in the run this one started from; None: it started from
+    none.
     """
 
     def __init__(
@@ -229,27 +230,27 @@ class Vocabulary:
             raise ValueError(f"{len(clicks)} click counts for {len(self.ids)} item ids")
 
     def with_clicks(self, items: Int[np.ndarray, " C"]) -> "Vocabulary":
-        """Returns the vocabulary with the item rows of training's clicks counted."""
+        """Returns the vocabulary with the clicks of training, given as item rows."""
         clicks = np.bincount(items, minlength=self.num_items)[1:]
         return Vocabulary(self.ids, clicks, self.is_new)
 
     @property
     def new_rows(self) -> Bool[np.ndarray, " V"] | None:
-        """Whether each row is of a new item, row 0 included; None: see the class."""
+        """Whether each row, including row 0, is a new item; None: see the class."""
         return None if self.is_new is None else np.append(False, self.is_new)
 
     @property
     def num_items(self) -> int:
-        """V: the number of rows, the padding included."""
+        """V, the number of rows including the padding."""
         return len(self.ids) + 1
 
     def rows(
         self, raw_ids: Iterable[str | int | float | np.integer]
     ) -> Int[np.ndarray, " n"]:
-        """Returns the row of each raw id, 0 where it is unknown.
+        """Returns the row of each raw id, 0 if it is unknown.
 
-        Ids are compared as text, if need be without the spaces around them. Where all
-        of the vocabulary are whole numbers, 1001.0 means 1001.
+        Ids are compared as text, if necessary without surrounding spaces. If all ids of
+        the vocabulary are whole numbers, 1001.0 means 1001.
         """
         raw_ids = list(raw_ids)
         rows = np.array([self._rows.get(str(raw), 0) for raw in raw_ids], np.int32)
@@ -265,7 +266,7 @@ class Vocabulary:
         return all(re.fullmatch("-?[0-9]+", raw) for raw in self.ids)
 
     def raw(self, rows: Iterable[int] | Int[np.ndarray, " n"]) -> list[str]:
-        """Returns the raw id of each row; IndexError: a row has none."""
+        """Returns the raw id of each row; raises IndexError if a row has none."""
         rows = np.fromiter(rows, np.int64)
         if (rows < 1).any():
             raise IndexError(f"row {rows.min()} has no raw id: they start at 1")
@@ -280,7 +281,7 @@ class Vocabulary:
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes all of it to a parquet file, as a whole or not at all."""
+        """Writes the vocabulary to a parquet file, completely or not at all."""
         path = pathlib.Path(path)
         unfinished = path.with_name(path.name + ".unfinished")
         columns = [pl.Series("item", self.ids, pl.String)]
@@ -293,12 +294,12 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Vocabulary":
-        """Reads what `save` wrote; UserError: it is damaged, or another file."""
+        """Reads what `save` wrote; raises UserError if it is damaged, or not that."""
         path = pathlib.Path(path)
         with reading(path, ", a vocabulary"):
             size = path.stat().st_size
             most = max(MOST_UNPACKED * size, ALWAYS_UNPACKED)
-            # Known before anything is unpacked.
+            # Checked before anything is decompressed.
             footer = pq.read_metadata(path)
             groups = map(footer.row_group, range(footer.num_row_groups))
             length = sum(group.total_byte_size for group in groups)
@@ -314,9 +315,9 @@ class Vocabulary:
                 for rest in ((), ("clicks",), ("clicks", "is_new"))
             ]:
                 raise ValueError(f"its columns are {str(columns.schema)[:200]}")
-            # Rows may share their bytes, until they become text of Python.
+            # Rows may share their bytes until they become Python strings.
             if columns["item"].str.len_bytes().sum() > most:
-                raise ValueError("its ids are longer, and more than such a file holds")
+                raise ValueError("its ids are longer, more than such a file holds")
             if any(columns.null_count().row(0)):
                 raise ValueError("it holds an empty row")
             ids, *rest = columns
@@ -325,14 +326,14 @@ class Vocabulary:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Clicks turned into what is trained and tested on."""
+    """Sessions to train and test on, their vocabulary, and counts."""
 
     splits: dict[str, Sessions]  # train, test and perhaps validation, in time order
     vocabulary: Vocabulary
     counts: dict[str, int | float]  # see `counts.count`
     published: dict[str, int | float] = dataclasses.field(default_factory=dict)
     fingerprint: str = ""  # of sessions and vocabulary, once they are stored
-    # For people: what was read, where test begins, what was dropped; a line each.
+    # For the user, one line each: what was read, where test begins, what was dropped.
     notes: Sequence[str] = ()
 
     @property

@@ -1,13 +1,14 @@
-"""The prepared store: data sets built once, kept under a key, and mapped from then on.
+"""The prepared store: data sets are built once, kept under a key, and memory-mapped.
 
     <prepared_dir>/<source>-<key>/
         <split>.items.npy, <split>.offsets.npy, vocabulary.parquet, contents.json, .sum
     <prepared_dir>/known_files/<what a file looks like>-<hash of its bytes>
 
-The key hashes the source's bytes, every setting and the code that prepares, so that a
-change of any of them builds anew. contents.json holds the other files' checksums, and
-contents.sum its own: a folder of which one does not match is moved aside and prepared
-anew; one that cannot be read is left alone.
+The key is a hash of the source's bytes, every setting and the preparation code. If any
+of them changes, the data set is built again. contents.json holds the checksums of the
+other files, and contents.sum that of contents.json. If a checksum does not match, the
+folder is moved aside and the data is prepared again; a folder that cannot be read is
+left alone.
 """
 
 import contextlib
@@ -30,10 +31,10 @@ from srgnn_jax.data.sources import NAMED, SOURCES, Settings, find_files
 from srgnn_jax.data.sources.ready_made import refuse
 from srgnn_jax.errors import UserError, nearest, reason
 
-# Sources whose raw file may be missing where there are the published pickles.
+# Sources whose raw file may be missing if the published pickles are there.
 PUBLISHED_AS_PICKLES = ("diginetica", "retailrocket", "yoochoose")
 DEFAULT_DIR = "~/.cache/srgnn_jax"
-# File systems keep times to a few milliseconds, the coarsest of them to two seconds.
+# File systems keep times to a few milliseconds, the coarsest to two seconds.
 SETTLED_NANOSECONDS = 3_000_000_000
 
 log = logging.getLogger(__name__)
@@ -50,10 +51,9 @@ def load_dataset(
 
     Args:
       dataset: name of a source, or one of `NAMED`. "diginetica", "retailrocket" and
-        "yoochoose" stand for the raw file or, where the folder has none, the published
-        pickles.
-      data_dir: folder of the source, only read.
-      prepared_dir: folder for what is built.
+        "yoochoose" mean the raw file or, if the folder has none, the published pickles.
+      data_dir: the source's folder, which is only read.
+      prepared_dir: folder for the prepared data.
       **settings: fields of `Settings`.
 
     Raises UserError if the source is unknown, missing or malformed, or a folder cannot
@@ -62,17 +62,17 @@ def load_dataset(
     known_names = {*SOURCES, *NAMED}
     if dataset not in known_names:
         raise UserError(
-            f"config.dataset is {dataset!r}{nearest(dataset, known_names)}. There are: "
-            + ", ".join(sorted(known_names))
+            f"config.dataset is {dataset!r}, not one of "
+            f"{', '.join(sorted(known_names))}{nearest(dataset, known_names)}"
         )
     chosen = Settings(**settings)
     name = data_name(dataset, chosen.train_fraction)
     dataset = NAMED.get(dataset, dataset)
     source, files = _find_source(dataset, data_dir, chosen)
-    # Pickles were written by the usual settings of their data set.
+    # Pickles were written with the usual settings of their data set.
     presets = [p for name in (dataset, source) for p in SOURCES[name].PRESETS.values()]
-    unheeded = settings.keys() - SOURCES[source].SETTINGS
-    refuse(chosen, unheeded, f"read as {source}, which does not heed it", *presets)
+    unused = settings.keys() - SOURCES[source].SETTINGS
+    refuse(chosen, unused, f"read as {source}, which ignores it", *presets)
     try:
         known = prepared_dir / "known_files"
         hashes = [(path.name, _hash_once(path, known)) for path in files]
@@ -84,7 +84,7 @@ def load_dataset(
             data = _map(folder)
         except _DamagedError as error:
             aside = _move_aside(folder)
-            log.warning("%s; it is moved to %s, and prepared anew", error, aside)
+            log.warning("%s; it was moved to %s and is prepared again", error, aside)
             _build(source, files, chosen, folder)
             data = _map(folder)
     except OSError as error:
@@ -93,8 +93,8 @@ def load_dataset(
     _check_fraction(data.counts["train_examples"], name, data_dir)
     if dataset == "recbole_inter" and data.validation is None:
         log.warning(
-            "%s has no validation split, nor a user of the four clicks that leave one "
-            "to validate on: the last training sessions are held out instead",
+            "%s has no validation split, and no user with the four clicks that leave "
+            "one for validation: the last training sessions are held out instead",
             data_dir,
         )
     return dataclasses.replace(data, published=PUBLISHED_COUNTS.get(name, {}))
@@ -128,24 +128,24 @@ def _check_fraction(examples: float | int, name: str, data_dir: pathlib.Path) ->
 
 @functools.cache
 def code_hash() -> str:
-    """Returns a hash of the code of this room: all that may decide what is prepared."""
-    room = pathlib.Path(__file__).parent
-    paths = sorted(room.rglob("*.py"))
-    return _sum([(str(path.relative_to(room)), _hash(path)) for path in paths])
+    """Returns a hash of this package's code, which decides what is prepared."""
+    package = pathlib.Path(__file__).parent
+    paths = sorted(package.rglob("*.py"))
+    return _sum([(str(path.relative_to(package)), _hash(path)) for path in paths])
 
 
 def _hash_once(path: pathlib.Path, known: pathlib.Path) -> str:
-    """Returns a hash of a file's bytes, which are read only if it looks changed."""
+    """Returns a hash of a file's bytes; reads them only if the file looks changed."""
     now, stat = time.time_ns(), path.stat()
-    # The time of change cannot be set, unlike that of modification.
+    # Unlike the time of modification, the time of change cannot be set.
     times = stat.st_mtime_ns, stat.st_ctime_ns
     look = _sum([str(path.resolve()), stat.st_size, stat.st_ino, *times])
     for found in known.glob(f"{look}-*"):
         return found.name.removeprefix(f"{look}-")
     digest = _hash(path)
-    # A change within the same tick of the clock would not show in its times.
+    # A change within the same clock tick would not show in the times.
     if now - max(times) > SETTLED_NANOSECONDS:
-        # Another user's folder may not be written; then every start reads all.
+        # The folder may belong to another user; then every start reads all bytes.
         with contextlib.suppress(OSError):
             known.mkdir(parents=True, exist_ok=True)
             (known / f"{look}-{digest}").touch()
@@ -153,7 +153,7 @@ def _hash_once(path: pathlib.Path, known: pathlib.Path) -> str:
 
 
 @contextlib.contextmanager
-def _telling(what: str, remedy: str) -> Iterator[None]:
+def _explaining(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -163,14 +163,14 @@ def _telling(what: str, remedy: str) -> Iterator[None]:
 def _build(
     source: str, files: list[pathlib.Path], settings: Settings, folder: pathlib.Path
 ) -> None:
-    """Builds in a folder beside and renames it: what is there, is there as a whole."""
+    """Builds in a temporary folder and renames it, so that it is never half-built."""
     remedy = "name another folder with --config.prepared_dir"
-    with _telling(f"cannot write to {folder.parent}", remedy):
+    with _explaining(f"cannot write to {folder.parent}", remedy):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             prefix="unfinished-", dir=folder.parent, ignore_cleanup_errors=True
-        ) as beside:
-            unfinished = pathlib.Path(beside) / folder.name
+        ) as temporary:
+            unfinished = pathlib.Path(temporary) / folder.name
             unfinished.mkdir()
             _write(SOURCES[source].read(files, settings), unfinished)
             try:
@@ -194,7 +194,7 @@ def _write(data: Dataset, folder: pathlib.Path) -> None:
         "last_only": last_only,
         "counts": data.counts,
         "notes": [*data.notes],
-        # Of the data alone: two ways to the same data are one to a run.
+        # Of the data alone: a run does not care how the same data was prepared.
         "fingerprint": _sum([arrays, last_only, data.vocabulary.fingerprint()]),
         "files": arrays | {vocabulary.name: _hash(vocabulary)},
     }
@@ -207,8 +207,8 @@ class _DamagedError(UserError):
 
 
 def _move_aside(folder: pathlib.Path) -> pathlib.Path:
-    """Moves a damaged folder out of the way, into one of its own."""
-    with _telling(
+    """Moves a damaged folder into a new folder, out of the way."""
+    with _explaining(
         f"the prepared data in {folder} is damaged, and cannot be moved aside",
         "remove it, or name another --config.prepared_dir",
     ):
@@ -223,26 +223,26 @@ def _map(folder: pathlib.Path) -> Dataset:
     """Maps a prepared folder, and checks that it is as it was written."""
     damaged = f"the prepared data in {folder} is damaged: "
 
-    def known(name: str, digest: str = "") -> pathlib.Path:
+    def checked(name: str, digest: str = "") -> pathlib.Path:
         if _hash(folder / name) != (digest or contents["files"][name]):
             raise _DamagedError(f"{damaged}{name} is not as it was written")
         return folder / name
 
     try:
         digest = (folder / "contents.sum").read_bytes().decode()
-        contents = json.loads(known("contents.json", digest).read_bytes())
-        vocabulary = Vocabulary.load(known("vocabulary.parquet"))
+        contents = json.loads(checked("contents.json", digest).read_bytes())
+        vocabulary = Vocabulary.load(checked("vocabulary.parquet"))
         splits = {}
         for split in ("train", "validation", "test"):
             if f"{split}.items.npy" in contents["files"]:
                 items, offsets = (
-                    np.load(known(f"{split}.{name}.npy"), mmap_mode="r")
+                    np.load(checked(f"{split}.{name}.npy"), mmap_mode="r")
                     for name in ("items", "offsets")
                 )
                 check_rows(items, vocabulary.num_items)
                 splits[split] = Sessions(items, offsets, split in contents["last_only"])
-        told = {name: contents[name] for name in ("counts", "notes", "fingerprint")}
-        return Dataset(splits, vocabulary, **told)
+        more = {name: contents[name] for name in ("counts", "notes", "fingerprint")}
+        return Dataset(splits, vocabulary, **more)
     except FileNotFoundError as error:
         raise _DamagedError(f"{damaged}{error.filename} is missing") from error
     except OSError as error:
@@ -251,7 +251,7 @@ def _map(folder: pathlib.Path) -> Dataset:
             "as it is: try again, or name another folder with --config.prepared_dir"
         ) from error
     except (LookupError, TypeError, ValueError, RecursionError) as error:
-        # Whoever changed it has mended the checksums.
+        # The checksums were changed to match.
         raise _DamagedError(f"{damaged}{reason(error)}") from error
 
 

@@ -1,14 +1,14 @@
-"""The sources as TFDS builders; importing this registers them with TFDS.
+"""The sources as TFDS builders; importing this module registers them with TFDS.
 
     import tensorflow_datasets as tfds
     import srgnn_jax.data.tfds
 
     builder = tfds.builder("yoochoose")
 
-A record is a session: {"items": int32 item rows in time order}. Metadata holds the
-vocabulary (`item_ids`, that of row 1 first), the counts, and the splits whose sessions
+A record is a session: {"items": int32 item rows in time order}. The metadata holds the
+vocabulary (`item_ids`, starting with row 1), the counts, and the splits whose sessions
 are given (prefix, target) pairs (`last_only`). TensorFlow is neither needed nor
-imported: records are array_record files, read through `as_data_source`.
+imported: records are in array_record files, and are read with `as_data_source`.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ class SessionsBuilder(  # type: ignore[call-arg]
 ):
     """Writes the records of a source from the prepared store.
 
-    `prepared_dir` is as in a config; `file_format` is TFDS's, whose own default needs
-    TensorFlow.
+    `prepared_dir` is as in a config; `file_format` is as in TFDS, whose own default
+    needs TensorFlow.
     """
 
     VERSION = tfds.core.Version("1.0.0")

@@ -1,8 +1,8 @@
-"""The records of a TFDS data set that lies on disk, read without TensorFlow.
+"""Reads the records of a TFDS data set on disk, without TensorFlow.
 
-A record is a `tf.train.Example`, in an array_record or a tfrecord file: under a name it
-holds a list of integers, of numbers or of bytes. Only what is asked for is looked at,
-which is many times faster than TFDS's own decoding.
+A record is a `tf.train.Example` in an array_record or tfrecord file: it maps names to
+lists of integers, floats or bytes. Only the wanted features are decoded, which is many
+times faster than TFDS's own decoding.
 """
 
 import itertools
@@ -18,7 +18,7 @@ import polars as pl
 from srgnn_jax.errors import UserError
 
 CHUNK_RECORDS = 10_000
-# By the kind of NumPy's type; all else is bytes, which are read as text.
+# By kind of NumPy type; everything else is bytes, which are read as text.
 _LISTS = {
     "i": ("int64_list", pl.Int64),
     "u": ("int64_list", pl.Int64),
@@ -27,10 +27,10 @@ _LISTS = {
 
 
 def open_folder(folder: pathlib.Path) -> Any:
-    """Returns TFDS's builder of the folder of a version, which reads only.
+    """Returns TFDS's read-only builder for the folder of a version.
 
-    Raises UserError where features.json names classes from elsewhere: TFDS would import
-    their modules.
+    Raises UserError if features.json names classes that are not TFDS's own: TFDS would
+    import their modules.
     """
     import tensorflow_datasets as tfds
 
@@ -40,7 +40,7 @@ def open_folder(folder: pathlib.Path) -> Any:
             own = "tensorflow_datasets.core.features."
             if isinstance(name, str) and "." in name and not name.startswith(own):
                 raise UserError(
-                    f"features.json names {name[:100]!r}, not of TFDS itself"
+                    f"features.json names {name[:100]!r}, which is not part of TFDS"
                 )
         return content
 
@@ -49,9 +49,9 @@ def open_folder(folder: pathlib.Path) -> Any:
 
 
 def find_features(builder: Any) -> dict[str, tuple[int, str]]:
-    """Returns each feature's number of axes and kind of NumPy's type.
+    """Returns each feature's number of axes and kind of NumPy type.
 
-    The name of one inside another is a/b.
+    A feature b inside of a is named a/b.
     """
 
     def flat(info: Any, name: str) -> Iterator[tuple[str, tuple[int, str]]]:
@@ -65,7 +65,7 @@ def find_features(builder: Any) -> dict[str, tuple[int, str]]:
 
 
 def read_split(builder: Any, split: str, wanted: Mapping[str, str]) -> pl.DataFrame:
-    """Returns the wanted features, by column, as a list a record."""
+    """Returns the wanted features, by column, as one list per record."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     features = find_features(builder)
@@ -89,7 +89,7 @@ def read_split(builder: Any, split: str, wanted: Mapping[str, str]) -> pl.DataFr
 
 
 def _values(kept: Any) -> list:
-    """Returns a list's values; text that is not UTF-8 is missing."""
+    """Returns a list's values; text that is not UTF-8 becomes None."""
     values = list(kept.value)
     for n, value in enumerate(values):
         if isinstance(value, bytes):
@@ -118,13 +118,13 @@ def _chunks(builder: Any, split: str) -> Iterator[list[bytes]]:
             yield source.__getitems__(range(start, end))
     else:
         raise UserError(
-            f"it is of the form {form}, which is not read; have TFDS prepare it with "
-            "file_format='array_record'"
+            f"its file format is {form}, which is not supported; have TFDS prepare it "
+            "with file_format='array_record'"
         )
 
 
 def _tfrecords(path: pathlib.Path) -> Iterator[bytes]:
-    """Reads the file's records, each between its length and checksums."""
+    """Yields a file's records, each framed by its length and checksums."""
     with path.open("rb") as file:
         while head := file.read(12):
             (length,) = struct.unpack("<Q4x", head)

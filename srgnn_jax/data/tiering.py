@@ -19,13 +19,13 @@ NEVER = 1e-9
 
 
 class Tiering(NamedTuple):
-    """How tiers are chosen; costs are in the time that one position takes."""
+    """How tiers are chosen; the unit of costs is the time that one position takes."""
 
     tier: float = 0.0  # the cost of a tier
     pair: float = 0.0  # the cost of a pair of positions of a session
-    # The probability that a batch does not fit, and takes the roomier layout.
+    # The probability that a batch does not fit, and needs the roomier layout.
     overflow: float = 1e-2
-    most: int = 8  # tiers
+    most: int = 8  # the maximum number of tiers
 
 
 TIERING = Tiering()
@@ -47,16 +47,16 @@ def tier_layout(
     ends = np.unique(np.geomspace(1, lengths.max(), 64).round().astype(np.int64))
     longer = len(lengths) - np.searchsorted(np.sort(lengths), ends, side="right")
     if by_chance:
-        # A bound: as if each example were drawn from all.
+        # A bound: as if examples were drawn with replacement.
         n = np.arange(min(batch_size, len(lengths)))
         beyond = special.bdtrc(n, len(n), longer[:, None] / len(lengths))
         most = (beyond > tiering.overflow / len(ends)).sum(axis=1)
     else:
-        # What rounding leaves of a whole number is no row.
+        # A rounding error must not add a row.
         most = np.ceil(batch_size * longer / len(lengths) - 1e-6)
     # Rows that must be kept for sessions longer than each possible tier.
     kept = np.minimum(np.ceil(most / parts), rows)
-    # cost[k, j]: the least of k + 1 tiers of which the last ends at ends[j].
+    # cost[k, j]: the lowest for k + 1 tiers, of which the last ends at ends[j].
     cost = np.full((tiering.most, len(ends)), np.inf)
     before = np.zeros((tiering.most, len(ends)), np.int64)
     of_row = ends * (1 + tiering.pair * ends)
@@ -92,7 +92,7 @@ def choose_layout(
     part has at most `max_rows` rows, and `max_positions` positions unless one session
     alone has more.
     """
-    each = 1  # Parts of each shard.
+    each = 1  # parts per shard
     while True:
         layout = tier_layout(lengths, batch_size, shards * each, tiering, by_chance)
         rows = sum(n for n, _ in layout)

@@ -1,4 +1,4 @@
-"""Clicks put together: by session, in order of time, cut where a visit ends.
+"""Groups clicks by session, sorts them by time, and cuts them into visits.
 
 Axes: C clicks, S sessions.
 """
@@ -15,25 +15,25 @@ from srgnn_jax.data.times import DAY
 from srgnn_jax.errors import UserError
 
 SECOND = 1_000_000
-# Days from a session's first click to its last, of which more are no single visit.
+# A session of more days, from its first click to its last, is not a single visit.
 LONGEST_VISIT = 7
-# Share of clicks that may repeat the one before at once.
+# Share of clicks that may repeat the click before at the same time.
 MOST_DOUBLED = 0.05
 
 log = logging.getLogger(__name__)
 
 
 class Visits(NamedTuple):
-    """Sessions whose items are numbered from 0, in no order that matters."""
+    """Sessions whose items are numbered from 0, in no particular order."""
 
     sessions: Sessions
     raw_items: pl.Series  # the raw id of every item number
-    ids: pl.Series  # [S], raw; visits that a gap has parted share theirs
+    ids: pl.Series  # [S], raw; visits cut from one session have the same id
     dates: Int[np.ndarray, " S"]  # of the latest click, in microseconds
     counts: dict[str, int]  # of what was dropped
 
     def last_of_each_id(self) -> Int[np.ndarray, " I"]:
-        """Returns which sessions are the last of their id; its visits lie together."""
+        """Returns which sessions are the last of their id; an id's are adjacent."""
         return np.flatnonzero((self.ids != self.ids.shift(-1)).fill_null(True))
 
 
@@ -45,17 +45,17 @@ def gather_visits(
     collapse_repeats: bool = False,
     max_session_clicks: int = 0,
 ) -> Visits:
-    """Joins the clicks of each session by time, whatever the order of the rows.
+    """Groups clicks by session and sorts them by time, whatever the order of rows.
 
     Args:
-      clicks: see `read.read_clicks`. Of equal times the lower item id is first.
-      session_gap_minutes: a longer pause starts another session; 0: none does.
-      session_by_day: so does another day, in UTC.
-      collapse_repeats: of clicks in a row on one item only the first counts.
-      max_session_clicks: sessions with more are dropped, as those of robots; 0: none.
+      clicks: see `read.read_clicks`. At equal times the lower item id is first.
+      session_gap_minutes: a longer pause starts a new session; 0: no pause does.
+      session_by_day: a new day, in UTC, starts a new session.
+      collapse_repeats: of consecutive clicks on one item, only the first is kept.
+      max_session_clicks: longer sessions, as of robots, are dropped; 0: none are.
 
     Raises:
-      UserError: a pause is to end a session, and times are numbers that only order.
+      UserError: there is a gap, but the times are numbers that only order the clicks.
     """
     time = clicks["time"].to_numpy()
     session, ids = number(clicks["session"])
@@ -110,14 +110,14 @@ def _warn_of_times(session: np.ndarray, item: np.ndarray, time: np.ndarray) -> N
     if same.any() and not (time % DAY).any():
         log.warning(
             "all times are whole days: a session's clicks of one day are in order of "
-            "their item ids; if another column tells the time, or the order, name it "
+            "their item ids; if another column holds the time, or the order, name it "
             "with --config.time_column"
         )
     doubled = same & (item[1:] == item[:-1]) & (time[1:] == time[:-1])
     if doubled.sum() > MOST_DOUBLED * len(item):
         log.warning(
-            "%s of %s clicks are on the item and at the time of the one before: if "
-            "rows stand twice, --config.collapse_repeats=True takes them once",
+            "%s of %s clicks have the same item and time as the click before: if rows "
+            "are duplicated, --config.collapse_repeats=True counts them once",
             *(f"{doubled.sum():,}", f"{len(item):,}"),
         )
 
@@ -135,23 +135,23 @@ def _warn_of_spans(spans: np.ndarray, ids: pl.Series, owners: np.ndarray) -> Non
 
 
 def _order(*keys: np.ndarray) -> np.ndarray | None:
-    """Returns the order by some keys, the first of them first; None: it is that."""
+    """Returns the order by keys, most significant first; None if already in order."""
     *before, last = keys
     later = last[1:] >= last[:-1]
     for key in reversed(before):
         later = (key[1:] > key[:-1]) | ((key[1:] == key[:-1]) & later)
-    # In many logs they are in order, which takes less time to tell than to bring about.
+    # Many logs are in order already, and checking is faster than sorting.
     return None if later.all() else np.lexsort(keys[::-1])
 
 
 def group_by_session(
     clicks: pl.DataFrame, time: np.ndarray
 ) -> tuple[Sessions, Int[np.ndarray, " C"], pl.Series]:
-    """Joins the clicks of each session, sorted by `time` [C], ties in file order.
+    """Groups clicks by session, sorted by `time` [C], ties in file order.
 
-    Returns the sessions, of items by number, not by row; the number of each click's
-    session, in file order; and the raw id of every item number. All are numbered from 0
-    by first appearance.
+    Returns the sessions, of item numbers, not rows; the number of each click's session,
+    in file order; and the raw id of every item number. All numbers are from 0 on, by
+    first appearance.
     """
     session, _ = number(clicks["session"])
     item, raw_items = number(clicks["item"])
@@ -161,7 +161,7 @@ def group_by_session(
 
 
 def number(column: pl.Series) -> tuple[Int[np.ndarray, " C"], pl.Series]:
-    """Numbers the distinct values, in int32, and returns them in that order."""
+    """Returns each value's number (int32), and the distinct values in that order."""
     distinct = column.unique(maintain_order=True)
     if column.dtype == pl.String:
         numbers = column.cast(pl.Enum(distinct)).to_physical()
