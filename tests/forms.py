@@ -1,6 +1,6 @@
-"""Made clicks, the data set that they are, and files of them in random forms.
+"""Synthetic clicks, the data set that they give, and files of them in random forms.
 
-What is right is computed here from the clicks, in plain Python.
+The expected data set is computed here from the clicks, in plain Python.
 """
 
 import bz2
@@ -47,20 +47,20 @@ class Click(NamedTuple):
 
 @dataclasses.dataclass
 class Log:
-    """Files of clicks, how they are to be read, and what is right."""
+    """Files of clicks, the settings to read them with, and the expected clicks."""
 
     clicks: list[Click]
     said: str  # the form, in words
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
-    frame: pl.DataFrame | None = None  # in the place of files
+    frame: pl.DataFrame | None = None  # instead of files
     columns: dict[str, str] = dataclasses.field(default_factory=dict)  # of the frame
     nothing: int = 0  # rows that lack an id or a time
-    chunk: int = 1 << 25  # read at a time
+    chunk: int = 1 << 25  # characters to read at a time
 
 
 def visits_of(clicks: Sequence[Click], settings: dict[str, Any]) -> list[list[Click]]:
-    """Returns the visits, their clicks by time and item; those of one id in order."""
+    """Returns the visits, with clicks by time and item; an id's visits are in order."""
     events = settings.get("events")
     gap = settings.get("session_gap_minutes", 0) * 60 * SECOND
     chosen = [click for click in clicks if not events or click.event in events]
@@ -82,7 +82,7 @@ def visits_of(clicks: Sequence[Click], settings: dict[str, Any]) -> list[list[Cl
 
 
 def data_set(clicks: Sequence[Click], settings: dict[str, Any]) -> dict | None:
-    """Returns the vocabulary and the splits, of raw ids; None where one is empty."""
+    """Returns the vocabulary and the splits, as raw ids; None if a split is empty."""
     least = settings.get("min_session_length", 2)
     most = settings.get("max_session_clicks") or len(clicks)
     visits = [v for v in visits_of(clicks, settings) if least <= len(v) <= most]
@@ -103,7 +103,7 @@ def data_set(clicks: Sequence[Click], settings: dict[str, Any]) -> dict | None:
     return {"vocabulary": vocabulary, "train": train, "test": test}
 
 
-# Ids: made, and written.
+# Drawing and writing ids.
 
 
 def _draw_ids(rng: np.random.Generator, kind: str, count: int) -> list:
@@ -122,7 +122,7 @@ def _draw_ids(rng: np.random.Generator, kind: str, count: int) -> list:
 
 
 def _texts(rng: np.random.Generator, ids: Sequence) -> list[str]:
-    """Writes ids as text; of whole numbers some with a point."""
+    """Writes ids as text, some whole numbers with a decimal point."""
     points = ("", ".0", ".00") if rng.random() < 0.4 else ("",)
     return [
         f"{i}{points[rng.integers(len(points))]}" if isinstance(i, int) else i
@@ -131,7 +131,7 @@ def _texts(rng: np.random.Generator, ids: Sequence) -> list[str]:
 
 
 def _id_column(rng: np.random.Generator, ids: Sequence, said: list[str]) -> pl.Series:
-    """Returns ids, None where there is none, as a column of some type."""
+    """Returns ids, None if one is missing, as a column of some type."""
     given = [i for i in ids if i is not None]
     whole = all(isinstance(i, int) for i in given)
     ways = ["text", "categorical", "enum", "binary"]
@@ -171,7 +171,7 @@ def _id_column(rng: np.random.Generator, ids: Sequence, said: list[str]) -> pl.S
 
 
 class Time(NamedTuple):
-    """How times are written: microseconds of a step, and what writes one."""
+    """How times are written: the step in microseconds, and what writes a time."""
 
     name: str
     step: int
@@ -250,7 +250,7 @@ NUMBERS = [t for t in TIMES if t.is_number]
 
 
 def _date_column(rng: np.random.Generator, times: Sequence, said: list[str]):
-    """Returns microseconds, None where there is none, as a column of dates."""
+    """Returns microseconds, None if one is missing, as a column of dates."""
     zones = (None, "UTC", "Europe/Berlin", "America/New_York")
     way, zone = ("ms", "us", "ns")[rng.integers(3)], zones[rng.integers(4)]
     said.append(f"Datetime({way}, {zone})")
@@ -283,10 +283,10 @@ def draw_clicks(rng: np.random.Generator, step: int, said: list[str]) -> list[Cl
 
 
 def draw_rules(rng: np.random.Generator) -> dict[str, Any]:
-    """Draws settings of what is prepared of the clicks, not of how they are read."""
+    """Draws settings of how clicks are prepared, not of how they are read."""
     rules: dict[str, Any] = {
         "min_item_count": int(rng.integers(1, 4)),
-        # No session is exactly on the edge where a spreadsheet's days are rounded.
+        # No session is exactly on the edge, even if a spreadsheet's days are rounded.
         "test_days": float(rng.integers(1, 5)) + 1 / 7,
         "min_session_length": int(rng.integers(2, 4)),
     }
@@ -345,7 +345,7 @@ NAMES = {
 
 
 def _names(rng: np.random.Generator, log: Log) -> dict[str, str]:
-    """Draws a name for each column; those that are not usual are set."""
+    """Draws a name for each column; unusual names are added to the settings."""
     names = {}
     for role, usual in NAMES.items():
         names[role] = usual[rng.integers(len(usual))]
@@ -356,7 +356,7 @@ def _names(rng: np.random.Generator, log: Log) -> dict[str, str]:
 
 
 def _gaps(rng: np.random.Generator, log: Log, allowed: bool = True) -> list[str]:
-    """Returns what each row lacks, and adds rows that lack something to the clicks."""
+    """Adds rows that lack something to the clicks; returns what each row lacks."""
     lacks = [""] * len(log.clicks)
     if not allowed or rng.random() < 0.6:
         return lacks
@@ -369,12 +369,12 @@ def _gaps(rng: np.random.Generator, log: Log, allowed: bool = True) -> list[str]
 
 
 def _forget(log: Log, lacks: Sequence[str]) -> None:
-    """Leaves of the clicks those that lack nothing."""
+    """Keeps only the clicks that lack nothing."""
     log.clicks = [c for c, gap in zip(log.clicks, lacks, strict=True) if not gap]
 
 
 def _text(rng, log: Log, time: Time, said: list[str]) -> None:
-    """Writes csv and its kin."""
+    """Writes csv and similar formats."""
     separator = (",", ",", "\t", ";", "|", "::")[rng.integers(6)]
     title = list(TITLES)[rng.integers(len(TITLES))]
     if separator == "::" and title in ("breaks", "bare"):
@@ -398,7 +398,7 @@ def _text(rng, log: Log, time: Time, said: list[str]) -> None:
     }
     for n, role in enumerate(lacks):
         if role:
-            # By the first row it is told what a headless file is.
+            # A file without a header is recognized by its first row.
             columns[role][n] = NOTHING[rng.integers(2 * (not n), len(NOTHING))]
     names = {**_names(rng, log), "title": "title"}
     has_clock = time.name in ("T", "blank", "minutes") and rng.random() < 0.4
@@ -481,7 +481,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 
 
 def _pack(rng, log: Log, texts: Sequence[str], title: str, said: list[str]) -> None:
-    """Encodes and packs the text of each part."""
+    """Encodes and compresses the text of each part."""
     ways = ["utf-8", "utf-8", "utf-8-sig", "utf-16"]
     is_latin = all(
         text.encode("cp1252", "replace").decode("cp1252") == text for text in texts
@@ -501,7 +501,7 @@ def _ids_of(log: Log) -> str:
 
 
 def _name_files(rng, log: Log, parts: Sequence[bytes], said: list[str]) -> None:
-    """Names the parts of a log, and puts what tools write beside them."""
+    """Names the parts of a log, and sometimes adds a file that tools leave there."""
     if len(parts) == 1:
         names = [
             ("log.csv", "EXPORT.CSV", "clicks.parquet", "x", "l.txt")[rng.integers(5)]
@@ -539,7 +539,7 @@ def _columns(rng, log: Log, time: Time | None, said: list[str]) -> pl.DataFrame:
         texts = [None if t is None else time.write(t) for t in values["time"]]
         number = pl.Series(names["time"], texts, pl.String)
         to_float = "." in time.name or time.name == "days" or rng.random() < 0.2
-        # Microseconds of today have room in a float; nanoseconds do not.
+        # A float is exact for today's microseconds, but not for its nanoseconds.
         to_float = to_float and time.name != "ns"
         columns.append(number.cast(pl.Float64 if to_float else pl.Int64))
         log.settings.update(time.settings)
@@ -621,14 +621,14 @@ def _write_json(rng, log: Log, records: Sequence[dict], said: list[str]) -> None
 
 
 def _lists(rng, log: Log, time: Time, said: list[str]) -> None:
-    """Writes one session a row, its clicks in lists."""
+    """Writes one session per row, its clicks in lists."""
     log.settings.pop("events", None)
     sessions: dict[Any, list[Click]] = {}
     for click in log.clicks:
         sessions.setdefault(click.session, []).append(click)
     one_time = rng.random() < 0.3
     if one_time:
-        # The row tells when the session began, and the list its order.
+        # The row holds when the session began, and the list the order of clicks.
         said.append("one time a row")
         sessions = {
             session: [c._replace(time=clicks[0].time + n) for n, c in enumerate(clicks)]

@@ -1,11 +1,11 @@
-"""Breaks files at random, and writes clicks in random forms, and reads them.
+"""Reads files that are broken at random, and clicks written in random forms.
 
     python -m tests.fuzz_readers --cases=5000 --seed=0
 
-A broken file must give one clear line that names it, or a data set in which every row
-is accounted for. Clicks must give the very data set that they are, in whatever form
-(tests/forms.py), and be recommended to as they are. A case is drawn from its number
-alone: --only reads it again.
+A broken file must give one clear line that names it, or a data set that accounts for
+every row. Clicks must give the same data set, and the same sessions to recommend to, in
+every form (tests/forms.py). A case depends only on the seed and its number: --only
+reads it again.
 """
 
 import argparse
@@ -194,8 +194,8 @@ def draw(seed: int, case: int) -> tuple[str, bytes, Settings]:
 def rows_of(reader: str, data: bytes) -> int:
     """Counts the rows of a file by other means than the readers."""
     if reader == "srgnn_pickles":
-        # It has been read before: there is no payload. C's unpickler refuses a frame
-        # that claims to be longer than the file, of which Python's reads what is there.
+        # It has been read before, so it has no payload. C's unpickler refuses a frame
+        # that claims to be longer than the file; Python's reads what is there.
         return len(pickle._load(io.BytesIO(data)))
     if reader == "parquet":
         return pl.read_parquet(io.BytesIO(data)).height
@@ -260,7 +260,7 @@ def prepare_form(folder: pathlib.Path, log: forms.Log, config: Settings) -> Data
 
 
 def check_data(log: forms.Log, data: Dataset, right: dict) -> None:
-    """Asserts that a data set is the right one, to the order of its sessions."""
+    """Asserts that a data set is right, including the order of its sessions."""
     ids = ["", *data.vocabulary.ids]
     found = {
         split: [[ids[row] for row in session] for session in sessions]
@@ -279,13 +279,13 @@ def check_sessions(folder: pathlib.Path, log: forms.Log, config: Settings) -> No
     (name, data), *others = log.files.items()
     source = folder if others else io.BytesIO(data)
     entries = [e for some in read_sessions(source, name, config) for e in some]
-    found = {told.get("session"): ids for ids, told in entries if ids is not None}
+    found = {more.get("session"): ids for ids, more in entries if ids is not None}
     assert found == right, f"sessions: {found} for {right}"
     assert len(entries) == len(right) + log.nothing, "another number of errors"
 
 
 def read_form(folder: pathlib.Path, seed: int, case: int) -> tuple[str, str]:
-    """Reads clicks in a form; returns it, and "refused" or "read"."""
+    """Reads clicks in a form; returns the form, and "refused" or "read"."""
     log = forms.draw(np.random.default_rng([seed, case]))
     folder = folder / str(case)
     for name, data in log.files.items():
@@ -333,7 +333,7 @@ def fuzz(cases: range, seed: int, kind: str) -> tuple[collections.Counter, list[
         for case in cases:
             try:
                 done[KINDS[kind](pathlib.Path(name), seed, case)] += 1
-            # What polars panics with is no Exception.
+            # A panic of polars is not an Exception.
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
                     raise
@@ -358,7 +358,7 @@ def show(kind: str, seed: int, case: int) -> None:
 
 
 def main() -> None:
-    """Reads the cases that the flags ask for, and prints what came of them."""
+    """Reads the cases that the flags ask for, and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=3000, help="of each kind")
     parser.add_argument("--seed", type=int, default=0)

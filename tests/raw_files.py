@@ -1,4 +1,4 @@
-"""Raw files of the sources, small and made."""
+"""Small synthetic raw files of the sources."""
 
 import pickle
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def write_views(path):
-    """Writes made Diginetica views, of 20 days; a session's clicks are out of order."""
+    """Writes synthetic Diginetica views of 20 days; a session's are out of order."""
     lines = ["session_id;user_id;item_id;timeframe;eventdate"]
     for session in range(40):
         day = f"2016-05-{session // 2 + 1:02}"
@@ -17,7 +17,7 @@ def write_views(path):
 
 
 def write_clicks(path, rows=None):
-    """Writes clicks (session, item, microseconds) as the Yoochoose challenge did."""
+    """Writes clicks (session, item, microseconds) in the Yoochoose challenge's form."""
     rows = rows or [
         (session, 21455 + place, (session * 43_200 + place) * 1_000_000 + 277_000)
         for session in range(40)
@@ -35,7 +35,7 @@ def write_clicks(path, rows=None):
 
 
 def write_pickles(folder, train=None, test=None):
-    """Writes what the published code does; bytes stay as they are."""
+    """Writes the pickles of the published code; bytes are written as they are."""
     train = [[1, 2, 3], [2, 4]] if train is None else train
     test = ([[3, 1], [3], [4]], [2, 1, 1]) if test is None else test
     for name, what in (("all_train_seq.txt", train), ("test.txt", test)):

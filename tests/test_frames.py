@@ -1,4 +1,4 @@
-"""Clicks of a notebook's frame, and one log in many forms: the same run."""
+"""Clicks from a notebook's frame, and one log in many forms, give the same run."""
 
 import bz2
 import datetime
@@ -60,7 +60,7 @@ def test_a_frame_trains_resumes_evaluates_and_recommends(trained, tmp_path, kind
     resumed = train_and_evaluate(config, workdir, clicks=clicks)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert max(json.loads(line)["step"] for line in lines) == int(resumed.step) > 3
-    # The run of the csv is the same: its data, its parameters, what it recommends.
+    # The run on the csv has the same data, parameters and recommendations.
     (ours, theirs) = (
         json.loads(pathlib.Path(run, "results.json").read_text())
         for run in (workdir, folder / "run")
@@ -89,7 +89,7 @@ def test_sessions_of_a_frame_are_in_order_of_time():
     )
     clicks = Clicks.from_frame(frame, session="visit", item="what")
     assert clicks.sessions() == {"b": ["2", "3"], "a": ["1", "1"]}
-    # Of visits that a pause parts, the last.
+    # A pause cuts the session into visits; the last one is returned.
     assert clicks.sessions(session_gap_minutes=0.2) == {"b": ["3"], "a": ["1"]}
 
 
@@ -146,7 +146,7 @@ COPIES = {
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
-    """Returns real clicks, or made ones, and the fingerprint of what is prepared."""
+    """Returns real or synthetic clicks, and the fingerprint of the prepared data."""
     folder = tmp_path_factory.mktemp("log")
     if REAL.is_file():
         frame = pl.read_csv(REAL, separator="\t").head(20_000)

@@ -1,4 +1,4 @@
-"""Sources that are split already: pickles, LESSR's text, RecBole's splits, TFDS."""
+"""Sources of ready-made splits: pickles, LESSR's text, RecBole's splits."""
 
 import pickle
 
@@ -93,7 +93,7 @@ def test_numpy_values_of_something_else(tmp_path, train, message):
         read(pickles, tmp_path)
 
 
-# Calls of known names with what they are not made for, by protocol 2.
+# Calls of known names with wrong arguments, in protocol 2.
 TYPE = b"cnumpy\ndtype\nX\x02\0\0\0i8\x85R"
 SCALAR = b"cnumpy._core.multiarray\nscalar\n"
 ARRAY = (
@@ -326,7 +326,7 @@ def test_rows_that_are_no_example(tmp_path, row, message):
     data = read(recbole, tmp_path, on_bad_row="skip")
     assert len(data.validation) == data.counts["skipped_rows"] == 1
     path.write_text(f"{HEADER}{row}\n", errors="surrogateescape")
-    with pytest.raises(UserError, match="no examples, and 1 malformed rows"):
+    with pytest.raises(UserError, match="no examples, only 1 malformed rows"):
         read(recbole, tmp_path, on_bad_row="skip")
 
 

@@ -37,8 +37,8 @@ def reference(rows):
     splits = {"train": [], "validation": [], "test": []}
     for clicks in users.values():
         items = [row for _, row in sorted(clicks, key=lambda click: click[0])]
-        # One example for each click from the second on, of which the last two, as far
-        # as one is left to train on, are held out.
+        # One example for each click from the second on. The last two are held out, as
+        # long as one is left to train on.
         examples = [(items[:n], items[n]) for n in range(1, len(items))]
         if len(examples) >= 2:
             splits["test"].append(examples.pop())

@@ -1,4 +1,4 @@
-"""The sources: which files they find, what they read, and their public face in TFDS."""
+"""The sources: which files they find, what they read, and their builders in TFDS."""
 
 import collections
 import functools
@@ -107,8 +107,8 @@ def test_settings_go_into_a_builder_as_its_config(tmp_path):
 def test_events_of_visitors_are_cut_into_visits(tmp_path):
     minute, day = 60_000, 86_400_000
     rows = [
-        # Two visits of one visitor, an hour apart, on two days each of which has four
-        # more visitors that look at the same items.
+        # Two visits of one visitor, an hour apart. On four other days, four other
+        # visitors look at the same items.
         *((1, 0, 7), (1, 10 * minute, 8), (1, 70 * minute, 8), (1, 80 * minute, 7)),
         *((v, v * day, item) for v in (2, 3, 14, 15) for item in (7, 8)),
     ]
@@ -140,7 +140,7 @@ def test_every_source_is_a_builder_with_its_presets(tmp_path):
 
 
 def test_a_split_without_sessions_is_left_out(tmp_path):
-    # Of three clicks of a user, none is left to validate on.
+    # Users with three clicks have none left to validate on.
     lines = [f"{n // 3}\ti{n % 3}\t{n}\n" for n in range(9)]
     text = "user_id:token\titem_id:token\ttimestamp:float\n" + "".join(lines)
     (tmp_path / "log.inter").write_text(text)
@@ -185,7 +185,7 @@ def test_only_the_sessions_that_the_fraction_needs_are_kept(tmp_path):
         name: len(read(yoochoose, tmp_path, **vars(preset)).train)
         for name, preset in yoochoose.PRESETS.items()
     }
-    # 37 sessions of two examples each train, of which 18 and 1 examples are kept.
+    # Training has 37 sessions of two examples each, of which 18 and 1 are kept.
     assert kept == {"1_4": 9, "1_64": 1}
 
 
@@ -196,7 +196,7 @@ def test_instructions_are_shown_where_the_file_is_missing(tmp_path):
         build(tmp_path, "diginetica", tmp_path / "none")
 
 
-# TensorFlow and torch look installed here, and cannot be imported.
+# TensorFlow and torch seem to be installed, but cannot be imported.
 WITHOUT_TENSORFLOW = """
 import importlib.machinery, pathlib, sys
 
@@ -323,7 +323,7 @@ def test_views_are_in_the_order_of_timeframe(tmp_path):
     write_views(tmp_path / "train-item-views.csv")
     prepared = read(diginetica, tmp_path, test_days=7.0)
     assert prepared.vocabulary.ids == ["10", "11", "12"]
-    # Of 20 days, the last 7 test, and the one that is just 7 days before does neither.
+    # Of 20 days, the last 7 are for test; the day just 7 days before is in neither.
     assert lists(prepared.splits["train"]) == [[1, 2, 3]] * 24
     assert lists(prepared.splits["test"]) == [[1, 2, 3]] * 14
     assert prepared.counts["edge_sessions"] == 2
@@ -383,7 +383,7 @@ def test_pickles_as_published(tmp_path):
         (([[1, 2], [1], [1]], [3, 2, 2]), 2),
         # The same session twice.
         (([[1, 2], [1], [1, 2], [1]], [3, 2, 3, 2]), 2),
-        # The prefix goes on as the pair before does, but not to its last click.
+        # The prefix is the start of the pair before, but the target is another.
         (([[1, 2], [1]], [3, 5]), 2),
         # Shortest first, as others list them, every pair counts.
         (([[1], [1, 2]], [2, 3]), 2),

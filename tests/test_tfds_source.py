@@ -1,4 +1,4 @@
-"""Data sets that TFDS has prepared, of clicks and of sessions, as a source."""
+"""Data sets prepared by TFDS, of clicks and of sessions, as a source."""
 
 import json
 import struct
@@ -129,7 +129,7 @@ def test_sessions_with_times_are_one_log(tmp_path):
     for u in range(40):
         clicks = CLICKS[3 * u : 3 * u + 3]
         if u % 2:
-            # In a record, too, only times tell the order.
+            # Within a record, too, only times give the order.
             clicks = clicks[::-1]
         items, times = (
             [str(item) for _, item, _ in clicks],
@@ -212,14 +212,14 @@ def test_what_our_builders_write_comes_back(tmp_path, name):
     counts = dict(original.counts)
     counts.pop("skipped_rows", None)
     assert_same(again, original.__class__(original.splits, original.vocabulary, counts))
-    # The data is the same, so a run of the one goes on with the other.
+    # The data is the same, so a run on one continues with the other.
     assert again.fingerprint == original.fingerprint
     files = find_files(source, data_dir, Settings(tfds_name=name))
     (path,) = (path for path in files if path.name == "metadata.json")
     metadata = json.loads(path.read_text())
     path.write_text(json.dumps({**metadata, "item_ids": metadata["item_ids"][:-1]}))
     with pytest.raises(
-        UserError, match=r"cannot read .* is no item row: they are 1 to"
+        UserError, match=r"cannot read .* is not an item row: they are 1 to"
     ):
         read(data_dir, name)
 
@@ -240,7 +240,7 @@ def test_a_changed_data_set_is_prepared_anew(tmp_path):
     for path in (tmp_path / "shop" / "1.0.0").iterdir():
         path.unlink()
     (tmp_path / "shop" / "1.0.0").rmdir()
-    # In as many bytes: only the records differ.
+    # The files have the same size: only the records differ.
     write(
         tmp_path,
         CLICK,
@@ -262,7 +262,7 @@ def test_versions_and_configs(tmp_path):
     (tmp_path / "shop" / "small").mkdir()
     (tmp_path / "moved").rename(tmp_path / "shop" / "small" / "1.9.0")
     assert count("shop/small") == 114
-    with pytest.raises(UserError, match=r"more than one of it; choose .* shop/small"):
+    with pytest.raises(UserError, match=r"several of that name; choose .* shop/small"):
         count("shop")
     for name in ("other", "shop:2.0.0", "shop/large"):
         with pytest.raises(
@@ -309,7 +309,7 @@ def test_sessions_that_cannot_be_read(tmp_path):
         read(tmp_path)
     data = read(tmp_path, on_bad_row="skip")
     assert data.counts["skipped_rows"] == 2
-    # Of the record with a bad time, the other click is left.
+    # The other click of the record with a bad time is kept.
     assert data.counts["raw_clicks"] == 77
 
 
@@ -323,7 +323,9 @@ def test_features_that_are_missing(tmp_path):
     features.write_text(
         features.read_text().replace("tensorflow_datasets", "antigravity")
     )
-    with pytest.raises(UserError, match=r"names 'antigravity\.core.*, not of TFDS"):
+    with pytest.raises(
+        UserError, match=r"names 'antigravity\.core.*, which is not part of TFDS"
+    ):
         read(tmp_path, item_column="movie_id")
     assert "antigravity" not in sys.modules
     features.write_text("{")
@@ -342,5 +344,7 @@ def test_files_that_are_damaged_or_of_another_form(tmp_path):
     info.write_text(
         json.dumps({**json.loads(info.read_text()), "fileFormat": "parquet"})
     )
-    with pytest.raises(UserError, match="of the form parquet, which is not read; have"):
+    with pytest.raises(
+        UserError, match="file format is parquet, which is not supported; have TFDS"
+    ):
         read(tmp_path, item_column="movie_id")

@@ -1,12 +1,12 @@
-"""The sources of clicks, one a file, by the name that `config.dataset` gives.
+"""The sources of clicks, one per file, by their names in `config.dataset`.
 
-A new one is a line below, and a module here with:
+To add one, add a line below and a module here with:
   INSTRUCTIONS: which files to put where; empty if none are needed.
-  FILES: a pattern for each of them; see `source.find_files`.
-  SETTINGS: the names of the settings that it heeds.
-  PRESETS: the usual settings, by name, the first of them the default.
-  find_files(folder, settings) -> list[Path], where patterns do not tell the files; an
-    empty list leaves it to them.
+  FILES: a pattern for each file; see `source.find_files`.
+  SETTINGS: the names of the settings that it uses.
+  PRESETS: the usual settings, by name; the first is the default.
+  find_files(folder, settings) -> list[Path], if patterns are not enough to find the
+    files; if it returns an empty list, the patterns are used.
   read(files, settings) -> Dataset.
 """
 
@@ -35,8 +35,8 @@ SOURCES: dict[str, types.ModuleType] = {
     "yoochoose": yoochoose,
 }
 
-# Data sets that are known by a name, and the source that reads their form: published
-# pickles, and sessions split 8:1:1 by time in RecBole's.
+# Named data sets and the source that reads them: published pickles, and sessions split
+# 8:1:1 by time in RecBole's format.
 NAMED = dict.fromkeys(("gowalla", "lastfm", "nowplaying", "tmall"), "srgnn_pickles")
 NAMED |= {
     f"{name}_811": "recbole_inter"

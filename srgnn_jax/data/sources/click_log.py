@@ -1,6 +1,6 @@
 """Any log of (session, item, time): csv, parquet or JSON lines, whole or in parts.
 
-Files named train, test and valid are ready-made splits, as those of GRU4Rec and
+Files named train, test and valid are ready-made splits, like those of GRU4Rec and
 session-rec.
 """
 
@@ -23,8 +23,8 @@ from srgnn_jax.data.text import is_click
 from srgnn_jax.errors import UserError
 
 INSTRUCTIONS = (
-    "Put one log there (csv, tsv, parquet or JSON lines, packed or not, as one file or "
-    "in parts, with columns for session, item and time), or name it with "
+    "Put one log there (csv, tsv, parquet or JSON lines, compressed or not, as one "
+    "file or in parts, with columns for session, item and time), or name it with "
     "config.log_file."
 )
 FILES = ("*",)
@@ -45,8 +45,8 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
 
 
 def _read_splits(splits: dict[str, list[pathlib.Path]], settings: Settings) -> Dataset:
-    told = ", ".join(files[0].name for files in splits.values())
-    what = f"of ready-made splits ({told}), unless config.log_file names one log"
+    names = ", ".join(files[0].name for files in splits.values())
+    what = f"in ready-made splits ({names}), unless config.log_file names one log"
     ready_made.refuse(settings, source.RULE_SETTINGS - {"min_session_length"}, what)
     read = {split: read_clicks(files, settings.form) for split, files in splits.items()}
     clicks = {split: frame for split, (frame, _) in read.items()}
@@ -58,10 +58,10 @@ def _read_splits(splits: dict[str, list[pathlib.Path]], settings: Settings) -> D
 
 
 def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
-    """Finds the files of the log: those of one form, wherever they lie in the folder.
+    """Finds the files of the log: those with the same columns, anywhere in the folder.
 
-    Hidden files are passed over, and those that hold no clicks. Raises UserError where
-    there is none, or where there are several logs.
+    Hidden files, and files without clicks, are skipped. Raises UserError if there is no
+    log, or more than one.
     """
     where = source.check_folder(folder, INSTRUCTIONS)
     named = folder / settings.log_file
@@ -71,8 +71,8 @@ def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
     found = sorted({file for path in found for file in _files_in(path)})
     if not settings.log_file and any(p.parent.name == "_delta_log" for p in found):
         raise UserError(
-            f"{where} holds a Delta table, with rows that it has dropped since; export "
-            "it, or read all of them with --config.log_file='*.parquet'"
+            f"{where} holds a Delta table, whose files include deleted rows; export "
+            "it, or read all rows with --config.log_file='*.parquet'"
         )
     files = [p for p in found if p.is_file() and not _is_hidden(p.relative_to(folder))]
     if not files:
@@ -83,7 +83,7 @@ def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
 
 
 def _files_in(path: pathlib.Path) -> list[pathlib.Path]:
-    """Returns a file itself, or those in a folder and in what it links to."""
+    """Returns a file itself, or those in a folder and in folders that it links to."""
     if path.is_file():
         return [path]
     seen, files = set(), []
@@ -97,7 +97,7 @@ def _files_in(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _is_hidden(path: pathlib.PurePath) -> bool:
-    """Whether a tool has written it for itself: .DS_Store, ._log.csv, _SUCCESS."""
+    """Whether a file is a tool's own, or not data: .DS_Store, ._log.csv, _SUCCESS."""
     return any(part.startswith((".", "_")) for part in path.parts) or (
         path.suffix.lower() in (".crc", ".md", ".py")
     )
@@ -109,10 +109,10 @@ def _by_form(
     dict[frozenset[str] | int, list[pathlib.Path]],
     list[tuple[pathlib.Path, UserError]],
 ]:
-    """Groups files by their columns; those without a header, by how many they have.
+    """Groups files by columns, or by the number of columns if there is no header.
 
-    Returns them, and the files that are no logs, with why. Raises the UserError of a
-    file that is damaged: it may be a part of the log.
+    Returns the groups, and the files that are not logs with the reason. Raises the
+    UserError of a damaged file: it may be part of the log.
     """
     groups: dict[frozenset[str] | int, list[pathlib.Path]] = {}
     others = []
@@ -128,8 +128,8 @@ def _by_form(
             read = form.names(names, path).values()
             # A record may lack any field that is not read.
             is_json = kind_of(path, form.encoding) == "json"
-            told = frozenset(map(str.strip, read if is_json else names))
-            groups.setdefault(told, []).append(path)
+            columns = frozenset(map(str.strip, read if is_json else names))
+            groups.setdefault(columns, []).append(path)
         except UserError as error:
             if error.__cause__:
                 raise
@@ -140,9 +140,9 @@ def _by_form(
 def _continues(
     path: pathlib.Path, form: Form, width: int, read: Collection[str]
 ) -> bool:
-    """Whether a file without a header is a part of a log of so many columns.
+    """Whether a file without a header is part of a log with so many columns.
 
-    So is one of JSON in which but one of the fields that are read is missing.
+    A file of JSON is, if at most one of the fields that are read is missing.
     """
     with contextlib.suppress(UserError):
         fields = columns_of(path, form, width)
@@ -162,7 +162,7 @@ def _of_one_form(
             raise UserError(
                 f"all {len(files)} files in {where} are empty. {INSTRUCTIONS}"
             )
-        # The largest is likely the log, if no error advises to cut visitors' clicks.
+        # The log is probably the file whose error suggests visits, or else the largest.
         _, error = max(
             others,
             key=lambda o: ("session_gap_minutes" in str(o[1]), o[0].stat().st_size),
@@ -172,8 +172,8 @@ def _of_one_form(
         raise UserError(f"none of the {len(files)} files in {where} is a log. {error}")
 
     def names_of(paths):
-        told = [str(path.relative_to(folder)) for path in paths]
-        return ", ".join(told[:5]) + f" and {len(told) - 5} others" * (len(told) > 5)
+        names = [str(path.relative_to(folder)) for path in paths]
+        return ", ".join(names[:5]) + f" and {len(names) - 5} others" * (len(names) > 5)
 
     headed = [columns for columns in groups if isinstance(columns, frozenset)]
     if len(headed) > 1 or (not headed and len(groups) > 1):
@@ -181,20 +181,20 @@ def _of_one_form(
             groups[of][0] for of in sorted(groups, key=lambda of: of not in headed)
         ]
         raise UserError(
-            f"several logs in {where}, with columns that differ ({names_of(firsts)}); "
-            "name one with --config.log_file, or a pattern such as "
+            f"several logs in {where}, with different columns ({names_of(firsts)}); "
+            "name one with --config.log_file, or use a pattern such as "
             f"--config.log_file='*{firsts[0].suffix}'"
         )
     log_files = groups.pop(headed[0] if headed else next(iter(groups)))
-    passed = [*itertools.chain(*groups.values()), *(path for path, _ in others)]
+    skipped = [*itertools.chain(*groups.values()), *(path for path, _ in others)]
     if headed:
-        # One with a header tells what those without hold.
+        # The header of one file also names the columns of files without a header.
         width = len(columns_of(log_files[0], settings.form))
-        parts = [p for p in passed if _continues(p, settings.form, width, headed[0])]
+        parts = [p for p in skipped if _continues(p, settings.form, width, headed[0])]
         log_files = [*log_files, *parts]
-        passed = [path for path in passed if path not in parts]
-    if passed:
-        log.warning("%s: no clicks in %s: passed over", where, names_of(passed))
+        skipped = [path for path in skipped if path not in parts]
+    if skipped:
+        log.warning("%s: no clicks in %s: skipped", where, names_of(skipped))
     if len(log_files) > 1 and not _ready_made(log_files):
         log.warning(
             "%s: %s files are read as one log: %s",
@@ -204,7 +204,7 @@ def _of_one_form(
 
 
 def _ready_made(files: list[pathlib.Path]) -> dict[str, list[pathlib.Path]]:
-    """Returns the files of each split, where their names tell of train and test."""
+    """Returns the files of each split, if all are named after one; else nothing."""
     splits: dict[str, list[pathlib.Path]] = {"train": [], "validation": [], "test": []}
     for path in files:
         words = set(re.split(r"[^a-z]+", path.name.lower()))
@@ -216,7 +216,7 @@ def _ready_made(files: list[pathlib.Path]) -> dict[str, list[pathlib.Path]]:
         splits[split].append(path)
     if not (splits["train"] and splits["test"]):
         return {}
-    # Those of session-rec: the whole of training beside its two parts.
+    # session-rec has files of the whole training set besides its two parts.
     full = [path for path in splits["train"] if "full" in path.name.lower()]
     if full:
         return {"train": full, "test": splits["test"]}

@@ -10,13 +10,13 @@ from srgnn_jax.data.sources.source import Settings
 
 # `timeframe` orders the views of a session, not those of the file.
 COLUMNS = Columns(time="timeframe", date="eventdate")
-# The challenge's file has sessionId, most copies of it session_id.
+# The challenge's file has sessionId, most copies have session_id.
 USUAL_NAMES = {"session": ("sessionid",), "item": ("itemid",)}
 INSTRUCTIONS = (
     "Get train-item-views.csv from the CIKM Cup 2016 track 2 data "
     "(competitions.codalab.org/competitions/11161) and put it there."
 )
-# The challenge has a sample of the file, too.
+# The challenge also has a sample of the file.
 FILES = ("*train-item-views.csv",)
 SETTINGS = source.RULE_SETTINGS | {"on_bad_row"}
 PRESETS = {"default": Settings(test_days=7.0)}

@@ -1,7 +1,7 @@
-"""The prepared sessions of LESSR's code, as text; `pickles` reads them as a source.
+"""Reads the prepared sessions of LESSR's code, as text, for the source `pickles`.
 
-train.txt and test.txt have a session a line, its item numbers separated by commas, from
-0 on; num_items.txt says how many items there are.
+train.txt and test.txt have one session per line: item numbers from 0 on, separated by
+commas. num_items.txt has the number of items.
 """
 
 import pathlib
@@ -13,21 +13,21 @@ from srgnn_jax.data.sources.source import Settings
 from srgnn_jax.errors import UserError
 
 NUM_ITEMS = "num_items.txt"
-# Every number up to the largest gets a row: one absurd number must not fill the memory.
+# Every number up to the largest gets a row: an absurd number must not fill the memory.
 MOST_ITEMS = 20_000_000
 
 
 def is_text(path: pathlib.Path) -> bool:
-    """Says whether a file is such text: no pickle begins with a digit."""
+    """Whether a file is such text: no pickle begins with a digit."""
     with reading(path), path.open("rb") as file:
         return file.read(100).removeprefix(b"\xef\xbb\xbf").lstrip()[:1].isdigit()
 
 
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
-    """Reads train.txt, test.txt and, where it is there, num_items.txt, to check.
+    """Reads train.txt and test.txt, and checks them against num_items.txt, if given.
 
-    Row i + 1 is item i, whose raw id is i: row 0 stays the padding. Every click of a
-    session from the second on is a target, in training and in the test.
+    Row i + 1 is item i, whose raw id is i; row 0 stays the padding. Every click of a
+    session from the second on is a target, in training and in test.
     """
     train_path, test_path, *rest = files
     num_items = _num_items(*rest) if rest else MOST_ITEMS
@@ -44,7 +44,7 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
 def _sessions(
     path: pathlib.Path, num_items: int, on_bad_row: str
 ) -> tuple[list[list[int]], int]:
-    """Returns the sessions, of item rows, and the number of lines that were skipped."""
+    """Returns the sessions, as item rows, and the number of skipped lines."""
     sessions, skipped = [], 0
     with reading(path), path.open(encoding="utf-8-sig", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
@@ -58,9 +58,9 @@ def _sessions(
                 sessions.append(session)
             elif on_bad_row == "error":
                 raise UserError(
-                    f"{path}, line {number}: {line.strip()[:80]!r} is not a session, "
-                    f"item numbers from 0 to {num_items - 1:,} separated by commas; "
-                    "mend it, or drop such lines with --config.on_bad_row=skip"
+                    f"{path}, line {number}: {line.strip()[:80]!r} is not a session "
+                    f"(item numbers from 0 to {num_items - 1:,} separated by commas); "
+                    "fix it, or drop such lines with --config.on_bad_row=skip"
                 )
             else:
                 skipped += 1

@@ -1,6 +1,6 @@
-"""The prepared sessions that users of the published code have, as Python pickles.
+"""The prepared sessions of the published code, as Python pickles.
 
-LESSR's, which are text under the same names, are told by what the files hold.
+LESSR's files, text under the same names, are detected from their content.
 """
 
 import pathlib
@@ -19,26 +19,26 @@ FILES = ("all_train_seq.txt", "test.txt")
 INSTRUCTIONS = (
     "Put the two files there that preprocess.py of the published code writes: "
     "all_train_seq.txt (a list of training sessions) and test.txt (prefixes and "
-    "targets). Without the first, train.txt (prefixes and targets) is read in its "
-    "place. Or put LESSR's train.txt and test.txt there, of a session a line."
+    "targets). Without the first, train.txt (prefixes and targets) is read instead. Or "
+    "put LESSR's train.txt and test.txt there, with one session per line."
 )
 SETTINGS = frozenset({"on_bad_row"})
 PRESETS = {"default": Settings()}
 
 
 def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
-    """Finds the files where all_train_seq.txt is missing; see `source.find_files`."""
+    """Finds the files if all_train_seq.txt is missing; see `source.find_files`."""
     names = ("train.txt", "test.txt", lessr.NUM_ITEMS)
     train, test, num_items = (folder / name for name in names)
     if (folder / FILES[0]).is_file() or not (train.is_file() and test.is_file()):
         return []
-    # Beside pickles, it would say nothing of them.
+    # Next to pickles, num_items.txt would say nothing about them.
     is_known = num_items.is_file() and lessr.is_text(train)
     return [train, test, num_items] if is_known else [train, test]
 
 
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
-    """Reads the files; an item's number in a pickle is its row, as text its raw id."""
+    """Reads the files; an item's number in a pickle is its row and, as text, its id."""
     train_path, test_path = files[:2]
     has_pairs = train_path.name == "train.txt"
     if has_pairs and (lessr.is_text(train_path) or lessr.is_text(test_path)):
@@ -61,7 +61,7 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
 
 
 def _pairs(path: pathlib.Path) -> tuple[Sessions, list[int]]:
-    """Returns the pairs of (prefix, target), and which of them are whole sessions."""
+    """Returns the pairs (prefix, target), and which of them are whole sessions."""
     match _load(path):
         case (list(prefixes), list(targets)) if len(prefixes) == len(targets):
             _sessions(path, prefixes)
@@ -76,18 +76,18 @@ def _pairs(path: pathlib.Path) -> tuple[Sessions, list[int]]:
 
 
 def _sessions(path: pathlib.Path, sessions: Any, last_only: bool = False) -> Sessions:
-    """Checks that these are lists of item numbers from 1 on."""
+    """Returns sessions, after checking that they are lists of item numbers from 1."""
     if not isinstance(sessions, list) or not sessions:
         raise UserError(f"{path} does not hold a list of sessions")
-    # A small file may refer to one long list very often: nothing is copied before all
-    # is known to be no longer than what was read.
+    # A small file may refer to one long list very often: nothing is copied until the
+    # number of clicks is known to fit into the file.
     size = remaining = path.stat().st_size
     for number, session in enumerate(sessions):
         remaining -= len(session) if isinstance(session, list) else 0
         if remaining < 0:
             raise UserError(
                 f"{path}, session {number}: so many clicks do not fit into a file of "
-                f"{size:,} bytes; it repeats its lists"
+                f"{size:,} bytes; the file repeats its lists"
             )
         if (
             not isinstance(session, list)
@@ -102,10 +102,10 @@ def _sessions(path: pathlib.Path, sessions: Any, last_only: bool = False) -> Ses
 
 
 def _shown(value: Any) -> str:
-    """Shows the start of a value, which may be endless when it is all printed."""
+    """Returns the start of a value's repr; all of it might be endless."""
     try:
         return reprlib.repr(value)[:80]
-    except ValueError:  # Python prints no integer of thousands of digits.
+    except ValueError:  # Python does not print integers of thousands of digits.
         return f"a {type(value).__name__} of numbers out of range"
 
 

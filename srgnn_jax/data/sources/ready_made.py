@@ -1,4 +1,4 @@
-"""What sources of ready-made splits share."""
+"""Functions that the sources of ready-made splits share."""
 
 from collections.abc import Iterable, Mapping
 
@@ -13,10 +13,10 @@ from srgnn_jax.errors import UserError
 def refuse(
     settings: Settings, names: Iterable[str], what: str, *presets: Settings
 ) -> None:
-    """Raises UserError for one of these settings that is not as in one of the presets.
+    """Raises UserError if one of these settings is not as in one of the presets.
 
-    They would change nothing, since the data set is what `what` says. Without presets
-    they must be at their defaults.
+    Such a setting would change nothing; `what` completes the reason "the data set is".
+    Without presets, settings must be at their defaults.
     """
     for name in sorted(names):
         value = getattr(settings, name)
@@ -34,7 +34,7 @@ def number_items(
     """Numbers the items of splits from 1, by first appearance, and counts.
 
     Args:
-      clicks: of each split the sessions, lists of item ids as text, none empty.
+      clicks: the sessions of each split: lists of item ids as text, none empty.
       first: ids that are numbered before all others.
       last_only: whether only the last click of a session is a target.
     """

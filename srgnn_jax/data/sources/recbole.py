@@ -1,7 +1,7 @@
 """RecBole's atomic .inter files: a log under its leave-one-out protocol, or splits.
 
-Numbers can be compared with RecBole's only if the same clicks are trained and tested
-on: what it does is followed to the letter, its rounding of times included.
+Results can be compared with RecBole's only if both train and test on the same clicks:
+its protocol is followed exactly, including its rounding of times.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from srgnn_jax.data.visits import group_by_session
 from srgnn_jax.errors import UserError
 
 INSTRUCTIONS = (
-    "Put one file there of RecBole's atomic form, such as ml-100k.inter, which the "
-    "recbole package holds in recbole/dataset_example/ml-100k; or ready-made splits, "
+    "Put one file there in RecBole's atomic format, such as ml-100k.inter, which is in "
+    "recbole/dataset_example/ml-100k of the recbole package; or ready-made splits, "
     "such as tmall.train.inter, tmall.valid.inter and tmall.test.inter."
 )
 FILES = ("*.inter",)
 SETTINGS = source.LOG_SETTINGS | {"recbole_time"}
 PRESETS = {"default": Settings()}
-# Its own, spelled as by `columns.plain_name`.
+# RecBole's names, as `columns.plain_name` spells them.
 USUAL_NAMES = {
     "session": ("userid", "sessionid"),
     "item": ("itemid",),
@@ -48,11 +48,11 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
 
 
 def time_key(time: Int[np.ndarray, " C"], kind: str) -> np.ndarray:
-    """Returns what clicks are sorted by: times [C] as exact as RecBole has them.
+    """Returns the key that clicks are sorted by: times [C], rounded as by RecBole.
 
-    The `kind` is "exact"; "float32", RecBole's default, in which times in seconds since
-    1970 are 64 or 128 seconds apart, and those between are ties, in file order; or
-    "normalized", scaled to [0, 1] first, which leaves steps of a second or so: its
+    The `kind` is "exact"; "float32", RecBole's default, which rounds seconds since 1970
+    to steps of 64 or 128, so that close times are ties, in file order; or "normalized",
+    which scales times to [0, 1] first and leaves steps of about a second: RecBole's
     `normalize_all`, as in its settings for ml-100k. Times are in microseconds.
     """
     if kind == "exact":
@@ -64,12 +64,12 @@ def time_key(time: Int[np.ndarray, " C"], kind: str) -> np.ndarray:
 
 
 def leave_one_out(clicks: pl.DataFrame, kind: str) -> Dataset:
-    """Splits each user's clicks by time: the last tests, the one before validates.
+    """Splits each user's clicks by time: the last for test, the one before to validate.
 
-    As in RecBole, users of three clicks have no validation example, and those of two
-    only train. Every item counts; items are numbered from 1, and users ordered, by
-    first appearance in the file (see `read.read_clicks`). For the kind see `time_key`.
-    Raises UserError if no user has three clicks.
+    As in RecBole, users with three clicks have no validation example, and those with
+    two are only for training. No item is dropped; items are numbered from 1, and users
+    ordered, by first appearance in the file (see `read.read_clicks`). For `kind` see
+    `time_key`. Raises UserError if no user has three clicks.
     """
     time = time_key(clicks["time"].to_numpy(), kind)
     users, _, item_ids = group_by_session(clicks, time)

@@ -1,10 +1,9 @@
 """RecBole's ready-made splits: NAME.train.inter, NAME.valid.inter, NAME.test.inter.
 
-Each row is an example: item_id_list, the prefix, its ids separated by spaces, and
-item_id, the target. RecBole reads such files by `benchmark_filename: [train, valid,
-test]` and `alias_of_item_id: [item_id_list]`; it keeps all clicks of a prefix, so that
-numbers to be compared need config.max_session_length = 0. `recbole` reads them as a
-source.
+Each row is an example: item_id_list is the prefix, its ids separated by spaces, and
+item_id the target. RecBole reads such files with `benchmark_filename: [train, valid,
+test]` and `alias_of_item_id: [item_id_list]`. It keeps all clicks of a prefix, so
+comparable results need config.max_session_length = 0. The source is `recbole`.
 """
 
 import pathlib
@@ -28,17 +27,17 @@ SPLITS = {
 
 
 def split_of(path: pathlib.Path) -> str:
-    """Returns the split that a file's name tells, or nothing."""
+    """Returns the split that a file's name ends in, or nothing."""
     is_inter = path.suffix == ".inter"
     return SPLITS.get(path.with_suffix("").suffix, "") if is_inter else ""
 
 
 def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
-    """Finds the splits of the set in the folder, or of that which the log is part of.
+    """Finds the splits in the folder, or those that `settings.log_file` is part of.
 
-    Returns the files of training, of validation where there is one, and of the test;
-    nothing where there are no splits. Raises UserError if one is missing, or there are
-    several sets.
+    Returns the files for training, for validation if there is one, and for test;
+    nothing if there are no splits. Raises UserError if one is missing, or there are
+    several data sets.
     """
     where = f"config.data_dir = {str(folder)!r}"
     paths = sorted(folder.glob("*.inter"))
@@ -62,7 +61,7 @@ def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
         if split not in found:
             raise UserError(
                 f"no file {name}.{split}.inter in {where}: RecBole's ready-made splits "
-                f"are {name}.train.inter, {name}.test.inter and, where there is one, "
+                f"are {name}.train.inter, {name}.test.inter and, optionally, "
                 f"{name}.valid.inter"
             )
     return [*found.values()]
@@ -71,8 +70,8 @@ def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     """Reads the examples, and numbers the items as RecBole does.
 
-    It numbers them by first appearance: the targets of all splits go first, then the
-    prefixes of all, so that items have a row that are in no training example.
+    It numbers them by first appearance: first in the targets of all splits, then in
+    their prefixes. So items that are in no training example have a row, too.
     """
     ready_made.refuse(
         settings, ("session_column", "time_column"), "RecBole's ready-made splits"
@@ -91,7 +90,7 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
 
 
 def _read_rows(path: pathlib.Path, settings: Settings) -> tuple[pl.DataFrame, int]:
-    """Returns columns target and clicks (prefix and target), and how many are bad."""
+    """Returns columns target and clicks (prefix, target), and how many rows are bad."""
     separator = as_meant(settings.separator) or "\t"
     with reading(path), open_text(path, settings.encoding) as file:
         names = file.readline().rstrip("\r\n").split(separator)
@@ -103,8 +102,8 @@ def _read_rows(path: pathlib.Path, settings: Settings) -> tuple[pl.DataFrame, in
                 f"{path}, line 1: {'more than one' if column in columns else 'no'} "
                 f"column {column!r} among {', '.join(map(repr, names))[:600]}; "
                 "RecBole's ready-made splits have a column of targets, which "
-                "config.item_column may name, and one of prefixes, with _list behind "
-                "its name"
+                "config.item_column may name, and one of prefixes, with the same name "
+                "and _list after it"
             )
     layout = Layout(names, separator, quoting="none", encoding=settings.encoding)
     position = {
@@ -123,11 +122,11 @@ def _read_rows(path: pathlib.Path, settings: Settings) -> tuple[pl.DataFrame, in
     bad = rows.filter(pl.col("fault").is_not_null())
     if len(bad) and settings.on_bad_row == "error":
         raise UserError(
-            f"{path}, line {bad['number'][0]}: {bad['fault'][0]}; mend it, or drop "
+            f"{path}, line {bad['number'][0]}: {bad['fault'][0]}; fix it, or drop "
             "such rows with --config.on_bad_row=skip"
         )
     if len(bad) == len(rows):
-        raise UserError(f"{path} holds no examples, and {len(bad)} malformed rows")
+        raise UserError(f"{path} holds no examples, only {len(bad)} malformed rows")
     clicks = pl.concat_list(pl.col("prefix").str.split(" "), "target")
     good = rows.filter(pl.col("fault").is_null())
     return good.select("target", clicks=clicks), len(bad)

@@ -1,4 +1,4 @@
-"""RetailRocket: what the visitors of a web shop did, for four and a half months."""
+"""RetailRocket: events of a web shop's visitors over four and a half months."""
 
 import pathlib
 
@@ -21,7 +21,7 @@ PRESETS = {
 
 
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
-    """Reads the events, and cuts those of a visitor into visits."""
+    """Reads the events, and cuts each visitor's into visits."""
     form = Form(
         COLUMNS, separator=",", events=settings.events, on_bad_row=settings.on_bad_row
     )

@@ -1,4 +1,4 @@
-"""The settings and files of a source, and what those that read a log share."""
+"""The settings and files of a source, and what sources that read a log share."""
 
 import dataclasses
 import inspect
@@ -24,8 +24,7 @@ def _keywords(function: Callable) -> frozenset[str]:
     return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
-# The settings of how a log is read, those that `prepare` takes, and those of what a
-# visit is.
+# The settings for reading a log, those of `prepare`, and those of `gather_visits`.
 COLUMN_SETTINGS = frozenset({"session_column", "item_column", "time_column"})
 FORM_SETTINGS = {
     *("header", "separator", "quoting", "encoding", "missing_values"),
@@ -72,7 +71,7 @@ class Settings:
 
     @property
     def form(self) -> Form:
-        """How a log of one's own is read."""
+        """How your own log is read."""
         columns = {name: getattr(self, f"{name}_column") for name in vars(Columns())}
         return Form(
             Columns(**columns),
@@ -87,7 +86,7 @@ class Settings:
 
     @property
     def rules(self) -> dict[str, Any]:
-        """The arguments of `prepare.prepare`, those of visits left out."""
+        """The arguments of `prepare.prepare`, except those of visits."""
         rules = {name: getattr(self, name) for name in RULE_SETTINGS}
         for name in ("test_start", "test_end"):
             text = rules[name]
@@ -103,10 +102,10 @@ class Settings:
 def find_files(
     source: types.ModuleType, folder: pathlib.Path, settings: Settings
 ) -> list[pathlib.Path]:
-    """Finds a source's raw files: the log that is named, or one for each pattern.
+    """Finds a source's raw files: the named log, or one file for each pattern.
 
-    A file called like the pattern without its "*" goes before all others. Raises
-    UserError if there is none, or more than one.
+    A file whose name is the pattern without its "*" is preferred. Raises UserError if
+    there is none, or more than one.
     """
     if hasattr(source, "find_files") and (own := source.find_files(folder, settings)):
         return own
@@ -131,7 +130,7 @@ def find_files(
 
 
 def check_folder(folder: pathlib.Path, instructions: str) -> str:
-    """Names a folder as the config does; raises UserError if there is none."""
+    """Returns a folder as messages name it; raises UserError if it does not exist."""
     where = f"config.data_dir = {str(folder)!r}"
     if folder.is_file():
         raise UserError(
@@ -146,9 +145,9 @@ def check_folder(folder: pathlib.Path, instructions: str) -> str:
 def read_log(
     files: list[pathlib.Path], form: Form, split: Callable[..., Dataset], **rules: Any
 ) -> Dataset:
-    """Reads a click log, and has `split` turn it into a data set, by these rules.
+    """Reads a click log, and turns it into a data set with `split` and these rules.
 
-    What `read.read_clicks` has counted joins the counts.
+    The counts of `read.read_clicks` are added to its counts.
     """
     clicks, counts = read_clicks(files, form)
     try:
@@ -163,10 +162,10 @@ def read_log(
 
 
 def _columns(file: pathlib.Path, form: Form) -> str:
-    """Says which of a log's columns are read, as what, and which are not."""
+    """Returns a note on which of a log's columns are read, as what, and which not."""
     names = columns_of(file, form)
     read = form.names(names, file)
-    told = ", ".join(f"{column} from {name!r}" for column, name in read.items())
+    used = ", ".join(f"{column} from {name!r}" for column, name in read.items())
     others = [repr(name) for name in names if name not in read.values()]
     more = f"; not read: {', '.join(others[:10])}" if others else ""
-    return f"{file.name}: {told}{more}" + ", ..." * (len(others) > 10)
+    return f"{file.name}: {used}{more}" + ", ..." * (len(others) > 10)

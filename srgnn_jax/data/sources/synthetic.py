@@ -1,4 +1,4 @@
-"""Made click sessions with structure worth learning."""
+"""Synthetic click sessions with structure worth learning."""
 
 import pathlib
 
@@ -18,20 +18,20 @@ PRESETS = {"default": Settings()}
 SEED = 2019
 ITEMS, CATEGORIES, SESSIONS, DAYS = 2_000, 40, 24_000, 12
 LONGEST = 20
-START = 1_704_067_200_000_000  # the first of January 2024, in microseconds
+START = 1_704_067_200_000_000  # 2024-01-01, in microseconds
 
 
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
-    """Draws the clicks and prepares them like any others."""
+    """Draws the clicks, and prepares them like any others."""
     return prepare(draw_clicks(), **settings.rules)
 
 
 def draw_clicks() -> pl.DataFrame:
     """Draws the click log: columns session, item and time.
 
-    Every session starts at an item by its popularity (Zipf). Each next click goes to
-    one of the item's few successors (55%), back to an item of the session (15%), to an
-    item of the category by popularity (22%), or anywhere (8%).
+    Every session starts at an item drawn by popularity (Zipf). Each next click goes to
+    one of the last item's few successors (55%), back to an item of the session (15%),
+    to an item of the same category by popularity (22%), or to any item (8%).
     """
     rng = np.random.default_rng(SEED)
     popularity = 1 / (np.arange(ITEMS) + 10.0)
@@ -41,7 +41,7 @@ def draw_clicks() -> pl.DataFrame:
     def by_popularity(size):
         return rng.choice(ITEMS, size, p=popularity)
 
-    # Items of a category, repeated by popularity: a uniform draw is a popular item.
+    # Items of a category, repeated by popularity: uniform draws then follow popularity.
     draws = by_popularity(200 * ITEMS)
     shelves = [draws[category[draws] == c] for c in range(CATEGORIES)]
     shelf = np.stack([rng.choice(shelf, 4096) for shelf in shelves])

@@ -1,9 +1,9 @@
 """Any TFDS data set of clicks or of sessions, prepared on disk; needs no TensorFlow.
 
-A record is a click, with features of session, item and time, or a session, with a
-sequence of items and beside it one of times, or the one time of them all. Its splits
-together are a log, which is prepared like any other. Sessions that have splits train
-and test, and validation where there is one, are taken as they are.
+A record is a click, with features for session, item and time, or a session, with a
+sequence of items and either a sequence of times or one time for all. The splits
+together are one log, which is prepared like any other. Sessions in splits train, test
+and, optionally, validation are used as they are.
 """
 
 import dataclasses
@@ -37,9 +37,9 @@ PRESETS = {"default": Settings()}
 
 
 def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
-    """Finds the files of the data set that is named, dataset_info.json first.
+    """Finds the files of the named data set, dataset_info.json first.
 
-    Without a version, the newest is taken. Raises UserError if it is not there.
+    Without a version, the newest is used. Raises UserError if there is none.
     """
     where = f"config.data_dir = {str(folder)!r}"
     name, _, version = settings.tfds_name.partition(":")
@@ -56,8 +56,8 @@ def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
     configs = sorted({str(path.parent.relative_to(folder)) for path in found})
     if len(configs) > 1:
         raise UserError(
-            f"config.tfds_name is {settings.tfds_name!r}, and {where} holds more than "
-            f"one of it; choose one of {', '.join(configs)}"
+            f"config.tfds_name is {settings.tfds_name!r}, and {where} holds several of "
+            f"that name; choose one of {', '.join(configs)}"
         )
     chosen = max(found, key=_version)
     info = chosen / "dataset_info.json"
@@ -70,11 +70,11 @@ def _version(folder: pathlib.Path) -> list[int]:
 
 
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
-    """Reads the records and prepares them, or takes the splits that there are."""
+    """Reads the records and prepares them, or uses the splits as they are."""
     folder = files[0].parent
     try:
         builder = tfds_records.open_folder(folder)
-        # Values, and lists of them; the name of a/b is a.b here.
+        # Only values and lists of values; a/b is named a.b here.
         features = tfds_records.find_features(builder)
         axes = {n.replace("/", "."): k for n, (k, _) in features.items() if k <= 1}
         columns = settings.form.columns
@@ -86,11 +86,12 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
             {name: bool(count) for name, count in axes.items()}, "features"
         )
         if axes[found["item"]] == 1:
-            ready_made.refuse(settings, ["session_column"], "one of a session a record")
+            what = "stored as one session per record"
+            ready_made.refuse(settings, ["session_column"], what)
             found.pop("session", None)
             if {"train", "test"} <= {*builder.info.splits}:
                 unused = source.RULE_SETTINGS | {"time_column"}
-                ready_made.refuse(settings, unused, "one of sessions that are split")
+                ready_made.refuse(settings, unused, "in ready-made splits of sessions")
                 return _read_sessions(builder, found["item"], own)
         frames = _frames(builder, [*builder.info.splits], found, axes)
         usual = dataclasses.replace(settings.form, columns=Columns())
@@ -103,14 +104,14 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     except Exception as error:  # Damaged files raise nearly anything in TFDS.
         raise UserError(
             f"cannot read {folder} as a TFDS data set ({reason(error)[:200]}); have "
-            "TFDS prepare it anew"
+            "TFDS prepare it again"
         ) from error
 
 
 def _frames(
     builder: Any, splits: list[str], found: Mapping[str, str], axes: Mapping[str, int]
 ) -> dict[str, pl.DataFrame]:
-    """Returns the records of each split, their features under their columns' names."""
+    """Returns the records of each split, with features named after their columns."""
     wanted = {column: name.replace(".", "/") for column, name in found.items()}
     values = [
         pl.col(column).list.first() for column, name in found.items() if not axes[name]
@@ -124,7 +125,7 @@ def _frames(
 
 
 def _read_sessions(builder: Any, item: str, form: Form) -> Dataset:
-    """Takes sessions as they are split; of what `data.tfds` wrote, its item rows."""
+    """Reads sessions that are split; keeps the item rows that `data.tfds` wrote."""
     form = dataclasses.replace(form, columns=Columns())
     of, skipped = {}, 0
     for split in ("train", "validation", "test"):

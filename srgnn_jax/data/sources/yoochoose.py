@@ -23,6 +23,6 @@ PRESETS = {
 
 
 def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
-    """Reads the clicks, which come without a header."""
+    """Reads the clicks; the file has no header."""
     form = Form(header=HEADER, separator=",", on_bad_row=settings.on_bad_row)
     return source.read_log(files, form, prepare, **settings.rules)
