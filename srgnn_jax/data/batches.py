@@ -223,7 +223,7 @@ def batches_of(
     )
     layouts = [layout]
     if tiering.overflow > NEVER and len(layout) > 1:
-        # Some batches are expected not to fit the first layout, but the second.
+        # Some batches do not fit the first layout; they are expected to fit this one.
         roomier = tiering._replace(overflow=NEVER, most=2)
         layouts.append(tier_layout(lengths, batch_size, parts, roomier))
     layouts.append(((sum(n for n, _ in layout), int(lengths.max())),))

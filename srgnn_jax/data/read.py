@@ -23,7 +23,7 @@ OnBadRow = Callable[[pathlib.Path | str, int, str], None]
 log = logging.getLogger(__name__)
 
 
-# The source of a chunk, what it numbers ("row" or "line"), column names, and rows.
+# A chunk's source, its unit ("row" or "line"), the names of its columns, and its rows.
 _Chunk = tuple[pathlib.Path | str, str, Mapping[str, str], pl.DataFrame]
 
 
@@ -41,7 +41,7 @@ def read_clicks(
     Returns, in the order of the log, columns session and item (integers if all are
     whole numbers, else text), time (int64 microseconds since 1970, UTC) and, if the
     form names it, date (the same; a numeric time then stays as it is, in float64); and
-    the counts skipped_rows and one for each event.
+    counts: skipped_rows, and one for each event.
     """
     if isinstance(source, Mapping):
         chunks = _frames(source, form)
@@ -118,7 +118,7 @@ class _Reader:
         self.kept: dict[str, list[pl.Series]] = {"time": [], "date": []}
         self.events: collections.Counter[str] = collections.Counter()
         self.skipped = 0
-        # This file, rows of the files before it, its last row, and rows of all chunks.
+        # The current file, rows before it, its last row, and the rows of all chunks.
         self.where, self.before, self.last, self.seen = None, 0, 0, 0
 
     def read(self, chunks: Iterator[_Chunk]) -> tuple[pl.DataFrame, dict[str, int]]:

@@ -18,7 +18,7 @@ from srgnn_jax.data.columns import is_named_list
 from srgnn_jax.data.files import CHUNK, is_array, open_text, reading
 from srgnn_jax.errors import UserError
 
-# The columns of a JSON lines file are the fields of so many records at its start.
+# The columns of a JSON lines file are the fields of its first records, this many.
 _SAMPLE = 100
 _LONG = re.compile("[0-9]{19}")
 _DAMAGE = re.compile("[\ufffd\ud800-\udfff]")
@@ -221,7 +221,7 @@ def record_of(line: str) -> tuple[dict | None, str | None]:
 
 
 def _value(value: Any, path: Sequence[str]) -> Any:
-    """Returns the field at a path as text; lists on the way give a list of it."""
+    """Returns the field at a path as text, or as a list if the path crosses lists."""
     if isinstance(value, list):
         return [_value(one, path) for one in value]
     if path:

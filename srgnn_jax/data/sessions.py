@@ -230,7 +230,7 @@ class Vocabulary:
             raise ValueError(f"{len(clicks)} click counts for {len(self.ids)} item ids")
 
     def with_clicks(self, items: Int[np.ndarray, " C"]) -> "Vocabulary":
-        """Returns the vocabulary with the clicks of training, given as item rows."""
+        """Returns the vocabulary with clicks counted from the item rows of training."""
         clicks = np.bincount(items, minlength=self.num_items)[1:]
         return Vocabulary(self.ids, clicks, self.is_new)
 
@@ -294,7 +294,10 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Vocabulary":
-        """Reads what `save` wrote; raises UserError if it is damaged, or not that."""
+        """Reads what `save` wrote.
+
+        Raises UserError if the file is damaged or not a vocabulary.
+        """
         path = pathlib.Path(path)
         with reading(path, ", a vocabulary"):
             size = path.stat().st_size

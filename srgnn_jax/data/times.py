@@ -19,7 +19,7 @@ DAY = 86_400_000_000
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 # Numbers are in the unit that puts them in the years 1990 to 2099.
 _LIKELY = (7_305 * DAY, 47_482 * DAY)
-# Units of numbers: name, microseconds per unit, and microseconds since 1970 of 0.
+# Units of numbers: name, microseconds per unit, and the time of 0 (microseconds).
 UNITS: dict[str, tuple[str, float, int]] = {
     "s": ("seconds", 1e6, 0),
     "ms": ("milliseconds", 1e3, 0),
@@ -33,7 +33,7 @@ _SINCE_1970 = ("s", "ms", "us", "ns")
 # Dates as whole numbers, such as 20240301, by number of digits.
 _COMPACT = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 TIME_UNITS = ("", *UNITS, "date", "any")
-# Common forms that are only read if they are named.
+# Common formats that are only read if they are named.
 _DATES = (
     *("%Y/%m/%d", "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%Y%m%d"),
     *("%b %d, %Y", "%d %b %Y", "%d/%b/%Y", "%Y-%m-%d", "%d/%m/%y", "%m/%d/%y"),
@@ -74,7 +74,7 @@ def is_date(text: str) -> bool:
 
 
 def forms_of(text: str) -> list[str]:
-    """Returns the common forms, as for `datetime.strptime`, that can read a text."""
+    """Returns the common formats, as for `datetime.strptime`, that can read a text."""
     if len(re.findall(r"\d+", text)) < 2:
         return []
     found = []
@@ -159,7 +159,7 @@ class TimeColumn:
     Args:
       any_number: numbers are not times and stay as they are.
       unit: one of `TIME_UNITS`; "": detected from the values, which must then agree.
-      form: the form of other text, as for `datetime.strptime`.
+      form: the format of other text, as for `datetime.strptime`.
     """
 
     def __init__(self, any_number: bool = False, unit: str = "", form: str = ""):
@@ -332,7 +332,7 @@ def _is_likely(micro: pl.Series) -> pl.Series:
 
 
 def written(micro: float | int | np.integer) -> str:
-    """Formats microseconds since 1970 for people, to the second."""
+    """Formats microseconds since 1970 as a date and time, to the second."""
     return str(np.datetime64(int(micro), "us"))[:19].replace("T", " ")
 
 

@@ -17,7 +17,7 @@ from srgnn_jax.errors import UserError
 SECOND = 1_000_000
 # A session of more days, from its first click to its last, is not a single visit.
 LONGEST_VISIT = 7
-# Share of clicks that may repeat the click before at the same time.
+# Share of clicks that may have the item and time of the click before.
 MOST_DOUBLED = 0.05
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Visits(NamedTuple):
     counts: dict[str, int]  # of what was dropped
 
     def last_of_each_id(self) -> Int[np.ndarray, " I"]:
-        """Returns which sessions are the last of their id; an id's are adjacent."""
+        """Returns the number of each id's last session; an id's visits are adjacent."""
         return np.flatnonzero((self.ids != self.ids.shift(-1)).fill_null(True))
 
 
