@@ -628,7 +628,7 @@ def _lists(rng, log: Log, time: Time, said: list[str]) -> None:
         sessions.setdefault(click.session, []).append(click)
     one_time = rng.random() < 0.3
     if one_time:
-        # The row holds when the session began, and the list the order of clicks.
+        # The row has the time at which the session began, the list the order of clicks.
         said.append("one time a row")
         sessions = {
             session: [c._replace(time=clicks[0].time + n) for n, c in enumerate(clicks)]

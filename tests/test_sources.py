@@ -185,7 +185,7 @@ def test_only_the_sessions_that_the_fraction_needs_are_kept(tmp_path):
         name: len(read(yoochoose, tmp_path, **vars(preset)).train)
         for name, preset in yoochoose.PRESETS.items()
     }
-    # Training has 37 sessions of two examples each, of which 18 and 1 are kept.
+    # 37 training sessions have two examples each; 18 and 1 of these examples are kept.
     assert kept == {"1_4": 9, "1_64": 1}
 
 

@@ -142,7 +142,7 @@ def _continues(
 ) -> bool:
     """Whether a file without a header is part of a log with so many columns.
 
-    A file of JSON is, if at most one of the fields that are read is missing.
+    A JSON file is one if at most one of the fields that are read is missing.
     """
     with contextlib.suppress(UserError):
         fields = columns_of(path, form, width)

@@ -3,7 +3,7 @@
 Each row is an example: item_id_list is the prefix, its ids separated by spaces, and
 item_id the target. RecBole reads such files with `benchmark_filename: [train, valid,
 test]` and `alias_of_item_id: [item_id_list]`. It keeps all clicks of a prefix, so
-comparable results need config.max_session_length = 0. The source is `recbole`.
+comparable results need config.max_session_length = 0. `recbole` is the source.
 """
 
 import pathlib
@@ -27,7 +27,7 @@ SPLITS = {
 
 
 def split_of(path: pathlib.Path) -> str:
-    """Returns the split that a file's name ends in, or nothing."""
+    """Returns the split that a file's name gives, or nothing."""
     is_inter = path.suffix == ".inter"
     return SPLITS.get(path.with_suffix("").suffix, "") if is_inter else ""
 
