@@ -292,7 +292,7 @@ def test_where_a_baseline_wins_the_settings_to_try_are_named():
     beside = {"POP": {"mrr@20": 0.1}, "STAN": {"mrr@20": 0.5}, "Markov": {}}
     assert lost_to(config, {"mrr@20": 0.5}, beside) == []
     said = " ".join(lost_to(config, {"mrr@20": 0.4}, beside))
-    assert said.startswith(" STAN is better by mrr@20: try --config.normalize=True")
+    assert said.startswith(" STAN has a better mrr@20: try --config.normalize=True")
     # What is named is a setting, and is the one of click_log.
     named = dict(re.findall(r"--config\.(\w+)=(\S+?),? ", said))
     assert named.pop("joined") == "True"

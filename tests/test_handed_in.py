@@ -66,7 +66,7 @@ def test_an_example_goes_through_every_mode(name, tmp_path, monkeypatch):
             lambda: evaluate_workdir(workdir),
             lambda: train_and_evaluate(config, workdir),
         ):
-            with pytest.raises(UserError, match=r"of the model SRGNN\(.*hand in what"):
+            with pytest.raises(UserError, match=r"of the model SRGNN\(.*pass what"):
                 use()
     else:
         with pytest.raises(UserError, match=r"sampled.*get_losses"):

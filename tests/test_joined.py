@@ -306,7 +306,7 @@ def test_a_workdir_answers_as_it_was_evaluated_last(run, tmp_path, capsys):
     assert evaluate_workdir(workdir)["mrr@20"] == both["mrr@20"]
     assert Recommender.load(workdir).neighbours is not None
     printed = capsys.readouterr().out
-    _, *tables = printed.split("STAN joins it with weight")
+    _, *tables = printed.split("joined with STAN, weight")
     assert len(tables) == 2
     # It fits a terminal of a hundred columns.
     for table in tables:
@@ -340,7 +340,7 @@ def test_what_cannot_be_joined_is_told(run, tmp_path, monkeypatch):
     one.test_days = 1.0
     with monkeypatch.context() as patch:
         patch.setattr(jax, "process_count", lambda: 2)
-        with pytest.raises(UserError, match="one process joins neighbours"):
+        with pytest.raises(UserError, match="single process can join neighbours"):
             make_evaluator(one, SRGNN(V, 8), TEST.examples(), layouts.Devices(1))
     one.neighbours = "KNN"
     with pytest.raises(UserError, match="choose one of STAN, V-SKNN"):

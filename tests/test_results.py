@@ -131,7 +131,7 @@ def test_evaluation_needs_no_workdir_that_may_be_written(tmp_path, folder, caplo
     (run / results_json.FILE).mkdir()
     found = evaluate_workdir(str(run))
     assert found["mrr@20"] == expected["mrr@20"]
-    assert "what was found is only printed" in caplog.text
+    assert "the results are only printed" in caplog.text
 
 
 def test_one_run_and_several_do_not_share_a_workdir(folder):
@@ -352,7 +352,7 @@ def test_what_is_no_result_is_named(tmp_path):
     (tmp_path / "half.json").write_text('{"test": {"POP": {}}}')
     for name, message in (
         ("nowhere.json", "cannot read"),
-        ("broken.json", "is no JSON file"),
+        ("broken.json", "is not a JSON file"),
         ("other.json", "is neither"),
         ("half.json", "is neither"),
         ("", "holds neither results.json nor baselines.json"),

@@ -3,11 +3,11 @@
     scorer = stan(train, num_items)
     means = metrics.means(target_ranks(scorer, examples), ks=(5, 20))
 
-Each of `METHODS` learns from the training sessions, in time order, of items below
-`num_items` (V, row 0 included), and returns a `Scorer`, which sees nothing of an
-example but its prefix. Prepared sessions carry no times, so ages are counted: that of a
-click in later clicks of its session, that of a session in later training sessions. An
-item that a session clicks again stands where it was clicked last.
+Each of `METHODS` learns from the training sessions, in time order, with items below
+`num_items` (V, row 0 included). It returns a `Scorer`, which sees only the prefix of an
+example. Prepared sessions have no times, so ages are counts: of later clicks in the
+session for a click, of later training sessions for a session. A repeated item has the
+position of its last click.
 """
 
 from collections.abc import Callable
@@ -28,25 +28,25 @@ from srgnn_jax.evaluate.session_knn import (
     vsknn,
 )
 
-# Pairs of items that Item-KNN counts at a time, about.
+# Pairs of items that Item-KNN counts at a time, roughly.
 MAX_PAIRS = 2**22
 
 
 def pop(train: Sessions, num_items: int) -> Scorer:
-    """POP: every session gets the items with the most clicks in training."""
+    """POP: the items with the most training clicks, for every session."""
     return pop_of_clicks(np.bincount(train.items, minlength=num_items))
 
 
 def pop_of_clicks(clicks: Int[np.ndarray, " V"]) -> Scorer:
-    """POP, from the clicks that each item has in training."""
+    """POP, from the number of training clicks of each item."""
     return Scorer(lambda given: sparse.csr_array((len(given), len(clicks))), clicks)
 
 
 def session_pop(train: Sessions, num_items: int) -> Scorer:
     """S-POP: the items that the session clicked most often, then those of POP.
 
-    Among those that it clicked equally often POP decides (Hidasi et al. 2016,
-    "Session-based recommendations with recurrent neural networks").
+    POP breaks ties (Hidasi et al. 2016, "Session-based recommendations with recurrent
+    neural networks").
     """
     clicks = np.bincount(train.items, minlength=num_items)
 
@@ -69,22 +69,22 @@ def item_knn(
 ) -> Scorer:
     """Item-KNN: the items whose sessions are most similar to those of the last click.
 
-    With n_i the number of sessions with item i and n_ij of those with both i and j,
+    With n_i the number of sessions with item i, and n_ij of those with both i and j,
 
         similarity(i, j) = n_ij / ((n_i + lambda)^alpha (n_j + lambda)^(1 - alpha)),
 
-    the cosine of the items' sessions where lambda = 0 and alpha = 1/2 (Hidasi et al.
-    2016, whose public code has these defaults). No item is a neighbour of itself.
+    the cosine of the items' sessions if lambda = 0 and alpha = 1/2 (Hidasi et al. 2016;
+    the defaults are those of their public code). No item is its own neighbour.
 
     Args:
-      neighbours: items that are kept for each item, the most similar.
+      neighbours: how many of the most similar items to keep for each item.
       regularization: lambda; discounts what rare items share by chance.
-      alpha: share of the last click's item in the normalization.
+      alpha: weight of the last click's item in the normalization.
     """
     contains = places(train, num_items).sign().astype(np.float64)
     sessions = sparse.csr_array(contains.T)
     support = np.diff(sessions.indptr) + regularization
-    # Items that the sessions of each item hold, however often.
+    # For each item, the total number of items in its sessions.
     pairs = sessions.astype(np.int64) @ np.diff(contains.indptr)
     near = [sparse.csr_array((0, num_items))]
     for part in parts(pairs, MAX_PAIRS):
@@ -100,12 +100,12 @@ def item_knn(
 def markov(train: Sessions, num_items: int) -> Scorer:
     """First-order Markov chain: what was most often clicked right after the last click.
 
-    The estimate of Rendle et al. 2010, "Factorizing personalized Markov chains for
-    next-basket recommendation", where a basket is one click:
+    The estimator of Rendle et al. 2010, "Factorizing personalized Markov chains for
+    next-basket recommendation", with baskets of one click:
 
-        p(j | i) = number of clicks on j right after i / number of clicks after i;
+        p(j | i) = number of clicks on j right after i / number of clicks after i.
 
-    the divisor, which is the same for all j, is left out.
+    The divisor is the same for all j and is left out.
     """
     _, item, place = each_click(train)
     after = np.flatnonzero(place > 1)

@@ -1,4 +1,4 @@
-"""Metrics by kinds of examples, confidence intervals over sessions, traits of lists.
+"""Metrics by group, confidence intervals over sessions, and statistics of lists.
 
 Axes: E examples, V item rows (row 0 is the padding), K items of a list, M metrics.
 `clicks` [V] is how often each item row was clicked in training.
@@ -15,16 +15,17 @@ from srgnn_jax.data.sessions import Examples
 from srgnn_jax.evaluate import metrics
 
 RESAMPLES = 1000
-# The finer groups of prefixes by length: each from one of these up to the next.
+# The finer groups of prefix lengths start here; each ends before the next.
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 11, 21)
 
 
 def example_sessions(examples: Examples) -> Int[np.ndarray, " E"]:
-    """Numbers the sessions that the examples are of, from 0, in their order.
+    """Returns the number of each example's session, counted from 0 in order.
 
-    An example is of the session of the one before where its target is the next click
-    in the log; or where it is the one before without its target, as the published test
-    files list a session's prefixes (unless `max_session_length` has cut them).
+    An example belongs to the session of the previous one if its target is the next
+    click in the log, or if it is the previous one without its target: that is how the
+    published test files list a session's prefixes (unless `max_session_length` has cut
+    them).
     """
     items, starts, lengths = examples.items, examples.starts, examples.lengths
     ends = starts + lengths
@@ -36,9 +37,9 @@ def example_sessions(examples: Examples) -> Int[np.ndarray, " E"]:
 
 
 def popularity_deciles(clicks: Int[np.ndarray, " V"]) -> Int[np.ndarray, " V"]:
-    """Returns the tenth of the clicked items that each is in, 1 of the most clicked.
+    """Returns the popularity decile of each item row, 1 for the most clicked items.
 
-    Equal counts are ordered by row. Items without a click, and row 0, are in none: 0.
+    Items with equal counts are ordered by row. Row 0 and items without clicks get 0.
     """
     order = np.argsort(-clicks, kind="stable")[: np.count_nonzero(clicks)]
     decile = np.zeros(len(clicks), np.int64)
@@ -49,10 +50,10 @@ def popularity_deciles(clicks: Int[np.ndarray, " V"]) -> Int[np.ndarray, " V"]:
 def ages(
     examples: Examples, is_new: Bool[np.ndarray, " V"]
 ) -> dict[str, Bool[np.ndarray, " E"]]:
-    """Returns whether each example belongs to a group by which item rows are new.
+    """Returns groups of examples by which of their items are new.
 
-    Of "old targets" and "new targets" each has one; "old and new" are those whose
-    items, prefix and target together, are some of either.
+    "old targets" and "new targets" split the examples by their target. "old and new"
+    are those whose items, prefix and target together, include both kinds.
     """
     before = np.append(0, np.cumsum(is_new[examples.items]))
     items, target = examples.lengths + 1, is_new[examples.targets]
@@ -67,10 +68,10 @@ def ages(
 def groups(
     examples: Examples, clicks: Int[np.ndarray, " V"]
 ) -> dict[str, dict[str, Bool[np.ndarray, " E"]]]:
-    """Returns by trait and group whether each example belongs to it.
+    """Returns, by trait and group, whether each example belongs to the group.
 
-    "length" is that of the prefix, split as in Wu et al. 2019 and, as "length, finely",
-    into more groups; "target's popularity" is that of `popularity_deciles`.
+    "length" is that of the prefix, split as in Wu et al. 2019; "length, finely" has
+    more groups. "target's popularity" is the decile of `popularity_deciles`.
     """
     lengths, ends = examples.lengths, examples.starts + examples.lengths
     target, last = clicks[examples.targets] > 0, clicks[examples.items[ends - 1]] > 0
@@ -94,9 +95,9 @@ def bootstrap(
 ) -> Float[np.ndarray, "2 M"]:
     """Returns the bounds of the 95% confidence interval of each column's mean.
 
-    Sessions are drawn with replacement, each with all of its examples, as those are not
-    independent; the bounds are percentiles of the means of such samples, the same in
-    every call (Efron and Tibshirani 1993, chapter 13).
+    Whole sessions are drawn with replacement, as the examples of a session are not
+    independent. The bounds are percentiles of the means of these samples, and are the
+    same in every call (Efron and Tibshirani 1993, chapter 13).
     """
     _, number = np.unique(session, return_inverse=True)
     columns = [*values.T, np.ones(len(values))]
@@ -114,11 +115,11 @@ def break_down(
     ks: Sequence[int],
     is_new: Bool[np.ndarray, " V"] | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Returns metrics and their intervals, of all examples and of each group.
+    """Returns metrics and their intervals, for all examples and for each group.
 
-    By trait and group that has examples, it holds the number of "examples", the mean of
-    each metric, and under "interval" its bounds: what JSON can hold. The trait
-    "age" is that of `ages`.
+    By trait and group, the result has the number of "examples", the mean of each
+    metric, and its bounds under "interval". Empty groups are left out. It can be
+    written as JSON. `is_new` adds the trait "age"; see `ages`.
     """
     session = example_sessions(examples)
     by_name = metrics.ranking_metrics(rank, ks)
@@ -145,10 +146,10 @@ def break_down(
 def list_traits(
     lists: Int[np.ndarray, "E K"], clicks: Int[np.ndarray, " V"]
 ) -> dict[str, float]:
-    """Returns traits of the lists of item rows that a model gives.
+    """Returns statistics of the lists of item rows that a model recommends.
 
-    "coverage" is the share of all items that are in some list, "popularity" the
-    training clicks of a listed item on average.
+    "coverage" is the share of all items that are in some list; "popularity" is the
+    average number of training clicks of a listed item.
     """
     return {
         "coverage": len(np.unique(lists)) / (len(clicks) - 1),

@@ -1,7 +1,7 @@
-"""Evaluation: the target of every example is ranked among all items.
+"""Evaluation: ranks the target of every example among all items.
 
 Axes: E examples, C clicks, N parts of a batch, R rows of a part, K items of a list, K1
-one more, X numbers of an example.
+K + 1, X values of an example.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.item_table import MAX_SCORES
 from srgnn_jax.model.layers import Params
 
-# Sessions that are ranked at a time are a multiple of it, if there are so many: of 64
-# columns a product takes 0.7 of the time of 97, for each of them, on CPU.
+# The sessions ranked at a time are a multiple of this, if there are that many: per
+# column, a product with 64 columns takes 0.7 of the time of one with 97, on CPU.
 MIN_ROWS = 64
-# Batches that a device has in hand while the results of those before are fetched.
+# Batches queued on a device while the results of earlier ones are fetched.
 IN_HAND = 8
 
 
@@ -44,12 +44,12 @@ def rank_step(
     axis_name: str | None = None,
     item_axis: str | None = None,
 ) -> Int[Array, "N R K1"]:
-    """Ranks the targets of a batch, of all devices' parts, and lists the k best items.
+    """Ranks the targets of a batch, on all devices, and lists the k best items.
 
     See `train_step` for the arguments.
 
     Returns:
-      The rank of each target, 1 = best, and after it the rows of the best items.
+      The rank of each target, 1 = best, followed by the rows of the k best items.
     """
 
     def ranked(part):
@@ -60,15 +60,15 @@ def rank_step(
         return jnp.append(rank[:, None], best, axis=1)
 
     found = batches.map_parts(ranked, clicks, batch)
-    # Of all devices, in their order.
+    # The parts of all devices, in device order.
     return jax.lax.all_gather(found, axis_name, tiled=True) if axis_name else found
 
 
 def rows_at_a_time(devices: layouts.Devices, num_items: int) -> int:
     """Returns how many sessions are ranked at a time.
 
-    Few go over the whole table faster than many over blocks of it, unless they become
-    too few to be worth the reading of the table.
+    Ranking few of them over the whole table is faster than many over blocks of it, as
+    long as they are enough to be worth reading the table.
     """
     rows = suits.scores_to_rank(devices.max_scores) // num_items
     return min(max(rows - rows % MIN_ROWS, MIN_ROWS), devices.max_rows)
@@ -76,14 +76,14 @@ def rows_at_a_time(devices: layouts.Devices, num_items: int) -> int:
 
 @dataclasses.dataclass
 class Evaluator:
-    """Evaluates parameters on one split, as often as asked, with one compiled step.
+    """Evaluates parameters on one split, any number of times, with one compiled step.
 
-    The devices return ranks; metrics are taken from them here, in float64 and in the
-    order of the examples. Neither `batch_size` nor the number of devices that share a
-    batch changes what an example is computed with (see `batches.eval_batches`), so that
-    they change no digit.
+    The devices return ranks. The host computes the metrics from them, in float64 and in
+    the order of the examples. Neither `batch_size` nor the number of devices that share
+    a batch changes the arithmetic of an example (see `batches.eval_batches`), so
+    neither changes a digit.
 
-    `after_batch` is called after each batch, and may end the evaluation by raising.
+    `after_batch` is called after each batch and may end the evaluation by raising.
     """
 
     model: nn.Module
@@ -110,7 +110,7 @@ class Evaluator:
     def with_lists(
         self, params: Params, k: int
     ) -> tuple[dict[str, float], Int[np.ndarray, " E"], Int[np.ndarray, "E K"]]:
-        """Returns what a call does, ranks and lists, from one pass over the examples.
+        """Returns means as a call does, with ranks and lists, from one pass.
 
         Returns:
           The means; the rank of each example's target, 1 = best; and the rows of the k
@@ -127,10 +127,10 @@ class Evaluator:
     def by_example(
         self, step: Callable[[Batch], jax.Array], name: str, in_hand: int = IN_HAND
     ) -> tuple[Int[np.ndarray, "E X"], float]:
-        """Returns what a step finds of each example, and in how many seconds.
+        """Returns what a step computes for each example, and the seconds it took.
 
-        These count from when the first batch is on its way, after a first call has
-        compiled; a bar shows `name` from then on.
+        The clock starts when the first batch is on its way, after the first call has
+        compiled; the progress bar shows `name` from then on.
         """
         start = math.inf
         found: list[jax.Array | np.ndarray] = []
@@ -152,7 +152,7 @@ class Evaluator:
                     processes.begin(bar, name)
                 numbers.append(np.where(batch.length > 0, batch.example, -1))
                 if len(found) >= in_hand:
-                    # Fetched late, so that the device always has work in hand.
+                    # Fetched late, so that the device always has work queued.
                     found[-in_hand] = np.asarray(found[-in_hand])
                 bar.update(batch.examples)
                 self.after_batch()

@@ -1,18 +1,18 @@
-"""Network, neighbours and clicks that come again: what each expects next, added up.
+"""Joins a network with neighbours and repeat clicks, by a sum of probabilities.
 
     p(j | s) = v r(j | s) + (1 - v sum r(i | s)) (
         (1 - w) softmax_j(scores of the network) + w knn(j | s) / sum knn(i | s))
 
-over the items i that may be recommended. knn are the scores of `session_knn`; a session
-without neighbours has w = 0. r is how often, in training, a session's own item came
-next that was clicked so often and so long ago (`session_knn.repeat_rates`). The weights
-v and w are chosen on validation. Jannach and Ludewig 2017, "When recurrent neural
-networks meet the neighborhood for session-based recommendation", add GRU4Rec's scores
-up with those of neighbours; Ren et al. 2019, "RepeatNet", let a network tell repeats
-from what is new.
+with sums over the items i that may be recommended. knn are the scores of `session_knn`;
+a session without neighbours has w = 0. r is how often, in training, an item that the
+session had clicked as often and as long ago came next (`session_knn.repeat_rates`). The
+weights v and w are chosen on validation. Jannach and Ludewig 2017, "When recurrent
+neural networks meet the neighborhood for session-based recommendation", add the scores
+of GRU4Rec and of neighbours; Ren et al. 2019, "RepeatNet", let a network distinguish
+repeats from new items.
 
 Axes: E examples, C clicks, R rows of a part, V item rows, N rows that are scored, B
-sessions, W weights, K items of a list, X numbers of an example.
+sessions, W weights, K items of a list, X values of an example.
 """
 
 import dataclasses
@@ -50,10 +50,10 @@ from srgnn_jax.model.layers import Params
 from srgnn_jax.model.ranking import count_not_below, largest
 
 FILE = "neighbours.npz"
-# Of repeats and of neighbours: those that validation chooses from, the former first.
+# Candidate weights of repeats, which validation chooses first, and of neighbours.
 REPEATS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-# Neighbours' and repeats'.
+# The weight of neighbours, then that of repeats.
 Weights = tuple[float, float]
 ALONE: Weights = 0.0, 0.0
 
@@ -61,10 +61,10 @@ ALONE: Weights = 0.0, 0.0
 def add_up(
     scores: Float[Array, "N B"], shares: Float[Array, "N B"]
 ) -> Float[Array, "N B"]:
-    """Returns the joined probabilities; -inf where the network's score is that.
+    """Returns the joined probabilities; -inf where the network's score is -inf.
 
     Args:
-      scores: the network's, of all rows of the table that are scored at once.
+      scores: the network's, for all rows of the table that are scored together.
       shares: what is added to its probabilities; see `Neighbours.shares`.
     """
     joined = (1 - shares.sum(axis=0)) * jax.nn.softmax(scores, axis=0) + shares
@@ -83,14 +83,14 @@ def rank_step(
     k: int = 0,
     max_scores: int = MAX_SCORES,
 ) -> Int[Array, "R X"]:
-    """Ranks the targets of a batch of one part, by each weight, on one device.
+    """Ranks the targets of a one-part batch with each pair of weights, on one device.
 
-    See `evaluator.rank_step`, whose rule for ties holds. Where the weights are 0 the
+    See `evaluator.rank_step`; ties are treated the same. If both weights are 0, the
     network's scores are ranked as they are.
 
     Returns:
-      The ranks by each pair of weights, and after them the rows of the k best items by
-      the first.
+      The ranks with each pair of weights, followed by the rows of the k best items with
+      the first pair.
     """
     part = batches.gather_part(clicks, batch, 0)
     session, table = encode(model, params, part.tiers, max_scores=max_scores)
@@ -109,10 +109,10 @@ def rank_step(
 
 
 class Ranked(NamedTuple):
-    """What a pass over a split finds."""
+    """The result of a pass over a split."""
 
-    ranks: Int[np.ndarray, "E W"]  # of each example's target, by each pair of weights
-    lists: Int[np.ndarray, "E K"]  # the best items by the first
+    ranks: Int[np.ndarray, "E W"]  # of each example's target, with each pair of weights
+    lists: Int[np.ndarray, "E K"]  # the best items with the first pair
     seconds: float
 
 
@@ -127,10 +127,10 @@ def rank(
     progress: bool = False,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Ranked:
-    """Ranks the target of every example among all items, by each pair of weights.
+    """Ranks the target of every example among all items with each pair of weights.
 
-    The weights of `neighbours` do not count. One device ranks; what an example is
-    computed with is always the same. For the other arguments see `Evaluator`.
+    The weights in `neighbours` are ignored. One device ranks, with the same arithmetic
+    for an example every time. For the other arguments see `Evaluator`.
     """
     step = jax.jit(
         functools.partial(
@@ -151,7 +151,7 @@ def rank(
         repeats = neighbours.repeats(prefixes) if uses_repeats else none
         return step(params, *one.with_clicks(batch), knn, repeats)
 
-    # While the device works on one part, the next one's neighbours are found.
+    # The next part's neighbours are found while the device works on this one.
     values, seconds = one.by_example(found, "joined", in_hand=2)
     return Ranked(values[:, : len(weights)], values[:, len(weights) :], seconds)
 
@@ -176,23 +176,23 @@ def served_ranks(
 
 
 class Reached(NamedTuple):
-    """What a joined run reaches."""
+    """The results of a joined run."""
 
     weights: Weights
     test: dict[str, float]  # the means of the metrics, and examples_per_second
-    network: dict[str, float]  # those of the network alone
+    network: dict[str, float]  # the means of the network alone
     rank: Int[np.ndarray, " E"]
     lists: Int[np.ndarray, "E K"]
-    # Where validation chose: its metrics by each pair of weights.
+    # If validation chose the weights: its metrics with each pair.
     valid: dict[Weights, dict[str, float]] | None
 
     def record(self) -> dict[str, Any]:
-        """Returns what results.json holds of it, beside what it holds of any run."""
+        """Returns what results.json holds in addition to any run's entries."""
         weight, again = self.weights
         found = {"weight": weight, "repeats_weight": again, "network": self.network}
         if self.valid is None:
             return {"joined": found}
-        # Neighbours' weight and repeats'.
+        # Keys: the weight of neighbours and that of repeats.
         by_weights = {f"{w} {v}": means for (w, v), means in self.valid.items()}
         joined = {**found, "valid_by_weights": by_weights}
         return {"joined": joined, "valid": self.valid[self.weights]}
@@ -206,11 +206,11 @@ def evaluate(
     k: int,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Reached:
-    """Chooses the weights, unless the config says one of them, and ranks test.
+    """Chooses the weights, unless the config sets one of them, and ranks test.
 
-    The neighbours are sessions that the network trained on. The weight of repeats is
-    chosen first, without neighbours, and then that of neighbours. Of weights that are
-    equally good by `config.select_by` the lower one is taken.
+    The neighbours are sessions that the network was trained on. The weight of repeats
+    is chosen first, without neighbours, then the weight of neighbours. If weights are
+    equally good by `config.select_by`, the lower one is chosen.
 
     Raises:
       UserError: several processes share the run.
@@ -252,16 +252,16 @@ def evaluate(
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError where neighbours cannot join; asked before a run is trained."""
+    """Raises UserError if neighbours cannot join; called before a run is trained."""
     if config.joined and jax.process_count() > 1:
         raise UserError(
-            "one process joins neighbours: train without config.joined, and then run "
-            "--mode=evaluate with it in one process"
+            "only a single process can join neighbours: train without config.joined, "
+            "then run --mode=evaluate with it in one process"
         )
 
 
 def _whole(params: Params, num_items: int) -> Params:
-    """Returns parameters that one device holds, the table without what fills it up."""
+    """Returns parameters on one device, without the padding rows of the item table."""
     here = jax.device_get(params)
     whole = {**here, "item_embedding": here["item_embedding"][:num_items]}
     return jax.device_put(whole, jax.local_devices()[0])
@@ -270,7 +270,7 @@ def _whole(params: Params, num_items: int) -> Params:
 def _neighbours(
     config: ConfigDict, weights: Weights, train: Sessions, num_items: int
 ) -> Neighbours:
-    """Returns what joins; the rates only where they weigh, or a weight is chosen."""
+    """Returns what joins; counts the rates only if they weigh or a weight is chosen."""
     train, (weight, again) = train.whole(), weights
     items, offsets = np.asarray(train.items), np.asarray(train.offsets)
     found = Neighbours(config.neighbours, weight, items, offsets, num_items, again)
@@ -286,10 +286,10 @@ def save(
     num_items: int,
     run: Mapping[str, Any],
 ) -> None:
-    """Has a workdir answer as it was evaluated last: joined, or by the network alone.
+    """Makes a workdir answer as it was last evaluated: joined, or by the network alone.
 
-    `train` are the sessions that the neighbours are among; `run` is what
-    `evaluate_best` recorded.
+    `train` are the sessions among which neighbours are found; `run` is the record that
+    `evaluate_best` returned.
     """
     path = folder / FILE
     if config.joined:
@@ -300,9 +300,9 @@ def save(
 
 
 def load(folder: pathlib.Path, num_items: int) -> Neighbours | None:
-    """Reads what a workdir's network is joined with; None: it stands alone.
+    """Reads what a workdir's network is joined with; returns None if it is not joined.
 
-    UserError: the file is damaged, or of another vocabulary.
+    Raises UserError if the file is damaged or belongs to another vocabulary.
     """
     path = folder / FILE
     if not path.exists():
@@ -310,5 +310,5 @@ def load(folder: pathlib.Path, num_items: int) -> Neighbours | None:
     with reading(path, ", sessions of neighbours"), path.open("rb") as file:
         found = Neighbours.load(file)
         if found.num_items != num_items:
-            raise ValueError(f"it is of {found.num_items} item rows, not {num_items}")
+            raise ValueError(f"it has {found.num_items} item rows, not {num_items}")
     return found

@@ -11,7 +11,7 @@ def ranking_metrics(
 ) -> dict[str, Float[np.ndarray, " E"]]:
     """Returns recall@k, mrr@k and ndcg@k of every example, in float64.
 
-    With one target per example, of rank 1 at best, and 0 where its rank is beyond k:
+    With one target per example, of rank 1 at best; all are 0 if its rank is beyond k:
         recall@k = 1,  mrr@k = 1 / rank,  ndcg@k = 1 / log2(rank + 1).
     `recall@k` is the paper's P@k, also called the hit rate.
     """
@@ -25,12 +25,12 @@ def ranking_metrics(
 
 
 def names(ks: Sequence[int]) -> list[str]:
-    """Returns the names of the metrics, list length by list length."""
+    """Returns the names of the metrics, grouped by list length."""
     return [f"{metric}@{k}" for k in ks for metric in ("recall", "mrr", "ndcg")]
 
 
 def usual_k(ks: Sequence[int]) -> int:
-    """Returns the list length to show: the papers' 20, or the longest without it."""
+    """Returns the list length to show: 20, as in the papers, or else the longest."""
     return 20 if 20 in ks or not ks else max(ks)
 
 

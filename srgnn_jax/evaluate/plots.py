@@ -1,7 +1,7 @@
-"""Pictures, drawn with matplotlib (`pip install 'srgnn_jax[plots]'`).
+"""Plots, drawn with matplotlib (`pip install 'srgnn_jax[plots]'`).
 
 Each function returns a matplotlib figure, which notebooks show inline; `plot_workdir`
-draws a run and writes files. Axes: N rows, D embedding, V item rows (row 0: padding).
+plots a run and writes files. Axes: N rows, D embedding, V item rows (row 0: padding).
 """
 
 import itertools
@@ -27,7 +27,7 @@ except ModuleNotFoundError as error:
     raise UserError("plots need matplotlib: pip install 'srgnn_jax[plots]'") from error
 
 INK, ACCENT = "#1f2d3d", "#d9622b"
-# Okabe and Ito's colours, which the colour-blind tell apart.
+# Okabe and Ito's palette, which colour-blind people can distinguish.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS, LINES = "osD^vP", ("-", "--", ":", "-.", "-", "--")
 RING: dict[str, Any] = {"facecolors": "none", "edgecolors": INK}
@@ -47,17 +47,17 @@ STYLE: dict[Any, Any] = {
 
 
 def plot_workdir(workdir: str) -> list[pathlib.Path]:
-    """Draws a run, of one seed or several: png files in the workdir's folder `plots`.
+    """Plots a run of one or several seeds: png files in the workdir's folder `plots`.
 
     Raises:
-      UserError: there is nothing to draw: the run has not come to its end.
+      UserError: there is nothing to plot, as the run has not finished.
     """
     folder = pathlib.Path(workdir).expanduser()
     path = folder / results_json.FILE
     if not path.is_file():
         raise UserError(
-            f"{folder} holds no {path.name}: let the run come to its end, or make one "
-            "by --mode=evaluate"
+            f"{folder} holds no {path.name}: let the run finish, or write one with "
+            "--mode=evaluate"
         )
     results = results_json.read(path)
     runs, k = results["runs"], metrics.usual_k(results["config"]["ks"])
@@ -65,8 +65,8 @@ def plot_workdir(workdir: str) -> list[pathlib.Path]:
     found = {r["seed"]: folders[r["seed"]] for r in runs if r["seed"] in folders}
     if not found:
         raise UserError(
-            f"{folder} holds no folder of a seed that its {path.name} tells of; make "
-            "that anew by --mode=evaluate"
+            f"{folder} holds no folder of a seed in its {path.name}; write that file "
+            "again with --mode=evaluate"
         )
     figures = {
         "recall_over_k": recall_over_k(
@@ -93,10 +93,10 @@ def plot_workdir(workdir: str) -> list[pathlib.Path]:
 def save_figures(
     folder: pathlib.Path, figures: Mapping[str, Figure]
 ) -> list[pathlib.Path]:
-    """Writes figures as png files, by name, into the folder's `plots`.
+    """Writes figures, by name, as png files to the folder's `plots`.
 
     Raises:
-      UserError: they cannot be written.
+      UserError: the files cannot be written.
     """
     plots = folder / "plots"
     try:
@@ -116,12 +116,12 @@ def learning_curves(
     chosen: Mapping[str, int] | None = None,
     baselines: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Figure:
-    """Draws loss, recall@k and mrr@k over the steps and epochs of runs.
+    """Plots loss, recall@k and mrr@k over the steps and epochs of runs.
 
     Args:
-      records: lines of metrics.jsonl, by the run's label.
-      chosen: the epoch that was chosen, which is ringed, by the run's label.
-      baselines: metrics on test of other recommenders, lines across, by their names.
+      records: lines of metrics.jsonl, by run label.
+      chosen: the chosen epoch, which is ringed, by run label.
+      baselines: test metrics of other recommenders, by name; drawn as horizontal lines.
     """
     figure = Figure(figsize=(12.6, 3.4))
     loss, *others = figure.subplots(1, 3)
@@ -163,10 +163,10 @@ def learning_curves(
 
 @rc_context(STYLE)
 def recall_over_k(curves: Mapping[str, Sequence[float]]) -> Figure:
-    """Draws recall@k over the length k of the list.
+    """Plots recall@k over the length k of the list.
 
     Args:
-      curves: recall@1, recall@2, ... as fractions, by the run's label.
+      curves: recall@1, recall@2, ... as fractions, by run label.
     """
     figure = Figure(figsize=(5.4, 3.4))
     axes = figure.subplots()
@@ -190,11 +190,11 @@ def recall_over_k(curves: Mapping[str, Sequence[float]]) -> Figure:
 
 @rc_context(STYLE)
 def metrics_by_length(breakdowns: Sequence[Mapping[str, Any]], k: int = 20) -> Figure:
-    """Draws recall@k and mrr@k by the length of the prefix.
+    """Plots recall@k and mrr@k by the length of the prefix.
 
     Args:
-      breakdowns: what `breakdown.break_down` returned for each seed. Of one seed, bars
-        are its confidence intervals; of several, points are their means and bars their
+      breakdowns: what `breakdown.break_down` returned for each seed. For one seed, bars
+        are its confidence intervals; for several, points are their means and bars their
         standard deviations.
     """
     seeds = [one["length, finely"] for one in breakdowns]
@@ -231,9 +231,9 @@ def metrics_by_length(breakdowns: Sequence[Mapping[str, Any]], k: int = 20) -> F
 def principal_components(
     rows: Float[np.ndarray, "N D"],
 ) -> tuple[Float[np.ndarray, "N 2"], Float[np.ndarray, "2"]]:
-    """Returns rows along the two directions in which they vary most.
+    """Projects rows onto the two directions in which they vary most.
 
-    With them comes each direction's share of the variance.
+    Also returns each direction's share of the variance.
     """
     left, size, _ = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
     share = size**2 / max((size**2).sum(), np.finfo(size.dtype).tiny)
@@ -244,15 +244,15 @@ def principal_components(
 def item_map(
     table: Float[np.ndarray, "V D"], clicks: Int[np.ndarray, " V"], most: int = 3000
 ) -> Figure:
-    """Draws the embeddings of the most clicked items on their principal components.
+    """Plots the embeddings of the most clicked items on their principal components.
 
-    `clicks` are those of each row in training; `most` items are drawn, at most.
+    `clicks` has the training clicks of each row; at most `most` items are drawn.
     """
     order = np.argsort(-clicks, kind="stable")[: min(most, np.count_nonzero(clicks))]
     place, share = principal_components(table[order])
     figure = Figure(figsize=(6.0, 4.8))
     axes = figure.subplots()
-    # The most clicked ones on top.
+    # The most clicked items are drawn on top.
     x, y = place[::-1].T
     style: dict[str, Any] = {"cmap": "cividis", "s": 9, "linewidths": 0}
     points = axes.scatter(x, y, c=clicks[order][::-1], norm=LogNorm(), **style)

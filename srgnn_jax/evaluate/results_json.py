@@ -1,7 +1,7 @@
-"""results.json and baselines.json: what is recorded of runs, written and read.
+"""Reads and writes results.json and baselines.json, the records of runs.
 
-All of results.json that depends on the clock has "second" in its key: the rest is the
-same whenever the same command is run on the same machine.
+Everything in results.json that depends on the clock has "second" in its key. The rest
+is the same every time the same command runs on the same machine.
 """
 
 import json
@@ -29,18 +29,18 @@ from srgnn_jax.runs.progress import Progress
 Results = dict[str, Any]
 
 FILE, BASELINES_FILE = "results.json", "baselines.json"
-# What each of the two holds at least.
+# Keys that each of the two files must have.
 _KEYS = (
     {"config", "data", "mean", "protocol", "runs", "standard_deviation"},
     {"data", "dataset", "test", "test_examples", "train_sessions"},
 )
-# By `config.select_on`: what becomes of test.
+# How test is used, by `config.select_on`.
 TEST = {
     "valid": "evaluated once, for the epoch that validation chose",
     "test": "evaluated every epoch, and it chose the epoch",
     "last": "evaluated once, after the last epoch",
 }
-# Flags that say where things lie, and what stands in a record in their place.
+# Flags that name places, and what a record has instead of them.
 PLACES = {
     "workdir": [],
     "config.prepared_dir": [],
@@ -51,7 +51,7 @@ FIELDS_OF_PLACES = frozenset({"data_dir", "prepared_dir", "warm_start"})
 
 
 def portable_command(arguments: Sequence[str]) -> str:
-    """Returns the command line of `srgnn_jax.main` without what is one machine's."""
+    """Returns the command line of `srgnn_jax.main` without machine-specific flags."""
     kept = []
     rest = iter(arguments)
     for argument in rest:
@@ -73,7 +73,7 @@ def of_run(
     rank: Int[np.ndarray, " E"],
     lists: Int[np.ndarray, "E K"],
 ) -> Results:
-    """Returns the record of one seed: how far it came, and what it reached on test.
+    """Returns the record of one seed: its progress and its results on test.
 
     The last three arguments are what `Evaluator.with_lists` returns.
     """
@@ -102,7 +102,7 @@ def of_run(
 
 
 def summary(runs: Sequence[Results]) -> Results:
-    """Returns mean and standard deviation of the metrics over the seeds."""
+    """Returns the mean and standard deviation of each metric over the seeds."""
     found: Results = {"mean": {}, "standard_deviation": {}}
     for split in ("test", "test_each_best", "valid"):
         each = [run[split] for run in runs if run.get(split)]
@@ -115,7 +115,7 @@ def summary(runs: Sequence[Results]) -> Results:
 
 
 def merge(several: Sequence[Results]) -> Results:
-    """Joins the results of runs that differ in their seeds."""
+    """Merges the results of runs that differ in their seeds."""
     runs = [run for results in several for run in results["runs"]]
     config = {**several[0]["config"], "runs": len(runs)}
     return {**several[0], "config": config, **summary(runs), "runs": runs}
@@ -129,7 +129,7 @@ def record(
     command: str,
     run: Results,
 ) -> None:
-    """Writes results.json of a workdir with one run: what `of_run` returned."""
+    """Writes a workdir's results.json with one run, as `of_run` returned it."""
     epochs = [x for x in read_lines(folder / "metrics.jsonl") if "epoch" in x]
     run = {
         **run,
@@ -173,10 +173,10 @@ def record(
 
 
 def train_seconds(epochs: Sequence[Results], examples: int) -> float:
-    """Returns how long epochs of so many examples took, without evaluation.
+    """Returns how long epochs of `examples` examples took, without evaluation.
 
-    An epoch whose steps were all taken before the run was broken off has no rate: it
-    counts like the others, and there is 0 where none has one.
+    An epoch whose steps were all taken before the run was interrupted has no rate: it
+    counts like the others. If no epoch has a rate, the result is 0.
     """
     rates = [epoch["train/examples_per_second"] for epoch in epochs]
     known = [rate for rate in rates if rate]
@@ -184,9 +184,9 @@ def train_seconds(epochs: Sequence[Results], examples: int) -> float:
 
 
 def each_best(epochs: Sequence[Results]) -> dict[str, float]:
-    """Returns the best of each test metric over the epochs.
+    """Returns the best value of each test metric over the epochs.
 
-    The papers' codes report these, which belong to no single epoch.
+    The papers' code reports these, which belong to no single epoch.
     """
     names = {key: None for epoch in epochs for key in epoch if key.startswith("test/")}
     return {
@@ -196,7 +196,7 @@ def each_best(epochs: Sequence[Results]) -> dict[str, float]:
 
 
 def read_lines(path: pathlib.Path) -> list[Results]:
-    """Reads a metrics.jsonl; there are no lines where there is no file."""
+    """Reads the lines of a metrics.jsonl; returns none if there is no file."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -209,19 +209,19 @@ def read(path: pathlib.Path) -> Results:
     except OSError as error:
         raise UserError(f"cannot read {path} ({reason(error)})") from error
     except ValueError as error:
-        raise UserError(f"{path} is no JSON file ({error})") from error
+        raise UserError(f"{path} is not a JSON file ({error})") from error
     if isinstance(found, dict) and any(holds <= found.keys() for holds in _KEYS):
         return found
     raise UserError(f"{path} is neither a {FILE} nor a {BASELINES_FILE} of a run")
 
 
 def write(path: pathlib.Path, results: Results) -> None:
-    """Writes a results.json or a baselines.json, as a whole or not at all."""
+    """Writes a results.json or a baselines.json, completely or not at all."""
     write_text(path, json.dumps(results, indent=1) + "\n")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file, as a whole or not at all; UserError: it cannot be written."""
+    """Writes a text file, completely or not at all; raises UserError if it cannot."""
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         unfinished.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The ranks of targets by what a baseline has learnt.
+"""Ranks targets by the scores of a baseline.
 
 Axes: E examples, V item rows (row 0 is the padding), R rows.
 """
@@ -13,10 +13,10 @@ from scipy import sparse
 from srgnn_jax.data.sessions import Examples
 from srgnn_jax.evaluate.session_knn import Scorer, row_of_each
 
-# Clicks of all prefixes that are scored at a time. Memory grows with their product with
-# the sessions sampled per prefix.
+# Clicks, over all prefixes, that are scored at a time. Memory grows with this number
+# times the sessions sampled per prefix.
 MAX_CLICKS = 512
-# Scores whose relative difference is smaller are equal but for rounding.
+# Scores with a smaller relative difference are equal except for rounding.
 TIE = 1e-9
 
 
@@ -25,8 +25,8 @@ def target_ranks(
 ) -> Int[np.ndarray, " E"]:
     """Returns the rank (1 = best) of each example's target among rows 1 to V - 1.
 
-    Ties count against the target, as in `item_table.target_rank`: where there are no
-    scores at all, it is last. About `max_clicks` clicks are scored at a time.
+    Ties count against the target, as in `item_table.target_rank`, so it is last if
+    there are no scores at all. About `max_clicks` clicks are scored at a time.
     """
     fallback = scorer.fallback[1:]
     fallback_rank = np.zeros(len(scorer.fallback), np.int64)
@@ -52,8 +52,8 @@ def _ranks(
     score = np.full(len(targets), -np.inf)
     score[row[is_target]] = scores.data[is_target]
     rank = count(scores.data >= score[row] * (1 - TIE))
-    # A target without a score comes after all that have one, and after those before it
-    # in the fallback's order that have none.
+    # A target without a score comes after all items with one, and after the items
+    # without one that precede it in the fallback's order.
     behind = fallback_rank[targets] - count(
         fallback_rank[scores.indices] <= fallback_rank[targets[row]]
     )
@@ -61,7 +61,7 @@ def _ranks(
 
 
 def parts(sizes: Int[np.ndarray, " R"], most: int) -> Iterator[slice]:
-    """Cuts rows into parts, a new one whenever the sizes have come to `most` more."""
+    """Splits rows into parts; a new one starts whenever the sizes add up to `most`."""
     so_far = np.cumsum(sizes, dtype=np.int64) // most
     starts = np.flatnonzero(np.diff(so_far, prepend=-1))
     return itertools.starmap(slice, itertools.pairwise([*starts, len(sizes)]))

@@ -1,4 +1,4 @@
-"""Pictures of a search: what its trials reached, epoch by epoch and by setting."""
+"""Plots of a search: what its trials reached, by epoch and by setting."""
 
 import math
 import pathlib
@@ -18,11 +18,11 @@ from srgnn_jax.evaluate.plots import (
     save_figures,
 )
 
-# What is drawn of a trial: its "number", its "state" (COMPLETE, PRUNED or FAIL), its
-# "value" as a fraction, the metric by epoch, "epochs", and its settings, "params".
+# A trial to plot: its "number", its "state" (COMPLETE, PRUNED or FAIL), its "value" as
+# a fraction, the metric by epoch as "epochs", and its settings as "params".
 Record = Mapping[str, Any]
 
-# How trials are drawn that did not fail.
+# How trials that did not fail are drawn.
 STATES: dict[str, dict[str, Any]] = {
     "COMPLETE": {"marker": "o", "color": COLOURS[0], "s": 22, "label": "complete"},
     "PRUNED": {"marker": "x", "color": INK, "s": 22, "label": "ended early"},
@@ -32,10 +32,10 @@ STATES: dict[str, dict[str, Any]] = {
 def plot_search(
     folder: pathlib.Path, trials: Sequence[Record], metric: str
 ) -> list[pathlib.Path]:
-    """Draws a search: png files in its folder `plots`.
+    """Plots a search: png files in its folder `plots`.
 
     Raises:
-      UserError: they cannot be written.
+      UserError: the files cannot be written.
     """
     figures = {
         "trials": trial_values(trials, metric),
@@ -47,7 +47,7 @@ def plot_search(
 
 @rc_context(STYLE)
 def trial_values(trials: Sequence[Record], metric: str) -> Figure:
-    """Draws what each trial reached, and the best so far."""
+    """Plots what each trial reached, and the best so far."""
     figure = Figure(figsize=(6.4, 3.4))
     axes = figure.subplots()
     for state, style in STATES.items():
@@ -66,7 +66,7 @@ def trial_values(trials: Sequence[Record], metric: str) -> Figure:
 
 @rc_context(STYLE)
 def epoch_curves(trials: Sequence[Record], metric: str) -> Figure:
-    """Draws the metric of every trial over its epochs, the best one marked."""
+    """Plots the metric of every trial over its epochs and marks the best trial."""
     figure = Figure(figsize=(6.4, 3.4))
     axes = figure.subplots()
     done = [one for one in trials if one["state"] == "COMPLETE"]
@@ -87,7 +87,7 @@ def epoch_curves(trials: Sequence[Record], metric: str) -> Figure:
 
 @rc_context(STYLE)
 def value_by_setting(trials: Sequence[Record], metric: str) -> Figure:
-    """Draws what trials reached over each setting."""
+    """Plots what trials reached against each setting."""
     fields = list(trials[0]["params"])
     columns = min(4, len(fields))
     rows = math.ceil(len(fields) / columns)
@@ -97,7 +97,7 @@ def value_by_setting(trials: Sequence[Record], metric: str) -> Figure:
         axes.axis("off")
     for axes, field in zip(every, fields, strict=False):
         values = {one["params"][field] for one in trials}
-        # Few values are a choice: each has its place.
+        # A few values are drawn as categories, at equal distances.
         places = {value: place for place, value in enumerate(sorted(values))}
         if len(places) <= 6:
             axes.set_xticks(range(len(places)), map(str, places))

@@ -1,7 +1,7 @@
-"""V-SKNN, STAN and clicks that come again, and what they add to a network.
+"""V-SKNN, STAN and repeat clicks, and what they add to a network.
 
-An export holds this file beside its loader, so that it needs numpy and scipy, nothing
-else. Clicks are `Sessions` or `Examples` of `data.sessions`, or whatever has their
+An export holds a copy of this file next to its loader, so it may import only numpy and
+scipy. Clicks are `Sessions` or `Examples` of `data.sessions`, or anything with the same
 arrays.
 
 Axes: S training sessions, V item rows (row 0 is the padding), C clicks, E examples, R
@@ -28,12 +28,12 @@ Weight = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Scorer(NamedTuple):
-    """A recommender that has learnt.
+    """A trained recommender.
 
     Attributes:
-      score: returns the scores [E, V] of the prefixes of some examples. A row stores
-        those of some items, above 0; all of these come before the other items.
-      fallback: [V], orders the other items, higher is better.
+      score: returns the scores [E, V] for the prefixes of some examples. A row stores
+        positive scores of some items, which rank before all other items.
+      fallback: [V], orders the other items; higher is better.
     """
 
     score: Callable[[Any], sparse.csr_array]
@@ -42,7 +42,7 @@ class Scorer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Prefixes:
-    """Clicks to score: `Examples` without targets, of which some may be empty."""
+    """Clicks to score: `Examples` without targets; prefixes may be empty."""
 
     items: np.ndarray  # the item rows of all clicks
     starts: np.ndarray  # the index of each prefix's first click
@@ -50,7 +50,7 @@ class Prefixes:
 
     @classmethod
     def of(cls, item_seq: np.ndarray) -> "Prefixes":
-        """Returns those of item rows [B, L] in click order, 0 = padding at the end."""
+        """Builds them from item rows [B, L] in click order, 0 = padding at the end."""
         starts = np.arange(len(item_seq)) * item_seq.shape[1]
         return cls(item_seq.reshape(-1), starts, np.count_nonzero(item_seq, axis=1))
 
@@ -66,18 +66,18 @@ def vsknn(
     click_weight: Weight = lambda age, length: length - age,
     neighbour_weight: Weight = lambda age, length: 1 / (age + 1),
 ) -> Scorer:
-    """V-SKNN: the items of sessions that share clicks, the latest above all.
+    """V-SKNN: items of sessions that share clicks, the latest clicks counting most.
 
     The neighbours N(s) of a prefix s are the k most similar of the latest
     `sample_size` training sessions that share an item with it, and
 
-        similarity(s, n) = sum of click_weight(i, s) over the items i of both
+        similarity(s, n) = sum of click_weight(i, s) over the items i in both
         score(j | s) = sum over n in N(s) with j:
-            similarity(s, n) neighbour_weight(i*, s),  i* = the latest item of both,
+            similarity(s, n) neighbour_weight(i*, s),  i* = the latest item in both
 
     (Ludewig and Jannach 2018, "Evaluation of session-based recommendation algorithms").
-    The defaults are those of the authors' code: from the last click on, the clicks of a
-    prefix of n weigh n, n - 1, ..., and its neighbours 1, 1/2, 1/3, ...
+    The defaults are those of the authors' code: counted from the last one, the clicks
+    of a prefix of length n weigh n, n - 1, ..., and neighbours 1, 1/2, 1/3, ... by i*.
     """
     return _session_knn(
         places(train, num_items),
@@ -99,25 +99,25 @@ def stan(
     lambda2: float | int = 1.0,
     lambda3: float | int = 2.05,
 ) -> Scorer:
-    """STAN: sessions that share clicks, weighed by place and age.
+    """STAN: items of sessions that share clicks, weighted by position and age.
 
     The neighbours N(s) of a prefix s are the k most similar of the latest
     `sample_size` training sessions that share an item with it, and
 
-        similarity(s, n) = sum over the items i of both: exp(-age(i, s) / lambda1),
+        similarity(s, n) = sum over the items i in both: exp(-age(i, s) / lambda1),
             times exp(-age(n) / lambda2) / sqrt(number of items of n)
         score(j | s) = sum over n in N(s) with j:
             similarity(s, n) exp(-|age(j, n) - age(i*, n)| / lambda3),
-            i* = the item of both that s clicked last
+            i* = the item in both that s clicked last
 
     (Garg et al. 2019, "Sequence and time aware neighborhood for session-based
-    recommendations"). What s alone determines is left out. The paper's age of a session
-    is in days. Here it is the share of the training sessions that are later, as a data
-    set has no times; and lambda2 = 1 was the best of 0.1, 0.3, 1, 3 and none on
-    validation, both on Diginetica and on Yoochoose 1/64.
+    recommendations"). Factors that depend only on s are left out. In the paper the age
+    of a session is in days. A prepared data set has no times, so here it is the share
+    of the training sessions that are later; lambda2 = 1 was the best of 0.1, 0.3, 1, 3
+    and none on validation, both on Diginetica and on Yoochoose 1/64.
     """
     clicked = places(train, num_items)
-    # A session without a click has no weight that counts.
+    # Avoids dividing by 0: the weight of a session without clicks has no effect.
     distinct = np.maximum(np.diff(clicked.indptr), 1)
     later = np.arange(len(train))[::-1] / max(len(train), 1)
     return _session_knn(
@@ -141,10 +141,10 @@ def _session_knn(
     neighbour_weight: Weight,
     item_weight: Callable[[np.ndarray], np.ndarray],
 ) -> Scorer:
-    """Scores the items of the k training sessions, as `places`, nearest to a prefix."""
+    """Scores items of the k nearest training sessions; `train` is from `places`."""
     num_items = train.shape[1]
     weighted = sparse.diags_array(session_weight) @ train.sign()
-    # None but the latest sessions of an item can be among the latest of a prefix.
+    # Only the latest sessions of an item can be among the latest of a prefix.
     sessions_of = keep(sparse.csr_array(weighted.T), sample_size, largest=False)
 
     def score(examples):
@@ -157,7 +157,8 @@ def _session_knn(
         if not near.nnz:
             return sparse.csr_array(clicked.shape)
 
-        # For each pair: its neighbour's items, and which of them was clicked last.
+        # For each pair of a prefix and a neighbour: the neighbour's items, and the
+        # shared item that the prefix clicked last.
         pair = row_of_each(near)
         contents = train[near.indices]
         both = clicked[pair].multiply(contents.sign())
@@ -167,7 +168,7 @@ def _session_knn(
             np.diff(contents.indptr)
         )
 
-        # Both products add up in the neighbours' order: equal sums are equal in bits.
+        # Both products add in the neighbours' order, so equal sums agree to the bit.
         weight = near.data * neighbour_weight(lengths[pair] - place, lengths[pair])
         neighbours = sparse.csr_array(
             (weight, np.arange(len(pair)), near.indptr), (len(examples), len(pair))
@@ -181,20 +182,20 @@ def _session_knn(
 METHODS: dict[str, Callable[[Any, int], Scorer]] = {"STAN": stan, "V-SKNN": vsknn}
 
 
-# D, by powers of 2, T and A; what is beyond counts as the last of them.
+# D (by powers of 2), T and A; larger values count as the last one.
 KINDS = 6, 6, 24
-# Prefixes' clicks that are counted at a time; those that a rate's mean counts as.
+# Clicks of prefixes that are counted at a time; observations that a mean counts as.
 CLICKS_AT_A_TIME, OF_THE_MEAN = 2**22, 10
-# Of a session's next click, the share of all its items at most.
+# The most that the items of a session together get of its next click.
 MOST_REPEATS = 0.95
 
 
 def repeat_rates(train: Any, num_items: int) -> np.ndarray:
-    """Returns how often what a prefix holds t times, last a clicks ago, comes next.
+    """Returns how often items that a prefix has t times, last a clicks ago, come next.
 
-    Of all prefixes of the training sessions with d distinct items, [D, T, A]. Where
-    there are few of them, what holds of any d counts too. How often and how long ago
-    decide on repeats (Anderson et al. 2014, "The dynamics of repeat consumption").
+    Counted over all prefixes of the training sessions with d distinct items: [D, T, A].
+    If these are few, the rate over all d counts too. Repeats depend on how often and
+    how long ago (Anderson et al. 2014, "The dynamics of repeat consumption").
     """
     lengths = np.asarray(train.lengths, np.int64)
     part = np.cumsum(lengths**2) // CLICKS_AT_A_TIME
@@ -217,7 +218,7 @@ def repeat_rates(train: Any, num_items: int) -> np.ndarray:
 
 
 def _kinds(clicks: Any, num_items: int) -> tuple[sparse.csr_array, np.ndarray]:
-    """Returns the places of each prefix's items, and the index of each's rate."""
+    """Returns the positions of each prefix's items and the indices of their rates."""
     row, item, _ = each_click(clicks)
     shape = len(clicks), num_items
     times = sparse.csr_array((np.ones(len(row), np.int64), (row, item)), shape)
@@ -233,10 +234,10 @@ def _kinds(clicks: Any, num_items: int) -> tuple[sparse.csr_array, np.ndarray]:
 def weighted(
     knn: Any, repeats: Any, weight: float | int, repeats_weight: float | int
 ) -> Any:
-    """Returns what is added to a network's probabilities, [E, N] as both are.
+    """Returns what is added to a network's probabilities, [E, N] like both arrays.
 
-    The network's are scaled so that all sum to 1: of what does not come again,
-    neighbours get the share `weight`, where there are any.
+    The network's are scaled so that everything sums to 1. Neighbours, if there are any,
+    get the share `weight` of what repeats leave.
     """
     again = repeats_weight * repeats
     return (1 - again.sum(axis=1, keepdims=True)) * weight * knn + again
@@ -251,8 +252,8 @@ class Neighbours:
       weight: their share of the joined probabilities, below 1.
       items, offsets: the training sessions; see `data.sessions.Sessions`.
       num_items: V.
-      repeats_weight: what the rates are multiplied with, at most 1.
-      rates: `repeat_rates`, or [T, A], of any d; of any shape if they do not weigh.
+      repeats_weight: what the rates are multiplied by, at most 1.
+      rates: `repeat_rates`, or [T, A] for any d; of any shape if their weight is 0.
     """
 
     method: str
@@ -278,8 +279,8 @@ class Neighbours:
     def shares(self, clicks: Any, rows: np.ndarray | None = None) -> np.ndarray:
         """Returns what is added to the network's probabilities, [E, V] in float32.
 
-        See `weighted`. Of `rows` [N], others than 0 each there once, only these share
-        it, and [E, N] is returned.
+        See `weighted`. With `rows` [N], in which only 0 may repeat, only these items
+        share the probability, and the result is [E, N].
         """
         none = np.zeros((1, 1), np.float32)
         knn = self.knn(clicks, rows) if self.weight else none
@@ -289,17 +290,17 @@ class Neighbours:
         return np.broadcast_to(both, shape).astype(np.float32, copy=False)
 
     def knn(self, clicks: Any, rows: np.ndarray | None = None) -> np.ndarray:
-        """Returns neighbours' scores scaled to sum to 1; see `shares`.
+        """Returns the neighbours' scores, scaled to sum to 1; see `shares`.
 
-        Where a prefix has no neighbour, all are 0.
+        If a prefix has no neighbour, all are 0.
         """
-        # A product of weights may be too small for a number.
+        # A product of weights may underflow to 0.
         return self._scaled(
             self._score(clicks), lambda total: 1 / np.where(total > 0, total, 1), rows
         )
 
     def repeats(self, clicks: Any, rows: np.ndarray | None = None) -> np.ndarray:
-        """Returns how likely each item comes again; 0 if it was not clicked."""
+        """Returns how likely each item is to come again; 0 if it was not clicked."""
         found, kind = _kinds(clicks, self.num_items)
         found.data = np.broadcast_to(self.rates, KINDS).reshape(-1)[kind]
         return self._scaled(
@@ -312,7 +313,7 @@ class Neighbours:
         scale: Callable[[np.ndarray], np.ndarray],
         rows: np.ndarray | None,
     ) -> np.ndarray:
-        """Scales the scores of each prefix by their sum, those of `rows` if given."""
+        """Scales each prefix's scores (of `rows`, if given) by `scale` of their sum."""
         if rows is not None:
             is_chosen = np.zeros(self.num_items, bool)
             is_chosen[rows] = True
@@ -323,7 +324,7 @@ class Neighbours:
         return shares if rows is None else shares[:, rows]
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes an npz file, as a whole or not at all."""
+        """Writes an npz file, completely or not at all."""
         path = pathlib.Path(path)
         unfinished = path.with_name(path.name + ".unfinished")
         with unfinished.open("wb") as file:
@@ -332,7 +333,7 @@ class Neighbours:
 
     @classmethod
     def load(cls, file: io.BufferedIOBase) -> "Neighbours":
-        """Reads what `save` wrote; ValueError, KeyError: it did not write this."""
+        """Reads a file that `save` wrote; raises ValueError or KeyError for others."""
         try:
             with np.load(file, allow_pickle=False) as found:
                 fields = {f.name: found[f.name] for f in dataclasses.fields(cls)}
@@ -358,7 +359,7 @@ class Neighbours:
 
 
 def each_click(clicks: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns of each click its session or prefix, its item, and its place, from 1."""
+    """Returns each click's session or prefix, its item, and its position from 1."""
     lengths = clicks.lengths
     starts = clicks.offsets[:-1] if hasattr(clicks, "offsets") else clicks.starts
     row = np.repeat(np.arange(len(starts)), lengths)
@@ -367,7 +368,7 @@ def each_click(clicks: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def places(clicks: Any, num_items: int) -> sparse.csr_array:
-    """Returns the place of the last click on each item; a row a session or prefix."""
+    """Returns the position of the last click on each item, by session or prefix."""
     row, item, place = each_click(clicks)
     _, before_end = np.unique((row * num_items + item)[::-1], return_index=True)
     last = len(row) - 1 - before_end
@@ -376,12 +377,12 @@ def places(clicks: Any, num_items: int) -> sparse.csr_array:
 
 
 def row_of_each(matrix: sparse.csr_array) -> np.ndarray:
-    """Returns the row of each number that a matrix stores."""
+    """Returns the row of each stored number of a matrix."""
     return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
 
 
 def keep(matrix: sparse.csr_array, n: int, largest: bool) -> sparse.csr_array:
-    """Keeps n numbers of each row: its last columns, or its largest numbers.
+    """Keeps n stored numbers of each row: the rightmost ones, or the largest.
 
     Of equal numbers, those further right are kept.
     """

@@ -1,4 +1,4 @@
-"""The picture of a session: its graph, connection matrices, and bars by click.
+"""The plot of a session: its graph, connection matrices, and bars by click.
 
 Drawn with matplotlib (`pip install 'srgnn_jax[plots]'`) and returned as a figure.
 """
@@ -17,10 +17,10 @@ from srgnn_jax.model import graph
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Nodes beside which the matrices have room, and the columns of a legend.
+# The most nodes that leave room for the matrices beside them; columns of a legend.
 MOST_BESIDE, LEGEND_COLUMNS = 12, 3
 CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
-# The title of the bars of each click; below 0 they mean what stands behind it.
+# The titles of the bars of each click, with the meaning of negative ones.
 BARS = {
     "attention": "attention to each click (below 0: its state is subtracted)",
     "parts": "what each click adds to the item's score (below 0: it speaks against it)",
@@ -34,17 +34,17 @@ def session_graph(
 ) -> Figure:
     """Draws a session's graph, its connection matrices beside it, and bars by click.
 
-    Items whose ids are longer than three characters are numbered by their first click,
-    and a legend has the ids. Sessions of up to 50 clicks can be read.
+    If an id is longer than three characters, items are numbered by their first click,
+    and a legend has the ids. Sessions of up to 50 clicks are legible.
 
     Args:
       session: item ids in click order, numbers or text.
       attention: the weight of each click, drawn as bars.
-      parts: what each click adds to an item's score, likewise; all three as
-        `Recommender.explain` gives them.
+      parts: what each click adds to an item's score, also drawn as bars. All three are
+        as `Recommender.explain` returns them.
 
     Raises:
-      ValueError: there are not as many weights, or parts, as clicks.
+      ValueError: the number of weights, or of parts, is not the number of clicks.
     """
     given = {"attention": attention, "parts": parts}
     bars = {name: values for name, values in given.items() if values is not None}
@@ -97,7 +97,7 @@ def _draw_graph(
     places = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     axes.set(xlim=(-1.45, 1.45), ylim=(-1.45, 1.45), aspect="equal")
     axes.axis("off")
-    # Nodes do not touch their neighbours on the circle.
+    # Neighbouring nodes on the circle do not touch.
     apart = 2 * np.sin(np.pi / max(len(labels), 2)) * height / 2.9
     size = min(24.0, 0.8 * apart)
     arrow: dict[str, Any] = {"arrowstyle": "-|>", "color": INK}
@@ -118,7 +118,7 @@ def _draw_graph(
 def _draw_matrix(
     axes: "Axes", labels: Sequence[str], matrix: np.ndarray, title: str
 ) -> None:
-    """Draws a connection matrix, with its weights as fractions where there is room."""
+    """Draws a connection matrix, with its weights as fractions if there is room."""
     axes.imshow(matrix, cmap="Oranges", vmin=0, vmax=1.6)
     every = math.ceil(len(labels) / 25)
     shown = range(0, len(labels), every)
@@ -135,7 +135,7 @@ def _draw_matrix(
 
 
 def _draw_bars(axes: "Axes", labels: Sequence[str], values: Any, title: str) -> None:
-    """Draws a bar for each click, its value beside it."""
+    """Draws a bar with its value for each click."""
     are_many = len(labels) > 20
     bars = axes.bar(range(len(labels)), values, color=ACCENT, width=0.6)
     style: dict[str, Any] = {"color": INK, "fontsize": 7 if are_many else 8}
@@ -150,7 +150,7 @@ def _draw_bars(axes: "Axes", labels: Sequence[str], values: Any, title: str) -> 
 
 
 def _draw_legend(axes: "Axes", labels: Sequence[str], ids: Sequence[str]) -> None:
-    """Writes which item each number stands for, in columns."""
+    """Lists which item each number stands for, in columns."""
     axes.axis("off")
     length = math.ceil(len(ids) / LEGEND_COLUMNS)
     for n, (label, item) in enumerate(zip(labels, ids, strict=True)):

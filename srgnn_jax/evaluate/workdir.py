@@ -1,4 +1,4 @@
-"""Evaluates what a workdir holds, and simple baselines on the data of a config."""
+"""Evaluates the run of a workdir, and simple baselines on the data of a config."""
 
 import contextlib
 import dataclasses
@@ -28,14 +28,14 @@ from srgnn_jax.runs.checkpoint import Checkpoints, restore_best
 from srgnn_jax.runs.progress import Progress
 from srgnn_jax.runs.workdir import load_vocabulary, make_workdir, seed_folders
 
-# What stands beside every result: the least, the first to beat, and the strongest,
-# which takes seconds for a test split of at most so many examples.
+# The baselines shown next to every result: the weakest, the first to beat, and the
+# strongest, which takes seconds for a test split of at most so many examples.
 BESIDE = ("POP", "Markov", "STAN")
 MOST_BESIDE = 100_000
-# What later papers added, which wins where the paper's settings lose; see
+# What later papers added; it wins where the paper's settings lose. See
 # configs/click_log.py.
 PLUS = {"normalize": True, "item_dropout": 0.3, "reverse_positions": 32}
-# By `config.select_on`: how the epoch was chosen, for a person at the terminal.
+# How the epoch was chosen, by `config.select_on`, for people at a terminal.
 _CHOSEN = {
     "valid": "chosen by {} on validation",
     "test": "chosen by {} on TEST, as in the papers' codes",
@@ -54,7 +54,7 @@ def make_evaluator(
 ) -> Evaluator:
     """Builds the evaluator that a config asks for; see `Evaluator`.
 
-    UserError: it cannot be joined with neighbours; see `joined.check`.
+    Raises UserError if it cannot be joined with neighbours; see `joined.check`.
     """
     joined.check(config)
     return Evaluator(
@@ -80,7 +80,7 @@ def _metric_rows(
 def metric_table(
     ks: Sequence[int], columns: Mapping[str, Mapping[str, float]]
 ) -> list[str]:
-    """Renders metrics, by what stands above them, and seconds where there are some."""
+    """Renders metrics as a table, by column header, and seconds if there are any."""
     each = list(columns.values())
     rows = [["", *columns], *_metric_rows(ks, each)]
     if any("seconds" in column for column in each):
@@ -90,7 +90,7 @@ def metric_table(
 
 
 def own_config(workdir: str, fields: Mapping[str, Any]) -> ConfigDict:
-    """Returns the config of a workdir's run, with some fields in place of its own."""
+    """Returns the config of a workdir's run with some fields replaced."""
     folder = pathlib.Path(workdir).expanduser()
     one = next(iter(seed_folders(folder).values()), folder)
     with contextlib.closing(Checkpoints(one)) as checkpoints:
@@ -105,13 +105,14 @@ def evaluate_workdir(
 ) -> dict[str, float]:
     """Evaluates the best checkpoint of a workdir on test; returns the metrics' means.
 
-    Prints a table, and breaks ranks and lists down in the workdir's results.json. Where
-    the workdir is that of several seeds, each is evaluated; the means are those of all.
-    With `config.joined` it recommends, from then on, joined with neighbours.
+    Prints a table, and writes a breakdown of ranks and lists to the workdir's
+    results.json. If the workdir has several seeds, each is evaluated, and the means are
+    over all of them. With `config.joined`, the workdir from then on recommends joined
+    with neighbours.
 
     Args:
-      config: instead of the run's own, as it was last evaluated, where that may differ:
-        `data_dir`, `ks`, `joined`, ...
+      config: replaces the run's own, as it was last evaluated, in fields that may
+        differ: `data_dir`, `ks`, `joined`, ...
       model: what made the run's model, unless it is SRGNN; see `config.make_model`.
     """
     folder = pathlib.Path(workdir).expanduser()
@@ -134,16 +135,16 @@ def evaluate_workdir(
             command = results_json.read(path)["command"] if path.exists() else ""
             record(folder, opened.own, opened.data, splits, command, run)
         except (UserError, OSError) as error:
-            log.warning("%s: what was found is only printed", error)
+            log.warning("%s: the results are only printed", error)
     return test
 
 
 @dataclasses.dataclass(frozen=True)
 class OpenedRun:
-    """A run, with what it is evaluated with: its best checkpoint, and its data."""
+    """A run with everything its evaluation needs: its best checkpoint and its data."""
 
-    config: ConfigDict  # that it is evaluated with
-    own: ConfigDict  # that it was trained with, but for more list lengths
+    config: ConfigDict  # for the evaluation
+    own: ConfigDict  # of the training, except for additional list lengths
     progress: Progress
     data: Dataset
     splits: config_lib.Splits
@@ -153,11 +154,11 @@ class OpenedRun:
 
     @property
     def test(self) -> Examples:
-        """What it is evaluated on."""
+        """The examples that it is evaluated on."""
         return self.splits.evaluated["test"]
 
     def evaluator(self) -> Evaluator:
-        """Returns what evaluates it on test."""
+        """Returns the evaluator for test."""
         return make_evaluator(self.config, self.model, self.test, self.devices)
 
 
@@ -171,7 +172,7 @@ def open_run(
         progress = checkpoints.progress()
         own = _as_evaluated(folder, progress)
         asked = config_lib.to_dict(own if config is None else config)
-        # Other list lengths join the run's own: its records lose nothing.
+        # Other list lengths are added to the run's own, so its records lose nothing.
         own.ks = tuple(dict.fromkeys((*own.ks, *asked["ks"])))
         config = config_lib.from_dict({**asked, "ks": own.ks})
         for field in config_lib.AFTER_TRAINING:
@@ -195,17 +196,17 @@ def open_run(
 
 
 def _with_test(splits: config_lib.Splits) -> config_lib.Splits:
-    """Raises UserError where nothing was kept for test."""
+    """Raises UserError if nothing was kept for test."""
     if not len(splits.evaluated["test"]):
         raise UserError(
             "config.test_days is 0: nothing is kept for test, so there is nothing to "
-            "evaluate on; --mode=evaluate --sessions=LOG takes later clicks"
+            "evaluate on; evaluate on later clicks with --mode=evaluate --sessions=LOG"
         )
     return splits
 
 
 def _as_evaluated(folder: pathlib.Path, progress: Progress) -> ConfigDict:
-    """Returns the config of a run, with what was last done with its network."""
+    """Returns the config of a run, with the fields of its last evaluation."""
     config = config_lib.from_dict(progress.config)
     path = folder / results_json.FILE
     with contextlib.suppress(UserError):
@@ -223,9 +224,9 @@ def record(
     command: str,
     run: results_json.Results,
 ) -> None:
-    """Writes what `evaluate_best` found into a workdir, which answers so from then on.
+    """Writes the results of `evaluate_best`; the workdir answers so from then on.
 
-    Raises UserError, OSError: a file cannot be written.
+    Raises UserError or OSError if a file cannot be written.
     """
     num_items = data.vocabulary.num_items
     joined.save(folder, config, splits.train_sessions, num_items, run)
@@ -239,10 +240,10 @@ def evaluate_best(
     evaluate: Evaluator,
     params: Params,
 ) -> tuple[dict[str, float], results_json.Results]:
-    """Evaluates the best epoch on test; prints it, simple recommenders beside it.
+    """Evaluates the best epoch on test; prints it next to simple recommenders.
 
-    `params` are those of the best epoch, or of the last step while there is none. The
-    mean of every metric is returned, and what results.json records of the run.
+    `params` are those of the best epoch, or of the last step if there is none yet.
+    Returns the mean of every metric, and the record of the run for results.json.
     """
     k = min(max(config.ks), progress.num_items - 1)
     found = None
@@ -270,8 +271,8 @@ def evaluate_best(
         run |= found.record()
         weight, again = found.weights
         chosen = "" if found.valid is None else ", chosen on validation"
-        title += f"\n{config.neighbours} joins it with weight {weight}, "
-        title += f"repeats with {again}{chosen}"
+        title += f"\njoined with {config.neighbours}, weight {weight}, "
+        title += f"and repeats, weight {again}{chosen}"
     if processes.is_main_process():
         beside = baselines_beside(config, splits, progress.num_items)
         run["test_baselines"] = beside
@@ -285,7 +286,7 @@ def evaluate_best(
 def baselines_beside(
     config: ConfigDict, splits: config_lib.Splits, num_items: int
 ) -> dict[str, dict[str, float]]:
-    """Returns what the recommenders beside a result reach on test, by their names."""
+    """Returns the test metrics of the baselines shown next to a result, by name."""
     train, test = splits.train_sessions.whole(), splits.evaluated["test"]
     names = BESIDE if len(test) <= MOST_BESIDE else BESIDE[:-1]
     return {name: _reach(name, train, test, num_items, config.ks) for name in names}
@@ -294,7 +295,7 @@ def baselines_beside(
 def _reach(
     name: str, train: Sessions, test: Examples, num_items: int, ks: Sequence[int]
 ) -> dict[str, float]:
-    """Returns the mean of every metric that a baseline reaches."""
+    """Returns the mean of every metric for a baseline."""
     scorer = baselines.METHODS[name](train, num_items)
     return metrics.means(target_ranks(scorer, test), ks)
 
@@ -304,7 +305,7 @@ def lost_to(
     test: Mapping[str, float],
     beside: Mapping[str, Mapping[str, float]],
 ) -> list[str]:
-    """Returns lines on a baseline that is better, and what to try; none if none is."""
+    """Returns lines on a better baseline and what to try; none if none is better."""
     metric = config.select_by
     best = max(beside, key=lambda name: beside[name].get(metric, 0.0))
     if beside[best].get(metric, 0.0) <= test.get(metric, 0.0):
@@ -313,16 +314,16 @@ def lost_to(
     if config.readout not in ATTENTION_READOUTS:
         tried = [name for name in tried if name != "reverse_positions"]
     flags = " ".join(f"--config.{name}={PLUS[name]}" for name in tried)
-    first = f"try {flags}, as configs/click_log.py has it, then" if tried else "try"
-    told = f"{best} is better by {metric}: {first} more epochs, and --mode=search"
+    first = f"try {flags}, as in configs/click_log.py, then" if tried else "try"
+    advice = f"{best} has a better {metric}: {first} more epochs, and --mode=search"
     if not config.joined and config.select_on == "valid":
-        what = "neighbours and clicks that come again to this network"
-        told += f"; --mode=evaluate --config.joined=True adds {what}"
-    return ["", *textwrap.wrap(told, 80, break_on_hyphens=False)]
+        what = "neighbours and repeat clicks to this network"
+        advice += f"; --mode=evaluate --config.joined=True adds {what}"
+    return ["", *textwrap.wrap(advice, 80, break_on_hyphens=False)]
 
 
 def report_seeds(folder: pathlib.Path, seeds: Sequence[int]) -> None:
-    """Joins the results of several seeds in results.json and prints their table."""
+    """Merges the results of several seeds in results.json and prints their table."""
     if not processes.is_main_process():
         return
     each = [results_json.read(folder / f"seed_{s}" / results_json.FILE) for s in seeds]
@@ -349,12 +350,12 @@ def evaluate_baselines(
 ) -> dict[str, dict[str, float]]:
     """Evaluates every baseline on the test split; prints a table.
 
-    Where the workdir holds a run of the same data, its result is in the first column.
-    They learn from the sessions that a training with this config would learn from, or
-    from those behind its examples.
-    Returns, for each of `baselines.METHODS`, the mean of every metric and the "seconds"
-    that it took to learn and to rank; baselines.json in the workdir holds the same, and
-    the `command` line. UserError: what the user can mend, such as a missing file.
+    If the workdir holds a run on the same data, its result is in the first column. The
+    baselines learn from the sessions that training with this config would use, or from
+    the sessions behind its examples. Returns, for each of `baselines.METHODS`, the mean
+    of every metric and the "seconds" that learning and ranking took. baselines.json in
+    the workdir has the same, and the `command` line. Raises UserError for what the user
+    can fix, such as a missing file.
     """
     config_lib.validate(config)
     with processes.main_process_first():

@@ -1,10 +1,10 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped.
+"""Checkpoints: everything a run needs to continue as if it had never stopped.
 
     <workdir>/checkpoints/<step>   the newest, the one before it, and the best of either
-    <workdir>/checkpoints/damaged-<step>-<time>   found damaged, and set aside
+    <workdir>/checkpoints/damaged-<step>-<time>   found damaged and set aside
 
-Orbax writes each as a whole or not at all: `state`, the arrays, and `progress`, a JSON
-object. Beside them, `checksums.json` holds the SHA-256 of their files.
+Orbax writes each completely or not at all: `state`, the arrays, and `progress`, a JSON
+object. `checksums.json` next to them holds the SHA-256 of their files.
 """
 
 import collections
@@ -53,7 +53,7 @@ class _KeepLatestAndBest:
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, whose folder the first `save` makes."""
+    """The checkpoints of one workdir; the first `save` makes their folder."""
 
     def __init__(self, workdir: pathlib.Path):
         self._folder = pathlib.Path(workdir).absolute() / FOLDER
@@ -70,9 +70,9 @@ class Checkpoints:
             )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._policy,
-            # Else one whose time of saving is damaged would keep all from opening.
+            # Otherwise one checkpoint with a damaged timestamp would block all others.
             lightweight_initialize=True,
-            # Orbax calls it when all is written, before the folder is renamed.
+            # Orbax calls it when everything is written, before it renames the folder.
             async_options=ocp.AsyncOptions(
                 post_finalization_callback=self._write_checksums
             ),
@@ -80,7 +80,7 @@ class Checkpoints:
         return ocp.CheckpointManager(self._folder, options=options)
 
     def latest_step(self) -> int | None:
-        """Returns the step of the newest checkpoint, None where there is none."""
+        """Returns the step of the newest checkpoint, or None if there is none."""
         return self._manager.latest_step() if self._folder.is_dir() else None
 
     def save(self, state: Any, progress: Progress) -> None:
@@ -95,8 +95,9 @@ class Checkpoints:
             if progress.step in self._manager.all_steps():
                 self._manager.delete(progress.step)
             self._policy.best_steps.append(progress.best_step)
-            # The next step donates the state's buffers. Orbax first brings those of an
-            # accelerator to the host; on CPU it would write what a step writes over.
+            # The next step donates the state's buffers. From an accelerator, Orbax
+            # first copies them to the host; on CPU, a step would overwrite them while
+            # Orbax writes.
             if jax.default_backend() == "cpu":
                 state = jax.tree.map(jnp.copy, state)
             self._saving = progress.step
@@ -127,19 +128,19 @@ class Checkpoints:
                         raise ValueError(f"{name} is not what was saved")
             args = ocp.args.Composite(progress=ocp.args.JsonRestore())
             progress = Progress(**self._manager.restore(step, args=args).progress)
-        # There are no checksums of what Orbax writes last, such as the time.
+        # What Orbax writes last, such as the time, has no checksums.
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-            said = reason(error)
+            why = reason(error)
             if isinstance(error, OSError) and error.filename:
-                said = f"{error.filename}: {said}"
-            raise ValueError(f"the checkpoint {folder} is damaged: {said}") from error
+                why = f"{error.filename}: {why}"
+            raise ValueError(f"the checkpoint {folder} is damaged: {why}") from error
         self._sound.add(step)
         return progress
 
     def progress(self, step: int | None = None) -> Progress:
-        """Reads the progress of one checkpoint, the newest sound one unless told.
+        """Reads the progress of one checkpoint, by default the newest undamaged one.
 
-        Warns of newer ones that are damaged.
+        Warns about newer ones that are damaged.
 
         Raises:
           UserError: there is no such checkpoint, or it is damaged.
@@ -156,22 +157,22 @@ class Checkpoints:
                 damaged.append(str(error))
             else:
                 for text in damaged:
-                    log.warning("%s; using the one of step %d", text, candidate)
+                    log.warning("%s; using the one from step %d", text, candidate)
                 return progress
         raise UserError(
-            f"{'; '.join(damaged)}; restore it from a copy, or train anew with another "
-            "--workdir"
+            f"{'; '.join(damaged)}; restore it from a copy, or train again with "
+            "another --workdir"
         )
 
     def checksum(self, step: int) -> str:
-        """Returns a SHA-256 of one checkpoint: that of the sums of its files."""
+        """Returns a SHA-256 of one checkpoint: that of its files' checksums."""
         return _digest(self._folder / str(step) / CHECKSUMS)
 
     def continue_from(self, step: int | None) -> None:
-        """Makes way for a run that goes on from one checkpoint, or starts.
+        """Prepares the folder for a run that continues from a checkpoint, or starts.
 
-        Removes what a save that was killed has left, and sets aside the checkpoints
-        after that step, which are damaged.
+        Removes what killed saves have left, and sets aside the checkpoints after that
+        step, which are damaged.
         """
         if not self._folder.is_dir():
             return
@@ -186,11 +187,11 @@ class Checkpoints:
             self._manager.reload()
 
     def restore(self, wanted: T, step: int) -> T:
-        """Reads arrays of one checkpoint, laid out as `wanted` says.
+        """Reads arrays of one checkpoint, laid out as in `wanted`.
 
-        That is a state, or a dict of some of its fields: shapes, types and shardings.
-        Only the rows of the item table may differ in number. Where there is no
-        sharding, it is NumPy's arrays, with the rows that were saved.
+        `wanted` is a state, or a dict of some of its fields, with shapes, types and
+        shardings. Only the number of rows of the item table may differ. Arrays without
+        a sharding are returned as NumPy arrays, with the rows that were saved.
 
         Raises:
           UserError: there is no such checkpoint, it is damaged, or its arrays have
@@ -222,12 +223,12 @@ class Checkpoints:
                 tuple(arrays[name].shape) if name in arrays else None
                 for arrays in (held, asked)
             )
-            # Of a table the number of rows may differ.
+            # The number of rows of the item table may differ.
             first = name == "item_embedding"
             if old is None or new is None or old[first:] != new[first:]:
                 raise UserError(
                     f"the checkpoint of step {step} is of another model, whose {name} "
-                    f"has the shape {old}, not {new}; hand in that model"
+                    f"has the shape {old}, not {new}; pass that model"
                 )
 
     def close(self) -> None:
@@ -241,11 +242,11 @@ class Checkpoints:
     def _write_errors(self) -> Iterator[None]:
         try:
             yield
-        # What TensorStore finds wrong with a disk is a ValueError.
+        # TensorStore reports disk errors as ValueError.
         except (OSError, ValueError) as error:
             raise UserError(
                 f"cannot write a checkpoint to {self._folder} ({reason(error)}); "
-                "those before it are kept: mend that, and the same command continues"
+                "earlier ones are kept: fix this, and the same command continues"
             ) from error
 
 
@@ -254,10 +255,10 @@ def restore_best(
 ) -> tuple[Params, int]:
     """Returns the best epoch's parameters, laid out for the devices, and their step.
 
-    While no epoch is complete, they are those of the last step.
+    If no epoch is complete yet, they are those of the last step.
 
     Raises:
-      UserError: they are another model's, or not finite.
+      UserError: they belong to another model or are not finite.
     """
     check_same_model(progress.model, model_name(model))
     shapes = {"params": jax.eval_shape(lambda: init_params(model, 0))}
@@ -267,8 +268,8 @@ def restore_best(
     try:
         check_finite(params)
     except ValueError as error:
-        told = f"the checkpoint of step {step} is of no use: {error}"
-        raise UserError(told) from None
+        message = f"the checkpoint of step {step} is unusable: {error}"
+        raise UserError(message) from None
     return params, step
 
 
@@ -278,7 +279,7 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def _by_name(tree: Any) -> dict[str, Any]:
-    """Returns the leaves of a tree by their path, such as "gnn/w_in"."""
+    """Returns the leaves of a tree by path, such as "gnn/w_in"."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -291,7 +292,7 @@ def _finite(tree: Any) -> Any:
 
 
 def check_finite(params: Any) -> None:
-    """Raises ValueError, naming an array of the tree, unless all are finite."""
+    """Raises ValueError, naming the array, if an array of the tree is not finite."""
     for name, is_finite in _by_name(_finite(params)).items():
         if not is_finite:
             raise ValueError(f"the parameter {name} holds NaN or infinity")

@@ -1,4 +1,4 @@
-"""How far a run has come, and of which model it is."""
+"""The progress of a run, and the name of its model."""
 
 import dataclasses
 import math
@@ -11,32 +11,32 @@ from srgnn_jax.errors import UserError
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run has come; what a checkpoint holds beside the arrays."""
+    """How far a run has come: what a checkpoint holds besides the arrays."""
 
     config: dict[str, Any]  # as plain values
     data: str  # fingerprint of the prepared data
     vocabulary: str  # fingerprint of the raw item ids
     num_items: int  # rows of the item table, row 0 included
     step: int = 0  # optimizer steps done
-    epoch: int = 0  # epochs done; steps beyond them belong to the next one
+    epoch: int = 0  # epochs done; further steps belong to the next one
     epoch_loss: float = 0.0  # sum of that epoch's losses, up to the last logged step
     epoch_examples: float = 0.0  # number of examples in that sum
-    best_step: int = 0  # at the end of the best epoch, 0 while there is none
+    best_step: int = 0  # at the end of the best epoch; 0 if there is none yet
     best_epoch: int = 0  # that epoch, counted from 1
-    # what it reached on the split that selects
+    # its metrics on the split that selects
     best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     bad_epochs: int = 0  # epochs since then
     model: str = "SRGNN"  # see `model_name`
-    # epochs of runs before this one that the learning rate's schedule goes on from
+    # epochs of earlier runs, after which the learning rate's schedule continues
     first_epoch: int = 0
-    # the run that it began with, the one that this began with, and so on; see
-    # `train.warm_start`
+    # the run that this one started from, the one which that started from, and so on;
+    # see `train.warm_start`
     parents: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def end_epoch(self, metrics: dict[str, float], select_by: str) -> float:
-        """Counts an epoch as done, and as the best if it is; returns its mean loss.
+        """Records the end of an epoch and the best one so far; returns its mean loss.
 
-        Without metrics no split chooses, and each epoch is the best so far.
+        Without metrics no split selects, and each epoch is the best so far.
         """
         loss = self.epoch_loss / self.epoch_examples
         self.epoch_loss = self.epoch_examples = 0.0
@@ -50,16 +50,16 @@ class Progress:
 
 
 def model_name(model: nn.Module) -> str:
-    """Names a model by its classes: "SRGNN", or "SRGNN(gnn=MyLayer)" for example."""
+    """Names a model by its classes, for example "SRGNN" or "SRGNN(gnn=MyLayer)"."""
     given = {name: getattr(model, name, None) for name in ("gnn", "pooling")}
     layers = [f"{k}={type(v).__name__}" for k, v in given.items() if v is not None]
     return type(model).__name__ + (f"({', '.join(layers)})" if layers else "")
 
 
 def check_same_model(stored: str, name: str) -> None:
-    """Raises UserError unless a checkpoint's model has the name of the one at hand."""
+    """Raises UserError unless a checkpoint's model has the name of this one."""
     if stored != name:
         raise UserError(
-            f"the checkpoint is of the model {stored}, and this is {name}; hand "
-            "in what made it: --config=FILE with its `get_model`, or model=..."
+            f"the checkpoint is of the model {stored}, but this is {name}; pass "
+            "what made it: --config=FILE with its `get_model`, or model=..."
         )

@@ -1,4 +1,4 @@
-"""The record of a run: one JSON object a line, and the same values for TensorBoard."""
+"""The record of a run: JSON lines, and the same values for TensorBoard."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from srgnn_jax.errors import UserError, reason
 class MetricsWriter:
     """Appends to `metrics.jsonl` and TensorBoard's event files in a workdir.
 
-    A line is an object with an integer `step` and metrics as fractions; none has the
-    step and the keys of another.
+    A line is an object with an integer `step` and metrics as fractions. No two lines
+    have both the same step and the same keys.
     """
 
     def __init__(self, workdir: pathlib.Path, last_step: int, enabled: bool = True):
-        """Opens the files; if not `enabled`, nothing is read nor written.
+        """Opens the files; if not `enabled`, nothing is read or written.
 
-        A resumed run repeats the steps after `last_step`: their records are dropped.
+        A resumed run repeats the steps after `last_step`, so their records are dropped.
 
         Raises:
           UserError: a line of metrics.jsonl is no record, or a file cannot be written.
@@ -26,13 +26,13 @@ class MetricsWriter:
         self._enabled = enabled
         if not enabled:
             return
-        # Here, as it imports torch where there is one, which takes seconds.
+        # Imported here, as it imports torch if installed, which takes seconds.
         import tensorboardX
 
         path = workdir / "metrics.jsonl"
         try:
             self._seen = _drop_after(path, last_step)
-            # Line by line, for those who watch the file.
+            # Flushed after each line, for those who watch the file.
             self._file = path.open("a", buffering=1, encoding="utf-8")
             self._board = tensorboardX.SummaryWriter(
                 str(workdir / "tensorboard"), purge_step=last_step + 1
@@ -43,7 +43,7 @@ class MetricsWriter:
             ) from error
 
     def write(self, step: int, metrics: Mapping[str, int | float]) -> None:
-        """Records metrics of one step, unless the very same ones are there already."""
+        """Records metrics of one step, unless that step has them already."""
         key = step, frozenset(metrics)
         if not self._enabled or key in self._seen:
             return
@@ -53,7 +53,7 @@ class MetricsWriter:
             self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Brings all that was written to disk, before a checkpoint relies on it."""
+        """Flushes everything to disk, before a checkpoint relies on it."""
         if self._enabled:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -67,7 +67,7 @@ class MetricsWriter:
 
 
 def _drop_after(path: pathlib.Path, last_step: int) -> set[tuple[int, frozenset[str]]]:
-    """Drops later records, and half a line of a killed run; returns what is left."""
+    """Drops later records and a killed run's half line; returns what is left."""
     seen, kept = set(), []
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines, 1):
@@ -81,7 +81,7 @@ def _drop_after(path: pathlib.Path, last_step: int) -> set[tuple[int, frozenset[
                 kept.append(line)
         except (AttributeError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path}, line {number}: {line[:80]!r} is not a record of a run; mend "
+                f"{path}, line {number}: {line[:80]!r} is not a record of a run; fix "
                 "or remove it"
             ) from error
     if kept != lines:

@@ -1,11 +1,11 @@
-"""The folder of a run: made, locked, told from that of several seeds; its small files.
+"""The folder of a run: making it, locking it, finding its seeds; its small files.
 
 <workdir>/checkpoints          see `checkpoint`
 <workdir>/metrics.jsonl        see `records`
 <workdir>/counts.json          how much of what the data holds
 <workdir>/vocabulary.parquet   the raw item id of every row
 <workdir>/lock                 held by the process that trains
-<workdir>/seed_<seed>          where there are several runs: the workdir of each
+<workdir>/seed_<seed>          if there are several runs: the workdir of each
 """
 
 import contextlib
@@ -32,13 +32,13 @@ log = logging.getLogger(__name__)
 
 
 def make_workdir(workdir: str) -> pathlib.Path:
-    """Makes the folder of a run, unless it is there; raises UserError if it cannot."""
+    """Makes the folder of a run unless it exists; raises UserError if it cannot."""
     folder = pathlib.Path(workdir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        told = f"cannot make the workdir {folder} ({reason(error)}); name another"
-        raise UserError(told) from error
+        message = f"cannot make the workdir {folder} ({reason(error)}); choose another"
+        raise UserError(message) from error
     return folder
 
 
@@ -47,7 +47,7 @@ def only_run(folder: pathlib.Path) -> Iterator[None]:
     """Keeps other processes from training in a workdir at the same time.
 
     Raises:
-      UserError: another run holds it, or a file is not to be read or written, inside.
+      UserError: another run holds it, or a file cannot be read or written inside.
     """
     try:
         with contextlib.ExitStack() as stack:
@@ -56,16 +56,16 @@ def only_run(folder: pathlib.Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise UserError(
-            f"{error.filename or folder}: {reason(error)}; checkpoints are kept: mend "
-            "that, and the same command continues"
+            f"{error.filename or folder}: {reason(error)}; checkpoints are kept: fix "
+            "this, and the same command continues"
         ) from error
 
 
 def _lock(folder: pathlib.Path, file: TextIO) -> None:
-    """Locks a workdir's file; the kernel unlocks it when this process ends, however.
+    """Locks a workdir's file; the kernel unlocks it however this process ends.
 
-    On network file systems the lock holds between machines where they carry `flock`
-    over (NFS from version 4, Lustre mounted with `flock`), else on one machine only.
+    On network file systems the lock holds between machines if they support `flock` (NFS
+    from version 4, Lustre mounted with `flock`), otherwise on one machine only.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,7 +77,7 @@ def _lock(folder: pathlib.Path, file: TextIO) -> None:
         ) from error
     except OSError as error:
         log.warning(
-            "%s cannot be locked (%s): start no second run in this workdir",
+            "%s cannot be locked (%s): do not start a second run in this workdir",
             file.name,
             reason(error),
         )
@@ -87,7 +87,7 @@ def _lock(folder: pathlib.Path, file: TextIO) -> None:
 
 
 def seed_folders(folder: pathlib.Path) -> dict[int, pathlib.Path]:
-    """Finds the workdirs of the seeds of a run of several; none of a single run."""
+    """Returns the workdirs of a run's seeds; empty for a single run."""
     if (folder / FOLDER).is_dir():
         return {}
     found = {path.name.removeprefix("seed_"): path for path in folder.glob("seed_*/")}
@@ -95,12 +95,12 @@ def seed_folders(folder: pathlib.Path) -> dict[int, pathlib.Path]:
 
 
 def check_kind(folder: pathlib.Path, several: bool) -> None:
-    """Raises UserError where a folder of several runs is given to one, or so."""
+    """Raises UserError if a folder of one run is used for several, or vice versa."""
     if several and (folder / FOLDER).is_dir():
         raise UserError(f"{folder} holds a single run; several need another --workdir")
     if not several and seed_folders(folder):
-        told = "holds the runs of several seeds; set config.runs, or another --workdir"
-        raise UserError(f"{folder} {told}")
+        what = "holds the runs of several seeds; set config.runs or another --workdir"
+        raise UserError(f"{folder} {what}")
 
 
 def save_vocabulary(folder: pathlib.Path, vocabulary: Vocabulary) -> None:
@@ -109,33 +109,35 @@ def save_vocabulary(folder: pathlib.Path, vocabulary: Vocabulary) -> None:
 
 
 def count_items(folder: str | os.PathLike) -> int:
-    """Returns how many raw ids the vocabulary of a workdir holds; 0: it is unknown."""
+    """Returns how many raw ids a workdir's vocabulary holds; 0 if unknown."""
     path = pathlib.Path(folder).expanduser() / _VOCABULARY
     try:
         return pq.read_metadata(path).num_rows
-    # Told once it is loaded.
+    # Reported when it is loaded.
     except (OSError, pa.ArrowException):
         return 0
 
 
 def load_vocabulary(folder: pathlib.Path, fingerprint: str) -> Vocabulary:
-    """Reads the raw item ids; raises UserError unless their fingerprint is this."""
+    """Reads the raw item ids; raises UserError unless they have the fingerprint."""
     path = folder / _VOCABULARY
     if not path.is_file():
         raise UserError(f"{path} is missing: it holds the raw id of each item row")
     vocabulary = Vocabulary.load(path)
     if vocabulary.fingerprint() != fingerprint:
-        raise UserError(f"{path} belongs to another run than the checkpoints beside it")
+        raise UserError(
+            f"{path} belongs to another run than the checkpoints next to it"
+        )
     if vocabulary.clicks is None:
         log.warning(
-            "%s holds no clicks of training: fallbacks are items in the order of rows",
+            "%s holds no training clicks: fallbacks are items in row order",
             path,
         )
     return vocabulary
 
 
 def popular_items(folder: pathlib.Path, count: int) -> list[str]:
-    """Returns the raw ids of some of the items with the most clicks in training."""
+    """Returns the raw ids of the `count` items with the most training clicks."""
     vocabulary = Vocabulary.load(folder / _VOCABULARY)
     clicks = vocabulary.clicks
     order = range(count) if clicks is None else np.argsort(-clicks, kind="stable")
