@@ -244,14 +244,14 @@ def test_a_signal_ends_a_trial_that_goes_on(config, tmp_path, monkeypatch, whole
 @pytest.mark.slow
 def test_minutes_end_a_search_that_goes_on(config, tmp_path, capsys):
     ranges = {"learning_rate": choice(0.01)}
-    with pytest.raises(UserError, match=r"no trial in .* has come to its end"):
+    with pytest.raises(UserError, match=r"no trial in .* is complete"):
         search(config, str(tmp_path / "search"), ranges, 2, minutes=1e-9)
     search(config, str(tmp_path / "search"), ranges, 1)
     capsys.readouterr()
     search(config, str(tmp_path / "search"), ranges, 2, minutes=1e-9)
     said = capsys.readouterr().out
     assert "1 of 2 trials" in said
-    assert "time is up, and the same command goes on" in said
+    assert "time is up; the same command continues" in said
     assert states_of(tmp_path / "search") == ["COMPLETE"]
 
 
@@ -264,7 +264,7 @@ def test_a_trial_under_way_ends_with_the_time_and_goes_on(
     ranges = {"learning_rate": choice(0.01)}
     with monkeypatch.context() as patch:
         patch.setattr("srgnn_jax.train.search._Worker.time_is_up", late)
-        with pytest.raises(UserError, match="has come to its end"):
+        with pytest.raises(UserError, match=r"no trial in .* is complete"):
             search(config, str(tmp_path / "search"), ranges, 1)
     (trial,) = trials_of(tmp_path / "search")
     assert trial.state.name == "RUNNING"
@@ -333,7 +333,7 @@ def test_a_trial_that_always_takes_the_process_along_counts_as_failed(
                 search(config, str(tmp_path / "search"), ranges, 2)
     search(config, str(tmp_path / "search"), ranges, 2)
     first, second = trials_of(tmp_path / "search")
-    assert "want of memory" in first.user_attrs["reason"]
+    assert "memory runs out" in first.user_attrs["reason"]
     assert second.state.name == "COMPLETE"
 
 
@@ -363,7 +363,7 @@ def test_a_trial_that_another_worker_is_at_is_left_to_it(
     assert states_of(workdir) == ["COMPLETE", "COMPLETE"]
     assert best == workdir / "trial_0000"
     said = (workdir / "trial_0000" / "log.txt").read_text()
-    assert "other workers are at their trials" in said
+    assert "other workers are still running trials" in said
     assert "several workers shared them" in capsys.readouterr().out
 
 
@@ -374,8 +374,8 @@ def test_a_trial_that_another_worker_is_at_is_left_to_it(
         ({"select_on": "last"}, None, "chooses on validation, never on test"),
         ({"runs": 3}, None, "config.runs is 3"),
         ({"max_steps": 3}, None, "by whole epochs"),
-        ({"epochs": 0}, None, "one epoch at least"),
-        ({"test_days": 0}, None, "a search evaluates its best on test"),
+        ({"epochs": 0}, None, "at least one epoch"),
+        ({"test_days": 0}, None, "a search evaluates its best trial on test"),
         ({"batch_size": 0}, None, "config.batch_size is 0"),
         ({"loss_type": "own"}, None, "config.loss_type is 'own'"),
         ({}, {"learnin_rate": log(0.1, 1)}, "did you mean learning_rate"),
@@ -425,7 +425,7 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_read(
         (lambda: choice(), "nothing to choose from"),
         (lambda: uniform(2, 1), "from a lower to a higher"),
         (lambda: log(3, 3), "from a lower to a higher"),
-        (lambda: log(0, 1), "begin above 0"),
+        (lambda: log(0, 1), "start above 0"),
     ],
 )
 def test_ranges_that_are_none_are_refused(make, message):
@@ -586,4 +586,4 @@ def test_a_search_that_is_extended_says_which_trials_saw_test(config, tmp_path, 
     best = search(config, str(workdir), rates, 2)
     assert best == workdir / "trial_0001"
     said = capsys.readouterr().out
-    assert "evaluated for it, and before for trial_0000, the best of fewer:" in said
+    assert "evaluated for it, and earlier for trial_0000, the best until then:" in said

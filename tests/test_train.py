@@ -266,7 +266,7 @@ def test_with_no_day_for_test_all_sessions_train(config, tmp_path, capsys):
     trained = train_and_evaluate(config, str(workdir))
     said = capsys.readouterr().out
     assert "nothing is kept for test: config.test_days is 0" in said
-    assert "nothing was kept for test: the run is to recommend with" in said
+    assert "nothing was kept for test: the run is only for recommending" in said
     assert not trained.metrics
     counts = json.loads((workdir / "counts.json").read_text())
     assert counts["test_sessions"] == counts["edge_sessions"] == 0

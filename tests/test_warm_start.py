@@ -343,7 +343,7 @@ def test_parameters_that_are_not_finite_are_refused(tmp_path):
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(broken, parent.progress)
     sessions = Sessions.from_lists([[1, 2]])
-    with pytest.raises(UserError, match=r"step 7 is of no use.*NaN or infinity"):
+    with pytest.raises(UserError, match=r"step 7 is unusable.*NaN or infinity"):
         warm_start.begin(
             parent, state, layouts.find_devices("jit"), sessions, "uniform"
         )

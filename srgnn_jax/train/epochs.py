@@ -26,9 +26,9 @@ from srgnn_jax.train import interrupt, warm_start
 from srgnn_jax.train.optimizer import adam_with_l2
 from srgnn_jax.train.step import TrainState, init_state, train_step
 
-# The share of the learning rate that is too little to change anything.
+# A learning rate that has decayed to this share is too low to change anything.
 LEAST_RATE = 1e-3
-# Asked before the first epoch and after each one, of a resumed run too: is it to end?
+# Called before the first epoch and after each one, also on resuming: does it end here?
 Stops = Callable[[Progress], bool]
 
 
@@ -38,7 +38,7 @@ class Diverged(UserError):
 
 @dataclasses.dataclass
 class Run:
-    """One run in one workdir: what its epochs share, and how far it has come."""
+    """One run in one workdir: what its epochs share, and its progress."""
 
     config: ConfigDict
     splits: config_lib.Splits
@@ -57,7 +57,7 @@ class Run:
         self.finite_step = self.progress.step
         self.steps_per_epoch = batches.steps_per_epoch(len(train), config.batch_size)
         self.with_clicks = devices.hold_clicks(train.items)
-        # Else each batch brings its own clicks.
+        # Otherwise each batch brings its own clicks.
         held = len(train.items) <= devices.max_clicks
         self.steps_per_call = devices.steps_per_call if held else 1
         self.schedule = config_lib.make_schedule(
@@ -90,8 +90,8 @@ class Run:
         restored = self.checkpoints.restore(layouts.layout_of(self.state), step)
         self.state = self.devices.lay_out(restored)
         done = self.is_complete()
-        said = "the run is complete:" if done else "continuing from the checkpoint of"
-        processes.say(f"{said} step {step}, epoch {epoch}")
+        what = "the run is complete:" if done else "continuing from the checkpoint of"
+        processes.say(f"{what} step {step}, epoch {epoch}")
 
     def begin(self, parent: warm_start.Parent) -> None:
         sessions, rule = self.splits.train_sessions, self.config.new_items
@@ -111,16 +111,16 @@ class Run:
         """Whether the learning rate of the next epoch is too low to change anything."""
         config = self.config
         rate = float(self.schedule(self.progress.epoch * self.steps_per_epoch))
-        # A rate that the decay brings to the bound, rounded in float32, is at it.
+        # float32 may round a rate that decays exactly to the bound to just above it.
         return rate <= 1.001 * LEAST_RATE * config.learning_rate
 
     def is_to_evaluate(self) -> bool:
-        """Whether the epoch's steps are done, and its evaluation is not."""
+        """Whether the epoch's steps are done but its evaluation is not."""
         progress = self.progress
         return progress.step == (progress.epoch + 1) * self.steps_per_epoch
 
     def check_finite(self, params: bool = False) -> None:
-        """Raises Diverged where the loss, or the state as well, is not finite."""
+        """Raises Diverged if the loss, or with `params` the state, is not finite."""
         step, loss = self.progress.step, float(self.state.loss)
         try:
             if not math.isfinite(loss):
@@ -144,11 +144,11 @@ class Run:
         self.saved_at = time.monotonic()
 
     def may_ask_others(self, count: int) -> bool:
-        """Whether several processes are to agree now, for which the devices wait."""
+        """Whether processes may communicate now, which makes the devices wait."""
         return jax.process_count() == 1 or count % self.config.log_every_steps == 0
 
     def heed_signals(self) -> None:
-        """Raises Stopped if a process of the run got a signal; called each batch."""
+        """Raises Stopped if a process of the run got a signal; called every batch."""
         self.looked_for_signals += 1
         if self.may_ask_others(self.looked_for_signals):
             number = int(max(processes.from_all(self.received())))
@@ -166,7 +166,7 @@ class Run:
         return bool(processes.from_all(time.monotonic() - self.saved_at >= seconds)[0])
 
     def train_epoch(self) -> float:
-        """Trains to the epoch's end, or `max_steps`; returns examples per second."""
+        """Trains until the epoch ends, or `max_steps`; returns examples per second."""
         config, progress, train = self.config, self.progress, self.splits.train
         devices, epoch = self.devices, progress.epoch
         first = progress.step - epoch * self.steps_per_epoch
@@ -179,7 +179,7 @@ class Run:
         with processes.progress_bar(
             config.progress, total=len(train), initial=done, desc=processes.COMPILING
         ) as bar:
-            # Then nothing is compiled in the middle of the epoch.
+            # So that nothing is compiled in the middle of the epoch.
             for batch in batches.one_of_each_layout(of_epoch(), devices.tiering):
                 self.train_step.prepare(self.state, *self.in_one_call([batch]))
             processes.begin(bar, f"epoch {epoch + 1}/{config.epochs}")
@@ -211,7 +211,7 @@ class Run:
         return (done - begin) / (time.perf_counter() - start)
 
     def steps_of_next_call(self) -> int:
-        """Returns how many steps may be taken until something else is to be done."""
+        """Returns how many steps can be taken before something else has to be done."""
         config, step = self.config, self.progress.step
         every = config.log_every_steps, config.checkpoint_every_steps
         until = [n - step % n for n in every if n]
@@ -219,17 +219,17 @@ class Run:
         return min(self.steps_per_call, *until, *left)
 
     def in_one_call(self, several: list[batches.Batch]) -> tuple[Any, batches.Batch]:
-        """Returns the arguments of the training step for some batches of one layout."""
+        """Returns the training step's arguments for some batches of one layout."""
         batch = several[0]
         if self.steps_per_call > 1:
             batch = batches.stack(several, self.steps_per_call)
         return self.with_clicks(batch)
 
     def take_loss(self) -> float:
-        """Moves the running sums into the epoch's; returns their mean."""
+        """Adds the running sums to the epoch's and resets them; returns their mean."""
         self.check_finite()
         loss, examples = float(self.state.loss), float(self.state.examples)
-        # Two buffers, as the next step donates both.
+        # Separate buffers, as the next step donates both.
         loss_sum, number = (self.devices.put(np.zeros((), np.float32)) for _ in "12")
         self.state = self.state._replace(loss=loss_sum, examples=number)
         self.progress.epoch_loss += loss
@@ -240,7 +240,7 @@ class Run:
         config, progress, split = self.config, self.progress, self.config.select_on
         if float(self.state.examples):
             self.take_loss()
-        # Until it has come to its end, a checkpoint is of an epoch yet to be evaluated.
+        # A checkpoint saved during the evaluation is of an epoch yet to be evaluated.
         found = {} if split == "last" else self.evaluate[split](self.state.params)
         metrics = {k: v for k, v in found.items() if k != "examples_per_second"}
         loss = progress.end_epoch(metrics, config.select_by)
@@ -251,14 +251,14 @@ class Run:
         }
         record |= {f"{split}/{name}": value for name, value in found.items()}
         self.writer.write(progress.step, record)
-        said = f"epoch {progress.epoch}: loss {loss:.4f}"
+        summary = f"epoch {progress.epoch}: loss {loss:.4f}"
         if metrics:
             shown = (f"recall@{max(config.ks)}", config.select_by)
             values = ", ".join(f"{name} {100 * metrics[name]:.2f}" for name in shown)
-            said += f", {split} {values}" + ", best" * (progress.bad_epochs == 0)
-        # There is none where the run was broken off after the epoch's last step.
+            summary += f", {split} {values}" + ", best" * (progress.bad_epochs == 0)
+        # It is 0 if the run was interrupted after the epoch's last step.
         rate = f" ({examples_per_second:,.0f} ex/s)" if examples_per_second else ""
-        processes.say(said + rate)
+        processes.say(summary + rate)
         if self.has_decayed() and progress.epoch < config.epochs:
             processes.say(
                 "the learning rate has decayed to a thousandth: the run ends after "
@@ -289,7 +289,7 @@ class Run:
         """Evaluates the best epoch on test, prints the table, records the metrics."""
         config, progress, params = self.config, self.progress, self.state.params
         if not len(self.splits.evaluated["test"]):
-            processes.say("nothing was kept for test: the run is to recommend with")
+            processes.say("nothing was kept for test: the run is only for recommending")
             return None
         if progress.best_step not in (0, progress.step):
             params, _ = restore_best(
@@ -298,7 +298,7 @@ class Run:
         evaluate = self.evaluate["test"]
         test, results = evaluate_best(config, progress, self.splits, evaluate, params)
         name = "joined" if config.joined else "test"
-        # Where test chose the epoch, it is recorded already.
+        # If test chose the epoch, it is recorded already.
         if config.joined or config.select_on != "test" or not progress.best_step:
             step = progress.best_step or progress.step
             self.writer.write(step, {f"{name}/{k}": value for k, value in test.items()})

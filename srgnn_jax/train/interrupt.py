@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, which a run heeds where it can save what it has done."""
+"""SIGTERM and Ctrl-C, which end a run at a point where it can save its progress."""
 
 import contextlib
 import signal
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 
 class Stopped(KeyboardInterrupt):
-    """The signal of this `number` ended a run, after it had saved."""
+    """The signal with this `number` ended a run, after it had saved."""
 
     def __init__(self, number: int, message: str = ""):
         super().__init__(message)
@@ -16,10 +16,10 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Callable[[], int]]:
-    """Notes the first SIGTERM or SIGINT, inside; a second one ends the process.
+    """Records the first SIGTERM or SIGINT inside; a second one ends the process.
 
-    Yields a function that returns the number of the signal, 0 while there is none.
-    Python lets only the main thread catch signals: in another one nothing is changed.
+    Yields a function that returns the signal's number, or 0 if there was none. Python
+    lets only the main thread catch signals; in other threads nothing changes.
     """
     received = 0
 
@@ -37,5 +37,5 @@ def deferred() -> Iterator[Callable[[], int]]:
         yield lambda: received
     finally:
         for number, handler in before.items():
-            # None: a handler that Python does not know.
+            # None: the handler was not set from Python.
             signal.signal(number, handler or signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Training: data, model and workdir for a run, or for those of several seeds."""
+"""Training: sets up data, model and workdir for the runs of one or several seeds."""
 
 import contextlib
 import dataclasses
@@ -35,23 +35,23 @@ def train_and_evaluate(
     losses: Mapping[str, Loss] | None = None,
     clicks: Clicks | None = None,
 ) -> Trained | None:
-    """Prepares the data, trains, and evaluates; resumes what the workdir holds.
+    """Prepares the data, trains and evaluates; resumes the run of the workdir, if any.
 
     Args:
       config: see configs/default.py.
       workdir: folder for checkpoints, metrics.jsonl, counts.json and results.json.
       command: the command line, for results.json.
-      model: makes another model than `SRGNN` alone; see `config.make_model`.
+      model: makes a model other than plain `SRGNN`; see `config.make_model`.
       losses: more losses that `config.loss_type` may name.
-      clicks: those of a frame, in the place of files.
+      clicks: clicks of a frame, instead of files.
 
     Returns:
-      The state after the last step, and what the best epoch reached on test; None where
+      The state after the last step, and what the best epoch reached on test; None if
       `config.epochs` is 0.
 
     Raises:
-      UserError: what the user can mend, such as a file that is missing.
-      Stopped: SIGTERM or Ctrl-C came while it trained; all that was done is saved.
+      UserError: something the user can fix, such as a missing file.
+      Stopped: SIGTERM or Ctrl-C came during training; everything done is saved.
     """
     config_lib.validate(config)
     loss = config_lib.find_loss(config, losses)
@@ -83,15 +83,15 @@ def train_one(
 ) -> Trained | None:
     """Does what `train_and_evaluate` does, for a single run of a valid config.
 
-    With `stops`, which may end the run after any epoch, test is left alone.
+    With `stops`, which may end the run after any epoch, test is not evaluated.
     """
     devices = config_lib.find_devices(config)
     with processes.main_process_first():
         data = config_lib.load_data(config, clicks)
     splits = config_lib.make_splits(config, data)
     counts = {**data.counts, **splits.counts}
-    told = "\n".join(data.notes), counts_table(counts, data.published)
-    processes.say("\n\n".join(filter(None, told)))
+    about_data = "\n".join(data.notes), counts_table(counts, data.published)
+    processes.say("\n\n".join(filter(None, about_data)))
     model = config_lib.make_model(config, data.vocabulary.num_items, make)
     folder = make_workdir(workdir)
     check_kind(folder, several=False)
@@ -100,7 +100,7 @@ def train_one(
         progress = config_lib.start_of_run(config, data, model)
         resumes = checkpoints.latest_step() is not None
         if resumes:
-            # Before anything is written into what may be another run's workdir.
+            # Before writing anything: the workdir may belong to another run.
             stored = checkpoints.progress()
             config_lib.check_same_run(stored, progress)
             progress = dataclasses.replace(stored, config=progress.config)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-# Leaves of at most so many numbers are small.
+# Leaves with at most this many numbers are small.
 SMALL = 2**15
 
 
@@ -21,8 +21,8 @@ def step_decay(
     """Multiplies the learning rate by `lr_decay` after every `lr_decay_epochs` epochs.
 
     This is `torch.optim.lr_scheduler.StepLR`, stepped after each epoch. The learning
-    rate stays constant where `lr_decay_epochs` is 0. `first_epoch` epochs count as done
-    at step 0.
+    rate is constant if `lr_decay_epochs` is 0. `first_epoch` epochs count as done at
+    step 0.
     """
     every, first = lr_decay_epochs * steps_per_epoch, first_epoch * steps_per_epoch
     decay = optax.exponential_decay(learning_rate, every, lr_decay, staircase=True)
@@ -34,8 +34,8 @@ def adam_with_l2(
 ) -> optax.GradientTransformation:
     """Builds `torch.optim.Adam(lr, weight_decay=l2)`, over the optimizer's steps.
 
-    The decay is coupled: l2 times the parameter joins the gradient *before* the
-    moments, for every row of the item table, touched or not (this is not AdamW).
+    The decay is coupled: l2 times the parameter is added to the gradient *before* the
+    moments, for every row of the item table, used or not (this is not AdamW).
     """
     return optax.chain(
         optax.add_decayed_weights(l2),
@@ -45,10 +45,10 @@ def adam_with_l2(
 
 
 def through_one_array(tree: Any) -> Any:
-    """Returns a tree as it is, its small leaves cut from one array.
+    """Returns a tree unchanged, with its small leaves cut from one array.
 
-    XLA then updates the parameters of equal shape in one operation on a GPU, where each
-    of them alone takes longer to launch than to run.
+    On a GPU, XLA then updates parameters of equal shape in one operation; separate ones
+    take longer to launch than to run.
     """
     leaves, structure = jax.tree.flatten(tree)
     small = [leaf.size <= SMALL for leaf in leaves]

@@ -3,10 +3,11 @@
     <workdir>/trial_0007   the workdir of a trial, a run like any other
     <workdir>/search.log   the journal of all trials
     <workdir>/best.py      a config with the settings of the best trial
-    <workdir>/plots        pictures, where matplotlib is installed
+    <workdir>/plots        plots, if matplotlib is installed
 
-Killed at any moment, the same command goes on: with one worker, to the very trials that
-it would have tried. The same command started several times shares the work.
+After a kill at any moment, the same command continues; with one worker, it tries the
+same trials as without the kill. Starting the same command several times shares the
+work.
 """
 
 import contextlib
@@ -41,7 +42,7 @@ from srgnn_jax.train.search_config import (
     with_params,
 )
 
-# Tries of a trial that save nothing new, in a row, before it counts as failed.
+# Tries of a trial in a row that save nothing new, before it counts as failed.
 MOST_STARTS = 5
 
 
@@ -57,36 +58,36 @@ def search(
     losses: Mapping[str, Loss] | None = None,
     source: str = "",
 ) -> pathlib.Path | None:
-    """Finds the settings that are best on validation; goes on where it was ended.
+    """Finds the settings that are best on validation; continues an earlier search.
 
-    The first trial has the config's own settings, where they lie in the ranges. Test is
+    The first trial has the config's own settings if they lie in the ranges. Test is
     evaluated once, for the best trial, at the end.
 
     Args:
-      config: see configs/default.py; says all that is not searched.
+      config: see configs/default.py; sets everything that is not searched.
       workdir: folder of the search.
-      ranges: what to choose from, by field, of `space`; None: `space.DEFAULT`.
-      trials: how many to try, those of earlier calls included.
-      minutes: after so many no epoch is begun; 0: no such limit.
+      ranges: what to choose from, by field; see `space`. None: `space.DEFAULT`.
+      trials: how many to try, including those of earlier calls.
+      minutes: no epoch starts after this time; 0: no limit.
       fixed: fields that are not searched, whatever `ranges` says.
       command: the command line, for results.json of the best trial.
-      model: makes another model than `SRGNN` alone; see `config.make_model`.
+      model: makes a model other than plain `SRGNN`; see `config.make_model`.
       losses: more losses that `config.loss_type` may name.
-      source: text of the config file that hands in `model` or `losses`, for best.py.
+      source: text of the config file that defines `model` or `losses`, for best.py.
 
     Returns:
-      The workdir of the best trial; None while other workers are at trials.
+      The workdir of the best trial; None if other workers are still running trials.
 
     Raises:
-      UserError: what the user can mend, such as a value that the config refuses.
-      Stopped: SIGTERM or Ctrl-C came while a trial trained; all it did is saved.
+      UserError: something the user can fix, such as a value that the config refuses.
+      Stopped: SIGTERM or Ctrl-C came while a trial trained; everything done is saved.
     """
     until = time.monotonic() + 60 * minutes if minutes else None
     check_config(config)
     if jax.process_count() > 1:
         raise UserError(
-            "a search does not join processes; start the same command in each, without "
-            "--distributed, and they share the trials"
+            "a search cannot run across several processes; start the same command in "
+            "each, without --distributed, and they share the trials"
         )
     ranges = searched(ranges, config, fixed, losses)
     folder = make_workdir(workdir)
@@ -113,7 +114,7 @@ def search(
 
 @dataclasses.dataclass
 class _Worker:
-    """One process at work on a search, beside which there may be others."""
+    """One process that works on a search; there may be others."""
 
     config: ConfigDict
     folder: pathlib.Path
@@ -125,7 +126,7 @@ class _Worker:
     losses: Mapping[str, Loss] | None
 
     def work(self) -> None:
-        """Tries one combination after the other until all are tried, or time is up."""
+        """Runs one trial after another until all are done or time is up."""
         with processes.progress_bar(
             self.config.progress, total=self.trials, desc="search", unit=" trials"
         ) as bar:
@@ -147,9 +148,9 @@ class _Worker:
         return self.until is not None and time.monotonic() >= self.until
 
     def take(self, stack: contextlib.ExitStack) -> study.Trial | None:
-        """Returns the trial to work at, new or left by a process; None: all are taken.
+        """Returns a new trial or one that a process left; None if all are taken.
 
-        While the stack is open no other worker takes it.
+        While the stack is open, no other worker takes it.
         """
         with study.lock(self.folder / "lock"):
             for left in study.trials(self.study, "RUNNING"):
@@ -160,7 +161,7 @@ class _Worker:
             number = len(study.trials(self.study))
             if number >= self.trials:
                 return None
-            # Nobody else takes what is not in the journal yet.
+            # No other worker takes what is not in the journal yet.
             stack.enter_context(self.hold(number) or contextlib.nullcontext())
             return study.ask(self.study, self.ranges)
 
@@ -168,14 +169,14 @@ class _Worker:
         return self.folder / f"trial_{number:04}"
 
     def hold(self, number: int) -> TextIO | None:
-        """Locks a trial for this process; None where another one works at it."""
+        """Locks a trial for this process; None if another process works on it."""
         folder = make_workdir(str(self.workdir(number)))
         with contextlib.suppress(BlockingIOError):
             return study.lock(folder / "worker", wait=False)
         return None
 
     def try_out(self, trial: study.Trial) -> None:
-        """Trains a trial to its end, and records what it reached or why it failed."""
+        """Trains a trial to its end and records its result or why it failed."""
         folder = self.workdir(trial.number)
         config = with_params(self.config, trial.params)
         loss = config_lib.find_loss(config, self.losses)
@@ -183,8 +184,8 @@ class _Worker:
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
             step = checkpoints.latest_step() or 0
         if study.count_starts(trial, step) > MOST_STARTS:
-            why = "the process ended at each try, as it does for want of memory"
-            return study.fail(trial, f"{why} ({MOST_STARTS} times)")
+            why = f"the process died {MOST_STARTS} times in a row"
+            return study.fail(trial, f"{why}, as it does when memory runs out")
         try:
             with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
                 train_one(config, str(folder), "", self.model, loss, stops=judge)
@@ -203,21 +204,21 @@ class _Worker:
         return None
 
     def finish(self, command: str, source: str) -> pathlib.Path | None:
-        """Evaluates the best trial on test, and reports, unless others are at work."""
+        """Evaluates the best trial on test and reports, unless others still work."""
         for left in study.trials(self.study, "RUNNING"):
             with self.hold(left.number) or contextlib.nullcontext() as held:
                 if held is None:
                     processes.say(
-                        "other workers are at their trials; the last of them evaluates "
-                        "the best on test"
+                        "other workers are still running trials; the last of them "
+                        "evaluates the best trial on test"
                     )
                     return None
         best = search_report.best_trials(self.study)
         if not best:
-            why = "the same command goes on"
+            why = "the same command continues"
             if failed := study.trials(self.study, "FAIL"):
                 why = search_report.line(failed[0], "")
-            raise UserError(f"no trial in {self.folder} has come to its end; {why}")
+            raise UserError(f"no trial in {self.folder} is complete; {why}")
         folder = self.workdir(best[0].number)
         config = with_params(self.config, best[0].params)
         if not (folder / results_json.FILE).exists():
@@ -230,11 +231,11 @@ class _Worker:
 
 @dataclasses.dataclass
 class _Judge:
-    """Says after each epoch of a trial whether it ends there, as `Stops` does."""
+    """Decides after each epoch of a trial whether it ends there; a `Stops`."""
 
     trial: study.Trial
     worker: _Worker
-    progress: Progress = dataclasses.field(init=False)  # that it saw last
+    progress: Progress = dataclasses.field(init=False)  # the last one it saw
     is_poor: bool = False
     is_late: bool = False
 
@@ -253,13 +254,13 @@ class _Judge:
 
 @contextlib.contextmanager
 def _file_errors(folder: pathlib.Path) -> Iterator[None]:
-    """Raises UserError where a file of the search cannot be read or written, inside."""
+    """Raises UserError if a file of the search cannot be read or written inside."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
         raise UserError(
-            f"{error.filename or folder}: {reason(error)}; what was tried is kept: "
-            "mend that, and the same command continues"
+            f"{error.filename or folder}: {reason(error)}; the trials so far are kept: "
+            "fix this, and the same command continues"
         ) from error

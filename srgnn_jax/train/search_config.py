@@ -1,4 +1,4 @@
-"""What a search may choose of a config's fields, checked before its first trial."""
+"""Which fields of a config a search may choose, checked before its first trial."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from srgnn_jax.errors import UserError, nearest
 from srgnn_jax.model.losses import Loss
 from srgnn_jax.train import space, study
 
-# Fields that no search chooses: they change what is measured, or no number at all.
+# Fields that cannot be searched: they change what is measured, or no result at all.
 _NOT_SEARCHED = {*config_lib.PREPARATION_FIELDS, *config_lib.MAY_DIFFER} | {
     *("dataset", "ks", "seed", "select_by", "select_on", "valid_fraction"),
     *("new_items", "warm_start", "warm_start_schedule"),
@@ -19,13 +19,13 @@ _NOT_SEARCHED = {*config_lib.PREPARATION_FIELDS, *config_lib.MAY_DIFFER} | {
 
 
 def with_params(config: ConfigDict, params: study.Params) -> ConfigDict:
-    """Returns the config of a trial, which shows no bars of its own."""
+    """Returns the config of a trial, which shows no progress bars of its own."""
     fields = {**config_lib.to_dict(config), **params, "progress": False}
     return config_lib.from_dict(fields)
 
 
 def _check(config: ConfigDict, losses: Mapping[str, Loss] | None) -> None:
-    """Raises UserError unless a run could begin with these settings."""
+    """Raises UserError unless a run could start with these settings."""
     config_lib.validate(config)
     config_lib.find_loss(config, losses)
 
@@ -37,7 +37,7 @@ def accepts(
     losses: Mapping[str, Loss] | None,
     params: study.Params,
 ) -> bool:
-    """Whether a combination may be tried: neither config nor model refuses it."""
+    """Whether both the config and the model accept a combination of values."""
     one = with_params(config, params)
     try:
         _check(one, losses)
@@ -53,13 +53,13 @@ def searched(
     fixed: Collection[str] = (),
     losses: Mapping[str, Loss] | None = None,
 ) -> space.Space:
-    """Returns the ranges of the fields that are not fixed, once each value is checked.
+    """Returns the ranges of the fields that are not fixed, after checking each value.
 
-    Without ranges they are `space.DEFAULT`, of which a value may be refused beside what
-    the config says: it is never drawn.
+    Without ranges they are `space.DEFAULT`. The config may rule out some of its values:
+    those are never drawn.
 
     Raises:
-      UserError: a field or a value that no trial could have, or nothing is left.
+      UserError: no trial could have a field or a value, or nothing is left.
     """
     of_all = space.DEFAULT if ranges is None else ranges
     left = {field: of for field, of in of_all.items() if field not in fixed}
@@ -71,18 +71,18 @@ def searched(
         if field in _NOT_SEARCHED:
             raise UserError(
                 f"get_search: {field} cannot be searched: it decides what is measured, "
-                "or changes no number"
+                "or changes no result"
             )
         left[field] = _checked(field, of, usual[field])
     if not left:
         raise UserError(
-            "nothing is left to search: the command line sets each field of get_search"
+            "nothing is left to search: the command line sets every field of get_search"
         )
     if "loss_type" not in left:
         config_lib.find_loss(config, losses)
     if ranges is None:
         return left
-    # A value is sound if it is where the other fields that are searched are as usual.
+    # A value is valid if it is with the other searched fields at their defaults.
     base = config_lib.to_dict(config) | {field: usual[field] for field in left}
     for field, of in left.items():
         for value in of.values if isinstance(of, space.Choice) else (of.low, of.high):
@@ -94,13 +94,13 @@ def searched(
 
 
 def own_settings(config: ConfigDict, ranges: space.Space) -> study.Params | None:
-    """Returns the config's values of what is searched; None: not all are in range."""
+    """Returns the config's values of the searched fields; None unless all in range."""
     own = {field: config[field] for field in ranges}
     return own if all(space.holds(ranges[k], own[k]) for k in own) else None
 
 
 def _checked(field: str, of: Any, usual: Any) -> space.Choice | space.Range:
-    """Returns a range whose values have the type of the field's usual one."""
+    """Returns a range whose values have the type of the field's default."""
     kind = type(usual)
     suits: tuple[type, ...] = (int, float) if kind is float else (kind,)
     if isinstance(of, space.Choice):
@@ -122,25 +122,27 @@ def _checked(field: str, of: Any, usual: Any) -> space.Choice | space.Range:
 
 
 def check_config(config: ConfigDict) -> None:
-    """Refuses settings that a search cannot heed."""
+    """Raises UserError for settings that a search cannot use."""
     config_lib.validate(config)
     for field, wanted, why in (
         ("select_on", "valid", "a search chooses on validation, never on test"),
         ("runs", 1, "a trial is one run; train best.py with it instead"),
         ("max_steps", 0, "a trial is judged by whole epochs"),
-        ("warm_start", "", "a trial's network may be another than that run's"),
+        ("warm_start", "", "a trial's network may differ from that run's"),
     ):
         if config[field] != wanted:
-            told = f"config.{field} is {config[field]!r}, but {why}"
-            raise UserError(f"{told}; set {wanted!r}")
+            problem = f"config.{field} is {config[field]!r}, but {why}"
+            raise UserError(f"{problem}; set {wanted!r}")
     if not config_lib.keeps_test(config):
-        raise UserError("config.test_days is 0; a search evaluates its best on test")
+        raise UserError(
+            "config.test_days is 0; a search evaluates its best trial on test"
+        )
     if not config.epochs:
-        raise UserError("config.epochs is 0; a search needs one epoch at least")
+        raise UserError("config.epochs is 0; a search needs at least one epoch")
 
 
 def facts(config: ConfigDict, ranges: space.Space) -> dict[str, Any]:
-    """Returns, by name, what must be the same whenever a search goes on."""
+    """Returns, by name, what must not change when a search continues."""
     may_differ = config_lib.MAY_DIFFER - {"epochs"} | ranges.keys()
     fields = config_lib.to_dict(config)
     return {

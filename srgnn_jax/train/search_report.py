@@ -1,4 +1,4 @@
-"""What a search has found: lines, tables, the best trial's config, pictures."""
+"""Reports a search: lines, tables, the best trial's config, plots."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ from srgnn_jax.evaluate.workdir import metric_table
 from srgnn_jax.train import study
 
 BEST = "best.py"
-# The trials of the table.
+# Trials in the table.
 MOST_SHOWN = 10
 
 
@@ -26,21 +26,21 @@ def reached(trial: study.FrozenTrial) -> float:
 
 
 def best_trials(of: study.Study) -> list[study.FrozenTrial]:
-    """Returns the trials that came to their end, the best first."""
+    """Returns the completed trials, the best first."""
     done = study.trials(of, "COMPLETE")
     return sorted(done, key=lambda trial: (-reached(trial), trial.number))
 
 
 def line(trial: study.FrozenTrial, metric: str) -> str:
-    """Says in one line how a trial ended, and with which settings."""
+    """Returns one line on how a trial ended, and its settings."""
     if trial.state.name == "FAIL":
-        said = f"failed: {trial.user_attrs['reason']}"
+        outcome = f"failed: {trial.user_attrs['reason']}"
     else:
-        said = f"{metric} {100 * reached(trial):.2f}"
+        outcome = f"{metric} {100 * reached(trial):.2f}"
         if trial.state.name == "PRUNED":
-            said += f", below the median after epoch {trial.last_step}: ended"
+            outcome += f", below the median after epoch {trial.last_step}: ended"
     values = " ".join(f"{field}={value}" for field, value in trial.params.items())
-    return f"trial {trial.number}: {said} ({values})"
+    return f"trial {trial.number}: {outcome} ({values})"
 
 
 def report(
@@ -50,26 +50,26 @@ def report(
     asked: int,
     source: str,
 ) -> None:
-    """Prints what was found, and writes best.py and pictures.
+    """Prints the results, and writes best.py and plots.
 
     Args:
       of: the search.
       folder: its workdir.
-      config: that of the best trial.
+      config: the best trial's.
       asked: the number of trials asked for.
-      source: text of the config file that hands a model or a loss in, or nothing.
+      source: text of the config file, if that defines a model or a loss; else "".
     """
     best, metric = best_trials(of), config.select_by
     ended = {state: len(study.trials(of, state)) for state in study.ENDED}
     number = sum(ended.values())
-    said = (
+    summary = (
         f"{number} of {asked} trials, {ended['PRUNED']} of them ended early, "
         f"{ended['FAIL']} failed"
     )
     if number < asked:
-        said += "; time is up, and the same command goes on"
+        summary += "; time is up; the same command continues"
     if study.is_shared(of):
-        said += "\nseveral workers shared them: another time others would be drawn"
+        summary += "\nseveral workers shared them: another search would draw others"
     number_of_best = best[0].number
     seen = {
         path.parent.name: results_json.read(path)["mean"]["test"]
@@ -81,16 +81,17 @@ def report(
     }
     alone = "for it alone"
     if seen:
-        alone = f"for it, and before for {', '.join(sorted(seen))}, the best of fewer"
+        earlier = ", ".join(sorted(seen))
+        alone = f"for it, and earlier for {earlier}, the best until then"
     path = folder / BEST
     results_json.write_text(path, best_config(config, best[0], number, source))
     parts = [
-        said,
+        summary,
         f"the best, by {metric} on validation:",
         "\n".join(_table(best[:MOST_SHOWN], metric)),
     ]
     if shares := study.importances(of):
-        rows = [["share in being among the best", ""]]
+        rows = [["importance for being among the best", ""]]
         rows += [[field, tables.percent(share)] for field, share in shares.items()]
         parts.append("\n".join(tables.plain(rows)))
     parts += [
@@ -103,7 +104,7 @@ def report(
 
 
 def _table(best: list[study.FrozenTrial], metric: str) -> list[str]:
-    """Renders the settings of trials, a column each."""
+    """Renders the settings of trials, one column each."""
     rows = [
         ["trial", *(str(trial.number) for trial in best)],
         [metric, *(tables.percent(reached(trial)) for trial in best)],
@@ -117,12 +118,12 @@ def _table(best: list[study.FrozenTrial], metric: str) -> list[str]:
 def best_config(
     config: ConfigDict, best: study.FrozenTrial, number: int, source: str
 ) -> str:
-    """Returns a config file with the best trial's settings, the fields that differ.
+    """Returns a config file with the best trial's fields that are not the defaults.
 
-    Where the search's own config file hands in a model or a loss, its text goes before.
+    If the search's config file defines a model or a loss, its text goes before.
     """
     usual = default.get_config()
-    # The trial showed no bars; a run of its own may.
+    # The trial showed no progress bars; a run of its own may.
     own = {"name": f"{config.name}_best", "progress": usual.progress}
     found = f"{config.select_by} {100 * reached(best):.2f} on validation"
     about = f"The best of {number} trials, number {best.number}: {found}."
@@ -145,7 +146,7 @@ def _in_python(value: Any) -> str:
 
 
 def _draw(of: study.Study, folder: pathlib.Path, metric: str) -> None:
-    """Draws the search into the folder plots, where matplotlib is installed."""
+    """Plots the search into the folder plots, if matplotlib is installed."""
     try:
         from srgnn_jax.evaluate import search_plots
     except UserError as error:

@@ -1,6 +1,6 @@
 """What a search chooses from: ranges by field, as plain data.
 
-A config file says so by its `get_search`, beside `get_config`:
+A config file defines them with `get_search`, next to `get_config`:
 
     from srgnn_jax.train.space import choice, log, uniform
 
@@ -21,13 +21,13 @@ Value = bool | int | float | str
 
 
 class Choice(NamedTuple):
-    """Some values, in no order."""
+    """Some values, unordered."""
 
     values: tuple[Value, ...]
 
 
 class Range(NamedTuple):
-    """All numbers from `low` to `high`; where `log`, evenly by their logarithm."""
+    """All numbers from `low` to `high`; with `log`, evenly by their logarithm."""
 
     low: int | float
     high: int | float
@@ -41,30 +41,32 @@ def choice(*values: Value) -> Choice:
     """Returns the choice between some values.
 
     Raises:
-      UserError: there are none.
+      UserError: no values were given.
     """
     if not values:
-        raise UserError("choice() has nothing to choose from: choice(64, 100)")
+        raise UserError(
+            "choice() has nothing to choose from; name values: choice(64, 100)"
+        )
     return Choice(values)
 
 
 def uniform(low: int | float, high: int | float) -> Range:
-    """Returns all numbers from `low` to `high`, each as likely; of an int, whole ones.
+    """Returns all numbers from `low` to `high`, equally likely; whole for int fields.
 
     Raises:
-      UserError: they are not in that order.
+      UserError: `low` is not below `high`.
     """
     return _range("uniform", low, high)
 
 
 def log(low: int | float, high: int | float) -> Range:
-    """Returns all numbers from `low` to `high`, each order of magnitude as likely.
+    """Returns all numbers from `low` to `high`; orders of magnitude are equally likely.
 
     Raises:
-      UserError: they are not positive, or not in that order.
+      UserError: `low` is not positive, or not below `high`.
     """
     if not low > 0:
-        raise UserError(f"log({low}, {high}) must begin above 0")
+        raise UserError(f"log({low}, {high}) must start above 0")
     return _range("log", low, high)
 
 
@@ -75,13 +77,13 @@ def _range(name: str, low: int | float, high: int | float) -> Range:
 
 
 def holds(of: Choice | Range, value: Value) -> bool:
-    """Whether a value is among those of a choice or a range."""
+    """Whether a choice or a range includes a value."""
     if isinstance(of, Choice):
         return value in of.values
     return of.low <= float(value) <= of.high
 
 
-# What is searched where the config file says nothing.
+# What is searched if the config file has no `get_search`.
 DEFAULT: Space = {
     "learning_rate": log(3e-4, 1e-2),
     "l2": log(1e-7, 1e-3),
@@ -90,7 +92,7 @@ DEFAULT: Space = {
     "step": choice(1, 2),
     "item_dropout": uniform(0.0, 0.5),
     "normalize": choice(False, True),
-    "scale": log(8.0, 32.0),  # plays no part without `normalize`
+    "scale": log(8.0, 32.0),  # has no effect without `normalize`
     "reverse_positions": choice(0, 32),
     "readout": choice("hybrid", "attention", "local"),
     "lr_decay": choice(0.1, 0.3, 1.0),

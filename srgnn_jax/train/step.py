@@ -31,7 +31,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     loss: Float[Array, ""]  # sum of the examples' losses since the last logged step
     examples: Float[Array, ""]  # their number
-    # The parameters as the last step left them, where `params` average over steps.
+    # The parameters as the last step left them, if `params` average over steps.
     latest: Params | tuple[()] = ()
 
     def __repr__(self) -> str:
@@ -50,7 +50,7 @@ def init_state(
 ) -> TrainState:
     """Draws the parameters from the seed; `averages`: see `train_step`'s averaging."""
     params = init_params(model, seed)
-    # Each its own buffer, as a step donates them all.
+    # Separate buffers, as a step donates them all.
     step, loss, examples = jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(())
     latest = jax.tree.map(jnp.copy, params) if averages else ()
     return TrainState(step, params, optimizer.init(params), loss, examples, latest)
@@ -63,10 +63,10 @@ def sample_negatives(
     num_items: int,
     count: int = 1,
 ) -> Int[Array, "B K"]:
-    """Draws K items but the target for each example, evenly, with replacement.
+    """Draws K items except the target for each example, uniformly, with replacement.
 
-    The draw depends on the key and the example's number alone: it is the same however a
-    batch is split over devices.
+    The draw depends only on the key and the example's number, so it is the same however
+    a batch is split over devices.
     """
 
     def draw(example):
@@ -78,10 +78,10 @@ def sample_negatives(
 
 
 def average(state: TrainState, latest: Params, averaging: float) -> Params:
-    """Returns the mean of a state's parameters and those that its next step led to.
+    """Returns the weighted mean of a state's parameters and those after its next step.
 
-    These count 1 / (1 + averaging * t) after t steps: with `averaging` 1 as much as
-    each before them, with less the last of them count most. Source: Shamir and Zhang
+    The latter have the weight 1 / (1 + averaging * t) after t steps: with `averaging` 1
+    all steps count equally, with less the latest count most. Source: Shamir and Zhang
     2013, "Stochastic gradient descent for non-smooth optimization", section 4.
     """
     share = 1 / (1 + averaging * state.step)
@@ -111,12 +111,12 @@ def train_step(
       batch: this device's parts of the batch; see `data.batches`.
       model: see `SRGNN`.
       optimizer: see `adam_with_l2`.
-      seed: from it and the step, negatives and what is dropped are drawn.
+      seed: with the step, determines the negatives and the dropout.
       averaging: last share of the steps so far that the state's parameters average
         over, see `average`; 0: they are the latest.
-      loss: of each example.
-      score_padding: whether row 0 takes part in the softmax.
-      max_scores: scores that the softmax may hold at a time.
+      loss: the loss of each example.
+      score_padding: whether the softmax includes row 0.
+      max_scores: how many scores the softmax may hold at a time.
       axis_name: axis of the devices that share the batch, or None.
       item_axis: axis of the devices that share the item table, or None.
     """
@@ -142,7 +142,7 @@ def train_step(
     gradient_of_part = functools.partial(jax.value_and_grad(loss_of_part), latest)
     summed = batches.sum_over_parts(gradient_of_part, clicks, batch)
     mean_loss, gradient = over_devices(summed, axis_name)
-    # Else XLA moves the decay before the lookup's scatter, a pass over the table more.
+    # Otherwise XLA decays before the lookup's scatter: one more pass over the table.
     gradient = jax.lax.optimization_barrier(gradient)
     gradient = jax.lax.platform_dependent(
         gradient, cuda=through_one_array, default=lambda gradient: gradient

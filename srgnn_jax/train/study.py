@@ -1,7 +1,7 @@
-"""The trials of a search, by Optuna: what is tried next, kept in a journal on disk.
+"""The trials of a search, by Optuna: what to try next, kept in a journal on disk.
 
 What a trial draws depends on the seed, its number and the trials that have ended, never
-on the process that draws: a search that is killed goes on with the same trials.
+on the process that draws, so a killed search continues with the same trials.
 """
 
 import fcntl
@@ -28,9 +28,9 @@ except ModuleNotFoundError as error:
 JOURNAL = "search.log"
 # States of trials that are over.
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
-# Proposals that the config refuses, of one trial, before the search gives up.
+# Proposals for one trial that the config refuses before the search gives up.
 MOST_DRAWS = 1000
-# Trials that end before one is judged, and the first epoch after which one is.
+# Trials that complete before any is judged, and the first epoch after which one is.
 UNJUDGED_TRIALS, FIRST_JUDGED_EPOCH = 5, 2
 
 Params = dict[str, Any]
@@ -40,8 +40,8 @@ def lock(path: pathlib.Path, wait: bool = True) -> TextIO:
     """Locks a file until it is closed, or this process ends.
 
     Raises:
-      BlockingIOError: another one has it, and that is not waited for.
-      UserError: the file system has no locks.
+      BlockingIOError: another process holds it and `wait` is false.
+      UserError: the file system does not support locks.
     """
     file = path.open("a")
     try:
@@ -52,13 +52,13 @@ def lock(path: pathlib.Path, wait: bool = True) -> TextIO:
             raise
         raise UserError(
             f"{path} cannot be locked ({reason(error)}); choose a --workdir on a file "
-            "system that has locks"
+            "system that supports locks"
         ) from error
     return file
 
 
 class _FileLock(journal.JournalFileOpenLock):
-    """A lock that the kernel takes back from a process that is killed."""
+    """A lock that the kernel releases if its process is killed."""
 
     def acquire(self) -> bool:
         self._file = lock(pathlib.Path(self._lock_file))
@@ -69,7 +69,7 @@ class _FileLock(journal.JournalFileOpenLock):
 
 
 class Sampler(samplers.BaseSampler):
-    """TPE, seeded anew for every trial; draws again what `accepts` refuses.
+    """TPE, reseeded for every trial; draws again what `accepts` refuses.
 
     Trial 0 is `first`, if there is one.
     """
@@ -91,7 +91,7 @@ class Sampler(samplers.BaseSampler):
         """Draws all fields of a trial together.
 
         Raises:
-          UserError: nothing that was drawn is accepted.
+          UserError: none of the drawn combinations is accepted.
         """
         if trial.number == 0 and self._first is not None:
             return self._first
@@ -122,14 +122,14 @@ class Sampler(samplers.BaseSampler):
 
 
 def _rounded(value: Any, of: distributions.BaseDistribution) -> Any:
-    """Returns a number with three digits, for people to read and to copy."""
+    """Returns a number with three digits, which is easy to read and copy."""
     if not isinstance(of, distributions.FloatDistribution):
         return value
     return min(max(float(f"{value:.3g}"), of.low), of.high)
 
 
 def distribution(of: Choice | Range) -> distributions.BaseDistribution:
-    """Returns Optuna's form of what a field is chosen from."""
+    """Returns Optuna's form of a choice or a range."""
     if isinstance(of, Choice):
         return distributions.CategoricalDistribution(of.values)
     if isinstance(of.low, int):
@@ -144,17 +144,17 @@ def open_study(
     accepts: Callable[[Params], bool],
     first: Params | None = None,
 ) -> Study:
-    """Opens the journal of a folder, or begins it.
+    """Opens the journal of a folder, or creates it.
 
     Args:
       folder: the workdir of the search.
-      seed: of what is drawn.
+      seed: of the random draws.
       space: ranges by field.
       accepts: whether a combination of values may be tried.
       first: the combination of trial 0; None: that is drawn too.
 
     Raises:
-      UserError: the journal is damaged, but for a last line that broke off.
+      UserError: the journal is damaged, other than by an incomplete last line.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = folder / JOURNAL
@@ -182,7 +182,7 @@ def open_study(
 
 
 def _drop_half_a_line(path: pathlib.Path) -> None:
-    """Cuts off what a write that broke off has left at the journal's end."""
+    """Cuts off what an interrupted write left at the journal's end."""
     held = path.read_bytes() if path.exists() else b""
     if held and not held.endswith(b"\n"):
         with path.open("r+b") as file:
@@ -190,10 +190,10 @@ def _drop_half_a_line(path: pathlib.Path) -> None:
 
 
 def check_same_search(study: Study, facts: Mapping[str, Any]) -> None:
-    """Stores what a search is about, or compares with what is stored.
+    """Stores the facts of a search, or compares them with the stored ones.
 
     Raises:
-      UserError: it names each difference.
+      UserError: they differ; the message names each difference.
     """
     new = json.loads(json.dumps(facts))
     old = study.user_attrs.get("facts")
@@ -207,13 +207,13 @@ def check_same_search(study: Study, facts: Mapping[str, Any]) -> None:
 
 
 def trials(study: Study, *states: str) -> list[FrozenTrial]:
-    """Returns the trials so far, those in some states: "RUNNING", "COMPLETE", ..."""
+    """Returns the trials so far, or those in some states: "RUNNING", "COMPLETE", ..."""
     wanted = [TrialState[state] for state in states] if states else None
     return study.get_trials(deepcopy=False, states=wanted)
 
 
 def ask(study: Study, space: Space, running: FrozenTrial | None = None) -> Trial:
-    """Returns a new trial with its values, or takes up one that a process has left."""
+    """Returns a new trial with its values, or resumes one that a process has left."""
     trial = study.ask() if running is None else Trial(study, running._trial_id)
     for field, of in space.items():
         if isinstance(of, Choice):
@@ -235,21 +235,21 @@ def report(trial: Trial, by_epoch: Mapping[int, float]) -> None:
 def is_poor(trial: Trial, epoch: int) -> bool:
     """Whether a trial is below the median after its last recorded epoch.
 
-    One that repeats an earlier epoch is not judged again.
+    A trial that repeats an earlier epoch is not judged again.
     """
     known = trial.study.get_trials(deepcopy=False)[trial.number]
     return known.last_step == epoch and bool(trial.should_prune())
 
 
 def count_starts(trial: Trial, step: int) -> int:
-    """Counts how often, in a row, a trial was begun at a step, this time included."""
+    """Counts how often in a row a trial has started at a step, including this time."""
     begun = [*trial.user_attrs.get("begun_at", []), step]
     trial.set_user_attr("begun_at", begun)
     return sum(1 for _ in itertools.takewhile(lambda at: at == step, begun[::-1]))
 
 
 def complete(trial: Trial, value: float, found: Mapping[str, Any]) -> None:
-    """Records what a trial has reached, and with what else it comes."""
+    """Records the value of a trial and what else was found."""
     trial.set_user_attr("found", found)
     trial.study.tell(trial, value)
 
@@ -272,21 +272,21 @@ def note_others(study: Study) -> None:
 
 
 def is_shared(study: Study) -> bool:
-    """Whether several workers have shared a search, which changes what is drawn."""
+    """Whether several workers have shared a search, which affects what is drawn."""
     return study.user_attrs.get("shared", False)
 
 
 def importances(study: Study) -> dict[str, float]:
-    """Returns the share of each field in what makes the best trials, largest first.
+    """Returns the importance of each field for the best trials, largest first.
 
-    That is PED-ANOVA (Watanabe et al., 2023). There is none of too few trials.
+    Computed by PED-ANOVA (Watanabe et al., 2023). Empty if there are too few trials.
     """
     done = trials(study, "COMPLETE")
     fields = [f for f in done[0].params if len({t.params[f] for t in done}) > 1]
     if len(done) < 10 or not fields:
         return {}
     with warnings.catch_warnings():
-        # Of a field that few values were tried of.
+        # Optuna warns if few values of a field were tried.
         warnings.simplefilter("ignore")
         found = optuna.importance.get_param_importances(study, params=fields)
     return {} if any(map(math.isnan, found.values())) else found

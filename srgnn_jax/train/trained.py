@@ -1,4 +1,4 @@
-"""What a training came to: its state, and what it reached on test."""
+"""The result of training: its state, and what it reached on test."""
 
 import dataclasses
 import statistics
@@ -14,11 +14,11 @@ class Trained:
     """What `train_and_evaluate` returns; a notebook shows it as a table.
 
     Attributes:
-      state: after the last step, of several runs the last one's. The best epoch's
-        parameters are in the workdir: `Recommender.load(trained.workdir)`.
-      workdir: where the run lies.
-      metrics: the mean of every metric on test, as fractions; of several runs the mean
-        of theirs.
+      state: after the last step; for several runs, that of the last run. The best
+        epoch's parameters are in the workdir: `Recommender.load(trained.workdir)`.
+      workdir: the folder of the run.
+      metrics: the mean of every metric on test, as fractions; for several runs, the
+        mean over them.
     """
 
     state: TrainState
@@ -27,7 +27,7 @@ class Trained:
 
     @classmethod
     def of_several(cls, runs: Sequence["Trained"], workdir: str) -> "Trained":
-        """Joins the runs of several seeds, which lie in one workdir."""
+        """Joins the runs of several seeds in one workdir."""
         means = {
             name: statistics.fmean(run.metrics[name] for run in runs)
             for name in runs[0].metrics
@@ -36,7 +36,7 @@ class Trained:
 
     @property
     def step(self) -> int:
-        """How many optimizer steps were taken."""
+        """The number of optimizer steps taken."""
         return int(self.state.step)
 
     @property

@@ -1,11 +1,11 @@
-"""Warm start: a run begins with what another run has learnt, for the items of today.
+"""Warm start: a run starts from what another run, its parent, has learnt.
 
-The item table is matched by raw id: rows that the other run, the parent, has too keep
-their parameters and both of Adam's moments, others begin by `config.new_items`, with
-moments of 0. All else is the parent's as it is, Adam's count of steps included; the
-run's own steps and epochs begin at 0.
+The item table is matched by raw id. Items that the parent has too keep their parameters
+and both of Adam's moments; the others start by `config.new_items`, with moments of 0.
+Everything else is the parent's, including Adam's step count. The run's own steps and
+epochs start at 0.
 
-Axes: V item rows of today, P of the parent, D embedding, N new items.
+Axes: V item rows of this run, P of the parent, D embedding, N new items.
 """
 
 import contextlib
@@ -29,20 +29,21 @@ from srgnn_jax.runs.progress import Progress, model_name
 from srgnn_jax.runs.workdir import load_vocabulary, seed_folders
 from srgnn_jax.train.step import TrainState
 
-# Of rows, values to set: where each row's lie among the values, -1 where it has none.
+# Values to set in rows: for each row the index of its values, or -1 if it has none.
 Rows = tuple[Int[np.ndarray, "_"], Float[np.ndarray, "_ D"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Parent:
-    """The run that another one begins with.
+    """The run that another one starts from.
 
     Attributes:
       folder: its workdir.
-      progress: that of its best checkpoint, which is taken; while no epoch is complete,
-        of the last one.
+      progress: of its best checkpoint, which is used; if no epoch is complete yet, of
+        the last one.
       checksum: of that checkpoint.
-      rows: by row of today, row 0 included, the row in its table; -1 of new items.
+      rows: for each row of the new run, row 0 included, the row in the parent's table;
+        -1 for new items.
     """
 
     folder: pathlib.Path
@@ -51,10 +52,10 @@ class Parent:
     rows: Int[np.ndarray, " V"]
 
     def hand_on(self, progress: Progress, schedule: str) -> Progress:
-        """Returns the progress of a run that is to begin with this one.
+        """Returns the progress of a run that starts from this one.
 
-        Its `parents` tell of each run that it descends from, newest first, and of the
-        items that were kept, new and gone as its child began.
+        Its `parents` lists each run that it descends from, newest first, with the
+        numbers of items that were kept, new and gone when the next run started.
         """
         own = self.progress
         kept = np.unique(self.rows[self.rows > 0]).size
@@ -77,10 +78,10 @@ class Parent:
 def find_parent(
     config: ConfigDict, workdir: pathlib.Path, model: nn.Module, vocabulary: Vocabulary
 ) -> Parent:
-    """Finds the run that `config.warm_start` names, and matches its items with today's.
+    """Finds the run that `config.warm_start` names, and matches its items by raw id.
 
     Raises:
-      UserError: there is no such run, it is this one, its network is another, or its
+      UserError: there is no such run, it is this one, its network differs, or its
         checkpoint or vocabulary is damaged.
     """
     folder = pathlib.Path(config.warm_start).expanduser()
@@ -104,8 +105,8 @@ def find_parent(
     ]
     if found := differences(*networks):
         raise UserError(
-            f"{where}, a run of another network; set what differs as it is there, or "
-            f"train from nothing: {found}"
+            f"{where}, a run of another network; use its settings, or train from "
+            f"scratch: {found}"
         )
     rows = load_vocabulary(folder, progress.vocabulary).rows(vocabulary.ids)
     rows = np.append(0, np.where(rows > 0, rows, -1))
@@ -119,15 +120,15 @@ def begin(
     sessions: Sessions,
     new_items: str,
 ) -> TrainState:
-    """Returns the state before the first step of a run that begins with its parent.
+    """Returns the state before the first step of a run that starts from its parent.
 
-    Each device is given its own rows of the tables; the parent's are read whole.
+    Each device gets its own rows of the tables; the parent's are read as a whole.
 
     Args:
-      parent: what `find_parent` found.
-      state: as it is drawn, laid out for the devices.
+      parent: what `find_parent` returned.
+      state: the state as drawn, laid out for the devices.
       devices: those of the run.
-      sessions: what is trained on, by which items are neighbours.
+      sessions: the training sessions, which determine which items are neighbours.
       new_items: the rule of `config.new_items`.
 
     Raises:
@@ -143,8 +144,9 @@ def begin(
     try:
         check_finite(old.params)
     except ValueError as error:
-        told = f"config.warm_start: the checkpoint of step {step} is of no use: {error}"
-        raise UserError(told) from None
+        raise UserError(
+            f"config.warm_start: the checkpoint of step {step} is unusable: {error}"
+        ) from None
     decay, adam, schedule = state.opt_state
     _, old_adam, _ = old.opt_state
     means: list[Rows] = []
@@ -162,7 +164,7 @@ def begin(
 
     params = carry(state.params, old.params, *means)
     adam = carry(adam, old_adam)
-    # Averages begin anew with what the parent has learnt.
+    # Averages start again from what the parent has learnt.
     latest = carry(latest, old.params, *means) if latest else ()
     return devices.lay_out(
         state._replace(params=params, opt_state=(decay, adam, schedule), latest=latest)
@@ -172,13 +174,14 @@ def begin(
 def neighbour_means(
     sessions: Sessions, rows: Int[np.ndarray, " V"], table: Float[np.ndarray, "P D"]
 ) -> Rows:
-    """Returns for new items the mean of the items clicked just before and after them.
+    """Returns, for new items, the mean of the items clicked just before and after them.
 
-    Each such click counts. New items beside none that the parent has are left out.
+    Each such click counts. New items that are next to none of the parent's items are
+    left out.
 
     Args:
-      sessions: of item rows of today.
-      rows: by row of today, that in `table`; -1 of new items.
+      sessions: sessions of the new run's item rows.
+      rows: for each row of the new run, the row in `table`; -1 for new items.
       table: the parent's.
     """
     items = sessions.items
@@ -204,7 +207,7 @@ def _set_rows(drawn: jax.Array, *several: Rows) -> jax.Array:
     for shard in drawn.addressable_shards:
         values = np.array(shard.data)
         for rows, source in several:
-            # The last rows of a split table only fill it up.
+            # The last rows of a split table may be padding.
             missing = len(drawn) - len(rows)
             where = np.pad(rows, (0, missing), constant_values=-1)[shard.index[0]]
             values[where >= 0] = source[where[where >= 0]]
@@ -213,7 +216,7 @@ def _set_rows(drawn: jax.Array, *several: Rows) -> jax.Array:
 
 
 def line(progress: Progress) -> str:
-    """Says in one line what a run begins with."""
+    """Returns one line on what a run starts from."""
     parent = progress.parents[0]
     counts = ", ".join(f"{parent[f'{n}_items']:,} {n}" for n in ("kept", "new", "gone"))
     return (
