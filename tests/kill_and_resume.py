@@ -1,10 +1,10 @@
-"""Kills a training at random moments, and compares what it ends with to the bit.
+"""Kills training at random moments, and compares the outcome bit by bit.
 
     python -m tests.kill_and_resume --kills=25
 
-One run is left alone. Others are killed with SIGKILL and started again until they are
-complete, as often as it takes for so many kills. Each must end with the very
-parameters, optimizer state, progress, best checkpoint and records of the first.
+One run is left alone. Others are killed with SIGKILL and restarted until they are
+complete, until there are enough kills. Each must end with exactly the parameters,
+optimizer state, progress, best checkpoint and records of the first.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from srgnn_jax.train import loop as train
 from tests.command import PROCESSES
 from tests.tiny import tiny_config
 
-# Where a run can be hit: a method, whose calls are counted.
+# Where a run can be killed: methods whose calls are counted.
 PLACES = {
     "a step": (epochs.Run, "is_time_to_save"),
     "an evaluation": (Evaluator, "__call__"),
@@ -40,7 +40,7 @@ PLACES = {
 
 
 def make_config(folder, loss_type="CE"):
-    """Returns a run of a second or two, much of which are saves and evaluations."""
+    """Returns the config of a run of a second or two, mostly saves and evaluations."""
     config = tiny_config(folder)
     config.epochs, config.log_every_steps, config.eval_batch_size = 6, 3, 4
     config.checkpoint_every_steps, config.loss_type = 4, loss_type
@@ -50,7 +50,7 @@ def make_config(folder, loss_type="CE"):
 
 
 def train_in(config, workdir, begun):
-    """Trains in this process, and counts for the other one what it has begun."""
+    """Trains in this process, and counts in `begun` the calls that have started."""
     log = os.open(f"{workdir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())
@@ -75,10 +75,10 @@ def start(config, workdir):
 
 
 def kill_in(place, process, begun, moments, seconds):
-    """Kills a process at a random moment; returns False if it was over before.
+    """Kills a process at a random moment; returns False if it had ended before.
 
-    In a place, that is a moment after it was entered, for the first or a later time;
-    anywhere, it is one of all the time that a run takes.
+    For a place of `PLACES`, that is a moment after the run entered it, for the first or
+    a later time. For "anywhere", it is a moment within the time that a run takes.
     """
     if place == "anywhere":
         process.join(moments.uniform(0, seconds))
@@ -94,7 +94,7 @@ def kill_in(place, process, begun, moments, seconds):
 
 
 def finish(config, workdir):
-    """Trains to the end; returns the seconds that it took."""
+    """Trains to the end; returns the seconds it took."""
     begin = time.monotonic()
     process, _ = start(config, workdir)
     process.join()
@@ -104,7 +104,7 @@ def finish(config, workdir):
 
 
 def outcome(workdir):
-    """Returns what a run ended with: records, and the last and best checkpoint."""
+    """Returns the outcome of a run: records, and the last and the best checkpoint."""
     records = [
         {k: v for k, v in json.loads(line).items() if "second" not in k}
         for line in (workdir / "metrics.jsonl").read_text().splitlines()
@@ -115,7 +115,7 @@ def outcome(workdir):
         steps = {"last": newest.step, "best": newest.best_step}
         for name, step in steps.items():
             with warnings.catch_warnings():
-                # Of restoring as it was saved, which is what is wanted.
+                # Orbax warns of restoring without a layout, which is intended here.
                 warnings.simplefilter("ignore")
                 state = ocp.PyTreeCheckpointer().restore(
                     workdir / "checkpoints" / str(step) / "state"
@@ -133,13 +133,13 @@ def assert_same(found, expected):
 
 
 def kill_and_resume(folder, kills, seed=0, loss_type="CE"):
-    """Does what the module says; returns how many kills hit what."""
+    """Does what the module describes; returns the runs and the kills by place."""
     config = make_config(folder, loss_type)
     moments = random.Random(seed)
     finish(config, folder / "warm_up")
     seconds = finish(config, folder / "whole")
     expected = outcome(folder / "whole")
-    # Every step that is logged, once.
+    # Every step to log is logged once.
     logged = [r["step"] for r in expected["records"] if "train/learning_rate" in r]
     assert logged == list(range(3, expected["records"][-2]["step"] + 1, 3))
     hits = collections.Counter()
@@ -176,7 +176,7 @@ def main():
         f"{n} {what}" if what == "anywhere" else f"{n} in {what}"
         for what, n in sorted(hits.items())
     )
-    print(f"{hits.total()} kills ({where}) of {runs} runs: all end to the bit alike")
+    print(f"{hits.total()} kills ({where}) of {runs} runs: all end bit-identical")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Kills a search at random moments, and compares what it ends with.
+"""Kills a search at random moments, and compares the outcome.
 
     python -m tests.kill_search --trials=20 --kills=7
 
-One search is left alone. The other is killed with SIGKILL and started again. It must
-end with the very trials, their values after every epoch, the same of them ended early,
-and the same best.
+One search is left alone. The other is killed with SIGKILL and restarted. It must end
+with the same trials, values after every epoch, early ends and best trial.
 """
 
 import argparse
@@ -38,7 +37,7 @@ def make_config(folder):
 
 
 def search_in(config, workdir, trials):
-    """Searches in this process, whose outputs go to a file."""
+    """Searches in this process, with its output in a file."""
     said = os.open(f"{workdir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, sys.stdout.fileno())
     os.dup2(said, sys.stderr.fileno())
@@ -62,13 +61,13 @@ def finish(config, workdir, trials):
 
 
 def length(workdir):
-    """Returns how much a search has recorded: lines of its journal."""
+    """Returns how much a search has recorded, in lines of its journal."""
     journal = workdir / study.JOURNAL
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
 def found(workdir):
-    """Returns what a search ended with, but for times and how often it was started."""
+    """Returns the outcome of a search, without times and its number of starts."""
     opened = study.open_study(workdir, 0, RANGES, lambda params: True)
     trials = [
         (t.number, t.state.name, t.params, t.values, t.intermediate_values)
@@ -83,7 +82,7 @@ def found(workdir):
 
 
 def kill_search(folder, trials, kills, seed=0):
-    """Does what the module says; returns how many kills hit a search at work."""
+    """Does what the module describes; returns how many kills hit a running search."""
     config, moments = make_config(folder), random.Random(seed)
     whole, killed = folder / "whole", folder / "killed"
     finish(config, whole, trials)

@@ -1,4 +1,4 @@
-"""Baselines against loops that follow their formulas, one session after another."""
+"""Baselines against loops that follow their formulas, session by session."""
 
 import collections
 import dataclasses
@@ -19,7 +19,7 @@ from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import baselines, metrics, results_json
 from srgnn_jax.evaluate.scorer import target_ranks
 from srgnn_jax.evaluate.workdir import (
-    baselines_beside,
+    baseline_metrics,
     evaluate_baselines,
     lost_to,
 )
@@ -32,7 +32,7 @@ K, SAMPLE = 3, 6
 
 
 def random_sessions(count, seed, items=V):
-    """Sessions full of revisits and ties; the most frequent items are the first."""
+    """Sessions full of repeats and ties; the first items are the most frequent."""
     rng = np.random.default_rng(seed)
     draw = functools.partial(rng.geometric, 0.25)
     return [
@@ -41,7 +41,7 @@ def random_sessions(count, seed, items=V):
     ]
 
 
-# The last item is never trained.
+# The last item is never in training.
 TRAIN = random_sessions(60, seed=1, items=V - 1)
 TEST = Sessions.from_lists([*random_sessions(40, seed=2), [V - 1, 1, V - 1, 2]])
 
@@ -61,7 +61,7 @@ def loop_pop(prefix):
 
 def loop_session_pop(prefix):
     own = collections.Counter(prefix)
-    # Far more than any number of clicks in training.
+    # The factor is far above any number of training clicks.
     return {item: 1e6 * own[item] + clicks()[item] for item in range(1, V)}
 
 
@@ -187,7 +187,7 @@ def test_without_neighbours_the_target_is_last(name):
 
 
 def test_ties_count_against_the_target():
-    # After 1 come 2, 3 and 4, once each.
+    # 1 is followed by 2, 3 and 4, once each.
     train = Sessions.from_lists([[1, 2], [1, 3], [1, 4]])
     test = Sessions.from_lists([[1, 2], [1, 3], [1, 5]]).examples()
     for learn in (baselines.markov, baselines.item_knn):
@@ -215,7 +215,7 @@ def test_equal_sums_tie_however_they_round():
 def test_session_pop_fills_its_list_with_popular_items():
     train = Sessions.from_lists([[1, 2, 2, 2], [3, 2, 3, 3, 3], [1, 4]])
     # 3 and 2 have four clicks, 1 has two, 4 one, 5 none. The session clicked 4 twice,
-    # and 1 and 5 once, of which POP knows 1.
+    # and 1 and 5 once; POP knows only 1 of these two.
     test = Sessions.from_lists(
         [[4, 5, 1, 4, target] for target in (4, 1, 5, 2, 3, 6)], last_only=True
     )
@@ -257,11 +257,11 @@ def test_they_learn_from_what_a_training_learns_from(tmp_path, capsys, select_on
     )
     means = metrics.means(ranks, config.ks)
     assert {name: results["Markov"][name] for name in means} == means
-    # Item i is mostly followed by i + 1.
+    # Item i is usually followed by i + 1.
     assert results["Markov"]["recall@5"] > 2 * results["POP"]["recall@5"]
     table = capsys.readouterr().out
     assert f"  {100 * means['mrr@20']:.2f}" in table
-    # It fits a terminal.
+    # The table fits a terminal.
     assert max(map(len, table.splitlines())) <= 80
     assert ("held out" in table) == (select_on == "valid")
 
@@ -289,21 +289,21 @@ def test_a_run_of_the_same_data_stands_in_the_first_column(tmp_path, capsys):
 
 def test_where_a_baseline_wins_the_settings_to_try_are_named():
     config = click_log_paper.get_config()
-    beside = {"POP": {"mrr@20": 0.1}, "STAN": {"mrr@20": 0.5}, "Markov": {}}
-    assert lost_to(config, {"mrr@20": 0.5}, beside) == []
-    said = " ".join(lost_to(config, {"mrr@20": 0.4}, beside))
+    reached = {"POP": {"mrr@20": 0.1}, "STAN": {"mrr@20": 0.5}, "Markov": {}}
+    assert lost_to(config, {"mrr@20": 0.5}, reached) == []
+    said = " ".join(lost_to(config, {"mrr@20": 0.4}, reached))
     assert said.startswith(" STAN has a better mrr@20: try --config.normalize=True")
-    # What is named is a setting, and is the one of click_log.
+    # The settings exist and have the values of click_log.
     named = dict(re.findall(r"--config\.(\w+)=(\S+?),? ", said))
     assert named.pop("joined") == "True"
     own = click_log.get_config()
     assert {name: str(own[name]) for name in named} == named
     assert len(named) == 3
-    said = " ".join(lost_to(own, {"mrr@20": 0.4}, beside))
+    said = " ".join(lost_to(own, {"mrr@20": 0.4}, reached))
     assert re.findall(r"--config\.\S+", said) == ["--config.joined=True"]
     assert "--mode=search" in said
     own.joined = True
-    said = " ".join(lost_to(own, {"mrr@20": 0.4}, beside))
+    said = " ".join(lost_to(own, {"mrr@20": 0.4}, reached))
     assert "joined" not in said
     assert "--mode=search" in said
 
@@ -332,7 +332,7 @@ def test_the_mode(tmp_path):
     assert "--config is missing" in srgnn("--mode=baselines").stderr
 
 
-@pytest.mark.slow  # Prepares the published data sets: half a minute.
+@pytest.mark.slow  # Prepares the published data sets, which takes half a minute.
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
 @pytest.mark.parametrize(
     ("config", "folder", "published"),
@@ -350,7 +350,7 @@ def test_the_mode(tmp_path):
     ],
 )
 def test_published_figures_are_reached(tmp_path, config, folder, published):
-    """Those in table 2 of Wu et al. 2019."""
+    """The figures are those of table 2 of Wu et al. 2019."""
     config.data_dir, config.prepared_dir = str(SHARED / folder), str(tmp_path)
     config.select_on = "test"
     data = config_lib.load_data(config)
@@ -361,7 +361,7 @@ def test_published_figures_are_reached(tmp_path, config, folder, published):
         )
         means = metrics.means(target_ranks(learnt, splits.evaluated["test"]), (20,))
         for metric, value in (("recall@20", recall), ("mrr@20", mrr)):
-            # 1.5 points say nothing of the smallest.
+            # For the smallest figures, 1.5 points would be too loose.
             within = min(1.5, 0.1 * value)
             assert 100 * means[metric] == pytest.approx(value, rel=0, abs=within), name
 
@@ -372,7 +372,7 @@ def test_beside_a_result_they_learn_from_the_sessions_behind_pairs():
     config = click_log.get_config()
     test = Sessions.from_lists([[1, 2, 3], [4, 1, 2]]).examples()
     of_pairs, of_sessions = (
-        baselines_beside(
+        baseline_metrics(
             config, config_lib.Splits(train, train.examples(), {"test": test}), 6
         )
         for train in (

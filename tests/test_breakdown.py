@@ -1,4 +1,4 @@
-"""Groups, intervals and traits of lists against loops over small data."""
+"""Groups, intervals and statistics of lists against loops over small data."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ LISTS = [[1, 2, 3], [4, 2], [3, 3, 3, 1], [2, 3, 1]]
 
 
 def published(sessions):
-    """Lists the pairs of sessions as the published test files do, longest first."""
+    """Lists the prefixes of sessions as the published test files do, longest first."""
     return [s[:end] for s in sessions for end in range(len(s), 1, -1)]
 
 
@@ -28,7 +28,7 @@ def test_examples_of_a_session_are_found(max_length):
 
 
 def test_pairs_of_a_session_are_found_in_the_published_order():
-    # The second session could not go on from the first, nor the fifth from the fourth.
+    # The second session cannot continue the first, nor the fifth the fourth.
     sessions = [*LISTS, [2, 3], [2, 3, 1, 2]]
     examples = Sessions.from_lists(published(sessions), last_only=True).examples()
     expected = [s for s, x in enumerate(sessions) for _ in range(len(x) - 1)]
@@ -59,7 +59,7 @@ def test_groups_hold_what_belongs_to_them():
     finely = found["length, finely"]
     assert list(finely)[4:] == ["5", "6 to 7", "8 to 10", "11 to 20", "21 or more"]
     assert [int(part.sum()) for part in finely.values()][4:] == [1, 2, 3, 10, 8]
-    # Every example is in one group of each trait, unless its target has no decile.
+    # Every example is in one group of each trait, except if its target has no decile.
     for trait, parts in found.items():
         count = np.sum(list(parts.values()), axis=0)
         expected = targets <= 20 if trait == "target's popularity" else 1
@@ -85,7 +85,7 @@ def test_metrics_are_those_of_the_group_and_empty_groups_are_left_out():
 
 def test_sessions_are_drawn_as_a_whole():
     rng = np.random.default_rng(1)
-    # Examples of a session are all alike: only their number of sessions counts.
+    # The examples of a session are all equal: only the number of sessions matters.
     hit = rng.random(400) < 0.3
     session = np.repeat(np.arange(400), 9)
     low, high = bootstrap(np.repeat(hit, 9).astype(float)[:, None], session)[:, 0]
@@ -97,7 +97,7 @@ def test_sessions_are_drawn_as_a_whole():
 def test_long_sessions_count_by_their_examples():
     values = np.array([[1.0], [1.0], [1.0], [0.0]])
     low, high = bootstrap(values, np.array([7, 7, 7, 3]))[:, 0]
-    # Of two sessions, a sample has only the one, only the other, or both.
+    # A sample of two sessions has only the first, only the second, or both.
     assert (low, high) == (0, 1)
     means = bootstrap(values, np.array([7, 7, 7, 7]))[:, 0]
     assert means.tolist() == [0.75, 0.75]

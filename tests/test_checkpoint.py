@@ -1,4 +1,4 @@
-"""Checkpoints: what is damaged is noticed, and nothing of it is lost or used."""
+"""Checkpoints: damage is noticed, and damaged ones are neither lost nor used."""
 
 import contextlib
 import json
@@ -52,7 +52,7 @@ def workdir(saved, tmp_path):
 
 
 def newest(workdir):
-    """Returns the step of the newest sound checkpoint, and the value that it holds."""
+    """Returns the step of the newest undamaged checkpoint, and the value it holds."""
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         step = checkpoints.progress().step
         state = checkpoints.restore(layouts.layout_of(make_state()), step)
@@ -101,7 +101,7 @@ def test_any_damage_is_named_and_the_one_before_is_used(
         (warning,) = [r for r in caplog.records if r.name == checkpoint.log.name]
         assert warning.levelno == logging.WARNING
         assert str(workdir / "checkpoints" / "2") in warning.message
-        # A flip within it looks like one of the file that it tells of.
+        # A flip in the checksums looks like damage to the file that they are for.
         assert name in warning.message or name == checkpoint.CHECKSUMS
         assert "step 1" in warning.message
 
@@ -122,11 +122,11 @@ def test_where_all_are_damaged_each_is_named_and_none_changed(workdir):
     for step in "12":
         truncate(workdir / "checkpoints" / step / "state" / "manifest.ocdbt")
     before = [(path, path.read_bytes()) for path in files(workdir)]
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         newest(workdir)
     for step in "12":
-        assert str(workdir / "checkpoints" / step) in str(told.value)
-    assert "state/manifest.ocdbt is not what was saved" in str(told.value)
+        assert str(workdir / "checkpoints" / step) in str(error.value)
+    assert "state/manifest.ocdbt is not what was saved" in str(error.value)
     assert [(path, path.read_bytes()) for path in files(workdir)] == before
 
 
@@ -179,7 +179,7 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
             only_run(tmp_path),
         ):
             pass
-        # Who was refused has not taken the place of the first.
+        # The refused run has not replaced the first.
         with (
             pytest.raises(UserError, match=r"another run .*process \d+ on "),
             only_run(tmp_path),
@@ -194,7 +194,7 @@ def test_every_difference_of_another_run_is_listed():
     config = config_lib.to_dict(default.get_config())
     stored = Progress(config, "data", "vocabulary", 3)
     other = {**config, "embedding_size": 7, "l2": 0.5, "progress": False}
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         config_lib.check_same_run(stored, Progress(other, "data2", "vocabulary2", 4))
     for difference in (
         "config.embedding_size: 100 -> 7",
@@ -203,8 +203,8 @@ def test_every_difference_of_another_run_is_listed():
         "item ids: 'vocabulary' -> 'vocabulary2'",
         "item rows: 3 -> 4",
     ):
-        assert difference in str(told.value)
-    assert "progress" not in str(told.value)
+        assert difference in str(error.value)
+    assert "progress" not in str(error.value)
 
 
 def test_a_field_that_a_stored_config_lacks_has_its_default():
@@ -228,7 +228,7 @@ def test_a_state_is_restored_to_the_bit(tmp_path):
 
 
 def test_a_run_of_version_0_1_0_is_taken_up(tmp_path):
-    """Its checkpoint was written by that version, after one epoch of `tiny_config`."""
+    """That version wrote the checkpoint, after one epoch of `tiny_config`."""
     with tarfile.open(GOLDEN / "run_0.1.0.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     recommender = Recommender.load(tmp_path / "run")

@@ -320,7 +320,7 @@ def test_promises(tmp_path):
         re.search(r"tests\.\w+", command)[0]: output
         for command, output in run_page("promises.md", tmp_path)
     }
-    assert "all end to the bit alike" in said["tests.kill_and_resume"]
+    assert "all end bit-identical" in said["tests.kill_and_resume"]
     assert "trials are the same" in said["tests.kill_search"]
     assert "forms: 0 of 20 went wrong" in said["tests.fuzz_readers"]
 

@@ -18,7 +18,7 @@ ITEMS = 30
 
 @pytest.fixture(scope="module")
 def plain():
-    """Examples, parameters, and all scores of each example, without the padding's."""
+    """Examples, parameters, and all scores of each example except the padding's."""
     rng = np.random.default_rng(0)
     lists = [rng.integers(1, ITEMS, n) for n in rng.integers(2, 6, 40)]
     examples = Sessions.from_lists(lists).examples()
@@ -51,7 +51,7 @@ def test_means_and_lists_are_those_of_a_plain_ranking(plain):
 
 
 def near_ties(num_items):
-    """Returns parameters by which rounding would decide many ranks."""
+    """Returns parameters for which rounding would decide many ranks."""
     params = init_params(SRGNN(num_items, 16), 0)
     table = np.array(params["item_embedding"])
     half = num_items // 2
@@ -62,9 +62,9 @@ def near_ties(num_items):
 
 @pytest.fixture(scope="module")
 def ranked():
-    """Sessions, parameters, and what one device finds in batches of 64.
+    """Examples, parameters, and the results of one device in batches of 64.
 
-    The ranks are those of a step that ranks alone, which is all that epochs need.
+    The ranks come from a step that only ranks, which is all that epochs need.
     """
     rng = np.random.default_rng(3)
     lists = [rng.integers(1, 401, n) for n in rng.integers(2, 5, 120)]
@@ -84,7 +84,7 @@ def ranked():
         (("jit",), 5000),
         (("pmap",), 64),
         (("mesh", (2, 4)), 64),
-        # Slow: one more layout to compile, and the one above splits the items too.
+        # Slow, as it compiles one more layout; the one above splits the items too.
         pytest.param(("mesh", (1, 8)), 200, marks=pytest.mark.slow),
     ],
 )

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed, or robbed of their disk end as if nothing had been."""
+"""Runs that are stopped, killed or lose their disk end as if undisturbed."""
 
 import contextlib
 import functools
@@ -41,7 +41,7 @@ def config(tmp_path):
 
 @pytest.fixture(autouse=True)
 def may_be_interrupted():
-    """Heeds Ctrl-C, which a shell's background jobs are started without."""
+    """Enables Ctrl-C, which a shell disables for its background jobs."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -49,14 +49,14 @@ def may_be_interrupted():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What a run of the same config ends with that nothing befalls."""
+    """The outcome of an undisturbed run of the same config."""
     folder = tmp_path_factory.mktemp("whole")
     train_and_evaluate(tiny_config(folder), str(folder / "run"))
     return outcome(folder / "run")
 
 
 def assert_ends_like(workdir, whole, config):
-    """Compares with the run that was left alone, but for the folders of its data."""
+    """Compares with the undisturbed run, except for the folders of its data."""
     found = outcome(workdir)
     places = {name: config[name] for name in config_lib.MAY_DIFFER}
     for which in ("last", "best"):
@@ -67,7 +67,7 @@ def assert_ends_like(workdir, whole, config):
 
 
 def at_call(function, number, do):
-    """Wraps a function: before its call of that number, from 1, `do` is called."""
+    """Wraps a function to call `do` before its call of this number, counted from 1."""
     calls = 0
 
     @functools.wraps(function)
@@ -94,9 +94,9 @@ def test_a_signal_in_a_step_saves_it_and_the_run_goes_on(
         patch.setattr(tqdm, "update", at_call(tqdm.update, 7, stop(number)))
         with pytest.raises(
             interrupt.Stopped, match="saved at step 7; the same"
-        ) as told:
+        ) as error:
             train_and_evaluate(config, str(workdir))
-    assert told.value.number == number
+    assert error.value.number == number
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["7"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     train_and_evaluate(config, str(workdir))
@@ -118,7 +118,7 @@ def test_a_signal_waits_for_the_end_of_a_call_of_several_steps(
     assert_same(outcome(workdir), outcome(tmp_path / "whole"))
 
 
-@pytest.mark.slow  # processes, which compile as users' do
+@pytest.mark.slow  # runs processes that compile as users' do
 def test_several_steps_a_call_change_no_bit(config, tmp_path):
     for config.steps_per_call in (1, 3):
         subprocess.run(
@@ -132,7 +132,7 @@ def test_several_steps_a_call_change_no_bit(config, tmp_path):
 
 
 def batch_of_evaluation(monkeypatch, number, do):
-    """Has something done before a batch of an evaluation, counted over all of them."""
+    """Calls `do` before a batch of evaluation, counted over all evaluations."""
     batches = evaluator.batches.eval_batches
     calls = 0
 
@@ -161,14 +161,14 @@ def test_a_signal_in_an_evaluation_saves_the_epoch_that_it_is_of(
         with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
             progress = checkpoints.progress()
         assert progress.epoch == progress.best_step == 0
-    # However the run goes on, this epoch is evaluated, and not trained again.
+    # However the run continues, this epoch is evaluated and not trained again.
     config.max_steps = progress.step
     train_and_evaluate(config, str(workdir))
     with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
         assert checkpoints.progress().best_step == progress.step
     config.max_steps, config.epochs = 0, 2
     train_and_evaluate(config, str(workdir))
-    # That evaluation on test, at the stop, is recorded too.
+    # The evaluation on test at the stop is recorded too.
     records = outcome(workdir)["records"]
     extra = [r for r in records if r not in whole["records"]]
     assert all(r["step"] == progress.step and "test/mrr@20" in r for r in extra)
@@ -205,7 +205,7 @@ def test_a_second_signal_ends_the_process():
 
 
 def command_of(config, workdir, *flags):
-    """The command line of a config of `tiny_config`."""
+    """Returns the command line for a config of `tiny_config`."""
     plain = click_log.get_config().to_dict()
     return [
         *(sys.executable, "-m", "srgnn_jax.main", "--config=configs/click_log.py"),
@@ -237,7 +237,7 @@ def test_the_command_ends_in_one_line(config, tmp_path, number):
     finally:
         process.kill()
     assert process.returncode == 128 + number
-    # Made clicks are of 1970, which is warned of.
+    # Synthetic clicks are from 1970, which causes a warning.
     lines = [line for line in errors.splitlines() if line]
     (line,) = (line for line in lines if not line.startswith("WARNING: times are"))
     assert line.startswith(f"{signal.Signals(number).name}: saved at step ")
@@ -245,7 +245,7 @@ def test_the_command_ends_in_one_line(config, tmp_path, number):
 
 
 def saved_steps(monkeypatch):
-    """Returns a list that will hold the steps that are saved."""
+    """Returns a list to which each saved step will be added."""
     steps = []
     save = checkpoint.Checkpoints.save
 
@@ -259,7 +259,7 @@ def saved_steps(monkeypatch):
 
 def test_checkpoints_by_the_clock(config, tmp_path, whole, monkeypatch):
     steps = saved_steps(monkeypatch)
-    clock = iter(range(0, 10**6, 20))  # 20 seconds each time that it is looked at
+    clock = iter(range(0, 10**6, 20))  # 20 seconds per reading
     fake = SimpleNamespace(
         monotonic=lambda: float(next(clock)), perf_counter=time.perf_counter
     )
@@ -296,7 +296,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert "checkpoints/7 is damaged: state/manifest.ocdbt" in caplog.text
     assert list((workdir / "checkpoints").glob("damaged-7-*"))
     found = outcome(workdir)
-    # Of the stop at step 7 only the whole run's own records are left.
+    # Records that only the stop at step 7 made are gone.
     assert found["records"] == whole["records"]
     assert_ends_like(workdir, whole, config)
 
@@ -332,7 +332,7 @@ def test_a_damaged_best_checkpoint_is_named(config, tmp_path, monkeypatch):
 
 @contextlib.contextmanager
 def small_disk(folder):
-    """A tmpfs of a megabyte; skips the test where it cannot be mounted."""
+    """Mounts a tmpfs of one megabyte; skips the test if that is not possible."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
     try:
@@ -346,9 +346,9 @@ def small_disk(folder):
 
 
 def fail_to_save(config, workdir, message, limit=None):
-    """Has a training fail in a process of its own.
+    """Trains in a separate process, in which it must fail.
 
-    Orbax's writers of the other arrays would wait, in vain, during tests to come.
+    Orbax's writers of the other arrays would wait in vain during the next tests.
     """
     process = PROCESSES.Process(target=_fail, args=(config, workdir, message, limit))
     process.start()
@@ -357,7 +357,7 @@ def fail_to_save(config, workdir, message, limit=None):
 
 
 def _fail(config, workdir, message, limit):
-    if limit:  # Bytes of a file, from the first save on.
+    if limit:  # In bytes per file, from the first save on.
         limits = limit, resource.RLIM_INFINITY
         do = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
         save = checkpoint.Checkpoints.save
@@ -366,7 +366,7 @@ def _fail(config, workdir, message, limit):
         train_and_evaluate(config, workdir)
 
 
-@pytest.mark.slow  # trains in a folder that has no room, twenty seconds
+@pytest.mark.slow  # trains in a full folder, which takes twenty seconds
 def test_a_full_disk(config, tmp_path, whole):
     with small_disk(tmp_path / "disk") as disk:
         workdir = disk / "run"
@@ -388,7 +388,7 @@ def test_a_full_disk(config, tmp_path, whole):
 
 
 def test_files_that_may_not_grow(config, tmp_path):
-    """As a full disk, where none can be mounted."""
+    """Like a full disk, but works where none can be mounted."""
     workdir = tmp_path / "run"
     config.max_steps = 2
     train_and_evaluate(config, str(workdir))
@@ -414,15 +414,15 @@ def test_a_command_whose_files_may_not_grow_ends_in_one_line(config, tmp_path):
     train_and_evaluate(config, str(workdir))
     command = command_of(config, workdir, "--config.max_steps=8")
     command[1:3] = ["-c", code]
-    # What JAX keeps of its compiling would be cut short too.
+    # The limit would cut off JAX's compilation cache too.
     environment = {**ENVIRONMENT, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    told = f"error: cannot write a checkpoint to {workdir}/checkpoints (File too large)"
-    assert told in done.stderr
+    said = f"error: cannot write a checkpoint to {workdir}/checkpoints (File too large)"
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_prepared_data_that_vanishes(config, tmp_path, whole, monkeypatch):
         patch.setattr(tqdm, "update", at_call(tqdm.update, 3, vanish))
         train_and_evaluate(config, str(tmp_path / "run"))
     assert not Path(config.prepared_dir).exists()
-    # It is prepared again, as long as there is the raw log.
+    # It is prepared again, as long as the raw log exists.
     config.max_steps = 0
     state = train_and_evaluate(config, str(tmp_path / "run"))
     assert int(state.step) == whole["last"][0]["step"]
@@ -510,9 +510,9 @@ def test_divergence_names_the_steps_and_keeps_the_last_good_checkpoint(
             if run.progress.step == 4:
                 spoil(run, None)
 
-        heed = epochs.Run.heed_signals
+        check = epochs.Run.check_signals
         patch.setattr(
-            epochs.Run, "heed_signals", lambda run: (after_step(run), heed(run))
+            epochs.Run, "check_signals", lambda run: (after_step(run), check(run))
         )
         with pytest.raises(
             UserError,
@@ -524,7 +524,7 @@ def test_divergence_names_the_steps_and_keeps_the_last_good_checkpoint(
 
 
 def test_a_parameter_that_is_not_finite_is_not_saved(config, tmp_path, monkeypatch):
-    """The loss before the last update is finite, what it leaves is not."""
+    """The loss before the last update is finite; the parameters after it are not."""
     config.checkpoint_every_steps, config.l2 = 2, 0.0
     schedule = config_lib.make_schedule
 

@@ -1,4 +1,4 @@
-"""Neighbours and network joined: one answer, wherever it is asked for."""
+"""A network joined with neighbours gives the same answer everywhere."""
 
 import collections
 import dataclasses
@@ -34,9 +34,9 @@ from tests.tiny import spelled_out, tiny_config, write_log
 
 V = 30
 RNG = np.random.default_rng(0)
-# Neighbours' and repeats'.
+# The weight of neighbours, then that of repeats.
 WEIGHTS = ((0.4, 0.6), (0.4, 0.0), (0.0, 1.0), (0.0, 0.0))
-# Two lengths of prefixes, so that little is compiled; the last item is never trained.
+# Two prefix lengths, so that little is compiled; the last item is never in training.
 TRAIN = RNG.integers(1, V - 1, (50, 3)).tolist()
 TEST = Sessions.from_lists([*RNG.integers(1, V, (20, 3)).tolist(), [V - 1, V - 1, 1]])
 
@@ -48,7 +48,7 @@ def neighbours(weight=0.4, method="STAN", again=0.0):
 
 
 def kinds(prefix):
-    """Returns of each item what its rate depends on, as `session_knn.KINDS` has it."""
+    """Returns what each item's rate depends on, as in `session_knn.KINDS`."""
     age = {item: len(prefix) - 1 - place for place, item in enumerate(prefix)}
     distinct = min(int(math.log2(len(age))), 5)
     return {
@@ -58,7 +58,7 @@ def kinds(prefix):
 
 
 def plain_rates(sessions):
-    """Counts what comes again click by click."""
+    """Counts repeats click by click."""
     held, came = collections.Counter(), collections.Counter()
     for session in sessions:
         for end in range(1, len(session)):
@@ -77,7 +77,7 @@ def plain_rates(sessions):
 
 
 def plain_joined(examples, params, weight, method="STAN", again=0.0):
-    """Joins as the formula says, in float64."""
+    """Joins by the formula, in float64."""
     learnt = baselines.METHODS[method](Sessions.from_lists(TRAIN), V)
     item_seq = np.zeros((len(examples), examples.lengths.max()), np.int32)
     for row, (prefix, _) in zip(item_seq, spelled_out(examples), strict=True):
@@ -145,7 +145,7 @@ def test_repeats_leave_something_to_the_network():
     shares = one.shares(Prefixes.of(np.array([[1, 2, 1, 2], [0, 0, 0, 0]])))
     assert shares[0, 1] > 0.9
     np.testing.assert_allclose(shares.sum(axis=1), [0.95, 0], rtol=1e-6)
-    # Among candidates the others' part falls to the network.
+    # With candidates, the share of other items goes to the network.
     alone = one.shares(Prefixes.of(np.array([[1, 2, 1, 2]])), np.array([0, 2]))
     np.testing.assert_allclose(alone, [[0, one.rates[1, 1, 0]]], rtol=1e-6)
 
@@ -197,7 +197,7 @@ def test_every_way_to_ask_gives_the_same_answer(run):
     ]
     stored = results_json.read(folder / "run" / results_json.FILE)
     assert stored["mean"]["test"]["recall@5"] == pytest.approx(np.mean(hits))
-    # The network alone answers otherwise.
+    # The network alone gives other answers.
     alone = Recommender.load(folder / "run")
     alone.neighbours = None
     assert alone.recommend(sessions) != found
@@ -269,7 +269,7 @@ def test_validation_chooses_the_weights(run, tmp_path):
     epochs = {line["epoch"]: line for line in lines if "epoch" in line}
     best_epoch = epochs[one["best_epoch"]]
     assert by_weights["0.0 0.0"]["mrr@20"] == best_epoch["valid/mrr@20"]
-    # What is stored says so.
+    # The document says so.
     assert f"weighs {weights[0]}, repeats {weights[1]}, chosen on validation." in (
         results.document([stored])
     )
@@ -302,17 +302,17 @@ def test_a_workdir_answers_as_it_was_evaluated_last(run, tmp_path, capsys):
     stored = json.loads((folder / "run" / "results.json").read_text())
     both = evaluate_workdir(workdir, config)
     assert both["mrr@20"] == stored["mean"]["test"]["mrr@20"] != network["mrr@20"]
-    # Without a config, as it was.
+    # Without a config, it is evaluated as before.
     assert evaluate_workdir(workdir)["mrr@20"] == both["mrr@20"]
     assert Recommender.load(workdir).neighbours is not None
     printed = capsys.readouterr().out
     _, *tables = printed.split("joined with STAN, weight")
     assert len(tables) == 2
-    # It fits a terminal of a hundred columns.
+    # The tables fit a terminal of a hundred columns.
     for table in tables:
         rows = [line for line in table.splitlines() if line.startswith("mrr@20")]
         assert len(rows[0]) <= 100
-    # The same command but for this joins a run that is complete.
+    # The training command, with other fields of joining, joins a complete run.
     config.neighbours, config.neighbours_weight = "V-SKNN", 0.25
     config.repeats_weight = 0.0
     train_and_evaluate(config, workdir)

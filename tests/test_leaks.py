@@ -1,6 +1,6 @@
-"""Evaluation cannot leak: an example's rank depends on its prefix and its target alone.
+"""Evaluation cannot leak: an example's rank depends only on its prefix and its target.
 
-Each check is also run on an evaluation that leaks on purpose, and must notice.
+Each check also runs on an evaluation that leaks on purpose, and must notice it.
 """
 
 import jax.numpy as jnp
@@ -18,14 +18,14 @@ from tests.tiny import spelled_out
 
 V = 40
 RNG = np.random.default_rng(0)
-# Sessions of 3 clicks: two lengths of prefixes, so that little is compiled.
+# Sessions of 3 clicks have two prefix lengths, so little is compiled.
 TRAIN = Sessions.from_lists(RNG.integers(1, V, (60, 3)).tolist())
 EXAMPLES = Sessions.from_lists(RNG.integers(1, V, (12, 3)).tolist()).examples()
 PARAMS = init_params(SRGNN(V, 8), 0)
 NEIGHBOURS = Neighbours(
     "STAN", 0.0, TRAIN.items, TRAIN.offsets, V, 0.0, repeat_rates(TRAIN, V)
 )
-# Four sessions at a time, so that each has batch mates and others.
+# Four sessions at a time, so each has batch mates, and others are in other batches.
 DEVICES = layouts.Devices(1, max_scores=4 * V)
 
 
@@ -67,7 +67,7 @@ def alone(evaluate, model=None):
 def other_mates(evaluate, model=None):
     ranks, _ = evaluate(EXAMPLES, model)
     kept = np.arange(len(EXAMPLES)) < len(EXAMPLES) // 2
-    # Others of the same lengths, so that those that are kept stay in their places.
+    # The others keep their lengths, so the kept examples keep their places.
     others = np.random.default_rng(2).integers(1, V, len(EXAMPLES.items))
     items = np.append(EXAMPLES.items, others)
     starts = np.where(kept, EXAMPLES.starts, EXAMPLES.starts + len(others))
@@ -77,9 +77,9 @@ def other_mates(evaluate, model=None):
 
 
 def hidden_target(evaluate, model=None):
-    """The lists of all items are made where the target is another, and rank it so."""
+    """Lists of all items, made with another target, give the target its rank."""
     ranks, _ = evaluate(EXAMPLES, model)
-    # One prefix a session, so that no other one's clicks change with the target.
+    # One prefix per session, so that the target is in no other prefix.
     hidden = Sessions.from_lists(
         [[*prefix, 1] for prefix, _ in spelled_out(EXAMPLES)], last_only=True
     ).examples()
@@ -113,7 +113,7 @@ def test_the_target_is_hidden_from_all_but_the_ranking(evaluate):
 
 
 class PeeksAtMates(SRGNN):
-    """Mixes the sessions of a batch, as the models do whose records fell."""
+    """Mixes the sessions of a batch, like models whose published records were leaks."""
 
     def encode(self, item_seq, item_seq_len, embedded, *others):
         mates = embedded[:, 0].mean(axis=0)
@@ -127,7 +127,7 @@ def test_a_model_that_peeks_at_batch_mates_is_noticed(check):
 
 
 class SeesTheTarget(SRGNN):
-    """Nothing of its own: its steps are not those that other tests have compiled."""
+    """Unchanged; as a class of its own, it does not share steps with other tests."""
 
 
 def test_an_evaluation_that_shows_the_target_is_noticed(monkeypatch):

@@ -1,4 +1,4 @@
-"""Pictures hold what they are drawn from."""
+"""Plots show the values that they are drawn from."""
 
 import importlib
 import io
@@ -26,7 +26,7 @@ def test_session_graph_shows_items_and_weights():
     graph, incoming, outgoing = figure.axes
     assert [text.get_text() for text in graph.texts if text.get_text()] == list("abcd")
     shown = sorted(text.get_text() for text in outgoing.texts)
-    # a -> b; b -> b, c, d, a third each; c -> b.
+    # a -> b; b -> b, c and d, a third each; c -> b.
     assert shown == ["1", "1", "1/3", "1/3", "1/3"]
     assert len(incoming.texts) == 5
     assert figure.get_suptitle() == "session a → b → c → b → b → d"
@@ -36,7 +36,7 @@ def test_session_graph_shows_items_and_weights():
 
 
 def overlaps(figure):
-    """Returns pairs of texts of a figure that are drawn over each other."""
+    """Returns the pairs of texts in a figure that overlap."""
     figure.canvas.draw()
     texts = [
         text
@@ -93,8 +93,8 @@ def test_learning_curves_show_every_run():
         {"step": 14, "test/mrr@20": 0.9},
     ]
     records = {"seed 0": lines, "seed 1": lines[:2]}
-    beside = {"POP": {"recall@20": 0.05, "mrr@20": 0.01}}
-    figure = learning_curves(records, 20, {"seed 0": 2, "seed 1": 1}, beside)
+    baselines = {"POP": {"recall@20": 0.05, "mrr@20": 0.01}}
+    figure = learning_curves(records, 20, {"seed 0": 2, "seed 1": 1}, baselines)
     loss, recall, mrr = figure.axes
     assert [[*line.get_ydata()] for line in loss.lines] == [
         *([3.0], [2.5, 2.0], [3.0], [2.5])
@@ -123,7 +123,7 @@ def test_recall_over_k_and_by_length_hold_the_numbers():
     }
     other = {**part, "recall@20": 0.6}
     breakdowns = [{"length, finely": {"1": p, "2 to 4": p}} for p in (part, other)]
-    # One seed has its interval, several have their standard deviation.
+    # One seed has its interval, several seeds their standard deviation.
     std = 10 / 2**0.5
     for seeds, mean, low, high in ((1, 50, 40, 70), (2, 55, 55 - std, 55 + std)):
         recall, _ = metrics_by_length(breakdowns[:seeds]).axes

@@ -1,4 +1,4 @@
-"""metrics.jsonl: whole lines, none twice, also when a killed run comes again."""
+"""metrics.jsonl: complete lines, none twice, even if a killed run resumes."""
 
 import contextlib
 import errno
@@ -96,7 +96,7 @@ def test_errors_without_a_code_are_told_wherever_a_workdir_is_written(
     def save():
         Checkpoints(tmp_path).save({}, Progress({}, "", "", 3))
 
-    # What it imports is read while files can be.
+    # Its imports have to read files before that fails.
     write(tmp_path)
     for owner, name, do in (
         (pathlib.Path, "mkdir", lambda: workdir.make_workdir(str(tmp_path / "run"))),

@@ -24,7 +24,7 @@ COMMAND = "python -m srgnn_jax.main --config=configs/click_log.py"
 
 
 def without_clock(value):
-    """Leaves out what depends on the clock, at any depth."""
+    """Drops what depends on the clock, at any depth."""
     if isinstance(value, dict):
         return {k: without_clock(v) for k, v in value.items() if "second" not in k}
     if isinstance(value, list):
@@ -34,7 +34,7 @@ def without_clock(value):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two seeds, and the first of them once more by the same command, by itself."""
+    """A run of two seeds, and a run of the first one alone with the same command."""
     folder = tmp_path_factory.mktemp("results")
     config = tiny_config(folder)
     config.runs, config.seed, config.ks = 2, 3, (5, 20)
@@ -145,9 +145,9 @@ def test_one_run_and_several_do_not_share_a_workdir(folder):
 
 @pytest.fixture
 def recorded(folder, tmp_path):
-    """Returns what is recorded of a run that another split, or none, has chosen from.
+    """Returns a function that records a run whose epoch another split, or none, chose.
 
-    As the model and its ranks are of no matter here, they are those of `folder`.
+    The model and its ranks do not matter here, so they are those of `folder`.
     """
 
     def record(select_on):
@@ -217,7 +217,7 @@ def test_plots_of_a_workdir_are_written(folder):
 def test_plots_need_the_folder_of_a_seed(tmp_path, folder):
     shutil.copy(folder / "first" / results_json.FILE, tmp_path)
     (tmp_path / "seed_9").mkdir()
-    with pytest.raises(UserError, match="no folder of a seed"):
+    with pytest.raises(UserError, match="no folder for any seed"):
         plot_workdir(str(tmp_path))
 
 
@@ -269,7 +269,7 @@ def test_a_document_holds_runs_ablations_baselines_and_published_figures(folder)
     text = results.document(stored)
     assert text == results.document(stored[::-1])
     rows = table_rows(text)
-    # Fields of this data set's config that are not the default's.
+    # Fields that differ from the defaults of this data set's config.
     label = "SR-GNN, batch_size=32, embedding_size=8, learning_rate=0.01"
     assert [row.split(" | ")[:2] for row in rows[:5]] == [
         [f"| **{label}**, this code", "test"],
@@ -305,7 +305,7 @@ def test_a_document_holds_runs_ablations_baselines_and_published_figures(folder)
     del ours["runs"][0]["by_epoch"]
     assert "| epoch (seed 4) | train loss |" in results.document([ours])
     assert "length: at most 5" in text
-    # Other test examples than the published ones are another preparation.
+    # A different number of test examples means the data was prepared differently.
     baselines["test_examples"] -= 1
     assert "Wu et al. 2019" not in results.document([ours, baselines])
 

@@ -1,4 +1,4 @@
-"""A search: what it draws, ends, refuses and reports, and that it survives a kill."""
+"""A search: what it draws, ends, refuses and reports; and it survives kills."""
 
 import contextlib
 import importlib.util
@@ -18,7 +18,7 @@ from tests.command import srgnn
 from tests.kill_search import found, kill_search
 from tests.tiny import tiny_config
 
-# Few rates, each of which is compiled once; the last learns nothing.
+# A few rates, each compiled once; the last one learns nothing.
 RANGES = {"learning_rate": choice(0.01, 0.02, 1e-6), "patience": choice(3, 4)}
 TRIALS = 4
 
@@ -41,7 +41,7 @@ def judges_early(monkeypatch):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A search that nothing befalls: its workdir, and what it ended with."""
+    """The folder of an undisturbed search and of its data."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "UNJUDGED_TRIALS", 2)
@@ -59,7 +59,7 @@ def states_of(workdir):
 
 
 def best_py(workdir):
-    """Loads what a search wrote, as a flag does."""
+    """Loads the best.py of a search, as the flag does."""
     spec = importlib.util.spec_from_file_location("best", workdir / "best.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -114,7 +114,7 @@ def test_the_same_command_after_the_end_does_nothing_new(whole, monkeypatch, cap
     journal = (workdir / study.JOURNAL).read_text()
     search(make_config(whole), str(workdir), RANGES, TRIALS)
     assert {p: p.stat().st_mtime_ns for p in workdir.glob("trial_*/**/*")} == before
-    # Optuna notes that the study is opened, no more.
+    # Optuna only records that the study was opened.
     added = (workdir / study.JOURNAL).read_text().removeprefix(journal)
     assert '"trial' not in added
     assert "params" not in added
@@ -134,10 +134,10 @@ def test_another_search_in_the_workdir_is_refused(whole):
 
 
 class Killed(BaseException):
-    """What a kill is to the process: nothing after it is done."""
+    """Acts like a kill: nothing is done after it."""
 
 
-# After or before which call, of which number, a process is lost.
+# The call, its number, and whether the process is lost before or after it.
 MOMENTS = {
     "between a trial's begin and its values": (study, "ask", 4, "before the values"),
     "before an epoch is recorded": (study, "report", 8, "before"),
@@ -151,7 +151,7 @@ MOMENTS = {
 }
 
 
-# One is quick enough for every day.
+# Only one is quick enough for every run of the tests.
 QUICK = ("after an epoch is saved",)
 
 
@@ -185,7 +185,7 @@ def test_lost_at_any_moment_the_trials_are_the_same(
     assert found(tmp_path / "search") == found(whole / "search")
 
 
-@pytest.mark.slow  # eight processes, which are killed
+@pytest.mark.slow  # starts and kills eight processes
 def test_killed_at_random_moments_a_search_ends_the_same(tmp_path):
     assert kill_search(tmp_path, trials=6, kills=2) > 0
 
@@ -225,13 +225,13 @@ def test_a_journal_that_cannot_be_written_ends_the_search(
 def test_a_signal_ends_a_trial_that_goes_on(config, tmp_path, monkeypatch, whole):
     begun = []
 
-    def heed(run):
+    def check(run):
         begun.append(run)
         if len(begun) == 25:
             raise interrupt.Stopped(15)
 
     with monkeypatch.context() as patch:
-        patch.setattr(epochs.Run, "heed_signals", heed)
+        patch.setattr(epochs.Run, "check_signals", check)
         with pytest.raises(interrupt.Stopped, match="saved at step"):
             search(make_config(whole), str(tmp_path / "search"), RANGES, 2)
     assert states_of(tmp_path / "search")[-1] == "RUNNING"
@@ -341,7 +341,7 @@ def test_a_trial_that_always_takes_the_process_along_counts_as_failed(
 def test_a_trial_that_another_worker_is_at_is_left_to_it(
     config, tmp_path, monkeypatch, capsys
 ):
-    """The other one is this process too: its locks are of other open files."""
+    """The other worker is this process too; its locks are on other open files."""
     train, ranges, workdir = (
         loop.train_one,
         {"learning_rate": choice(0.01)},
@@ -358,7 +358,7 @@ def test_a_trial_that_another_worker_is_at_is_left_to_it(
 
     monkeypatch.setattr("srgnn_jax.train.search.train_one", meanwhile)
     best = search(config, str(workdir), ranges, 2)
-    # The first to end leaves the report to the last.
+    # The first to finish leaves the report to the last.
     assert inner == [None]
     assert states_of(workdir) == ["COMPLETE", "COMPLETE"]
     assert best == workdir / "trial_0000"
@@ -434,7 +434,7 @@ def test_ranges_that_are_none_are_refused(make, message):
 
 
 def drawn(ranges, config, number, accepts=None, seed=0, first=None):
-    """Returns what the first trials of a search would draw, without a run."""
+    """Returns what the first trials of a search would draw, without training."""
     takes = accepts or (
         lambda params: search_config.accepts(config, 9, None, None, params)
     )
@@ -494,7 +494,7 @@ def test_what_is_drawn_depends_on_seed_and_number_and_is_easy_to_read(config):
 def test_a_field_on_the_command_line_is_fixed_and_a_file_says_what_is_searched(
     tmp_path, whole
 ):
-    """And its own model and loss are searched, found again by best.py too."""
+    """The file's own model and loss are searched too, and best.py finds them."""
     config = make_config(tmp_path)
     file = tmp_path / "shop.py"
     file.write_text(

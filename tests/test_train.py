@@ -34,7 +34,7 @@ def config(tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The workdir of a run of the same config that nothing befalls, and its result."""
+    """The workdir of an undisturbed run of the same config, and its result."""
     folder = tmp_path_factory.mktemp("whole")
     return folder / "run", train_and_evaluate(tiny_config(folder), str(folder / "run"))
 
@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_exactly(config, tmp_path, whole):
     config.max_steps = 0
     parts = train_and_evaluate(config, str(tmp_path / "parts"))
     assert_same_state(trained.state, parts.state)
-    # A stop is reported by an evaluation of its own, which the whole run has not.
+    # Each stop adds an evaluation of its own, which the whole run lacks.
     lines, expected_lines = records(tmp_path / "parts"), records(workdir)
     extra = [line for line in lines if line not in expected_lines]
     assert {line["step"] for line in extra} == set(stops)
@@ -128,7 +128,7 @@ def test_a_stopped_run_goes_on_exactly(config, tmp_path, whole):
 
 
 def test_averages_are_of_the_steps_that_training_took_anyway(config, tmp_path):
-    """A run is stopped after every step, so that resuming is shown as well."""
+    """Stops a run after every step, so it tests resuming as well."""
     averaging, steps = 0.25, 4
 
     def each_step(name, **fields):
@@ -136,7 +136,7 @@ def test_averages_are_of_the_steps_that_training_took_anyway(config, tmp_path):
             config.update(fields | {"max_steps": step_})
             yield train_and_evaluate(config, str(tmp_path / name)).state
 
-    # Two programs, which may round differently.
+    # They are two programs, which may round differently.
     assert_close = functools.partial(
         jax.tree.map,
         functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-7),
@@ -203,12 +203,12 @@ def test_evaluation_prints_the_numbers_of_training(config, tmp_path, capsys, sel
 def test_a_run_can_be_evaluated_for_other_list_lengths(config, tmp_path, capsys):
     train_and_evaluate(config, str(tmp_path / "run"))
     before = results_json.read(tmp_path / "run" / results_json.FILE)
-    # The new ones join those of the run; what else is asked is not the run's.
+    # The new ones are added to those of the run; the other field is ignored.
     config.ks, config.epochs = (1,), 9
     capsys.readouterr()
     metrics = evaluate_workdir(str(tmp_path / "run"), config)
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
-    # Validation was not asked for a list of one.
+    # Validation has no metrics for lists of one.
     (first,) = (row for row in table if row[:1] == ["recall@1"])
     (both,) = (row for row in table if row[:1] == ["recall@20"])
     assert [len(first), len(both)] == [5, 6]
@@ -271,7 +271,7 @@ def test_with_no_day_for_test_all_sessions_train(config, tmp_path, capsys):
     counts = json.loads((workdir / "counts.json").read_text())
     assert counts["test_sessions"] == counts["edge_sessions"] == 0
     assert Recommender.load(workdir).recommend([["1"]], k=3)[0].items
-    # Those of the other days, and of the last.
+    # The sessions of the last day and of all others.
     config.test_days, config.epochs = least, 0
     train_and_evaluate(config, str(tmp_path / "tested"))
     split = json.loads((tmp_path / "tested" / "counts.json").read_text())

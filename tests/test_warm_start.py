@@ -1,4 +1,4 @@
-"""A run that begins with another: what is carried over, told, refused and resumed."""
+"""A run that starts from another: what it keeps, prints, refuses and resumes."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ from tests.tiny import tiny_config, write_log
 
 
 def log_of(folder, first=0, seed=0):
-    """Writes a log as `tiny.write_log` does, whose items begin at a number."""
+    """Writes a log as `tiny.write_log` does, with `first` added to item numbers."""
     write_log(folder / "log.csv", seed=seed)
     lines = (folder / "log.csv").read_text().splitlines()
     for n, line in enumerate(lines[1:], 1):
@@ -37,7 +37,7 @@ def log_of(folder, first=0, seed=0):
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory):
-    """The workdir of a run of two epochs, and the config of it."""
+    """The workdir of a run of two epochs, and its config."""
     folder = tmp_path_factory.mktemp("parent")
     config = tiny_config(folder)
     train_and_evaluate(config, str(folder / "yesterday"))
@@ -46,7 +46,7 @@ def parent(tmp_path_factory):
 
 @pytest.fixture
 def config(parent, tmp_path):
-    """A config of a run that begins with it, on the same items in another order."""
+    """The config of a run that starts from it, with the same items in another order."""
     config = tiny_config(tmp_path)
     log_of(tmp_path / "data", seed=1)
     config.warm_start = str(parent[0])
@@ -55,7 +55,7 @@ def config(parent, tmp_path):
 
 @dataclasses.dataclass
 class Held:
-    """What a checkpoint holds."""
+    """The contents of a checkpoint."""
 
     progress: Progress
     vocabulary: Vocabulary
@@ -73,7 +73,7 @@ class Held:
         return cls(progress, load_vocabulary(workdir, progress.vocabulary), state)
 
     def rows(self, ids):
-        """Returns parameters and moments, of the table the rows of these ids alone."""
+        """Returns parameters and moments, with only the table's rows of these ids."""
         rows = np.append(0, self.vocabulary.rows(ids))
 
         def of(path, x):
@@ -99,7 +99,7 @@ def test_with_nothing_new_it_is_the_parent_bit_for_bit(config, parent, tmp_path)
     assert new.state.opt_state[1].nu["item_embedding"].any()
     assert (new.progress.step, new.state.step) == (0, 0)
     assert not new.vocabulary.is_new.any()
-    # What is trained on is what was saved.
+    # The state to train on is the one that was saved.
     assert_equal(state, new.state)
     sessions = [[ids[n], ids[3 * n % 20]] for n in range(20)]
     lists = [
@@ -156,7 +156,7 @@ def test_items_come_and_go(config, parent, tmp_path, capsys):
     assert run["parents"] == [born]
     ages = run["test_breakdown"]["age"]
     assert set(ages) == {"old targets", "new targets", "old and new"}
-    # A run that begins with that one tells of both.
+    # A run that starts from that one lists both.
     config.warm_start = str(tmp_path / "today")
     train_and_evaluate(config, str(tmp_path / "tomorrow"))
     newest = Held.of(tmp_path / "tomorrow", like).progress.parents
@@ -166,13 +166,13 @@ def test_items_come_and_go(config, parent, tmp_path, capsys):
 
 
 def drawn(devices, num_items, seed):
-    """Returns the state of a new run of a catalog, on devices."""
+    """Returns the state of a new run on devices, for a number of items."""
     model, optimizer = SRGNN(num_items, 8), adam_with_l2(lambda _: 0.01, 1e-3)
     return devices.make(lambda: init_state(model, optimizer, seed))
 
 
 def saved_parent(folder, num_items, rows):
-    """Saves a state whose moments are no zeros, and returns the run of it."""
+    """Saves a state with nonzero moments; returns its run and its parameters."""
     state = drawn(layouts.find_devices("jit"), num_items, seed=1)
     free, adam, decay = state.opt_state
     adam = adam._replace(
@@ -192,7 +192,7 @@ def saved_parent(folder, num_items, rows):
         (("mesh", (2, 4)), 41, 5),
         pytest.param(("jit",), 41, 5, marks=pytest.mark.slow),
         pytest.param(("mesh", (1, 8)), 1001, 10, marks=pytest.mark.slow),
-        # Takes some seconds, and the memory of six such tables.
+        # Takes a few seconds, and the memory of six such tables.
         pytest.param(("mesh", (1, 8)), 1_000_001, 10_000, marks=pytest.mark.slow),
     ],
 )
@@ -220,7 +220,7 @@ def test_every_layout_holds_the_rows_of_the_parent(
         assert found.sharding == state.params["item_embedding"].sharding
         expected = np.where(rows[:, None] < 0, of_new[: len(rows)], own[rows])
         np.testing.assert_array_equal(np.asarray(found)[: len(rows)], expected)
-        # What fills a split table up stays zero.
+        # The padding rows of a split table stay zero.
         assert not np.asarray(found)[len(rows) :].any()
         held = {shard.data.shape for shard in found.addressable_shards}
         assert held == {(len(found) // devices.item_shards, 8)}
@@ -231,12 +231,12 @@ def test_every_layout_holds_the_rows_of_the_parent(
 def test_new_items_begin_as_the_mean_of_their_neighbours():
     rows = np.array([0, 2, -1, 1, -1, -1])
     table = np.arange(12, dtype=np.float32).reshape(4, 3)
-    # Item 4 lies beside a new one alone, and item 5 in no session with another.
+    # Item 4 is next to a new item only, and item 5 is alone in its session.
     sessions = Sessions.from_lists([[1, 2, 3], [2, 1], [2, 4], [5], [1, 3]])
     where, means = warm_start.neighbour_means(sessions, rows, table)
     assert where.tolist() == [-1, -1, 0, -1, -1, -1]
-    beside = [table[2], table[1], table[2]]
-    np.testing.assert_allclose(means, [np.mean(beside, axis=0)])
+    adjacent = [table[2], table[1], table[2]]
+    np.testing.assert_allclose(means, [np.mean(adjacent, axis=0)])
 
 
 def test_the_rule_of_new_items_is_heeded(config, tmp_path):

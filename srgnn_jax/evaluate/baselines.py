@@ -5,9 +5,9 @@
 
 Each of `METHODS` learns from the training sessions, in time order, with items below
 `num_items` (V, row 0 included). It returns a `Scorer`, which sees only the prefix of an
-example. Prepared sessions have no times, so ages are counts: of later clicks in the
-session for a click, of later training sessions for a session. A repeated item has the
-position of its last click.
+example. Prepared sessions have no times, so the age of a click is the number of later
+clicks in its session, and that of a session the number of later training sessions. A
+repeated item has the position of its last click.
 """
 
 from collections.abc import Callable

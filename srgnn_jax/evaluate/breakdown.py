@@ -15,7 +15,7 @@ from srgnn_jax.data.sessions import Examples
 from srgnn_jax.evaluate import metrics
 
 RESAMPLES = 1000
-# The finer groups of prefix lengths start here; each ends before the next.
+# Where the finer groups of prefix lengths start; each ends before the next.
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 11, 21)
 
 

@@ -110,7 +110,7 @@ class Evaluator:
     def with_lists(
         self, params: Params, k: int
     ) -> tuple[dict[str, float], Int[np.ndarray, " E"], Int[np.ndarray, "E K"]]:
-        """Returns means as a call does, with ranks and lists, from one pass.
+        """Returns means, ranks and lists from one pass over the examples.
 
         Returns:
           The means; the rank of each example's target, 1 = best; and the rows of the k

@@ -27,7 +27,7 @@ except ModuleNotFoundError as error:
     raise UserError("plots need matplotlib: pip install 'srgnn_jax[plots]'") from error
 
 INK, ACCENT = "#1f2d3d", "#d9622b"
-# Okabe and Ito's palette, which colour-blind people can distinguish.
+# Okabe and Ito's colours, which colour-blind people can distinguish.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS, LINES = "osD^vP", ("-", "--", ":", "-.", "-", "--")
 RING: dict[str, Any] = {"facecolors": "none", "edgecolors": INK}
@@ -65,8 +65,8 @@ def plot_workdir(workdir: str) -> list[pathlib.Path]:
     found = {r["seed"]: folders[r["seed"]] for r in runs if r["seed"] in folders}
     if not found:
         raise UserError(
-            f"{folder} holds no folder of a seed in its {path.name}; write that file "
-            "again with --mode=evaluate"
+            f"{folder} holds no folder for any seed in its {path.name}; write that "
+            "file again with --mode=evaluate"
         )
     figures = {
         "recall_over_k": recall_over_k(
@@ -80,8 +80,8 @@ def plot_workdir(workdir: str) -> list[pathlib.Path]:
     }
     if any(records.values()):
         chosen = {f"seed {run['seed']}": run["best_epoch"] for run in runs}
-        beside = runs[0].get("test_baselines")
-        figures["learning_curves"] = learning_curves(records, k, chosen, beside)
+        baselines = runs[0].get("test_baselines")
+        figures["learning_curves"] = learning_curves(records, k, chosen, baselines)
     recommender = recommend.Recommender.load(next(iter(found.values())))
     clicks = recommender.vocabulary.clicks
     if clicks is not None:

@@ -182,9 +182,9 @@ def _session_knn(
 METHODS: dict[str, Callable[[Any, int], Scorer]] = {"STAN": stan, "V-SKNN": vsknn}
 
 
-# D (by powers of 2), T and A; larger values count as the last one.
+# Groups of D (by powers of 2), T and A; larger values are in the last one.
 KINDS = 6, 6, 24
-# Clicks of prefixes that are counted at a time; observations that a mean counts as.
+# Clicks of prefixes counted at a time; how many observations a mean counts as.
 CLICKS_AT_A_TIME, OF_THE_MEAN = 2**22, 10
 # The most that the items of a session together get of its next click.
 MOST_REPEATS = 0.95

@@ -30,8 +30,8 @@ from srgnn_jax.runs.workdir import load_vocabulary, make_workdir, seed_folders
 
 # The baselines shown next to every result: the weakest, the first to beat, and the
 # strongest, which takes seconds for a test split of at most so many examples.
-BESIDE = ("POP", "Markov", "STAN")
-MOST_BESIDE = 100_000
+SHOWN_BASELINES = ("POP", "Markov", "STAN")
+MOST_EXAMPLES = 100_000
 # What later papers added; it wins where the paper's settings lose. See
 # configs/click_log.py.
 PLUS = {"normalize": True, "item_dropout": 0.3, "reverse_positions": 32}
@@ -274,21 +274,21 @@ def evaluate_best(
         title += f"\njoined with {config.neighbours}, weight {weight}, "
         title += f"and repeats, weight {again}{chosen}"
     if processes.is_main_process():
-        beside = baselines_beside(config, splits, progress.num_items)
-        run["test_baselines"] = beside
-        columns |= {f"{name} test": means for name, means in beside.items()}
-        advice = lost_to(config, test, beside)
+        reached = baseline_metrics(config, splits, progress.num_items)
+        run["test_baselines"] = reached
+        columns |= {f"{name} test": means for name, means in reached.items()}
+        advice = lost_to(config, test, reached)
         table = metric_table(config.ks, columns)
         processes.say("\n".join(["", title, "", *table, *advice]))
     return test, run
 
 
-def baselines_beside(
+def baseline_metrics(
     config: ConfigDict, splits: config_lib.Splits, num_items: int
 ) -> dict[str, dict[str, float]]:
     """Returns the test metrics of the baselines shown next to a result, by name."""
     train, test = splits.train_sessions.whole(), splits.evaluated["test"]
-    names = BESIDE if len(test) <= MOST_BESIDE else BESIDE[:-1]
+    names = SHOWN_BASELINES if len(test) <= MOST_EXAMPLES else SHOWN_BASELINES[:-1]
     return {name: _reach(name, train, test, num_items, config.ks) for name in names}
 
 
@@ -303,12 +303,12 @@ def _reach(
 def lost_to(
     config: ConfigDict,
     test: Mapping[str, float],
-    beside: Mapping[str, Mapping[str, float]],
+    reached: Mapping[str, Mapping[str, float]],
 ) -> list[str]:
     """Returns lines on a better baseline and what to try; none if none is better."""
     metric = config.select_by
-    best = max(beside, key=lambda name: beside[name].get(metric, 0.0))
-    if beside[best].get(metric, 0.0) <= test.get(metric, 0.0):
+    best = max(reached, key=lambda name: reached[name].get(metric, 0.0))
+    if reached[best].get(metric, 0.0) <= test.get(metric, 0.0):
         return []
     tried = [name for name in PLUS if not config[name]]
     if config.readout not in ATTENTION_READOUTS:
@@ -371,15 +371,15 @@ def evaluate_baselines(
         start = time.perf_counter()
         reached[name] = _reach(name, train, test, num_items, config.ks)
         reached[name]["seconds"] = time.perf_counter() - start
-    said = [f"test, {len(test):,} examples; learnt from {len(train):,} sessions"]
+    lines = [f"test, {len(test):,} examples; learnt from {len(train):,} sessions"]
     if "valid" in splits.evaluated:
         held_out = len(splits.evaluated["valid"])
-        said.append(f"{held_out:,} examples are held out for validation")
+        lines.append(f"{held_out:,} examples are held out for validation")
     path, columns = folder / results_json.FILE, reached
     own = results_json.read(path) if path.exists() else None
     if own and own["data"]["fingerprint"] == data.fingerprint:
         columns = {"SR-GNN": own["mean"]["test"], **reached}
-    processes.say("\n".join([*said, "", *metric_table(config.ks, columns)]))
+    processes.say("\n".join([*lines, "", *metric_table(config.ks, columns)]))
     if processes.is_main_process():
         record = {
             "command": command,

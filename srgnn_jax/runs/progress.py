@@ -29,8 +29,8 @@ class Progress:
     model: str = "SRGNN"  # see `model_name`
     # epochs of earlier runs, after which the learning rate's schedule continues
     first_epoch: int = 0
-    # the run that this one started from, the one which that started from, and so on;
-    # see `train.warm_start`
+    # the run that this one started from, the one before that, and so on; see
+    # `train.warm_start`
     parents: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def end_epoch(self, metrics: dict[str, float], select_by: str) -> float:
@@ -57,7 +57,7 @@ def model_name(model: nn.Module) -> str:
 
 
 def check_same_model(stored: str, name: str) -> None:
-    """Raises UserError unless a checkpoint's model has the name of this one."""
+    """Raises UserError unless the model that a checkpoint stores has this name."""
     if stored != name:
         raise UserError(
             f"the checkpoint is of the model {stored}, but this is {name}; pass "

@@ -119,7 +119,7 @@ def count_items(folder: str | os.PathLike) -> int:
 
 
 def load_vocabulary(folder: pathlib.Path, fingerprint: str) -> Vocabulary:
-    """Reads the raw item ids; raises UserError unless they have the fingerprint."""
+    """Reads the raw item ids; raises UserError if they have another fingerprint."""
     path = folder / _VOCABULARY
     if not path.is_file():
         raise UserError(f"{path} is missing: it holds the raw id of each item row")

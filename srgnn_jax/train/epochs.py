@@ -52,7 +52,7 @@ class Run:
     def __post_init__(self):
         config, devices, train = self.config, self.devices, self.splits.train
         self.received: Callable[[], int] = lambda: 0
-        self.looked_for_signals = 0
+        self.signal_checks = 0
         self.saved_at = time.monotonic()
         self.finite_step = self.progress.step
         self.steps_per_epoch = batches.steps_per_epoch(len(train), config.batch_size)
@@ -76,7 +76,9 @@ class Run:
         )
         self.train_step = devices.compile(step, updates_state=True)
         self.evaluate = {
-            split: make_evaluator(config, self.model, those, devices, self.heed_signals)
+            split: make_evaluator(
+                config, self.model, those, devices, self.check_signals
+            )
             for split, those in self.splits.evaluated.items()
         }
         self.state: TrainState = devices.make(
@@ -147,10 +149,10 @@ class Run:
         """Whether processes may communicate now, which makes the devices wait."""
         return jax.process_count() == 1 or count % self.config.log_every_steps == 0
 
-    def heed_signals(self) -> None:
+    def check_signals(self) -> None:
         """Raises Stopped if a process of the run got a signal; called every batch."""
-        self.looked_for_signals += 1
-        if self.may_ask_others(self.looked_for_signals):
+        self.signal_checks += 1
+        if self.may_ask_others(self.signal_checks):
             number = int(max(processes.from_all(self.received())))
             if number:
                 raise interrupt.Stopped(number)
@@ -206,7 +208,7 @@ class Run:
                     break
                 if not self.is_to_evaluate() and self.is_time_to_save():
                     self.save()
-                self.heed_signals()
+                self.check_signals()
         jax.block_until_ready(self.state)
         return (done - begin) / (time.perf_counter() - start)
 

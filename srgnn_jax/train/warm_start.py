@@ -55,7 +55,7 @@ class Parent:
         """Returns the progress of a run that starts from this one.
 
         Its `parents` lists each run that it descends from, newest first, with the
-        numbers of items that were kept, new and gone when the next run started.
+        numbers of items kept, new and gone when the run after it started.
         """
         own = self.progress
         kept = np.unique(self.rows[self.rows > 0]).size
@@ -188,12 +188,12 @@ def neighbour_means(
     is_last = np.zeros(len(items), bool)
     is_last[sessions.offsets[1:][sessions.lengths > 0] - 1] = True
     pairs = np.stack([items[:-1], items[1:]])[:, ~is_last[:-1]]
-    new, beside = np.concatenate([pairs, pairs[::-1]], axis=1)
-    chosen = (rows[new] < 0) & (rows[beside] >= 0)
+    new, adjacent = np.concatenate([pairs, pairs[::-1]], axis=1)
+    chosen = (rows[new] < 0) & (rows[adjacent] >= 0)
     found, number = np.unique(new[chosen], return_inverse=True)
     ones = np.ones(len(number), np.float32)
     counts = sparse.csr_array(
-        (ones, (number, rows[beside[chosen]])), shape=(len(found), len(table))
+        (ones, (number, rows[adjacent[chosen]])), shape=(len(found), len(table))
     )
     where = np.full(len(rows), -1)
     where[found] = np.arange(len(found))
