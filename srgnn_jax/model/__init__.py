@@ -1,1 +1,1 @@
-"""The model: graphs, layers, readout, losses, and the table of items."""
+"""The model: graphs, layers, readout, losses, and the item table."""

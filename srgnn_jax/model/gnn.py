@@ -21,15 +21,15 @@ def gnn_cell(
     hidden: Float[AnyArray, "B L D"],
     compute_dtype: str | None = None,
 ) -> Float[Array, "B L D"]:
-    """Propagates once along the edges and updates every node by its gates.
+    """Propagates once along the edges and updates every node with a GRU.
 
         a  = [A_in (H W_in + b_in) + b_iah ; A_out (H W_out + b_out) + b_oah]
         z, r, n = gates of (a W_ih + b_ih) and (H W_hh + b_hh)
         H' = (1 - z) H + z n,   n = tanh(i_n + r * h_n)
 
     Args:
-      params: of `GNN`.
-      A: [A_in ; A_out], of any values: rows need not sum to 1.
+      params: the parameters of `GNN`.
+      A: [A_in ; A_out], with any values: rows need not sum to 1.
       hidden: H, the state of each node slot.
       compute_dtype: see `layers.product`.
 
@@ -39,7 +39,7 @@ def gnn_cell(
 
 
 def _joined(params: Mapping[str, Any]) -> dict[str, Array]:
-    """Multiplies the weights that follow one another: W_in and W_out with W_ih."""
+    """Multiplies consecutive weights: W_in and W_out with W_ih."""
     D = len(params["w_hh"])
     edges = params["linear_edge_in"], params["linear_edge_out"]
     biases = [edge["bias"] for edge in edges], [params["b_iah"], params["b_oah"]]
@@ -62,11 +62,11 @@ def _cell(
     hidden: Float[Array, "B L D"],
     compute_dtype: str | None,
 ) -> Float[Array, "B L D"]:
-    """Does what `gnn_cell` says, with A_in (H W_in) W_ih as (A_in H) (W_in W_ih)."""
+    """Computes `gnn_cell`, with A_in (H W_in) W_ih as (A_in H) (W_in W_ih)."""
     B, L, D = hidden.shape
     A = jnp.asarray(A).reshape(B, 2 * L, L)
     neighbours = product(A, hidden, compute_dtype).reshape(B, L, 2 * D)
-    # A bias before A counts once for each connection.
+    # A bias that is added before A counts once per connection.
     sum_in, sum_out = jnp.split(A.sum(axis=-1).reshape(B, L, 2), 2, axis=-1)
     i = product(neighbours, joined["w_a"], compute_dtype)
     i += sum_in * joined["b_edge"][0] + sum_out * joined["b_edge"][1] + joined["b_a"]
@@ -86,8 +86,8 @@ class GNN(nn.Module):
 
     Attributes:
       embedding_size: D.
-      step: how often the nodes propagate along the edges.
-      compute_dtype: of the matrix products; None: that of the parameters.
+      step: number of propagation steps.
+      compute_dtype: of the matrix products, see `layers.product`.
     """
 
     embedding_size: int
@@ -117,7 +117,7 @@ class GNN(nn.Module):
     def GNNCell(
         self, A: Float[AnyArray, "B L L2"], hidden: Float[AnyArray, "B L D"]
     ) -> Float[Array, "B L D"]:
-        """Propagates once, as RecBole's method of this name; see `gnn_cell`."""
+        """Propagates once, like RecBole's method of this name; see `gnn_cell`."""
         return _cell(self.joined, A, jnp.asarray(hidden), self.compute_dtype)
 
     def __call__(
@@ -126,14 +126,14 @@ class GNN(nn.Module):
         hidden: Float[AnyArray, "B L D"],
         is_node: Bool[AnyArray, "B L"] | None = None,
     ) -> Float[Array, "B L D"]:
-        """Propagates `step` times, always with the same parameters.
+        """Propagates `step` times with the same parameters.
 
         Args:
-          A: the connection matrix, incoming beside outgoing; see
+          A: the connection matrix, [incoming ; outgoing]; see
             `graph.connection_matrix`.
-          hidden: the state of each node slot to start from.
-          is_node: which slots hold a node. Not needed here: the rows of all others are
-            zeros in A.
+          hidden: the initial state of each node slot.
+          is_node: which slots hold a node. Unused here: the rows of all others are
+            zero in A.
         """
         del is_node
         joined = self.joined

@@ -1,12 +1,12 @@
 """Session graphs as padded arrays, built on the device from `item_seq` alone.
 
-A session is a walk over items: its distinct items are the nodes of a directed graph,
-and every pair of consecutive clicks is an edge, counted once however often it is walked
-(Wu et al. 2019, section "Constructing Session Graphs").
+A session is a walk over items. Its distinct items are the nodes of a directed graph,
+and each pair of consecutive clicks is an edge. Repeated edges count once (Wu et al.
+2019, section "Constructing Session Graphs").
 
-The node of an item is the *position of its first click*, so a graph over L positions
-has L node slots, of which those of repeated clicks and of padding stay empty. This
-needs no sorting, no data-dependent shape and no work on the host.
+An item's node is the *position of its first click*, so a graph over L positions has L
+node slots. The slots of repeat clicks and of padding stay empty. This needs no sorting,
+no data-dependent shape and no work on the host.
 
 Axes: B batch, L positions (and node slots).
 """
@@ -18,22 +18,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-# Ids may come from the host as they are.
+# Ids may be NumPy arrays.
 AnyArray = Array | np.ndarray
 
 
 def check_sessions(
     item_seq: Any, item_seq_len: Any, num_items: int, **items: Any
 ) -> None:
-    """Checks what a model is given, as far as it is known: not while it is traced.
+    """Checks the inputs of a model; under jit, only their shapes and types.
 
-    On the device, an id out of range would be read as another item's.
+    On the device, an id that is out of range would read another item's row.
 
     Args:
-      item_seq: item ids [B, L] in click order, 0 = padding, only at the end.
+      item_seq: item ids [B, L] in click order, with padding (0) only at the end.
       item_seq_len: number of clicks [B], from 1 to L.
       num_items: V; ids are 1 to V - 1.
-      **items: more ids [B], of "negative" also [B, K]; None where there are none.
+      **items: more ids [B] ("negative" may be [B, K]), or None.
 
     Raises:
       ValueError: a shape, a type or a value is wrong.
@@ -65,15 +65,15 @@ def check_sessions(
     for name, array in known.items():
         if array.size and not (array.min() >= 1 and array.max() < num_items):
             raise ValueError(
-                f"{name} holds {array.min()} to {array.max()} where items are clicked, "
+                f"{name} holds {array.min()} to {array.max()} outside the padding, "
                 f"not 1 to {num_items - 1}"
             )
     if seq[~is_click].any():
-        raise ValueError("item_seq holds items beyond item_seq_len, where 0 belongs")
+        raise ValueError("item_seq holds items beyond item_seq_len; it must be 0 there")
 
 
 def node_alias(item_seq: Int[AnyArray, "B L"]) -> Int[Array, "B L"]:
-    """Returns the node slot of every position: where its item was first clicked."""
+    """Returns the node slot of each position: where its item was first clicked."""
     same_item = item_seq[:, :, None] == item_seq[:, None, :]
     return jnp.argmax(same_item, axis=-1).astype(jnp.int32)
 
@@ -81,7 +81,7 @@ def node_alias(item_seq: Int[AnyArray, "B L"]) -> Int[Array, "B L"]:
 def adjacency(
     item_seq: Int[AnyArray, "B L"], alias: Int[Array, "B L"], dtype=jnp.float32
 ) -> Float[Array, "B L L"]:
-    """Returns [b, u, v] = 1 where session b clicks v right after u, else 0."""
+    """Returns [b, u, v] = 1 if session b clicks v right after u, else 0."""
     batch, length = item_seq.shape
     session = jnp.arange(batch)[:, None]
     is_edge = (item_seq[:, 1:] > 0).astype(dtype)
@@ -92,11 +92,11 @@ def adjacency(
 def normalised_connections(
     edges: Float[Array, "B L L"],
 ) -> tuple[Float[Array, "B L L"], Float[Array, "B L L"]]:
-    """Returns the incoming and the outgoing connection matrix of `adjacency`.
+    """Returns the incoming and outgoing connection matrices of `adjacency`.
 
-    Row v of the incoming matrix weighs the nodes before v by 1 / (number of them); row
-    u of the outgoing one weighs the nodes after u likewise. Nodes without any have
-    zeros.
+    Row v of the incoming matrix weights each node before v by 1 / (number of them). Row
+    u of the outgoing one does the same for the nodes after u. Nodes without neighbours
+    have rows of zeros.
     """
     incoming = jnp.swapaxes(edges, 1, 2)
 
@@ -112,15 +112,15 @@ def connection_matrix(
     """Builds the nodes, the alias and the connection matrix A of each session.
 
     Args:
-      item_seq: item ids in click order, 0 = padding, only at the end.
+      item_seq: item ids in click order, with padding (0) only at the end.
       dtype: of A.
 
     Returns:
-      nodes [B, L]: the item of each node slot, 0 where the slot is empty.
+      nodes [B, L]: the item of each node slot, 0 if the slot is empty.
       alias [B, L]: the node slot of each position, so that
         `nodes[b, alias[b, p]] == item_seq[b, p]`.
-      A [B, L, 2L]: what RecBole's `GNNCell(A, hidden)` takes, `A[:, :, :L]` the
-        incoming and `A[:, :, L:]` the outgoing connections, each row summing to 1 or 0.
+      A [B, L, 2L]: the input of RecBole's `GNNCell(A, hidden)`: incoming connections
+        in `A[:, :, :L]`, outgoing ones in `A[:, :, L:]`; each row sums to 1 or 0.
 
     Source: Wu et al. 2019, figure 2 and equation 1.
     """

@@ -1,9 +1,9 @@
-"""The item table: its rows looked up, scored and ranked, in blocks where it is huge.
+"""The item table: looks rows up, scores and ranks them, in blocks if it is huge.
 
-All of it also works on one device's rows of a table that is split by rows over the
-devices of a mesh axis, all of the same number: device i holds the rows from i * R on.
-The last device's rows may go beyond V; rows from V on only fill up and are never
-scored. Where the table is whole R = V.
+Everything also works on one device's part of a table that is split by rows over a mesh
+axis. Each device holds R rows, device i those from i * R on. The last device's rows may
+extend beyond V; rows from V on are padding and are never scored. If the table is whole,
+R = V.
 
 Axes: B batch, N lookups, V item rows (row 0 is the padding item), R rows of V that this
 device holds, D embedding, K items of a list.
@@ -23,7 +23,7 @@ from srgnn_jax.model.graph import AnyArray
 from srgnn_jax.model.layers import normalise, over_devices, product
 from srgnn_jax.model.ranking import count_not_below, largest
 
-# Scores that are held at a time: 8 Mi floats are 32 MiB.
+# Scores to hold at a time: 8 Mi floats are 32 MiB.
 MAX_SCORES = 2**23
 
 
@@ -33,13 +33,13 @@ class ItemTable:
 
     Attributes:
       rows: the embeddings [R, D].
-      num_items: V; it may be traced, but for gradients.
+      num_items: V; may be traced, except for gradients.
       score_padding: whether row 0 takes part in the softmax, as in RecBole; the paper's
         code leaves it out.
-      max_scores: scores that are held at a time: where R * B exceeds it, the table is
-        worked through in blocks of rows. The numbers are the same but for rounding.
+      max_scores: scores to hold at a time. If R * B exceeds it, the table is processed
+        in blocks of rows. Results are the same up to rounding.
       axis_name: mesh axis that the table is split over, or None.
-      compute_dtype: of the matrix products' factors; None: as they come.
+      compute_dtype: of the matrix products, see `layers.product`.
     """
 
     rows: Any  # Float[Array, "R D"]
@@ -52,11 +52,11 @@ class ItemTable:
     def lookup(
         self, *ids: Int[AnyArray, "..."], normalize: bool = False
     ) -> tuple[list[Float[Array, "... D"]], "ItemTable"]:
-        """Looks items up, all at once: each lookup makes a pass over the gradient.
+        """Looks all items up at once: each lookup costs a pass over the gradient.
 
         Args:
-          ids: items, in arrays of any shape.
-          normalize: whether what is looked up, and the table, have rows of length 1.
+          *ids: item ids, in arrays of any shape.
+          normalize: whether to scale the rows of the results and the table to length 1.
 
         Returns:
           The rows of each array of `ids`, and the table to score with. Use the returned
@@ -76,15 +76,15 @@ class ItemTable:
         return parts, dataclasses.replace(self, rows=rows)
 
     def scores(self, session: Float[Array, "B D"]) -> Float[Array, "V B"]:
-        """Returns the score of every item for every session, of a split table too.
+        """Returns the score of every item for every session, also of a split table.
 
-        All are held at once, on every device: for losses that need each of them.
+        Every device holds all scores at once: for losses that need each of them.
         """
         held = _scores(session, self.rows, self._how())
         return held[: self.num_items]
 
     def log_sum_exp(self, session: Float[Array, "B D"]) -> Float[Array, " B"]:
-        """Returns the logarithm of what the softmax divides by; see `softmax`."""
+        """Returns the log of the softmax's denominator; see `softmax.log_sum_exp`."""
         if isinstance(self.num_items, int):
             return softmax.log_sum_exp(session, self.rows, self._how())
         return softmax.forward(session, self.rows, self)[0]
@@ -94,17 +94,18 @@ class ItemTable:
     ) -> Int[Array, " B"]:
         """Returns the rank of each target among rows 1 to V - 1, 1 = best, by counting.
 
-        In blocks the table is scored twice, first for the targets: one must be compared
-        with the very number that its row's block gives. For ties see `count_not_below`.
+        In blocks, the table is scored twice, first for the targets' scores: a target
+        must be compared by the very number that its block gives. For ties see
+        `count_not_below`.
         """
         return self.rank_and_top_k(session, target)[0]
 
     def rank_and_top_k(
         self, session: Float[Array, "B D"], target: Int[AnyArray, " B"], k: int = 0
     ) -> tuple[Int[Array, " B"], Int[Array, "B K"]]:
-        """Returns what `target_rank` does and the rows of `top_k`.
+        """Returns the ranks of `target_rank` and the rows of `top_k`.
 
-        Where all scores fit in one block they are computed once for both.
+        If all scores fit in one block, they are computed once for both.
         """
         batch = session.shape[0]
         count = self.num_blocks(batch)
@@ -147,16 +148,16 @@ class ItemTable:
     ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
         """Finds the items with the highest scores among rows 1 to V - 1, best first.
 
-        Of equal scores the lower row comes first.
+        Of equal scores, the lower row comes first.
 
         Args:
           session: session embeddings.
-          k: how many items are wanted.
-          recall: share of the true items that `approx_max_k` is to find; 1: exact.
+          k: number of items to return.
+          recall: target share of the true items for `approx_max_k`; 1: exact.
 
         Returns:
-          Scores and rows, K = min(k, rows of the whole table). Where fewer rows are
-          scored the last scores are -inf, beside rows that mean nothing.
+          Scores and rows, K = min(k, rows of the whole table). If fewer rows are
+          scored, the last scores are -inf and their rows are meaningless.
         """
         held, batch = self.rows.shape[0], session.shape[0]
         count = self.num_blocks(batch)
@@ -167,7 +168,7 @@ class ItemTable:
             return best, first + row
 
         def body(i, so_far):
-            # Rows that came earlier stand first, so that they win ties.
+            # Earlier rows come first, so that they win ties.
             pairs = zip(so_far, best_of(i), strict=True)
             best, row = (jnp.concatenate(pair, axis=1) for pair in pairs)
             return _best(best, row, min(k, held))
@@ -182,7 +183,7 @@ class ItemTable:
         return self._joined(best, row, k)
 
     def _joined(self, best, row, k):
-        """Joins the best items of each device's rows."""
+        """Merges the best items of all devices."""
         if self.axis_name is None:
             return best, row
         row += jax.lax.axis_index(self.axis_name) * self.rows.shape[0]
@@ -193,7 +194,7 @@ class ItemTable:
         return _best(best, row, k)
 
     def _how(self) -> "ItemTable":
-        """Returns all but the rows: what the gradients' functions are compiled for."""
+        """Returns all but the rows: the static argument of the custom gradients."""
         return dataclasses.replace(self, rows=None)
 
     def num_blocks(self, batch: int) -> int:
@@ -206,13 +207,13 @@ class ItemTable:
         Returns:
           first: the block's first row, counted from this device's first.
           block: its rows [r, D].
-          scored: which of them [r] are scored, each in one block only.
-          scores: theirs [r, B], -inf where they are not scored.
+          scored: which of them [r] are scored; each row is scored in one block only.
+          scores: their scores [r, B], -inf for rows that are not scored.
         """
         held = self.rows.shape[0]
         rows = -(-held // count)
-        # The last block is as long as the others: it starts early, and its first rows,
-        # which the block before holds too, do not count.
+        # The last block is as long as the others, so it starts early: its first rows
+        # are also in the previous block and are not scored again.
         first = jnp.minimum(i * rows, held - rows)
         block = jax.lax.dynamic_slice_in_dim(self.rows, first, rows)
         index = first + jnp.arange(rows)
@@ -226,7 +227,7 @@ class ItemTable:
         return first, block, scored, jnp.where(scored[:, None], scores, -jnp.inf)
 
     def _without_unscored(self, scores, scored):
-        """Sets the scores of all rows to -inf where they are not scored."""
+        """Sets the scores of unscored rows to -inf."""
 
         def everywhere(scores, scored):
             return jnp.where(scored[:, None], scores, -jnp.inf)
@@ -237,8 +238,8 @@ class ItemTable:
         shards = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
         filled_up = min(held * shards - self.num_items, held)
 
-        # Only row 0 and the last rows, which fill a table up, can be unscored. On CPU a
-        # choice for every row is one more pass over all scores; elsewhere it is fused.
+        # Only row 0 and the padding rows at the end can be unscored. On CPU, a `where`
+        # over every row is one more pass over all scores; elsewhere it is fused.
         def at_edges(scores, scored):
             for edge in (slice(0, 1), slice(held - filled_up, held)):
                 kept = everywhere(scores[edge], scored[edge])
@@ -257,9 +258,9 @@ def item_scores(
 ) -> Float[Array, "R B"]:
     """Returns the score of every row for every session, items first.
 
-    Items come first because the gradient of the table is then written row by row, and
-    sums over items are sums over whole rows: on CPU a third of the time of [B, V]. Of
-    one session both lie alike, and XLA reads the table faster as the second factor.
+    With items first, the table's gradient is written row by row, and sums over items
+    are sums over whole rows: on CPU, a third of the time of [B, V]. With one session
+    both layouts are the same, and XLA reads the table faster as the second factor.
     """
     if session.shape[0] == 1:
         return product(session, rows.T, compute_dtype).T
@@ -269,7 +270,7 @@ def item_scores(
 def _here(
     ids: Int[AnyArray, " N"], rows: Float[Array, "R D"], axis_name: str | None
 ) -> Int[Array, " N"]:
-    """Returns where each item lies among this device's rows, R where it does not."""
+    """Returns the index of each item in this device's rows, R if it has none."""
     if axis_name is None:
         return jnp.asarray(ids)
     held = rows.shape[0]
@@ -284,10 +285,10 @@ def _best(best, row, k):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _lookup(rows, ids, axis_name):
-    """Returns the rows of the items, and all rows, whose gradient takes both.
+    """Returns the rows of the items, and all rows, with one gradient for both.
 
-    Automatic differentiation would make a whole table of zeros to scatter into, and a
-    third one for the sum.
+    Automatic differentiation would allocate a whole table of zeros to scatter into, and
+    a third one for the sum.
     """
     index = _here(ids, rows, axis_name)
     if axis_name is None:
@@ -309,7 +310,7 @@ _lookup.defvjp(_lookup_forward, _lookup_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _scores(session, rows, how):
-    """Scores all rows of a table, joined over the devices that hold them."""
+    """Scores all rows of a table, gathered from the devices that hold them."""
     held = item_scores(session, rows, how.compute_dtype)
     if how.axis_name is None:
         return held
@@ -323,7 +324,7 @@ def _scores_forward(session, rows, how):
 def _scores_backward(how, residuals, cotangent):
     session, rows = residuals
     if how.axis_name is not None:
-        # Every device has the whole cotangent, and takes the part of its own rows.
+        # Every device has the whole cotangent and takes the part for its own rows.
         first = jax.lax.axis_index(how.axis_name) * rows.shape[0]
         cotangent = jax.lax.dynamic_slice_in_dim(cotangent, first, rows.shape[0])
     d_session = product(cotangent.T, rows, how.compute_dtype)

@@ -1,7 +1,7 @@
-"""Losses, one value per example; whoever calls them weights, sums and divides.
+"""Losses, one value per example; the caller weights, sums and divides.
 
-A loss takes the embeddings of the sessions, the table of items, and the table's rows of
-the targets and of the negatives drawn for each session. `LOSSES` holds those that
+A loss takes the session embeddings, the item table, and the table's rows of the targets
+and of the negatives drawn for each session. `LOSSES` holds those that
 `config.loss_type` can name.
 
 Axes: B batch, K negatives, D embedding.
@@ -16,17 +16,17 @@ from jaxtyping import Array, Float
 
 from srgnn_jax.model.item_table import ItemTable
 
-# RecBole's BPRLoss adds it inside the logarithm.
+# RecBole's BPRLoss adds this inside the logarithm.
 BPR_GAMMA = 1e-10
 
 
 class Loss(NamedTuple):
-    """A loss and what it asks for.
+    """A loss and what it needs.
 
     Attributes:
       function: (session [B, D], table, target_rows [B, D], negative_rows [B, K, D]) ->
         [B]; `table` is an `ItemTable`.
-      negatives: K, how many items that are not the target are drawn for each example.
+      negatives: K, the number of items other than the target to draw per example.
     """
 
     function: Callable[..., Float[Array, " B"]]
@@ -39,7 +39,7 @@ def cross_entropy(
     target_rows: Float[Array, "B D"],
     negative_rows: Float[Array, "B K D"],
 ) -> Float[Array, " B"]:
-    """Cross entropy of the softmax over items: log sum_v exp(s . e_v) - s . e_target.
+    """Cross entropy of a softmax over items: log sum_v exp(s . e_v) - s . e_target.
 
     Source: Wu et al. 2019, equations 8 to 10.
     """
@@ -55,9 +55,9 @@ def bpr(
 ) -> Float[Array, " B"]:
     """Bayesian personalised ranking: -log(1e-10 + sigmoid(s . e_target - s . e_neg)).
 
-    The mean over the negatives, of which `LOSSES` draws one.
+    Returns the mean over the negatives; `LOSSES["BPR"]` draws one.
 
-    Source: Rendle et al. 2009; the constant is that of RecBole's `BPRLoss`.
+    Source: Rendle et al. 2009; the constant is from RecBole's `BPRLoss`.
     """
     del table
     difference = jnp.sum(

@@ -1,4 +1,4 @@
-"""Ranks and best items, of scores that are there: items first, a column a session.
+"""Ranks and best items from given scores: a row per item, a column per session.
 
 Axes: B batch, R rows of items, K items of a list.
 """
@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Rows that are compared with the target at a time.
+# Rows to compare with the target at a time.
 COUNTED_ROWS = 2048
-# Below, the search for the best items is done row by row.
+# With fewer rows, the best items are searched for without groups.
 FEW_ROWS = 8192
 
 
@@ -20,11 +20,10 @@ def count_not_below(
     target_score: Float[Array, " B"],
     scored: Array,
 ) -> Int[Array, " B"]:
-    """Counts the items that are not scored strictly below the target, itself included.
+    """Counts the items not scored strictly below the target, the target included.
 
-    So ties are resolved against the target, and whatever cannot be compared (NaN, on
-    either side) counts against it too: a model whose scores are all equal, or NaN,
-    ranks its target last, never first.
+    Ties count against the target, and so does NaN on either side. A model whose scores
+    are all equal or NaN ranks the target last, never first.
     """
     held, batch = scores.shape
     rows = min(COUNTED_ROWS, held)
@@ -33,7 +32,7 @@ def count_not_below(
     def not_below(scores, scored):
         return (~(scores < target_score) & scored[:, None]).astype(jnp.int32)
 
-    # On CPU what was compared then stays in the cache, which halves the time.
+    # On CPU, blocks stay in the cache, which halves the time.
     def some_rows_at_a_time(scores, scored):
         def add(i, counts):
             part = (jax.lax.dynamic_slice_in_dim(x, i * rows, rows) for x in both)
@@ -56,15 +55,15 @@ def count_not_below(
 def largest(
     scores: Float[Array, "R B"], k: int, recall: float
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
-    """Returns the k largest of each column and their rows.
+    """Returns the k largest scores of each column and their rows.
 
-    The k largest lie in the k groups of rows whose maxima are the largest: one cheap
-    pass finds the maxima, and only those groups are searched. For few rows that pass
-    costs more than it saves. Of a million rows and one session it takes a third of the
-    time on CPU, of four sessions a tenth.
+    The k largest lie in the k groups of rows with the largest maxima. One cheap pass
+    finds the maxima, and only those groups are searched. For few rows, that pass costs
+    more than it saves. For a million rows on CPU, this takes a third of the time with
+    one session and a tenth with four.
     """
     rows, batch = scores.shape
-    # Maxima to sort and items to sort are then about equally many.
+    # This makes the maxima to sort about as many as the items to sort.
     size = 2 ** max(round(math.log2(rows / max(k, 1)) / 2), 0)
     groups = rows // size
     if recall < 1 or groups <= k or rows < FEW_ROWS:
@@ -76,12 +75,12 @@ def largest(
     whole = groups * size
     grouped = scores[:whole].reshape(groups, size, batch)
     maxima = grouped
-    # By halves, at the speed of memory, but the last few by a reduction: XLA would join
-    # halves with the transposition, and read the scores column by column.
+    # Halving runs at memory speed. The last few rows need a reduction: XLA would fuse
+    # halves with the transposition and read the scores column by column.
     while maxima.shape[1] > 8:
         maxima = jnp.maximum(*jnp.split(maxima, 2, axis=1))
     maxima = maxima.max(axis=1)
-    # In the order of their rows, so that the lower one of equal scores is found first.
+    # Sorted by row, so that of equal scores the lower row is found first.
     chosen = jnp.sort(jax.lax.top_k(maxima.T, k)[1], axis=1)
     row = (chosen[:, :, None] * size + jnp.arange(size)).reshape(batch, k * size)
     rest = jnp.arange(whole, rows, dtype=row.dtype)

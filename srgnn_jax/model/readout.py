@@ -1,4 +1,4 @@
-"""What sums up a session: equations 6 and 7 of Wu et al. 2019, and their relatives.
+"""Readouts of a session: equations 6 and 7 of Wu et al. 2019, and variants.
 
 Axes: B batch, L positions, D embedding.
 """
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from srgnn_jax.model.layers import dense, uniform_init
 
-# The paper's SR-GNN, and the SR-GNN-ATT, SR-GNN-AVG and SR-GNN-L of its ablation.
+# The paper's SR-GNN; SR-GNN-ATT, SR-GNN-AVG and SR-GNN-L are from its ablation.
 ATTENTION_READOUTS = ("hybrid", "attention")
 READOUTS = (*ATTENTION_READOUTS, "average", "local")
 
@@ -21,25 +21,25 @@ class Readout(nn.Module):
     """Turns the states of a session's clicks into one embedding.
 
         alpha_i  = q . sigmoid(W1 s_last + b1 + W2 s_i + b2)      (no softmax)
-        s_global = sum_i alpha_i s_i over positions: a revisited item counts again
+        s_global = sum_i alpha_i s_i over positions: repeat clicks count again
         s        = W3 [s_global ; s_last] + b3
 
-    is the paper's "hybrid"; "attention" is s_global alone, "average" the mean of the
-    s_i, "local" s_last. With reverse positions W2 is applied to
+    This is the paper's "hybrid". "attention" is s_global alone, "average" the mean of
+    the s_i, and "local" s_last. With reverse positions, W2 is applied to
 
         z_i = tanh(W4 [s_i ; p_(n - i)] + b4)
 
-    instead, where p_j is an embedding of the distance j from the end of n clicks;
-    clicks that are further away than there are embeddings share the last one.
+    instead, where p_j is an embedding of the distance j from the end of n clicks.
+    Clicks further from the end than there are embeddings share the last one.
 
     The weight of each click in the sum is sown as "click_weights" [B, L].
 
     Attributes:
       embedding_size: D.
       readout: one of `READOUTS`.
-      reverse_positions: how many positions have an embedding; 0: they play no part.
+      reverse_positions: number of position embeddings; 0: positions are not used.
       softmax_attention: whether the alpha_i go through a softmax over the clicks.
-      compute_dtype: of the matrix products; None: that of the parameters.
+      compute_dtype: of the matrix products, see `layers.product`.
 
     Source: Wu et al. 2019, equations 6 and 7, and section "Comparison with Variants of
     Session Embeddings"; Wang et al. 2020 (GCE-GNN), section "Session Representation
@@ -62,12 +62,12 @@ class Readout(nn.Module):
         """Returns the session embeddings.
 
         Args:
-          states: of each click.
-          is_click: which positions are clicks, the first ones of each session.
-          item_seq: the clicked items. Not needed here: a readout of one's own may.
+          states: the state of each click.
+          is_click: which positions are clicks; they come first in each session.
+          item_seq: the clicked items. Unused here; a custom readout may use them.
 
         Raises:
-          ValueError: there is no such readout.
+          ValueError: unknown readout.
         """
         del item_seq
         if self.readout not in READOUTS:

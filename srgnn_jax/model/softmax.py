@@ -1,4 +1,4 @@
-"""The softmax over all items, and its gradient, which is written by hand.
+"""The softmax over all items, with a hand-written gradient.
 
 Axes: B batch, V item rows, R rows of V that this device holds, D embedding.
 """
@@ -18,17 +18,17 @@ from srgnn_jax.model.layers import over_devices, product
 def log_sum_exp(
     session: Float[Array, "B D"], rows: Float[Array, "R D"], how: Any
 ) -> Float[Array, " B"]:
-    """Returns the logarithm of what the softmax divides by, log sum_v exp(s . e_v).
+    """Returns the log of the softmax's denominator, log sum_v exp(s . e_v).
 
-    With p the softmax its gradient is
+    With p the softmax, its gradient is
         d / d rows = p session,   d / d session = p^T rows
-    where the division by the softmax's sum moves to the [B, D] side: no pass over [V,
-    B] is made beside the products. In blocks scores are made twice.
+    The division by the softmax's sum is done on the [B, D] side, so that only the
+    products pass over [V, B]. In blocks, scores are computed twice.
 
     Args:
       session: session embeddings.
-      rows: of the item table.
-      how: an `ItemTable` without rows: how they are scored.
+      rows: rows of the item table.
+      how: an `ItemTable` without rows, which says how to score them.
 
     Source: Wu et al. 2019, equations 8 to 10.
     """
@@ -36,7 +36,7 @@ def log_sum_exp(
 
 
 def forward(session, rows, how):
-    """Returns what `log_sum_exp` does, and what its gradient needs."""
+    """Returns the value of `log_sum_exp`, and what its gradient needs."""
     table = dataclasses.replace(how, rows=rows)
     scored_from, batch = int(not how.score_padding), session.shape[0]
     count = table.num_blocks(batch)
@@ -48,7 +48,7 @@ def forward(session, rows, how):
         exponentials = jnp.exp(scores - maximum)
         total, weighted = _sum_and_product(exponentials, rows, how.compute_dtype)
     else:
-        exponentials = None  # Too many to keep: the backward pass makes them again.
+        exponentials = None  # Too many to keep: the backward pass recomputes them.
 
         def body(i, so_far):
             maximum, *sums = so_far
@@ -72,14 +72,14 @@ def forward(session, rows, how):
 
 
 def _sum_and_product(exponentials, rows, compute_dtype):
-    """Returns the sums over rows of exponentials [B], and of rows by them [B, D]."""
+    """Returns the sums over rows of the exponentials [B] and of exp * row [B, D]."""
 
     def apart(exponentials, rows):
         weighted = product(exponentials.T, rows, compute_dtype)
         return exponentials.sum(axis=0), weighted
 
-    # On TPU the sum is a column more of the product, which takes no time, where a pass
-    # over the scores takes a twelfth of a step's.
+    # On TPU, the sum is one more column of the product, which takes no time. A separate
+    # pass over the scores would take a twelfth of a step's time.
     def in_one(exponentials, rows):
         rows = jnp.pad(rows, ((0, 0), (0, 1)), constant_values=1)
         both = product(exponentials.T, rows, compute_dtype)
@@ -107,7 +107,7 @@ def _backward(how, residuals, cotangent):
         def body(i, d_rows):
             first, block, _, scores = table.block(session, i, count, scored_from)
             exponentials = jnp.exp(scores - maximum)
-            # Rows that do not count add nothing to what the block before has written.
+            # Unscored rows add nothing to what the previous block wrote.
             added = jax.lax.dynamic_slice_in_dim(d_rows, first, block.shape[0])
             added += product(exponentials, scaled_session, how.compute_dtype)
             return jax.lax.dynamic_update_slice_in_dim(d_rows, added, first, axis=0)

@@ -1,4 +1,4 @@
-"""SR-GNN: item embeddings, a layer over the session graphs, a readout.
+"""SR-GNN: item embeddings, a layer over the session graphs, and a readout.
 
 Axes: B batch, L positions (and node slots), K negatives, D embedding, V item rows (row
 0 is padding).
@@ -23,29 +23,28 @@ from srgnn_jax.model.readout import Readout
 class SRGNN(nn.Module):
     """Session-based recommendation with graph neural networks (Wu et al., AAAI 2019).
 
-    Sessions come as `item_seq` [B, L], item ids in click order with 0 as padding at the
-    end, and `item_seq_len` [B], the number of clicks, at least 1. Outside of jit these
-    are checked, and what is out of range raises ValueError.
+    A batch of sessions is `item_seq` [B, L], item ids in click order with padding (0)
+    at the end, and `item_seq_len` [B], the number of clicks, at least 1. Outside of
+    jit, values out of range raise ValueError.
 
     Attributes:
-      num_items: V, the rows of the item table; row 0, the padding, is counted.
+      num_items: V, the rows of the item table, including row 0, the padding.
       embedding_size: D.
       step: propagation steps of the GNN.
-      readout: what sums up a session, one of `READOUTS`; see `Readout`.
-      normalize: whether items, where they enter the network and where they are scored,
-        have the length 1, and sessions the length `scale` (Gupta et al. 2019, NISER).
-      scale: what the cosine of session and item is multiplied by; unless `normalize`,
-        it plays no part.
-      item_dropout: share of the numbers of the items that enter the network to be
-        dropped in training (NISER+); see `dropout`.
-      reverse_positions: how many positions, counted from the last click, the attention
-        tells apart; 0: none. See `Readout`.
+      readout: how a session is summed up, one of `READOUTS`; see `Readout`.
+      normalize: whether item embeddings are scaled to length 1, as inputs and for
+        scoring, and sessions to length `scale` (Gupta et al. 2019, NISER).
+      scale: factor of the cosine of session and item; only used with `normalize`.
+      item_dropout: share of the numbers in the input embeddings to drop in training
+        (NISER+); see `dropout`.
+      reverse_positions: positions from the last click back that have an embedding of
+        their own in the attention; 0: none. See `Readout`.
       softmax_attention: whether the attention goes through a softmax over the clicks.
       compute_dtype: of matrix products, see `layers.product`; all else is float32.
-      gnn: a layer in the place of `GNN`, called as that is: (A [B, L, 2L], hidden
-        [B, L, D], is_node [B, L]) -> [B, L, D]. `step` then plays no part.
-      pooling: a module in the place of `Readout`, called as that is: (states [B, L, D],
-        is_click [B, L], item_seq [B, L]) -> [B, D].
+      gnn: a layer to use instead of `GNN`, with the same call: (A [B, L, 2L], hidden
+        [B, L, D], is_node [B, L]) -> [B, L, D]. `step` is then unused.
+      pooling: a module to use instead of `Readout`, with the same call: (states
+        [B, L, D], is_click [B, L], item_seq [B, L]) -> [B, D].
     """
 
     num_items: int
@@ -73,7 +72,7 @@ class SRGNN(nn.Module):
             self.compute_dtype,
             name="readout",
         )
-        # Drawn once: however often `encode` is called, clicks are dropped by one key.
+        # Drawn once, so that every call of `encode` drops clicks with the same key.
         draws = self.item_dropout and self.has_rng("dropout")
         self.dropout_key = self.make_rng("dropout") if draws else None
 
@@ -92,15 +91,15 @@ class SRGNN(nn.Module):
         example: Int[AnyArray, " B"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B D"]:
-        """Returns the session embeddings, without a look at the item table.
+        """Returns the session embeddings, without reading the item table.
 
         Args:
           item_seq: item ids in click order, 0 = padding at the end.
           item_seq_len: number of clicks.
-          embedded: the rows of `item_seq` in the table, of length 1 if `normalize`.
-          example: the examples' numbers, which `item_dropout` draws by.
-          deterministic: whether nothing is dropped. Else the random numbers "dropout"
-            are needed.
+          embedded: the table rows of `item_seq`, of length 1 if `normalize`.
+          example: the numbers of the examples, which `item_dropout` depends on.
+          deterministic: whether to drop nothing. If False, an RNG named "dropout" is
+            required.
         """
         item_seq = jnp.asarray(item_seq)
         nodes, alias, A = graph.connection_matrix(item_seq, embedded.dtype)
@@ -108,7 +107,7 @@ class SRGNN(nn.Module):
             if example is None:
                 raise ValueError("item_dropout needs `example`, a number per session")
             if self.dropout_key is None:
-                raise ValueError('item_dropout needs the random numbers "dropout"')
+                raise ValueError('item_dropout needs an RNG named "dropout"')
             embedded = dropout(embedded, self.dropout_key, example, self.item_dropout)
         hidden = self.propagate(A, embedded, nodes > 0)
         states = jnp.take_along_axis(hidden, alias[:, :, None], axis=1)
@@ -126,7 +125,7 @@ class SRGNN(nn.Module):
     def full_sort_predict(
         self, item_seq: Int[AnyArray, "B L"], item_seq_len: Int[AnyArray, " B"]
     ) -> Float[Array, "B V"]:
-        """Returns the score of every item row, the padding row included."""
+        """Returns the score of every item row, including the padding row."""
         session, table = self._embed(item_seq, item_seq_len)
         return table.scores(session).T
 
@@ -156,15 +155,15 @@ class SRGNN(nn.Module):
         Args:
           item_seq: item ids in click order, 0 = padding at the end.
           item_seq_len: number of clicks.
-          target: the item that was clicked next.
-          negative: items that were not, one or K of them; "CE" needs none.
+          target: the item clicked next.
+          negative: one or K items that were not clicked next; "CE" needs none.
           loss_type: "CE", cross entropy of the softmax over all items, or "BPR".
           score_padding: whether row 0 takes part in the softmax (RecBole: yes).
           example: see `encode`.
           deterministic: see `encode`.
 
         Raises:
-          ValueError: there is no such loss, or it needs `negative`.
+          ValueError: the loss is unknown, or `negative` is missing.
         """
         if loss_type not in LOSSES:
             names = " or ".join(map(repr, LOSSES))
@@ -172,7 +171,7 @@ class SRGNN(nn.Module):
         loss = LOSSES[loss_type]
         if loss.negatives and negative is None:
             raise ValueError(
-                f"loss_type {loss_type!r} needs `negative` of each example"
+                f"loss_type {loss_type!r} needs `negative` for each example"
             )
         if negative is None:
             negative = jnp.zeros((len(target), 0), jnp.int32)
@@ -199,7 +198,7 @@ class SRGNN(nn.Module):
         **items,
     ):
         """Returns sessions, the table to score them with, and the rows of `items`."""
-        # What parameters are drawn for may be zeros, of which only the shape matters.
+        # For initialization only shapes matter, so inputs may be all zeros.
         if not self.is_initializing():
             graph.check_sessions(item_seq, item_seq_len, self.num_items, **items)
         table = ItemTable(
@@ -221,10 +220,10 @@ def dropout(
     example: Int[AnyArray, " B"],
     rate: float,
 ) -> Float[Array, "B L D"]:
-    """Zeroes a share of the numbers at random, and scales up what is left.
+    """Zeroes a random share of the numbers and scales up the rest.
 
-    A click's mask depends only on the key, the example's number and the position:
-    neither on the padding nor on the sessions beside it.
+    A click's mask depends only on the key, the example's number and the position, not
+    on the padding or on other sessions.
     """
 
     def of_click(key, position):
@@ -241,8 +240,8 @@ def dropout(
 
 
 def init_params(model: nn.Module, seed: int) -> Params:
-    """Draws the parameters of a model from a seed."""
+    """Initializes the parameters of a model from a seed."""
     item_seq, item_seq_len = jnp.zeros((1, 2), jnp.int32), jnp.ones(1, jnp.int32)
-    # Compiled as a whole: one by one, the draws take seconds to compile.
+    # Compiled as a whole: one by one, the initializers take seconds to compile.
     variables = jax.jit(model.init)(jax.random.key(seed), item_seq, item_seq_len)
     return variables["params"]
