@@ -292,8 +292,8 @@ def test_where_the_cache_folder_cannot_be_written_a_line_says_so(
     monkeypatch.setattr(jax, "config", config)
     processes.settle_process()
     assert [record.getMessage() for record in caplog.records] == [
-        f"compiled functions are not kept, as {no_cache_folder}/compiled cannot be "
-        "written; name another folder with JAX_COMPILATION_CACHE_DIR"
+        f"compiled functions are not cached, because {no_cache_folder}/compiled cannot "
+        "be written; set JAX_COMPILATION_CACHE_DIR to another folder"
     ]
     if no_cache_folder.startswith("~"):
         assert settings["jax_compilation_cache_dir"] is None
@@ -324,13 +324,13 @@ def test_prepared_data_without_a_home_folder_lies_among_this_users_temporary_fil
     config_lib.load_data(config)
     told = caplog.records[0].getMessage()
     folder = tmp_path / f"srgnn_jax-{os.getuid()}"
-    assert f"kept in {folder}, as {no_cache_folder} cannot be written" in told
+    assert f"kept in {folder}, because {no_cache_folder} cannot be written" in told
     assert "--config.prepared_dir" in told
     assert list(folder.glob("click_log-*/vocabulary.parquet"))
     # Whoever else may write there could have laid it out.
     folder.chmod(0o770)
     with pytest.raises(
-        UserError, match=r"not this user's alone\); name one with --con"
+        UserError, match=r"not private to this user\); set one with --con"
     ):
         config_lib.load_data(config)
     monkeypatch.setattr(tempfile, "tempdir", "/proc")
@@ -353,7 +353,7 @@ def test_a_platform_that_is_not_there_is_told_in_one_line():
     assert done.returncode == 1
     assert re.fullmatch(
         r"error: JAX_PLATFORMS=nonsense, but JAX finds only \w+ here \(.*nonsense.*\); "
-        r"set JAX_PLATFORMS=\w+, or leave it out\n",
+        r"set JAX_PLATFORMS=\w+, or unset it\n",
         done.stderr,
     )
 

@@ -242,7 +242,7 @@ def test_an_error_of_a_lost_process_says_so(two, error):
     with processes.together():
         raise UserError("cannot write a checkpoint") from error
     for text in two:
-        assert "another one of the run is gone" in text
+        assert "another process of the run is gone" in text
     assert str(error) in two[0]
 
 
@@ -273,7 +273,7 @@ def test_a_lost_process_means_nothing_to_one_that_is_alone(monkeypatch):
     [
         (UserError("no log"), "error: no log"),
         (RuntimeError("a bug"), "Traceback"),
-        (ValueError(GLOO), "another one of the run is gone"),
+        (ValueError(GLOO), "another process of the run is gone"),
     ],
 )
 def test_an_error_ends_a_joined_process_with_its_text(monkeypatch, two, error, said):

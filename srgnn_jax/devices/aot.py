@@ -1,7 +1,7 @@
-"""Steps compiled ahead of time for devices that are not there, and what that tells.
+"""Compiles steps ahead of time for devices that this machine does not have.
 
-XLA compiles for a named TPU topology, or for GPUs from a description in `targets/`, on
-any machine. A compiled step tells its memory, and its text tells its operations (see
+On any machine, XLA compiles for a named TPU topology, or for GPUs described in
+`targets/`. A compiled step reports its memory, and its text lists its operations (see
 `compiled_text`). Nothing is run.
 """
 
@@ -22,8 +22,8 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from srgnn_jax.devices import layouts
 from srgnn_jax.errors import UserError
 
-# The GiB of a device's 16, 95 or 32 GB that libtpu 0.0.42 lets programs use, as it says
-# when asked for more, and the sizes that there are (cloud.google.com/tpu/docs).
+# The GiB of a device's 16, 95 or 32 GB that libtpu 0.0.42 lets programs use, according
+# to its error message, and the available sizes (cloud.google.com/tpu/docs).
 _FLAT = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
 TPUS = {
     "v5e": (15.75, _FLAT),
@@ -34,23 +34,23 @@ TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    # Else a second process ends at libtpu's lock file.
+    # Otherwise libtpu's lock file stops a second process.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# Descriptions, the memory among them, with their sources.
+# Descriptions, which include the memory and their sources.
 GPUS = {
     path.stem: path.read_text()
     for path in sorted(pathlib.Path(__file__).parent.glob("targets/*.txtpb"))
 }
 KINDS = (*TPUS, *GPUS, "cpu")
-# Of GPUs and CPU devices, the numbers that are tried where none is asked for.
+# Numbers of GPUs or CPU devices to try if none is given.
 COUNTS = [2**n for n in range(9)]
 
 
 def find_sizes(target: str) -> tuple[str, dict[int, str]]:
     """Returns the kind of a target such as v5e:2x4, and its size by number of devices.
 
-    All sizes, smallest first, of a target without one.
+    Without a size, returns all sizes, smallest first.
     """
     kind, _, size = target.partition(":")
     if kind not in KINDS:
@@ -67,9 +67,9 @@ def find_sizes(target: str) -> tuple[str, dict[int, str]]:
 
 
 def find_target(devices: Sequence[jax.Device]) -> str:
-    """Returns the target such as v5e:1x1 that devices are; "cpu:2" where none is known.
+    """Returns the target of devices, such as v5e:1x1, or cpu:2 for two of unknown kind.
 
-    Of several sizes of as many TPUs it is the first.
+    If several TPU sizes have this many devices, returns the first.
     """
     name, count = devices[0].device_kind.lower(), len(devices)
     marks = {"v5 lite": "v5e", "v5e": "v5e", "v5p?": "v5p", "v6": "v6e"}
@@ -80,7 +80,7 @@ def find_target(devices: Sequence[jax.Device]) -> str:
 
 
 def device_memory(kind: str) -> int | None:
-    """Returns the bytes of a device of this kind; None: they are not known."""
+    """Returns the memory in bytes of a device of this kind, or None if unknown."""
     if kind in TPUS:
         return int(TPUS[kind][0] * 2**30)
     found = re.search(r"device_memory_size: (\d+)", GPUS.get(kind, ""))
@@ -93,11 +93,11 @@ def find_topology(kind: str, size: str) -> list[jax.Device]:
     Raises:
       UserError: the compiler for them is not installed.
     """
-    # Else JAX would look for the devices themselves.
+    # Otherwise JAX would look for the real devices.
     jax.config.update("jax_platforms", "cpu")
     if kind == "cpu":
-        with contextlib.suppress(RuntimeError):  # Its devices are there already.
-            # As many as any size has that is tried after this one.
+        with contextlib.suppress(RuntimeError):  # The devices already exist.
+            # Enough for all sizes that are tried after this one.
             jax.config.update("jax_num_cpu_devices", max(int(size), COUNTS[-1]))
         if jax.device_count() < int(size):
             raise UserError(f"this process has only {jax.device_count()} CPU devices")
@@ -129,13 +129,13 @@ def find_devices(
     embedding_size: int,
     **limits: Any,
 ) -> layouts.Devices:
-    """Returns how steps run on a mesh (data, items), or by jit on one device.
+    """Returns how steps run on a mesh (data, items), or with jit on one device.
 
     Args:
       topology: see `find_topology`.
-      mesh: as many devices as there.
-      embedding_size: D, by which tiers are chosen.
-      limits: fields of `layouts.Devices`; those that are 0 suit the device.
+      mesh: the mesh's shape, for as many devices as `topology` has.
+      embedding_size: D, which tiers depend on.
+      **limits: fields of `layouts.Devices`; 0 means the default for the device.
     """
     parallel = "jit" if mesh == (1, 1) else "mesh"
     return layouts.find_devices(parallel, mesh, embedding_size, topology, **limits)
@@ -154,7 +154,7 @@ def compile_step(
       devices: see `find_devices`.
       topology: see `find_topology`.
       step: the step function.
-      arguments: what state, clicks and batch look like, the table as a whole.
+      arguments: shapes of the state, clicks and batch, with the whole table.
       updates_state: whether the step returns the state.
     """
     whole, (state, clicks, batch) = PartitionSpec(), arguments
@@ -170,17 +170,17 @@ def compile_step(
         jax.tree.map(on, clicks),
         jax.tree.map(lambda x: on(x, layouts.part_spec(x)), batch),
     )
-    # Without the GPU no kernels can be tried out on it.
+    # Autotuning would need the GPU.
     options = {"xla_gpu_autotune_level": 0} if topology[0].platform == "gpu" else None
     lowered = devices.lower(step, placed, updates_state)
     with warnings.catch_warnings():
-        # What is not for this machine cannot be loaded from JAX's cache.
+        # JAX's cache cannot load programs for other machines.
         warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
         return lowered.compile(compiler_options=options)
 
 
 def read_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Returns the bytes that a compiled step takes on each device, by what for."""
+    """Returns the bytes that a compiled step takes on each device, by purpose."""
     found: Any = compiled.memory_analysis()
     parts = {
         "bytes_arguments": found.argument_size_in_bytes,

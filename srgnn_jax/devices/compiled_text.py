@@ -1,4 +1,4 @@
-"""What the text of a compiled step tells: its operations, and cycles on TPU.
+"""Reads a compiled step's operations, and on TPU their cycles, from its text.
 
 read_operations(compiled.as_text())
 """
@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-# An operation is of the group that matches "file:function" of the innermost function it
-# was made in, of those that any group matches.
+# An operation's group is the one that matches "file:function" of the innermost function
+# in its stack that any group matches.
 GROUPS = {
     "Adam": r"/optax/",
     "lookup": r"gather_part|:_lookup|:ItemTable\.lookup",
@@ -32,13 +32,13 @@ _ARRAY = re.compile(r"[a-z]+(\d*)\w*\[([\d,]*)\](?:\{([\d,]*))?")
 
 
 def read_operations(text: str) -> dict[str, Any]:
-    """Reads a compiled text; what a loop runs counts as often as it does.
+    """Reads a compiled text; operations in a loop count once per iteration.
 
     Returns:
-      `operations` that are launched, their `estimated_cycles` (of TPUs only) and how
-      many are `unestimated`; the same of each of `groups`, and of `table_copies`,
-      layout copies of arrays as large as the largest argument; of `collectives`, by
-      kind, `operations` and the `bytes` of results on a device.
+      The number of launched `operations`, their `estimated_cycles` (TPU only) and how
+      many are `unestimated`. The same for each of `groups` and for `table_copies`,
+      layout copies of arrays as large as the largest argument. For `collectives`, by
+      kind: the number of `operations`, and the `bytes` of their results on a device.
     """
     computations, entry = _read_computations(text)
     largest = max(
@@ -59,7 +59,7 @@ def read_operations(text: str) -> dict[str, Any]:
                 of_kind = sent.setdefault(kind[1], Counter())
                 size = sum(n for _, n in one.sizes())
                 of_kind.update(operations=times, bytes=times * size)
-        elif one.orders_anew(computations):
+        elif one.reorders(computations):
             group = "layout copies"
             names += ["copies"] * (max(one.sizes())[0] >= largest)
         if one.opcode.endswith("-done"):
@@ -76,7 +76,7 @@ def read_operations(text: str) -> dict[str, Any]:
 
 
 class _Instruction(NamedTuple):
-    """A line of a text, the shape of its first operand, and where it was made."""
+    """A line of a text, the shape of its first operand, and its stack frames."""
 
     shape: str
     opcode: str
@@ -89,24 +89,24 @@ class _Instruction(NamedTuple):
         return {name: computations[name] for name in found}
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Returns elements and bytes of each array of the result."""
+        """Returns the number of elements and bytes of each array of the result."""
         found = []
         for bits, axes, _ in _ARRAY.findall(self.shape):
             count = math.prod(int(n) for n in axes.split(",") if n)
             found.append((count, count * int(bits or 8) // 8))
         return found
 
-    def orders_anew(self, computations: "_Computations") -> bool:
+    def reorders(self, computations: "_Computations") -> bool:
         """Whether it, or all that it fuses, only changes an array's order in memory."""
         for inside in self.called("calls", computations).values():
             fused = [x for x in inside if not _NOT_LAUNCHED.fullmatch(x.opcode)]
-            return bool(fused) and all(x.orders_anew(computations) for x in fused)
+            return bool(fused) and all(x.reorders(computations) for x in fused)
         orders = (_ARRAY.search(shape) for shape in (self.shape, self.operand))
         copies = self.opcode == "copy" and len({x[3] for x in orders if x}) == 2
         return copies or self.opcode == "transpose"
 
     def group(self, computations: "_Computations") -> str:
-        """Returns its group, or that of what it fuses, the result first."""
+        """Returns its group, or that of a fused instruction, starting at the result."""
         for place in self.places:
             for group, pattern in GROUPS.items():
                 if re.search(pattern, place):
@@ -121,7 +121,7 @@ _Computations = dict[str, list[_Instruction]]
 
 
 def _read_computations(text: str) -> tuple[_Computations, str]:
-    """Returns all computations, and the name of the one that is run."""
+    """Returns all computations, and the name of the entry computation."""
     frames, found, entry = _read_frames(text), dict[str, Any](), ""
     for line in text.splitlines():
         if head := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
@@ -138,7 +138,7 @@ def _read_computations(text: str) -> tuple[_Computations, str]:
 
 
 def _read_frames(text: str) -> dict[str, list[str]]:
-    """Returns "file:function" of each stack frame, from the innermost out."""
+    """Returns "file:function" of each stack frame, innermost first."""
 
     def table(title):
         block = re.search(rf"^{title}\n((?:\d+ .*\n)*)", text, re.MULTILINE)
@@ -151,7 +151,7 @@ def _read_frames(text: str) -> dict[str, list[str]]:
         places[number] = f"{files[file]}:{functions[function]}".replace('"', "")
     for number, line in table("StackFrames").items():
         place, parent = re.findall(r"_id=(\d+)", line)
-        # A parent's number has 1 added, so that 1 is none.
+        # Parent ids are one too high: 1 means no parent.
         frames[number] = [places[place], *frames.get(str(int(parent) - 1), [])]
     return frames
 
@@ -159,7 +159,7 @@ def _read_frames(text: str) -> dict[str, list[str]]:
 def _walk(
     computations: _Computations, name: str, times: int = 1
 ) -> Iterator[tuple[_Instruction, int]]:
-    """Yields what a computation launches, and how often."""
+    """Yields the instructions that a computation launches, and how often."""
     for one in computations[name]:
         if one.opcode in ("while", "call", "async-start", "conditional"):
             trips = _trips(one, computations) if one.opcode == "while" else 1
@@ -167,7 +167,7 @@ def _walk(
             for called in one.called(names, computations):
                 yield from _walk(computations, called, times * trips)
         elif not _NOT_LAUNCHED.fullmatch(one.opcode) and (
-            # What gives one number is for the scalar unit, or the host.
+            # Single numbers are computed on the scalar unit or on the host.
             one.opcode in ("fusion", "custom-call")
             or _COLLECTIVE.fullmatch(one.opcode)
             or any(n > 1 for n, _ in one.sizes())
@@ -176,10 +176,10 @@ def _walk(
 
 
 def _trips(loop: _Instruction, computations: _Computations) -> int:
-    """Returns how often a loop runs, 1 where the text does not tell."""
+    """Returns a loop's number of iterations, 1 if the text does not say."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
         return int(known[1])
-    # JAX counts from 0 up to a constant of the condition.
+    # JAX counts from 0 up to a constant in the condition.
     (condition,) = loop.called("condition", computations).values()
     values = (x.rest for x in condition if x.opcode == "constant")
     return max((int(x) for v in values for x in re.findall(r"^(\d+)\)", v)), default=1)

@@ -1,10 +1,10 @@
-"""How a step function runs: by jit, by pmap, or on a mesh of devices (data, items).
+"""How a step function runs: with jit, pmap, or on a mesh of devices (data, items).
 
-A step function is written for one device's part of a batch, and names its collectives
-by the axis that it is given: None where there is one part. To callers the state looks
-the same in all three ways; on a mesh each device holds only its rows of the item table
-and of the table's Adam moments. Every process makes all of every batch, a few numbers a
-row.
+A step function is written for one device's part of a batch. Its collectives use the
+axis name that it is passed, None if there is one part. Callers see the same state in
+all three cases; on a mesh, each device holds only its rows of the item table and of the
+table's Adam moments. Every process builds every batch as a whole: it is a few numbers
+per row.
 """
 
 import dataclasses
@@ -36,20 +36,20 @@ DATA_AXIS, ITEM_AXIS = "data", "items"
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """The devices of a run, and how steps are run on them.
+    """The devices of a run, and how steps run on them.
 
     Attributes:
-      shards: devices, or columns of the mesh, that share a batch.
+      shards: number of devices, or columns of the mesh, that share a batch.
       mesh: the mesh with the axes "data" and "items"; None for jit and pmap.
       max_scores: scores (items times sessions) that a device holds at a time.
-      max_positions: positions of sessions that it works on at a time.
+      max_positions: session positions that it processes at a time.
       max_rows: sessions that it ranks at a time.
-      max_clicks: clicks of a split that it keeps; of a longer one, each batch brings
-        its own.
+      max_clicks: largest split, in clicks, that it keeps; for a larger one, each batch
+        brings its own clicks.
       steps_per_call: training steps that the host starts at once.
       tiering: how batches are cut into tiers.
-      table_order: axes of the item table and its moments as they lie in memory, the one
-        that varies least first; None: as the compiler has it.
+      table_order: memory order of the axes of the item table and its moments, the
+        slowest-varying first; None: the compiler's choice.
     """
 
     shards: int = 1
@@ -79,7 +79,7 @@ class Devices:
 
     @property
     def step_options(self) -> dict[str, Any]:
-        """What a step function needs to know of them."""
+        """Keyword arguments of a step function that depend on the devices."""
         return {
             "max_scores": self.max_scores,
             "axis_name": self.axis_name,
@@ -87,10 +87,10 @@ class Devices:
         }
 
     def hold_clicks(self, clicks: np.ndarray) -> Callable[[Batch], tuple[Any, Batch]]:
-        """Keeps the clicks of a split on the devices, where they fit.
+        """Keeps the clicks of a split on the devices, if they fit.
 
         Returns:
-          What turns a batch into the arguments `clicks, batch` of a step.
+          A function from a batch to the arguments `clicks, batch` of a step.
         """
         held = None if len(clicks) > self.max_clicks else self.put(clicks)
 
@@ -106,7 +106,7 @@ class Devices:
         return arguments
 
     def put(self, x: np.ndarray) -> jax.Array:
-        """Puts an array on every device, whole."""
+        """Puts the whole array on every device."""
         if self.mesh is not None:
             return self._split(x, PartitionSpec())
         if self.shards == 1:
@@ -115,7 +115,7 @@ class Devices:
         return jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
 
     def _split(self, x: np.ndarray, spec: PartitionSpec) -> jax.Array:
-        """Puts an array that every process has whole on the mesh."""
+        """Puts an array, of which every process has all, on the mesh."""
         assert self.mesh is not None
         sharding = NamedSharding(self.mesh, spec)
         return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
@@ -125,7 +125,7 @@ class Devices:
 
         Returns:
           The same tree of `jax.ShapeDtypeStruct` with shardings; the rows of the item
-          table and its moments are filled up to a multiple of the devices.
+          table and its moments are padded to a multiple of the item shards.
         """
 
         def leaf(path, x):
@@ -134,14 +134,14 @@ class Devices:
             if self.mesh is not None:
                 sharding = NamedSharding(self.mesh, _spec(path))
             if is_table(path):
-                filled_up = -(-shape[0] // self.item_shards) * self.item_shards
-                shape = filled_up, *shape[1:]
+                padded = -(-shape[0] // self.item_shards) * self.item_shards
+                shape = padded, *shape[1:]
             return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
 
         return jax.tree_util.tree_map_with_path(leaf, state)
 
     def formats(self, state: T) -> T:
-        """Returns how each array of a state that has shardings lies on the devices."""
+        """Returns the sharding, and for tables the layout, of each array of a state."""
 
         def leaf(path, x):
             if self.table_order is None or not is_table(path):
@@ -151,23 +151,23 @@ class Devices:
         return jax.tree_util.tree_map_with_path(leaf, state)
 
     def make(self, function: Callable[[], T]) -> T:
-        """Calls a function that makes a state, and lays what it makes out."""
+        """Calls a function that makes a state, and puts the state on the devices."""
         if self.mesh is None:
             return self.lay_out(function())
         layout = self.layout(jax.eval_shape(function))
 
-        def fill_up(x, wanted):
+        def pad(x, wanted):
             missing = zip(x.shape, wanted.shape, strict=True)
             zero = jax.numpy.zeros((), x.dtype)
             return jax.lax.pad(x, zero, [(0, m - n, 0) for n, m in missing])
 
-        def filled_up():
-            return jax.tree.map(fill_up, function(), layout)
+        def padded():
+            return jax.tree.map(pad, function(), layout)
 
-        return jax.jit(filled_up, out_shardings=self.formats(layout))()
+        return jax.jit(padded, out_shardings=self.formats(layout))()
 
     def lay_out(self, state: T) -> T:
-        """Puts the tables of a state, as it was restored, in their order."""
+        """Puts the tables of a restored state in the memory order `table_order`."""
         if self.table_order is None:
             return state
         return jax.device_put(state, self.formats(state), donate=True)
@@ -177,18 +177,19 @@ class Devices:
 
         Args:
           step: takes the state as this device holds it, all clicks and this device's
-            parts of a batch; returns what is the same on all devices, or a state.
-          updates_state: whether it returns the state, whose buffers may be written
-            over. It then takes stacked batches too, one after another.
+            parts of a batch; returns a state, or values equal on all devices.
+          updates_state: whether it returns the state. The input state's buffers may
+            then be overwritten, and the step also takes stacked batches, which it
+            processes in turn.
         """
         if updates_state:
             step = one_after_another(step)
         return Compiled(self, step, updates_state)
 
     def lower(self, step: Callable, arguments: tuple, updates_state: bool) -> Any:
-        """Lowers a step of jit or of a mesh; see `compile`.
+        """Lowers a step for jit or a mesh; see `compile`.
 
-        The arguments may be what `layout` returns, and the like.
+        The arguments may be shapes, such as `layout` returns.
         """
         state, _, batch = arguments
         options: dict[str, Any] = {"donate_argnums": (0,) if updates_state else ()}
@@ -205,8 +206,8 @@ class Devices:
             mesh=self.mesh,
             in_specs=(specs, whole, jax.tree.map(part_spec, batch)),
             out_specs=specs if updates_state else whole,
-            # Gradients are taken inside, where each sum over the items' axis has a
-            # gradient of its own; see `item_table`.
+            # Gradients are taken inside, where sums over the items axis have custom
+            # gradients; see `item_table`.
             check_vma=False,
         )
         return jax.jit(on_mesh, **options).lower(*arguments)
@@ -215,7 +216,7 @@ class Devices:
 class Compiled:
     """A step, compiled for each new shape before the first call with it.
 
-    The compiler's memory, hundreds of megabytes, is then given back before a step needs
+    This frees the compiler's memory, hundreds of megabytes, before the step allocates
     its own.
     """
 
@@ -227,7 +228,7 @@ class Compiled:
             self._on_all = on_all(step, updates_state, jax.local_devices())
 
     def prepare(self, state: Any, clicks: jax.Array, batch: Batch) -> Callable:
-        """Compiles for these shapes, unless that is done; pmap does so when called."""
+        """Compiles for these shapes, if not done yet; pmap compiles when called."""
         if self._on_all is not None:
             return self._on_all
         shapes = batch.layout, batch.start.shape, clicks.shape
@@ -246,7 +247,7 @@ class Compiled:
 
 
 def on_all(step: Callable, updates_state: bool, devices: Sequence[jax.Device]) -> Any:
-    """Returns a step by pmap, of a batch as `by_device` deals it."""
+    """Returns a step under pmap, for a batch as `by_device` returns it."""
     return jax.pmap(
         step,
         axis_name=DATA_AXIS,
@@ -258,7 +259,7 @@ def on_all(step: Callable, updates_state: bool, devices: Sequence[jax.Device]) -
 
 
 def by_device(batch: Batch, count: int) -> Batch:
-    """Gives each of `count` devices its parts of a batch, along a first axis."""
+    """Splits a batch over `count` devices, along a new first axis."""
 
     def deal(x):
         if not x.ndim:
@@ -277,7 +278,7 @@ def part_spec(x: Any) -> PartitionSpec:
 
 
 def one_after_another(step: Callable) -> Callable:
-    """Lets a step that returns a state take stacked batches, as many as count."""
+    """Lets a step that returns a state loop over stacked batches, `count` of them."""
 
     def steps(state, clicks, batch):
         if batch.count is None:
@@ -293,7 +294,7 @@ def one_after_another(step: Callable) -> Callable:
 
 
 def is_table(path: tuple) -> bool:
-    """Whether the array at a path of a state is the item table, or a moment of it."""
+    """Whether the array at a path of a state is the item table or a moment of it."""
     return any(getattr(key, "key", None) == "item_embedding" for key in path)
 
 
@@ -309,21 +310,21 @@ def find_devices(
     devices: Sequence[jax.Device] = (),
     **limits: Any,
 ) -> Devices:
-    """Returns what `config.parallel` asks for: "jit", "pmap", "mesh", or "auto".
+    """Returns the devices for `config.parallel`: "jit", "pmap", "mesh" or "auto".
 
-    "auto" is jit where this process has one device, else pmap; with several processes
-    a mesh of all of their devices.
+    "auto" means a mesh of all devices with several processes or a `mesh_shape`. Else it
+    means jit if this process has one device, and pmap if it has more.
 
     Args:
-      parallel: as said.
-      mesh_shape: (data, items), whose product is the number of all devices; one of them
-        may be 0, which takes what the other leaves, and (0, 0) is (all, 1).
-      embedding_size: D, by which the number of tiers is chosen.
-      devices: those that a mesh takes; else all that there are.
-      limits: fields of `Devices`; those that are 0 or left out suit the device.
+      parallel: see above.
+      mesh_shape: (data, items), whose product is the number of devices. If one of them
+        is 0, it is inferred from the other; (0, 0) means (all, 1).
+      embedding_size: D, which the number of tiers depends on.
+      devices: the devices of a mesh; if empty, all devices.
+      **limits: fields of `Devices`; 0 or missing means the default for the device.
 
     Raises:
-      UserError: the devices cannot be had in that way.
+      UserError: `parallel` or `mesh_shape` does not fit the devices or processes.
     """
     devices = devices or jax.devices()
     limits = limits_for(devices[0].platform, embedding_size, limits)
@@ -332,12 +333,12 @@ def find_devices(
         parallel = "mesh" if several or any(mesh_shape) else "pmap"
     elif several and parallel != "mesh":
         raise UserError(
-            f"config.parallel is {parallel!r}, which serves one process, and there are "
+            f"config.parallel is {parallel!r}, which is for one process, but there are "
             f"{jax.process_count()}; choose 'mesh'"
         )
     if parallel == "jit" or (parallel == "pmap" and jax.local_device_count() == 1):
         return Devices(**limits)
-    if parallel == "pmap":  # It takes states as JAX makes them.
+    if parallel == "pmap":  # pmap takes no custom memory order.
         return Devices(jax.local_device_count(), **limits | {"table_order": None})
     data, items = mesh_shape
     count = len(devices)
@@ -346,7 +347,7 @@ def find_devices(
     if data * items != count:
         raise UserError(
             f"config.mesh_shape is {tuple(mesh_shape)}; (data, items) must multiply to "
-            f"the {count} devices that there are"
+            f"the {count} devices available"
         )
     axes, auto = (DATA_AXIS, ITEM_AXIS), (AxisType.Auto,) * 2
     mesh = jax.make_mesh((data, items), axes, axis_types=auto, devices=devices)
@@ -354,7 +355,7 @@ def find_devices(
 
 
 def layout_of(state: T) -> T:
-    """Returns shapes, types and shardings of a state's arrays, as `Devices.layout`."""
+    """Returns shapes, types and shardings of a state, like `Devices.layout`."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )

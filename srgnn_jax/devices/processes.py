@@ -1,4 +1,4 @@
-"""This process, and the others of its run: settings, who speaks, who waits."""
+"""Settings of this process, and how the processes of a run print and wait."""
 
 import contextlib
 import ctypes
@@ -21,32 +21,35 @@ from tqdm import tqdm
 from srgnn_jax.data.store import DEFAULT_DIR
 from srgnn_jax.errors import UserError, reason
 
-# What Gloo, NCCL and the coordination service say of a peer that does not answer.
+# Error messages of Gloo, NCCL and the coordination service if a peer is lost.
 _LOST_PEER = re.compile(
     r"\bgloo\b|\bnccl|coordination ?service|heartbeat|^(UNAVAILABLE|DEADLINE_EXCEEDED)",
     re.IGNORECASE,
 )
 
-# What a bar shows while a step is compiled.
+# A progress bar's text while a step is compiled.
 COMPILING = "compiling"
 
 log = logging.getLogger(__name__)
 
 
-# On two cores that send 5,000 requests a second to 1,978 items as well, their p90 is
-# 8.5 ms with one thread and 14 with two. A table of a million rows is scored in 17 ms
-# with two and 28 with one.
+# On two cores that also send 5,000 requests a second, p90 with 1,978 items is 8.5 ms
+# with one thread and 14 ms with two. A table of a million rows is scored in 17 ms with
+# two threads and 28 ms with one.
 ONE_THREAD_ITEMS = 10_000
 
 
 def settle_process() -> None:
-    """Settles what a command, unlike a library, may: memory, and compiled functions.
+    """Sets memory and cache options that a command may set, but not a library.
 
-    glibc keeps what a step frees for the next one. Else the kernel maps and clears tens
-    of megabytes anew in every step: a fifth of its time at 43,000 items on CPU. All
-    threads share one heap: another one holds no more than 64 MB, which scores exceed.
-    Compiled functions are kept on disk, in this user's cache folder where JAX was told
-    of no other. A folder that cannot be written is told, in one line, and read at most.
+    glibc keeps the memory that a step frees for the next one. Otherwise the kernel maps
+    and clears tens of megabytes again in every step: a fifth of its time at 43,000
+    items on CPU. All threads share one heap: any other holds at most 64 MB, which
+    scores exceed.
+
+    Compiled functions are kept on disk, in this user's cache folder unless JAX has
+    another one set. If the folder cannot be written, one line says so and the folder is
+    only read, if at all.
     """
     # Names of malloc.h.
     mmap_max, trim_threshold, top_pad, arena_max = -4, -1, -2, -8
@@ -58,8 +61,8 @@ def settle_process() -> None:
     folder = named or os.path.expanduser(f"{DEFAULT_DIR}/compiled")
     if "://" not in folder and not can_be_written(folder):
         log.warning(
-            "compiled functions are not kept, as %s cannot be written; name another "
-            "folder with JAX_COMPILATION_CACHE_DIR",
+            "compiled functions are not cached, because %s cannot be written; set "
+            "JAX_COMPILATION_CACHE_DIR to another folder",
             folder,
         )
         about = "Error (reading|writing) persistent compilation cache"
@@ -70,19 +73,19 @@ def settle_process() -> None:
 
 
 def settle_threads(num_items: int) -> None:
-    """Has XLA work with one thread on CPU, before it starts, where a catalog is small.
+    """Limits XLA to one thread on CPU if the catalog is small; call before it starts.
 
-    To hand parts of a batch to other threads then costs more than they save.
+    Passing parts of a batch to other threads would then cost more than it saves.
     """
     if num_items <= ONE_THREAD_ITEMS:
-        # XLA's own variable, which it reads once.
+        # XLA reads this variable once.
         os.environ.setdefault("NPROC", "1")
 
 
 def can_be_written(folder: str | os.PathLike) -> bool:
-    """Whether a folder is there, or can be made, for files of this user.
+    """Whether a folder exists, or can be made, and this user can write to it.
 
-    A `~` that is left in its name stands for no folder: this user has no home.
+    A `~` left in its name means that this user has no home folder.
     """
     if str(folder).startswith("~"):
         return False
@@ -94,9 +97,9 @@ def can_be_written(folder: str | os.PathLike) -> bool:
 
 
 def prepared_dir(named: str = "") -> pathlib.Path:
-    """Returns the folder for prepared data, the one that is named or this user's.
+    """Returns the folder for prepared data: `named`, or this user's default.
 
-    Where the usual one cannot be written, that is one among the temporary files.
+    If the default cannot be written, it is a folder among the temporary files.
     """
     if named:
         return pathlib.Path(named).expanduser()
@@ -107,17 +110,17 @@ def prepared_dir(named: str = "") -> pathlib.Path:
         folder = pathlib.Path(tempfile.gettempdir(), f"srgnn_jax-{os.getuid()}")
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
-        # Others may write into the folder of temporary files too.
+        # Others may also write to the folder of temporary files.
         if found.st_uid != os.getuid() or found.st_mode & 0o077:
-            raise PermissionError(f"{folder} is not this user's alone")
+            raise PermissionError(f"{folder} is not private to this user")
     except OSError as error:
         raise UserError(
-            f"no folder for prepared data: {usual} cannot be written, nor one among "
-            f"temporary files ({reason(error)}); name one with --config.prepared_dir"
+            f"no folder for prepared data: {usual} cannot be written, nor can a "
+            f"temporary one ({reason(error)}); set one with --config.prepared_dir"
         ) from error
     log.warning(
-        "prepared data is kept in %s, as %s cannot be written; name a folder that "
-        "lasts with --config.prepared_dir",
+        "prepared data is kept in %s, because %s cannot be written; set a permanent "
+        "folder with --config.prepared_dir",
         folder,
         usual,
     )
@@ -125,16 +128,17 @@ def prepared_dir(named: str = "") -> pathlib.Path:
 
 
 def start_backend() -> None:
-    """Has JAX find its devices; UserError: there are none of the platform it is told.
+    """Has JAX find its devices; call it after the processes of a run have joined.
 
-    Not before the processes of a run have joined.
+    Raises:
+      UserError: there are no devices of the platform that JAX_PLATFORMS names.
     """
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:
-        # An assertion of JAX's own is all that it says of a missing plugin.
+        # For a missing plugin, JAX raises an AssertionError without a message.
         asked = jax.config.values["jax_platforms"]
-        if not asked or _tells_of_a_lost_peer(error):
+        if not asked or _is_lost_peer(error):
             raise
         jax.config.update("jax_platforms", None)
         there = ", ".join(sorted({device.platform for device in jax.devices()}))
@@ -142,12 +146,12 @@ def start_backend() -> None:
         why = f" ({said.splitlines()[0][:300]})" if said else ""
         raise UserError(
             f"JAX_PLATFORMS={asked}, but JAX finds only {there} here{why}; set "
-            f"JAX_PLATFORMS={there}, or leave it out"
+            f"JAX_PLATFORMS={there}, or unset it"
         ) from error
 
 
 def glibc(name: str, *arguments: int) -> None:
-    """Calls a function of glibc, where it is the C library."""
+    """Calls a function of glibc, if that is the C library."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         getattr(ctypes.CDLL(None), name)(*arguments)
 
@@ -156,14 +160,14 @@ def glibc(name: str, *arguments: int) -> None:
 def joined(
     coordinator_address: str | None, num_processes: int | None, process_id: int | None
 ) -> Iterator[None]:
-    """Joins the processes of one run, as number `process_id`; before any use of JAX.
+    """Joins the processes of one run as number `process_id`; call it before using JAX.
 
     Without arguments, JAX finds the processes in the environment of a TPU pod or of
-    Slurm. An error ends this process at once, so that the others notice: Python's own
-    end would wait for them, and they for this one.
+    Slurm. An error ends this process at once, so that the others notice: a normal exit
+    would wait for them, and they for this process.
     """
     try:
-        # The default of 100 s is a long time to wait for a peer that is gone.
+        # The default of 100 s is a long wait for a lost peer.
         jax.distributed.initialize(
             *(coordinator_address, num_processes, process_id),
             heartbeat_timeout_seconds=30,
@@ -185,15 +189,14 @@ def is_main_process() -> bool:
 
 
 def from_all(value: int | bool) -> np.ndarray:
-    """Returns the value of each process, in their order; each must call it."""
+    """Returns the value of every process, in order; all of them must call it."""
     return np.atleast_1d(multihost_utils.process_allgather(np.int32(value)))
 
 
 def progress_bar(shown: bool, *arguments: Any, **options: Any) -> tqdm:
-    """Makes a bar that only the main process shows, on a terminal, while it lasts.
+    """Makes a bar that only the main process shows, on a terminal, until it is done.
 
-    It counts examples, unless `unit` names something else, and in thousands, so that
-    there is room for the bar in 80 columns.
+    It counts examples in thousands, to fit in 80 columns, unless `unit` is given.
     """
     disable = None if shown and is_main_process() else True
     options = {"unit": "ex", "unit_scale": "unit" not in options} | options
@@ -201,24 +204,24 @@ def progress_bar(shown: bool, *arguments: Any, **options: Any) -> tqdm:
 
 
 def begin(bar: tqdm, name: str) -> None:
-    """Names what a bar shows from now on; the time before does not count."""
+    """Sets a bar's description; the time before does not count."""
     bar.unpause()
     bar.set_description(name)
 
 
 def say(text: str) -> None:
-    """Prints, in the main process only."""
+    """Prints in the main process only."""
     if is_main_process():
         print(text, flush=True)
 
 
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
-    """Lets the others wait for the main process; raises UserError there if it fails."""
+    """Makes the others wait for the main process; if it fails, they raise UserError."""
     done = False
     try:
         if not is_main_process() and not from_all(True)[0]:
-            raise UserError("process 0 has failed; see what it says")
+            raise UserError("process 0 has failed; see its output")
         yield
         done = True
     finally:
@@ -228,23 +231,23 @@ def main_process_first() -> Iterator[None]:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Ends this process at once when another one of the run is gone.
+    """Ends this process at once if another process of the run is gone.
 
-    Else what waits for that one, such as a save, would wait for minutes.
+    Otherwise a save, or anything else that waits for it, would wait for minutes.
     """
     try:
         yield
     except Exception as error:
-        if jax.process_count() == 1 or not _tells_of_a_lost_peer(error):
+        if jax.process_count() == 1 or not _is_lost_peer(error):
             raise
         _end_at_once(
-            f"error: in process {jax.process_index()}: another one of the run is gone "
-            f"({reason(error)}); start all again: they go on from the last checkpoint"
+            f"error: in process {jax.process_index()}: another process of the run is "
+            f"gone ({reason(error)}); restart all to resume from the last checkpoint"
         )
 
 
-def _tells_of_a_lost_peer(error: BaseException | None) -> bool:
-    """Whether JAX raised an error, or its cause, as a connection broke."""
+def _is_lost_peer(error: BaseException | None) -> bool:
+    """Whether JAX raised an error, or its cause, because a connection broke."""
     while error is not None:
         is_jax = isinstance(error, RuntimeError | ValueError)
         if is_jax and _LOST_PEER.search(str(error)):

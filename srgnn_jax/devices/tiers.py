@@ -1,8 +1,8 @@
-"""Encodes the tiers of a batch with a model that knows of none.
+"""Encodes a batch that is cut into tiers; the model sees one tier at a time.
 
-A batch comes as *tiers*, groups of its sessions that are padded to one length each (see
-`data.batches`). All items of all tiers are looked up at once, the model encodes tier by
-tier, and all sessions together meet the item table.
+*Tiers* are groups of sessions, each padded to one length (see `data.batches`). The
+items of all tiers are looked up at once, the model encodes tier by tier, and all
+sessions are scored together.
 
 Axes: B batch, b sessions of a tier, L positions, D embedding.
 """
@@ -33,11 +33,12 @@ def encode(
 
     Args:
       model: the model.
-      params: its parameters, the item table whole or this device's rows of it.
-      tiers: item ids [b, L], 0 = padding at the end, and lengths [b] >= 1 of each.
-      *ids: items whose rows are wanted too.
-      example: the examples' numbers, where there is a `dropout_key`.
-      dropout_key: for what is dropped in training; None: nothing is.
+      params: its parameters, with the whole item table or this device's rows of it.
+      tiers: for each tier, item ids [b, L], 0 = padding at the end, and lengths [b],
+        at least 1.
+      *ids: more items whose rows to return.
+      example: the numbers of the examples; needed with a `dropout_key`.
+      dropout_key: key for dropout in training; None: nothing is dropped.
       **table_options: fields of `ItemTable`.
 
     Returns:
@@ -67,7 +68,7 @@ def encode(
             first = last
         return jnp.concatenate(sessions)
 
-    # One `apply`: what a model makes of its weights alone is made once for all tiers.
+    # One `apply`: what depends only on the weights is computed once for all tiers.
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     session = nn.apply(encode_tiers, model)({"params": params}, rngs=rngs)
     return session, table, *found[len(tiers) :]
