@@ -1,4 +1,4 @@
-"""What is said of a command line: what is wrong with it, and which one comes next."""
+"""Messages about a command line: its errors, and the next commands to run."""
 
 import json
 import os
@@ -19,14 +19,14 @@ SHIPPED = {
     path.stem: path
     for path in pathlib.Path(__file__).with_name("configs").glob("[!_]*.py")
 }
-# Modes by the fields of a config that they heed: none, as the run has its own; ...
+# These modes ignore all fields of a config, because the run has its own.
 _OF_A_RUN = ("recommend", "serve", "export", "plot")
-# ... in an evaluation all but these, which may differ from the run's, to no effect; ...
+# An evaluation ignores these, which may therefore differ from the run's.
 _OF_TRAINING = {
     *("checkpoint_every_minutes", "checkpoint_every_steps", "epochs", "max_steps"),
     *("log_every_steps", "name", "runs"),
 }
-# ... in baselines these, and those of how data is prepared.
+# Baselines use only these, and those for preparing data.
 _OF_BASELINES = {
     *("dataset", "data_dir", "prepared_dir", "name", "progress", "ks"),
     *("max_session_length", "select_on", "valid_fraction"),
@@ -34,7 +34,7 @@ _OF_BASELINES = {
 
 
 def check_names(fields: Iterable[str]) -> None:
-    """Refuses fields that are spelt like flags, with hyphens."""
+    """Raises UserError if a field is spelled with hyphens, like a flag."""
     for name in fields:
         field = name.replace("-", "_")
         if field != name and field in default.get_config():
@@ -42,7 +42,7 @@ def check_names(fields: Iterable[str]) -> None:
 
 
 def check_fields(mode: str, names: Collection[str]) -> None:
-    """Refuses fields on the command line that the mode ignores."""
+    """Raises UserError if the mode ignores a field of the command line."""
     ignored = set(names)
     if mode == "baselines":
         # Imported late: --help needs no JAX.
@@ -53,12 +53,12 @@ def check_fields(mode: str, names: Collection[str]) -> None:
         ignored &= _OF_TRAINING if mode == "evaluate" else set()
     if ignored:
         own = ": the run has its own settings" if mode in _OF_A_RUN else ""
-        told = f"--config.{min(ignored)} does nothing with --mode={mode}{own}"
-        raise UserError(f"{told}; leave it out")
+        message = f"--config.{min(ignored)} has no effect with --mode={mode}{own}"
+        raise UserError(f"{message}; leave it out")
 
 
 def what_is_wrong(error: Exception, known: Iterable[str], modes: Iterable[str]) -> str:
-    """Returns what absl, ml_collections or a config file says in one line.
+    """Returns an error of absl, ml_collections or a config file in one line.
 
     `known` are the names of all flags, `modes` the values of --mode.
     """
@@ -79,30 +79,30 @@ def what_is_wrong(error: Exception, known: Iterable[str], modes: Iterable[str]) 
     if (field := re.search(r"command line flag '([\w-]+)'", said)) and (
         name := field[1].replace("-", "_")
     ) in fields:
-        return f"there is no flag --{field[1]}; a field is set by --config.{name}"
+        return f"there is no flag --{field[1]}; set a field with --config.{name}"
     if "get_config() takes 0" in said:
-        return f"{last}; there is nothing to choose by a colon after this config"
+        return f"{last}; this config takes no argument after a colon"
     return last
 
 
 def config_file(name: str) -> str:
-    """Returns the file of a config, and refuses what is no Python file unrun."""
+    """Returns the file of a config; raises UserError if it is not a Python file."""
     path = SHIPPED.get(name, pathlib.Path(name))
     if not path.exists():
-        those = f"; those that come along are {', '.join(sorted(SHIPPED))}"
+        those = f"; the shipped configs are {', '.join(sorted(SHIPPED))}"
         hint = nearest(path.stem, SHIPPED) or those
         raise UserError(f"cannot load the config: no file {name}{hint}")
     if not (path.suffix == ".py" and path.is_file()):
         what = "a config is a Python file, name.py"
     elif path.stat().st_size > MOST_CONFIG_BYTES:
-        what = f"it has {path.stat().st_size:,} bytes, as no config does"
+        what = f"it has {path.stat().st_size:,} bytes, too many for a config"
     else:
         return str(path)
     raise UserError(f"cannot use --config={name}: {what}; nothing was run")
 
 
 def program() -> str:
-    """Returns how this command is called from here: srgnn, or where it lies."""
+    """Returns how to call this command from here: srgnn, or its path."""
     script = pathlib.Path(sys.executable).with_name("srgnn")
     if not script.is_file():
         return "python -m srgnn_jax.main"
@@ -115,20 +115,20 @@ def program() -> str:
 
 
 def first_steps() -> str:
-    """Returns what is said to a command without arguments."""
+    """Returns the text to print for a command without arguments."""
     return f"""\
-Trains SR-GNN on logs of clicks, and recommends what is clicked next. Try it:
+Trains SR-GNN on click logs, and recommends the next click. Try it:
 
   {program()} --config=synthetic
-      trains on made clicks, within two minutes
+      trains on synthetic clicks, within two minutes
   {program()} --config=click_log --config.data_dir=DIR
-      trains on a log of your own, which lies in DIR
+      trains on your own log in the folder DIR
   {program()} --help
-      tells every mode and every flag"""
+      lists all modes and flags"""
 
 
 def next_steps(workdir: str) -> str:
-    """Returns where a run lies, and the commands that recommend with it and draw it."""
+    """Returns where a run is, and the commands that recommend with it and plot it."""
     # Imported late: --help needs no JAX.
     from srgnn_jax.runs.workdir import popular_items, seed_folders
 
@@ -137,7 +137,7 @@ def next_steps(workdir: str) -> str:
     session = json.dumps({"session": popular_items(one, 2)}, ensure_ascii=False)
     command = program()
     return f"""
-The run is in {workdir}. Next, recommend, and draw it:
+The run is in {workdir}. Next, recommend, and plot its results:
 
   echo {shlex.quote(session)} | \\
       {command} --mode=recommend --workdir={shlex.quote(str(one))} --sessions=- --k=5

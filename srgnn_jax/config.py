@@ -1,6 +1,6 @@
-"""What a config turns into: checked fields, data, a model, an optimizer.
+"""Turns a config into checked fields, data, a model and an optimizer.
 
-This is the one place where config fields become the plain arguments of everything else.
+This is the only place where config fields become the plain arguments of other code.
 """
 
 import codecs
@@ -34,37 +34,37 @@ from srgnn_jax.model.srgnn import SRGNN
 from srgnn_jax.runs.progress import Progress, check_same_model, model_name
 from srgnn_jax.train.optimizer import step_decay
 
-# What makes a model of a config and V, the rows of its item table.
+# Makes a model from a config and V, the number of rows of its item table.
 MakeModel = Callable[[ConfigDict, int], nn.Module]
-# What steps ask of a model, beside the parameter "item_embedding".
+# Attributes of a model that steps use, besides the parameter "item_embedding".
 MODEL_FIELDS = ("num_items", "normalize", "compute_dtype", "encode")
 
-# Fields by which a network, of the same parameters, computes something else.
+# Fields that change what a network computes from its parameters.
 NETWORK_FIELDS = (
     *("embedding_size", "step", "readout", "normalize", "scale"),
     *("reverse_positions", "softmax_attention"),
 )
 
-# Clicks of a prefix: its graph has this many squared entries, some ten times over.
+# Clicks of a prefix. Its graph has this many entries squared, some ten times over.
 MAX_LENGTH = 4096
 
-# Limits of `Devices`, which change no number of a run.
+# Limits of `Devices`, which do not change a run's results.
 _LIMITS = ("max_clicks", "max_positions", "max_scores", "steps_per_call")
-# What is done with a trained network.
+# Fields about the use of a trained network.
 AFTER_TRAINING = frozenset(
     {"joined", "neighbours", "neighbours_weight", "repeats_weight"}
 )
-# None of these changes a parameter, so that all may differ when a run is resumed.
+# None of these changes a parameter, so all may differ when a run is resumed.
 MAY_DIFFER = AFTER_TRAINING.union(
     _LIMITS,
     ["checkpoint_every_minutes", "checkpoint_every_steps", "log_every_steps"],
     ["epochs", "max_steps", "runs", "eval_batch_size", "parallel", "mesh_shape"],
     ["name", "data_dir", "prepared_dir", "progress"],
 )
-# Those, and what may differ when its checkpoint is evaluated again.
+# Those that may also differ when its checkpoint is evaluated again.
 MAY_DIFFER_IN_EVALUATION = MAY_DIFFER | {"ks", "warm_start"}
 
-# Fields that are handed to the data set's source as they are.
+# Fields that are passed unchanged to the data set's source.
 PREPARATION_FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
 
 _CHOICES = {
@@ -81,7 +81,7 @@ _CHOICES = {
     "time_unit": TIME_UNITS,
     "warm_start_schedule": ("anew", "go_on"),
 }
-# Of all other numbers the least is 0.
+# All other numbers must be at least 0.
 _AT_LEAST = {
     "batch_size": 1,
     "embedding_size": 1,
@@ -104,13 +104,16 @@ def _are_words(values: Any) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
-# What holds of a field's value, and how that is said.
+# For each field, a check of its value and the message after "it must".
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "test_days": (math.isfinite, "be finite"),
     "encoding": (_is_encoding, "name an encoding that Python has, such as cp1252"),
-    "separator": (lambda s: "\n" not in s and '"' not in s, "be no quote or line end"),
-    "events": (_are_words, "hold words such as 'view', in brackets: ('view',)"),
-    "missing_values": (_are_words, "hold words such as 'NULL', in brackets: ('-',)"),
+    "separator": (
+        lambda s: "\n" not in s and '"' not in s,
+        "not contain a quote or a line break",
+    ),
+    "events": (_are_words, "hold strings, in parentheses: ('view',)"),
+    "missing_values": (_are_words, "hold strings, in parentheses: ('NULL',)"),
     "learning_rate": (lambda x: x > 0, "be positive"),
     "lr_decay": (lambda x: x > 0, "be positive"),
     "scale": (lambda x: x > 0, "be positive"),
@@ -118,8 +121,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "item_dropout": (lambda x: x < 1, "be 0, or a share below 1"),
     "neighbours_weight": (lambda x: x < 1, "be 0, or a share below 1"),
     "repeats_weight": (lambda x: x <= 1, "be at most 1"),
-    "train_fraction": (lambda x: 0 < x <= 1, "lie between 0 and 1"),
-    "valid_fraction": (lambda x: 0 < x < 1, "lie between 0 and 1"),
+    "train_fraction": (lambda x: 0 < x <= 1, "be above 0 and at most 1"),
+    "valid_fraction": (lambda x: 0 < x < 1, "be between 0 and 1"),
     "mesh_shape": (
         lambda shape: len(shape) == 2 and min(shape) >= 0,
         "be two numbers, (data, items)",
@@ -132,14 +135,16 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def validate(config: Any) -> None:
-    """Raises UserError naming the first field whose value cannot be used."""
+    """Raises UserError for the first field with an invalid value."""
     known = default.get_config()
     if not isinstance(config, ConfigDict) or config.keys() != known.keys():
         wrong = sorted({*known} ^ {*config}) if isinstance(config, ConfigDict) else []
-        what = f"has other fields ({', '.join(wrong[:5])})" if wrong else "is no config"
+        what = f"has missing or unknown fields ({', '.join(wrong[:5])})"
+        if not wrong:
+            what = f"is a {type(config).__name__}, not a ConfigDict"
         raise UserError(
-            f"the {type(config).__name__} handed in {what}; take what get_config() of "
-            "a module in srgnn_jax.configs returns"
+            f"the config passed {what}; pass what get_config() of a module in "
+            "srgnn_jax.configs returns"
         )
 
     def refuse(field, what):
@@ -164,12 +169,12 @@ def validate(config: Any) -> None:
                 refuse(field, f"{what}leave it out, or choose the readout {those}")
     if not keeps_test(config):
         if config.select_on == "test":
-            refuse("select_on", ", but with config.test_days = 0 there is no test")
+            refuse("select_on", ", but config.test_days = 0 means there is no test")
         if config.joined:
             refuse("joined", ", which is judged on test; set config.test_days")
     weighs = config.neighbours_weight or config.repeats_weight
     if config.joined and config.select_on != "valid" and not weighs:
-        what = "; without validation, where select_on is 'valid', name a weight"
+        what = "; without validation (config.select_on = 'valid'), set a weight"
         refuse("neighbours_weight", what)
     known = metrics.names(config.ks)
     if config.select_by not in known:
@@ -178,19 +183,19 @@ def validate(config: Any) -> None:
 
 
 def keeps_test(config: ConfigDict) -> bool:
-    """Whether sessions of a log are kept for test, where it is split by time."""
+    """Whether a log that is split by time keeps sessions for test."""
     return bool(config.test_days or config.test_start)
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
-    """Returns the fields, sorted, as plain values that JSON can hold."""
+    """Returns the fields, sorted, as values that JSON can hold."""
     return json.loads(json.dumps(config.to_dict(), sort_keys=True))
 
 
 def from_dict(fields: dict[str, Any]) -> ConfigDict:
     """Turns the fields of `to_dict` back into a config.
 
-    A run of an earlier version may lack fields: they take their defaults.
+    Fields that a run of an earlier version lacks take their defaults.
     """
     fields = {**default.get_config().to_dict(), **fields}
     return ConfigDict(
@@ -199,12 +204,12 @@ def from_dict(fields: dict[str, Any]) -> ConfigDict:
 
 
 def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
-    """Returns the config of one of the runs that a config asks for."""
+    """Returns a config for a single run with this seed."""
     return from_dict({**to_dict(config), "seed": seed, "runs": 1})
 
 
 def start_of_run(config: ConfigDict, data: Dataset, model: nn.Module) -> Progress:
-    """Returns the progress of a run that has yet to take its first step."""
+    """Returns the progress of a run before its first step."""
     return Progress(
         config=to_dict(config),
         data=data.fingerprint,
@@ -217,9 +222,9 @@ def start_of_run(config: ConfigDict, data: Dataset, model: nn.Module) -> Progres
 def check_same_run(
     stored: Progress, now: Progress, may_differ: Collection[str] = MAY_DIFFER
 ) -> None:
-    """Raises UserError, naming each difference, if `now` cannot go on from `stored`.
+    """Raises UserError, naming each difference, if `now` cannot resume `stored`.
 
-    The config's fields in `may_differ` may differ.
+    Config fields in `may_differ` may differ.
     """
     check_same_model(stored.model, now.model)
 
@@ -239,14 +244,14 @@ def check_same_run(
 
 
 def settings(config: ConfigDict) -> Settings:
-    """Returns the fields that decide how a log is read and prepared."""
+    """Returns the fields that determine how a log is read and prepared."""
     return Settings(**{field: config[field] for field in PREPARATION_FIELDS})
 
 
 def load_data(config: ConfigDict, clicks: Clicks | None = None) -> Dataset:
-    """Prepares the data that the config names, or finds it prepared.
+    """Prepares the data that the config names, or loads it if already prepared.
 
-    With `clicks` they are the data, and `config.dataset` must be "click_log".
+    If `clicks` are given, they are the data, and `config.dataset` must be "click_log".
     """
     prepared_dir = processes.prepared_dir(config.prepared_dir)
     if clicks is None:
@@ -257,8 +262,8 @@ def load_data(config: ConfigDict, clicks: Clicks | None = None) -> Dataset:
             **dataclasses.asdict(settings(config)),
         )
     if config.dataset != "click_log":
-        what = f"config.dataset is {config.dataset!r}; clicks of a frame"
-        raise UserError(f"{what} need 'click_log', as configs/click_log.py has it")
+        what = f"config.dataset is {config.dataset!r}; clicks from a data frame"
+        raise UserError(f"{what} need 'click_log', as in configs/click_log.py")
     return clicks.prepare(settings(config), prepared_dir)
 
 
@@ -266,22 +271,22 @@ def load_data(config: ConfigDict, clicks: Clicks | None = None) -> Dataset:
 class Splits:
     """What a run trains and evaluates on."""
 
-    train_sessions: Sessions  # those behind `train`
+    train_sessions: Sessions  # the sessions of `train`
     train: Examples
-    evaluated: dict[str, Examples]  # "test", and "valid" where sessions are held out
-    # With `config.warm_start`: of each item row, whether the earlier run lacks it.
+    evaluated: dict[str, Examples]  # "test", and "valid" if sessions are held out
+    # With `config.warm_start`: for each item row, whether the earlier run lacks it.
     is_new: Bool[np.ndarray, " V"] | None = None
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of validation examples, held out of the training ones."""
+        """The number of validation examples, held out from training."""
         return {"valid_examples": len(self.evaluated.get("valid", ()))}
 
 
 def make_splits(config: ConfigDict, data: Dataset) -> Splits:
-    """Holds the validation sessions out, if the epoch is chosen on them.
+    """Holds out validation sessions if the epoch is chosen on them.
 
-    A data set without a validation split of its own gives its last training sessions.
+    These are the last training sessions, unless the data set has a validation split.
     """
     sessions = {"train": data.train, "test": data.test}
     if config.select_on == "valid":
@@ -292,12 +297,12 @@ def make_splits(config: ConfigDict, data: Dataset) -> Splits:
     examples = {k: s.examples(config.max_session_length) for k, s in sessions.items()}
     for split, those in examples.items():
         if split == "test" and not len(data.test):
-            continue  # By config.test_days = 0.
+            continue  # config.test_days is 0.
         if not len(those):
             share = ""
             if split != "test" and "valid" in examples:
                 share = (
-                    f", of {len(data.train)} training sessions with "
+                    f"; there are {len(data.train)} training sessions, and "
                     f"config.valid_fraction = {config.valid_fraction}"
                 )
             raise UserError(
@@ -307,8 +312,8 @@ def make_splits(config: ConfigDict, data: Dataset) -> Splits:
         if (length := those.lengths.max()) > MAX_LENGTH:
             raise UserError(
                 f"the {split} split has a prefix of {length:,} clicks, and a graph of "
-                f"more than {MAX_LENGTH:,} takes too much memory; keep the last clicks "
-                "of such sessions, with config.max_session_length=256 say"
+                f"more than {MAX_LENGTH:,} takes too much memory; keep only the last "
+                "clicks of such sessions, for example config.max_session_length=256"
             )
     return Splits(sessions["train"], examples.pop("train"), examples)
 
@@ -322,7 +327,7 @@ def splits_items(config: ConfigDict) -> bool:
 
 
 def find_devices(config: ConfigDict) -> Devices:
-    """Finds the devices that the config asks for."""
+    """Returns the devices that the config asks for."""
     limits = {name: config[name] for name in _LIMITS}
     return layouts.find_devices(
         config.parallel, config.mesh_shape, config.embedding_size, **limits
@@ -337,12 +342,11 @@ def make_model(
     Args:
       config: see configs/default.py.
       num_items: V.
-      make: makes another model than `SRGNN` alone: an SRGNN with a layer or a readout
-        handed in, a subclass of it, or a module with `MODEL_FIELDS` and a parameter
-        "item_embedding".
+      make: makes a custom model: an SRGNN with a custom layer or readout, a subclass
+        of it, or a module with `MODEL_FIELDS` and a parameter "item_embedding".
 
     Raises:
-      UserError: what `make` returns is no such model.
+      UserError: `make` returns no such model.
     """
     if make is None:
         own = {field: config[field] for field in (*NETWORK_FIELDS, "item_dropout")}
@@ -352,25 +356,26 @@ def make_model(
     if not isinstance(model, nn.Module) or missing:
         lacks = f"lacks {', '.join(missing)}" if missing else "is no Flax module"
         raise UserError(
-            f"the model handed in is {type(model).__name__}, which {lacks}; return an "
-            "SRGNN, or a subclass"
+            f"the custom model is of type {type(model).__name__}, which {lacks}; "
+            "return an SRGNN or a subclass"
         )
     if model.num_items != num_items:
         raise UserError(
-            f"the model handed in has num_items = {model.num_items}; the data has "
-            f"{num_items} item rows, the padding included"
+            f"the custom model has num_items = {model.num_items}; the data has "
+            f"{num_items} item rows, including the padding"
         )
     return model
 
 
 def find_loss(config: ConfigDict, losses: Mapping[str, Loss] | None = None) -> Loss:
-    """Returns the loss, one of `LOSSES` or handed in, that `config.loss_type` names.
+    """Returns the loss that `config.loss_type` names, from `LOSSES` or `losses`.
 
-    UserError: there is none of that name.
+    Raises:
+      UserError: there is no loss of that name.
     """
     known = {**LOSSES, **(losses or {})}
     if config.loss_type not in known:
-        own = ", or hand in a loss of that name: `get_losses` in the config file"
+        own = ", or pass a loss of that name: `get_losses` in the config file"
         raise UserError(
             f"config.loss_type is {config.loss_type!r}; choose one of "
             f"{', '.join(known)}{nearest(config.loss_type, known) or own}"
@@ -381,6 +386,6 @@ def find_loss(config: ConfigDict, losses: Mapping[str, Loss] | None = None) -> L
 def make_schedule(
     config: ConfigDict, steps_per_epoch: int, first_epoch: int = 0
 ) -> optax.Schedule:
-    """Builds the learning rate's schedule, for a run that begins at an epoch."""
+    """Builds the learning rate schedule of a run that starts at `first_epoch`."""
     decay = config.lr_decay_epochs, config.lr_decay
     return step_decay(config.learning_rate, *decay, steps_per_epoch, first_epoch)

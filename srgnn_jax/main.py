@@ -1,4 +1,4 @@
-"""Trains and evaluates SR-GNN, recommends, and imports weights of its PyTorch codes.
+"""Trains and evaluates SR-GNN, recommends, and imports weights from PyTorch.
 
     python -m srgnn_jax.main --config=configs/yoochoose.py
     python -m srgnn_jax.main --mode=evaluate --workdir=runs/yoochoose_1_64
@@ -15,9 +15,9 @@
         --config.data_dir=DIR --trials=50
     python -m srgnn_jax.main --mode=promote --workdir=runs/today --live=runs/live
 
-Where the package is installed, `srgnn` is the same command, and the configs that come
-with it are found by name: srgnn --config=yoochoose:1_4. Every field of a config can be
-set: --config.batch_size=512 (see configs/default.py).
+If the package is installed, `srgnn` is the same command. It finds the shipped configs
+by name: srgnn --config=yoochoose:1_4. Any field of a config can be set:
+--config.batch_size=512 (see configs/default.py).
 """
 
 import contextlib
@@ -37,8 +37,8 @@ except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
     sys.exit(
-        f"error: {sys.executable} does not find {error.name}: in a clone, make venv "
-        "and then source .venv/bin/activate; else pip install ."
+        f"error: {sys.executable} does not find {error.name}: in a clone, run "
+        "make venv, then source .venv/bin/activate; otherwise run pip install ."
     )
 from ml_collections import ConfigDict, config_flags
 
@@ -51,7 +51,7 @@ MODES = (
     *("import", "baselines", "search", "plot", "promote"),
 )
 
-# The modes that a flag is for, where these are not all.
+# The modes of flags that are not for all modes.
 ONLY_FOR = {
     "torch_checkpoint": ("import",),
     "vocabulary": ("import",),
@@ -70,7 +70,7 @@ ONLY_FOR = {
     "compare": ("train",),
     "live": ("promote",),
 }
-# The flag that a mode cannot do without, beside --config or --workdir.
+# The flag that a mode requires besides --config or --workdir.
 NEEDS = {
     "recommend": ("sessions", "a file, or - for stdin"),
     "export": ("output", "the folder to write"),
@@ -83,68 +83,67 @@ flags.DEFINE_enum(
     "mode",
     "train",
     MODES,
-    "train: prepare data, train, evaluate; the same command again continues. "
-    "search: try settings of --config, and keep what is best on validation; the same "
-    "command again continues, and several share the work. "
+    "train: prepare data, train, evaluate; run it again to continue. "
+    "search: try settings of --config and keep the best on validation; run it again to "
+    "continue, or several times at once to share the work. "
     "evaluate: evaluate the best checkpoint of --workdir, on its test split or on the "
     "click log --sessions. "
-    "recommend: print the next items of each session in --sessions. "
-    "serve: answer HTTP requests from the best checkpoint of --workdir. "
+    "recommend: print the next items for each session in --sessions. "
+    "serve: answer HTTP requests with the best checkpoint of --workdir. "
     "export: write the best checkpoint of --workdir to --output, to recommend without "
     "this package. "
-    "import: make a --workdir of the weights in --torch_checkpoint. "
+    "import: make a --workdir from the weights in --torch_checkpoint. "
     "baselines: evaluate simple recommenders on the test split of --config. "
     "plot: draw the results of --workdir into its folder plots. "
-    "promote: have the link --live lead to --workdir, unless its run is worse than the "
-    "one there on the same test; then the exit status is 3.",
+    "promote: point the link --live to --workdir, unless its run is worse than the "
+    "live one on the same test; then the exit status is 3.",
 )
 for _name, _help in {
-    "workdir": "Folder of the run [runs/<name of the config>; for search, that with "
-    "_search behind].",
+    "workdir": "Folder of the run [runs/<name of the config>; for search, with _search "
+    "appended].",
     "torch_checkpoint": "For import: a .pth or safetensors file of the SRGNN of "
     "RecBole or RecBole-GNN, or of the original code's SessionGraph.",
-    "vocabulary": "For import: a file with the raw id of each item row, one a line, "
-    "where the rows are not numbered as in the config's data set.",
-    "coordinator_address": "Elsewhere than --distributed: host:port of process 0, told "
-    "to all processes, with --num_processes and --process_id.",
+    "vocabulary": "For import: a file with the raw id of each item row, one per line, "
+    "if the rows are not numbered as in the config's data set.",
+    "coordinator_address": "Outside TPU pods and Slurm: host:port of process 0, the "
+    "same in all processes, with --num_processes and --process_id.",
     "sessions": 'For recommend: a file, or - for stdin, with a line {"session": ["id", '
-    "...]} per session, or a csv with the ids of a session a line, or a click log in "
+    "...]} per session, or a csv with the ids of a session per line, or a click log in "
     "csv. For evaluate: a click log, instead of the test split.",
-    "candidates": "For recommend: a file with the ids that may be recommended, one a "
-    "line, or in the first column, or in the one that a header names item_id.",
+    "candidates": "For recommend: a file with the ids that may be recommended, one per "
+    "line, or in the first column, or in the column named item_id.",
     "output": "For export: a new folder.",
-    "auth_token_file": "For serve: a file with the token that requests must bring.",
-    "candidates_folder": "For serve: keeps the candidates that were given a name.",
+    "auth_token_file": "For serve: a file with the token that requests must send.",
+    "candidates_folder": "For serve: where to keep named candidates.",
     "live": "For promote: a link to the workdir that is served.",
 }.items():
     flags.DEFINE_string(_name, None, _help)
 for _name, _help in {
-    "distributed": "Join the other processes of a TPU pod or a Slurm job, which JAX "
-    "finds by itself.",
+    "distributed": "Join the other processes of a TPU pod or Slurm job, found by JAX.",
     "exclude_seen": "For recommend: leave out clicked items.",
     "as_probabilities": "For recommend: print probabilities, not scores.",
 }.items():
     flags.DEFINE_bool(_name, False, _help)
 flags.DEFINE_integer("num_processes", None, "The number of processes.")
-flags.DEFINE_integer("process_id", None, "Which of the processes this is, from 0.")
+flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
 flags.DEFINE_integer("k", 20, "For recommend and export: items per session.")
 flags.DEFINE_float(
     "recall",
     1.0,
-    "For recommend: below 1, approximate lists that are to hold this share of the "
-    "best items; faster on a TPU.",
+    "For recommend: below 1, return approximate lists that should hold this share of "
+    "the best items; faster on a TPU.",
 )
 flags.DEFINE_string("host", "127.0.0.1", "For serve: the address to listen on.")
 flags.DEFINE_integer("port", 8000, "For serve: the port to listen on.")
 for _name, _default, _least, _help in (
-    ("trials", 50, 1, "For search: settings to try, those tried before included."),
-    ("compare", 0, 0, "For train after a warm start: epochs from nothing beside it."),
+    ("trials", 50, 1, "For search: settings to try, including earlier ones."),
+    ("compare", 0, 0, "For train with a warm start: epochs of a run from scratch."),
 ):
     flags.DEFINE_integer(_name, _default, _help, lower_bound=_least)
 for _name, _number, _help in (
-    ("minutes", 0.0, "For search: after so many no epoch is begun; 0: no such limit."),
-    ("reload_every", 10.0, "For serve: seconds between looks at the workdir; 0: none."),
-    ("max_wait", 0.05, "For serve: seconds that a request may wait at most."),
+    ("minutes", 0.0, "For search: start no epoch after so many minutes; 0: no limit."),
+    ("reload_every", 10.0, "For serve: seconds between workdir checks; 0: none."),
+    ("max_wait", 0.05, "For serve: the longest that a request may wait, in seconds."),
 ):
     flags.DEFINE_float(_name, _number, _help, lower_bound=0.0)
 flags.DEFINE_enum(
@@ -156,16 +155,16 @@ flags.DEFINE_enum(
 config_flags.DEFINE_config_file(
     "config",
     None,
-    f"A config that comes along, one of {', '.join(sorted(arguments.SHIPPED))}, or a "
-    "file of your own; :1_4 after it hands its get_config the argument 1_4.",
+    f"A shipped config, one of {', '.join(sorted(arguments.SHIPPED))}, or your own "
+    "file. Append :1_4 to pass 1_4 to its get_config.",
 )
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Parses the flags, reducing what is wrong with them to one line.
+    """Parses the flags; reports errors in one line.
 
-    Where fields of a config are set and no config is named, `FLAGS.config` is the
-    default one with these fields: it names no data set.
+    If fields of a config are set and no config is named, `FLAGS.config` is the default
+    config with these fields, which names no data set.
     """
     if not argv[1:]:
         sys.exit(arguments.first_steps())
@@ -199,13 +198,13 @@ def fields_set() -> dict[str, Any]:
 
 
 def check_flags() -> None:
-    """Refuses flags that the mode ignores, and a mode without what it needs."""
+    """Raises UserError if a flag does not fit the mode, or the mode lacks one."""
     mode, config = FLAGS.mode, FLAGS.config
     for name, modes in ONLY_FOR.items():
         if FLAGS[name].present and mode not in modes:
             those = " and ".join(f"--mode={other}" for other in modes)
             raise UserError(
-                f"--{name} does nothing with --mode={mode}; it is for {those}"
+                f"--{name} has no effect with --mode={mode}; it is for {those}"
             )
     fields = fields_set()
     arguments.check_fields(mode, fields)
@@ -214,8 +213,8 @@ def check_flags() -> None:
             raise UserError("--config is missing; try --config=synthetic")
         if not config.dataset:
             raise UserError(
-                "the config names no data set: fields are set of one that --config "
-                "names, such as --config=synthetic"
+                "the config names no data set: to set fields, also name a config, as "
+                "in --config=synthetic"
             )
     if not FLAGS.workdir and not (config and config.dataset):
         raise UserError(f"--mode={mode} needs --workdir, the folder of the run")
@@ -226,9 +225,9 @@ def check_flags() -> None:
 
 
 def run() -> None:
-    """Settles this process, joins it with the others, and runs the mode."""
+    """Sets this process up, joins it with the others, and runs the mode."""
     check_flags()
-    # Imported late: a wrong flag is told at once, and --help needs no JAX.
+    # Imported late, so that wrong flags are reported at once and --help needs no JAX.
     from srgnn_jax.devices import processes
     from srgnn_jax.runs.workdir import count_items
 
@@ -244,7 +243,7 @@ def run() -> None:
 
 
 def run_mode() -> None:
-    """Hands the flags to the function of the mode."""
+    """Calls the function of the mode with the flags."""
     from srgnn_jax.convert.import_mode import import_checkpoint
     from srgnn_jax.devices import processes
     from srgnn_jax.evaluate.results_json import portable_command
@@ -260,12 +259,12 @@ def run_mode() -> None:
 
     mode, config, model, losses = FLAGS.mode, FLAGS.config, None, None
     if config is not None:
-        # The file has run already: ml_collections names its module after the flag.
+        # The file has already run: ml_collections names its module after the flag.
         module = sys.modules["config_config"]
-        model, losses = handed_in(module)
+        model, losses = custom_parts(module)
     if model and mode in ("import", "plot"):
         raise UserError(
-            f"--mode={mode} is for SRGNN alone; take get_model out of the --config"
+            f"--mode={mode} is only for SRGNN; remove get_model from the --config"
         )
     workdir = FLAGS.workdir or f"runs/{config.name or config.dataset}" + (
         "_search" if mode == "search" else ""
@@ -293,7 +292,7 @@ def run_mode() -> None:
         serve(workdir, model, options)
     elif mode == "promote":
         if not promote(workdir, config=config, model=model, **options):
-            sys.exit(3)  # 1 is an error's.
+            sys.exit(3)  # 1 means an error.
     elif mode == "export":
         export_workdir(workdir, model=model, **options)
     elif mode == "import":
@@ -301,7 +300,7 @@ def run_mode() -> None:
     elif mode == "baselines":
         evaluate_baselines(config, workdir, command)
     else:
-        # An extra brings what it imports.
+        # Its imports need an extra.
         from srgnn_jax.evaluate.plots import plot_workdir
 
         plot_workdir(workdir)
@@ -310,8 +309,8 @@ def run_mode() -> None:
 def find_settings(
     config: ConfigDict, workdir: str, module: Any, **options: Any
 ) -> None:
-    """Searches, by what the config file may say of it."""
-    # An extra brings what it imports.
+    """Searches, within the ranges of the config file if it has any."""
+    # Its imports need an extra.
     from srgnn_jax.train.search import search
 
     get_search = getattr(module, "get_search", None)
@@ -322,23 +321,23 @@ def find_settings(
 
 
 def serve(workdir: str, model: Any, options: dict[str, Any]) -> None:
-    """Serves, where what an extra brings is installed."""
+    """Serves; raises UserError if the extra is not installed."""
     try:
         from srgnn_jax.serve.server import serve_workdir
     except ModuleNotFoundError as error:
-        told = f"--mode=serve needs {error.name}: pip install 'srgnn_jax[serve]'"
-        raise UserError(told) from error
+        message = f"--mode=serve needs {error.name}: pip install 'srgnn_jax[serve]'"
+        raise UserError(message) from error
     serve_workdir(workdir, model=model, **options)
 
 
-def handed_in(config_module: Any) -> tuple[Any, Any]:
-    """Returns a config module's `get_model` and losses of `get_losses`, or None."""
+def custom_parts(config_module: Any) -> tuple[Any, Any]:
+    """Returns a config module's `get_model` and the losses of `get_losses`, or None."""
     get_losses = getattr(config_module, "get_losses", None)
     return getattr(config_module, "get_model", None), get_losses and get_losses()
 
 
 def main() -> None:
-    """Entry point: errors that the user can mend end in one line, not a traceback."""
+    """Entry point: errors that the user can fix end in one line, not a traceback."""
 
     def guarded(do, *arguments):
         try:
@@ -349,11 +348,11 @@ def main() -> None:
             if "home directory" not in str(error):
                 raise
             sys.exit(
-                "error: a path begins with ~, and this user has no home folder; write "
+                "error: a path begins with ~, but this user has no home folder; write "
                 "the path in full, or set HOME"
             )
         except BrokenPipeError:
-            # Whoever reads stdout has enough; Python would complain as it flushes.
+            # The reader of stdout is gone. Python would complain when it flushes.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         except Stopped as stopped:
@@ -361,13 +360,13 @@ def main() -> None:
             print(f"\n{name}: {stopped}", file=sys.stderr)
             sys.exit(128 + stopped.number)
         except KeyboardInterrupt:
-            goes_on = "; the same command continues" * (
+            hint = "; run the same command to continue" * (
                 FLAGS["mode"].value in ("train", "search")
             )
-            print(f"\ninterrupted{goes_on}", file=sys.stderr)
+            print(f"\ninterrupted{hint}", file=sys.stderr)
             sys.exit(130)
 
-    # Else --help would know nothing of this where it is not the main module: `srgnn`.
+    # Otherwise --help of `srgnn`, where this is not the main module, lacks all of this.
     sys.modules["__main__"].__doc__ = __doc__
     for flag in FLAGS.flags_by_module_dict().get(__name__, ()):
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
@@ -377,8 +376,8 @@ def main() -> None:
             absl_logging.set_verbosity(absl_logging.WARNING)
             form = logging.Formatter("%(levelname)s: %(message)s")
             absl_logging.get_absl_handler().setFormatter(form)
-            # Orbax and asyncio log the tracebacks of errors in threads and tasks; those
-            # that matter are raised later.
+            # Orbax and asyncio log tracebacks from threads and tasks; the errors that
+            # matter are raised later.
             for name in ("absl", "asyncio"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
         guarded(run)
@@ -388,7 +387,7 @@ def main() -> None:
 
 
 def _print_unraisable(found: Any) -> None:
-    """Hides what TensorStore says once an array of a checkpoint cannot be written."""
+    """Hides TensorStore's follow-up noise when a checkpoint cannot be written."""
     if str(found.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(found)
 

@@ -1,11 +1,12 @@
-"""Plans steps on devices that are not there: their memory, cycles and operations.
+"""Plans steps for devices you do not have: their memory, cycles and operations.
 
     python -m srgnn_jax.plan --items=100_000_000 --embedding_size=64 \\
         --batch_size=4096 --target=v5e
 
-The step is compiled for the target by its own compiler, for each mesh (data, items): of
-a target without a size, `--devices` or `--mesh_shape`, the smallest that fits. Lengths
-of prefixes are drawn from a geometric distribution. Nothing is run.
+The step is compiled with the target's own compiler, for each mesh (data, items). If
+neither the target's size, `--devices` nor `--mesh_shape` is given, the smallest target
+that fits is planned. Prefix lengths are drawn from a geometric distribution. Nothing is
+run.
 """
 
 import argparse
@@ -37,16 +38,16 @@ from srgnn_jax.train.step import init_state, train_step
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-# What a plan has whether it is compiled or not.
+# Fields of every plan, even if it was not compiled.
 FIELDS = tuple(f"bytes_{size}" for size in ("arguments", "temporaries", "total"))
 FIELDS += ("bytes_saving", "estimated_cycles", "operations")
 
 
 def plan_all(asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Plans what the arguments of the command ask for, what fits first.
+    """Plans what the command's arguments ask for.
 
     Returns:
-      What `plan` does, of each mesh.
+      The result of `plan` for each mesh, those that fit first.
     """
     kind, sizes = aot.find_sizes(asked.target)
     given, mesh = asked.device_memory, asked.mesh_shape
@@ -54,13 +55,13 @@ def plan_all(asked: argparse.Namespace) -> list[dict[str, Any]]:
     devices = math.prod(mesh) if mesh else asked.devices
     if asked.step == "recommend":
         if devices not in (None, 1):
-            raise UserError("--step=recommend runs on one device alone")
+            raise UserError("--step=recommend runs on one device only")
         mesh, devices = (1, 1), min(sizes)
     if len(sizes) == 1:
         devices = devices or min(sizes)
     if devices and devices not in sizes:
         counts = ", ".join(map(str, sizes))
-        raise UserError(f"{asked.target} has {counts} devices, and not {devices}")
+        raise UserError(f"{asked.target} has {counts} devices, not {devices}")
     if not devices:
         plans: list[dict[str, Any]] = []
         for devices, size in sizes.items():
@@ -68,7 +69,7 @@ def plan_all(asked: argparse.Namespace) -> list[dict[str, Any]]:
             plans.insert(0, found)
             if found["fits"]:
                 return plans
-        raise UserError(f"no {kind} fits: {devices} devices of it hold too little")
+        raise UserError(f"no {kind} fits: {devices} devices have too little memory")
     topology = aot.find_topology(kind, sizes[devices])
     if mesh == (1, 1):
         topology = topology[:1]
@@ -89,13 +90,13 @@ def plan(
     Args:
       topology: see `aot.find_topology`.
       mesh: (data, items).
-      memory: bytes of a device; None: not known.
+      memory: bytes of a device, or None if unknown.
       asked: the arguments of the command.
 
     Returns:
-      `mesh`; whether it `fits`; of what is compiled the fields of `aot.read_memory` and
-      `read_operations`; `bytes_saving`, what training holds while a checkpoint is
-      written; where the compiler refuses, its words as `refused`.
+      `mesh`; whether it `fits`; the fields of `aot.read_memory` and `read_operations`
+      if the step was compiled; `bytes_saving`, the memory of training while a
+      checkpoint is written; `refused`, the compiler's message if it refuses.
     """
     devices = aot.find_devices(
         topology,
@@ -112,7 +113,7 @@ def plan(
     training = asked.step == "train"
     found: dict[str, Any] = {"mesh": list(mesh), "fits": False} | dict.fromkeys(FIELDS)
     if memory and state > memory:
-        return {**found, "bytes_arguments": state, "refused": "its state alone"}
+        return {**found, "bytes_arguments": state, "refused": "its state is too big"}
     try:
         compiled = aot.compile_step(devices, topology, step, arguments, training)
     except jax.errors.JaxRuntimeError as error:
@@ -128,7 +129,7 @@ def plan(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{mesh[0]}x{mesh[1]}.txt").write_text(text)
     found |= aot.read_memory(compiled) | read_operations(text)
-    # On CPU what is saved is a copy; from an accelerator it goes to the host first.
+    # On CPU, the saved state is a copy. From an accelerator, it goes to the host first.
     copied = training and topology[0].platform == "cpu"
     held = found["bytes_total"] + state * copied
     found["bytes_saving"] = held if training else None
@@ -138,7 +139,7 @@ def plan(
 def abstract_step(
     devices: layouts.Devices, asked: argparse.Namespace
 ) -> tuple[Any, tuple[Any, Any, Any]]:
-    """Returns a step, and what its state, clicks and batch look like."""
+    """Returns a step, and the shapes of its state, clicks and batch."""
     model = SRGNN(
         asked.items,
         asked.embedding_size,
@@ -148,7 +149,7 @@ def abstract_step(
     params = jax.eval_shape(lambda: init_params(model, 0))
     options = {"model": model, **devices.step_options}
     if asked.step == "recommend":
-        # A normalised table is made beforehand, beside the one to look items up in.
+        # A normalised table is made beforehand, in addition to the one for lookups.
         state = params, params["item_embedding"] if asked.normalize else None
         run = functools.partial(
             recommend_step,
@@ -206,7 +207,7 @@ def parse_bytes(text: str) -> int:
 
 
 def table(plans: list[dict[str, Any]]) -> str:
-    """Renders plans: the bytes on a device, and the operations by group."""
+    """Renders plans: the bytes per device, and the operations by group."""
     sizes = [field.removeprefix("bytes_") for field in FIELDS[:4]]
     rows = [["data x items", *sizes, "operations"]]
     key = "operations"
@@ -228,12 +229,12 @@ def table(plans: list[dict[str, Any]]) -> str:
     for n, one in enumerate(plans):
         if not one["fits"]:
             why = f": {one['refused']}" if "refused" in one else ""
-            lines[n + 1] += f"  too much{why}"
+            lines[n + 1] += f"  does not fit{why}"
     return "\n".join([*lines, "", *tables.plain(groups)])
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Plans what the arguments ask for, and prints it."""
+    """Plans what the arguments ask for, and prints the plans."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 
     def number(name: str, **more: Any) -> None:
@@ -245,15 +246,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--target", default="cpu", help="v5e:2x4, v5e, h100:8, ...")
     steps = ("train", "evaluate", "recommend")
     parser.add_argument("--step", default="train", choices=steps)
-    number("--steps_per_call", help="compile so many; what is told is of one")
+    number("--steps_per_call", help="steps to compile; results are for one step")
     parser.add_argument("--device_memory", metavar="SIZE", help="such as 16GB")
-    number("--devices", help="how many there are")
+    number("--devices", help="number of devices")
     number("--mesh_shape", nargs=2, help="data and items")
     parser.add_argument("--mean_length", type=float, default=4.0, metavar="CLICKS")
     number("--max_length", default=70)
-    number("--max_scores", help="held at a time; else as suits the device")
-    number("--max_positions", help="likewise")
-    number("--clicks", default=10**6, help="of the split, which each device holds")
+    number("--max_scores", help="scores to hold at a time; default: by device")
+    number("--max_positions", help="positions to process at a time; default: by device")
+    number("--clicks", default=10**6, help="clicks of the split; each device holds all")
     parser.add_argument("--normalize", action="store_true")
     parser.add_argument(
         "--compute_dtype", default="", choices=[name or "" for name in COMPUTE_DTYPES]

@@ -1,6 +1,6 @@
-"""A layer, a readout and a loss of one's own: each goes through every mode.
+"""A custom layer, readout and loss: each works in every mode.
 
-What docs/own_model.md shows is what is run here.
+The code is that of docs/own_model.md.
 """
 
 import functools
@@ -17,7 +17,7 @@ import pytest
 from srgnn_jax import GNN, SRGNN, Recommender, connection_matrix, train_and_evaluate
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate.workdir import evaluate_workdir
-from srgnn_jax.main import handed_in
+from srgnn_jax.main import custom_parts
 from srgnn_jax.model.srgnn import init_params
 from srgnn_jax.runs.checkpoint import Checkpoints
 from srgnn_jax.serve import export
@@ -29,20 +29,20 @@ EXAMPLES = re.findall(r"```python\n(# \w+\.py\n.*?)```", PAGE.read_text(), re.DO
 
 
 def example(name, folder, monkeypatch):
-    """Returns what a file of the page hands in, and its get_config."""
+    """Returns the model and the losses of a file of the page, and its config."""
     (source,) = (text for text in EXAMPLES if text.startswith(f"# {name}.py"))
     assert len(source.splitlines()) < 25
     path = folder / f"{name}.py"
     path.write_text(source)
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    # Flax looks the module of a class up by its name.
+    # Flax looks up the module of a class by its name.
     monkeypatch.setitem(sys.modules, name, module)
     spec.loader.exec_module(module)
-    return *handed_in(module), module.get_config()
+    return *custom_parts(module), module.get_config()
 
 
-@pytest.mark.slow  # all modes of one take half a minute
+@pytest.mark.slow  # all modes of one example take half a minute
 @pytest.mark.parametrize("name", ["layer", "readout", "loss"])
 def test_an_example_goes_through_every_mode(name, tmp_path, monkeypatch):
     model, losses, given = example(name, tmp_path, monkeypatch)

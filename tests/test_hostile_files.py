@@ -400,7 +400,7 @@ def test_recbole_data_without_a_validation_split_is_told(tmp_path, caplog):
         ("evil.txt", b"open('ran', 'w')", "a config is a Python file"),
         ("evil.json", b'{"a": open("ran", "w")}', "a config is a Python file"),
         ("evil.pkl", b"cos\nsystem\n(S'touch ran'\ntR.", "a config is a Python file"),
-        ("big.py", b"open('ran', 'w')\n" + b"#" * (1 << 20), "as no config does"),
+        ("big.py", b"open('ran', 'w')\n" + b"#" * (1 << 20), "too many for a config"),
         ("deep.py", b"x = " + b"-" * 900_000 + b"1", "cannot use --config"),
         ("binary.py", b"\0\1\2", "null bytes"),
         ("folder.py", None, "a config is a Python file"),

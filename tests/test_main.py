@@ -33,34 +33,34 @@ CLICK_LOG = "--config=configs/click_log.py"
         ([CLICK_LOG, "--config.embedding_size=big"], "embedding_size=big"),
         (["--config=configs/yoochose.py"], "no file configs/yoochose.py; did you mean"),
         (["--config", "yoochose:1_4"], "no file yoochose; did you mean yoochoose?"),
-        (["--config=nowhere"], "those that come along are click_log, click_log_paper"),
+        (["--config=nowhere"], "the shipped configs are click_log, click_log_paper"),
         (["--config=yoochoose:1_5"], "choose one of 1_64, 1_4"),
         (["--config=configs/yoochoose.py:1_5"], "choose one of 1_64, 1_4"),
-        (["--config=click_log:3"], "nothing to choose by a colon after this config"),
+        (["--config=click_log:3"], "this config takes no argument after a colon"),
         (["--mode=tarin"], "train|evaluate"),
         (["--mode=evalute"], "did you mean evaluate?"),
         (["--mode=exprot"], "did you mean export?"),
         (["--wrkdir=x"], "Did you mean: workdir"),
         (["--confg.epochs=1"], "did you mean config?"),
-        (["--config.epochs=1"], "fields are set of one that --config names"),
-        (["--data_dir=x"], "no flag --data_dir; a field is set by --config.data_dir"),
-        (["--data-dir=x"], "no flag --data-dir; a field is set by --config.data_dir"),
+        (["--config.epochs=1"], "to set fields, also name a config"),
+        (["--data_dir=x"], "no flag --data_dir; set a field with --config.data_dir"),
+        (["--data-dir=x"], "no flag --data-dir; set a field with --config.data_dir"),
         ([CLICK_LOG, "--config.data-dir=x"], "no field data-dir; did you mean data_di"),
         (
             ["--mode=recommend", "--workdir=x", CLICK_LOG, "--config.batch_size=7"],
-            "--config.batch_size does nothing with --mode=recommend: the run has its",
+            "--config.batch_size has no effect with --mode=recommend: the run has its",
         ),
         (
             ["--mode=plot", "--workdir=x", "--config.ks=7"],
-            "--config.ks does nothing with --mode=plot: the run has its own",
+            "--config.ks has no effect with --mode=plot: the run has its own",
         ),
         (
             ["--mode=evaluate", "--workdir=x", "--config.epochs=7"],
-            "--config.epochs does nothing with --mode=evaluate; leave it out",
+            "--config.epochs has no effect with --mode=evaluate; leave it out",
         ),
         (
             ["--mode=baselines", CLICK_LOG, "--config.learning_rate=7"],
-            "--config.learning_rate does nothing with --mode=baselines",
+            "--config.learning_rate has no effect with --mode=baselines",
         ),
         ([CLICK_LOG, "extra"], "unexpected argument 'extra'"),
         (["--mode=evaluate"], "needs --workdir"),
@@ -71,11 +71,11 @@ CLICK_LOG = "--config=configs/click_log.py"
         (["--mode=plot"], "needs --workdir"),
         (
             ["--mode=recommend", "--workdir=x", "--output=y"],
-            "--output does nothing with --mode=recommend; it is for --mode=export",
+            "--output has no effect with --mode=recommend; it is for --mode=export",
         ),
         (
             [CLICK_LOG, "--noexclude_seen"],
-            "--exclude_seen does nothing with --mode=tra",
+            "--exclude_seen has no effect with --mode=tra",
         ),
         (["--mode=plot", "--workdir=x"], "x holds no results.json"),
     ],
@@ -102,7 +102,7 @@ def test_a_python_without_the_packages_is_told_how_to_have_them():
     command = [sys.executable, "-S", "-m", "srgnn_jax.main"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "does not find absl: in a clone, make venv" in done.stderr
+    assert "does not find absl: in a clone, run make venv" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -130,7 +130,7 @@ def test_help_says_what_every_flag_and_every_mode_does():
         (["--config.separator=;;"], "no session column among 'session_id,item_id,"),
         (
             ['--config.separator="'],
-            "separator is '\"'; it must be no quote or line end",
+            "separator is '\"'; it must not contain a quote or a line",
         ),
         (["--config.encoding=klingon"], "encoding is 'klingon'; it must name an enc"),
         (["--config.time_unit=hours"], "config.time_unit is 'hours'; choose one of"),
@@ -389,5 +389,5 @@ def test_a_path_of_a_home_folder_that_there_is_not_ends_in_one_line(tmp_path):
     arguments = "--mode=recommend", "--workdir=~/run", "--sessions=/dev/null"
     done = run_in_an_environment(cache, *arguments, before=before)
     assert done.returncode == 1
-    expected = "error: a path begins with ~, and this user has no home folder; write "
+    expected = "error: a path begins with ~, but this user has no home folder; write "
     assert done.stderr == f"{expected}the path in full, or set HOME\n"

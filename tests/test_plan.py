@@ -167,8 +167,8 @@ def test_targets_name_devices_and_their_memory():
         (["--target=v7x"], "'v7x'; choose one of v5e"),
         (["--target=v5e:3x3"], "'v5e:3x3'; sizes are 1x1, 2x2"),
         (["--target=h100:two"], "'h100:two'"),
-        (["--target=v5e:2x4", "--mesh_shape", "1", "4"], "has 8 devices, and not 4"),
-        (["--target=cpu:8", "--step=recommend", "--devices=8"], "one device alone"),
+        (["--target=v5e:2x4", "--mesh_shape", "1", "4"], "has 8 devices, not 4"),
+        (["--target=cpu:8", "--step=recommend", "--devices=8"], "one device only"),
     ],
 )
 def test_wrong_arguments_are_told_in_one_line(arguments, message):
@@ -235,7 +235,7 @@ def test_the_smallest_mesh_that_fits_comes_first(capsys):
     assert [one["mesh"] for one in found] == [[1, 2], [1, 1]]
     assert [one["fits"] for one in found] == [True, False]
     printed = run(capsys, *arguments, "--device_memory=1MB", "--devices=1")
-    assert "too much: its state alone" in printed
+    assert "does not fit: its state is too big" in printed
 
 
 @pytest.mark.parametrize("step", ["evaluate", "recommend"])

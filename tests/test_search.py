@@ -562,7 +562,7 @@ def test_a_workdir_of_a_run_is_refused(config, tmp_path):
         (["--mode=search"], "--config is missing"),
         (["--mode=search", "--config=synthetic", "--trials=0"], "trials=0"),
         (["--mode=train", "--config=synthetic", "--trials=3"], "for --mode=search"),
-        (["--config=synthetic", "--minutes=3"], "--minutes does nothing"),
+        (["--config=synthetic", "--minutes=3"], "--minutes has no effect"),
         (
             ["--mode=search", "--config=synthetic", "--config.select_on=test"],
             "never on test",

@@ -391,9 +391,9 @@ def test_what_is_returned_shows_itself(whole):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("click_log", "the str handed in is no config; take what get_config()"),
-        (click_log.get_config, "the function handed in is no config"),
-        (ConfigDict({"epochs": 3}), "other fields (averaging, "),
+        ("click_log", "is a str, not a ConfigDict; pass what get_config()"),
+        (click_log.get_config, "is a function, not a ConfigDict"),
+        (ConfigDict({"epochs": 3}), "missing or unknown fields (averaging, "),
     ],
 )
 def test_what_is_no_config_is_told(wrong, message):
