@@ -1,4 +1,4 @@
-"""Runs the command: in this process, or in one that finds everything imported."""
+"""Runs the command in this process, or in one that has already imported everything."""
 
 import importlib.metadata
 import multiprocessing
@@ -11,9 +11,9 @@ import tempfile
 from absl.testing import flagsaver
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Flags of XLA: half of the time to compile, and less to run what is tiny.
+# XLA flags: half the compile time, and faster to run for tiny sizes.
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"
-# Later versions have no such flag, and end the process where it is set.
+# Later versions lack this flag and abort the process if it is set.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICK_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -29,7 +29,7 @@ PROCESSES.set_forkserver_preload(
 
 
 def srgnn(*arguments, cwd=ROOT):
-    """Runs `python -m srgnn_jax.main`, as good as; returns its outputs and status."""
+    """Does what `python -m srgnn_jax.main` does; returns its outputs and status."""
     with tempfile.TemporaryDirectory() as folder:
         files = [pathlib.Path(folder, name) for name in ("stdout", "stderr")]
         process = PROCESSES.Process(target=_command, args=(arguments, cwd, files))
@@ -52,7 +52,7 @@ def _command(arguments, cwd, files):
 
 
 def run_command(**given):
-    """Does in this process what the command line does with these flags."""
+    """Runs the command with these flags in this process."""
     from srgnn_jax import main
 
     main.FLAGS.mark_as_parsed()

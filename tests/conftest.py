@@ -1,7 +1,7 @@
-"""Settings that must stand before JAX starts.
+"""Settings to make before JAX starts.
 
-Eight fake CPU devices, so that every test could use several. Compiling is most of the
-time of tiny tests: it is done without optimization, and kept for the next run.
+There are eight fake CPU devices, so that any test can use several. Tiny tests spend
+most of their time compiling: it is done without optimization and cached for later runs.
 """
 
 import functools
@@ -28,16 +28,16 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 def pytest_sessionstart():
-    """Has equal steps of all tests share one `Compiled`: else each run traces its own.
+    """Shares one `Compiled` among equal steps; otherwise each run would trace its own.
 
-    Schedules, optimizers and what draws the parameters are made once for the same
-    arguments, so that steps of equal configs are equal.
+    Schedules, optimizers and initializers are made once for the same arguments, so that
+    steps of equal configs are equal.
     """
     import jax
 
     from srgnn_jax.model import srgnn
 
-    # Before the planner asks for others.
+    # Before the planner changes the number of devices.
     assert jax.device_count() == 8
 
     @functools.cache
@@ -46,7 +46,7 @@ def pytest_sessionstart():
 
     def init_params(model, seed):
         if isinstance(model, srgnn.SRGNN):
-            # Parameters do not depend on these.
+            # Initial parameters do not depend on these.
             model = model.clone(
                 step=1,
                 normalize=False,
@@ -58,7 +58,7 @@ def pytest_sessionstart():
         session = np.zeros((1, 2), np.int32), np.ones(1, np.int32)
         return init_of(model)(jax.random.key(seed), *session)["params"]
 
-    # Before any other module takes it from there.
+    # Before any other module imports it.
     srgnn.init_params = init_params
 
     from srgnn_jax import config

@@ -1,10 +1,10 @@
-"""Measures how far the JAX model is from the recorded numbers of a PyTorch SR-GNN.
+"""Measures how far the JAX model is from recordings of a PyTorch SR-GNN.
 
-A *recording* is a flat mapping of names to arrays, in the form of the files in
-tests/golden: `param/*` the weights before training, `in/*` [T batches, ...], `out/*`
-what the model gives for the first batch, `grad/*` its gradients, `traj/loss` and
-`after/*` the losses and weights of T steps of Adam, and `cfg/*`. `record` makes one of
-a live `torch_srgnn.TorchSRGNN`.
+A *recording* is a flat mapping of names to arrays, as in the files of tests/golden:
+`param/*` the weights before training, `in/*` [T batches, ...], `out/*` the outputs for
+the first batch, `grad/*` its gradients, `traj/loss` and `after/*` the losses and
+weights of T steps of Adam, and `cfg/*`. `torch_srgnn.record` makes one from a live
+`TorchSRGNN`.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from srgnn_jax.model import graph
 from srgnn_jax.model.srgnn import SRGNN
 from srgnn_jax.train.optimizer import adam_with_l2, step_decay
 
-# What "equal" means in float32, quantity by quantity; float64 is ten times tighter.
+# Bounds on differences in float32, per quantity; float64 is ten times tighter.
 FLOAT32_BOUNDS = {
     "connection matrices": 0.0,
     "hidden states": 2e-6,
@@ -38,7 +38,7 @@ FLOAT64_BOUNDS = {name: bound / 10 for name, bound in FLOAT32_BOUNDS.items()}
 def exceeded(
     found: Mapping[str, float], bounds: Mapping[str, float]
 ) -> dict[str, float]:
-    """Returns the quantities whose difference is beyond its bound."""
+    """Returns the quantities whose difference exceeds the bound."""
     return {name: value for name, value in found.items() if not value <= bounds[name]}
 
 
@@ -55,7 +55,7 @@ def tree_difference(ours: Any, theirs: Any) -> float:
 
 
 def part(recording: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Returns the entries under a prefix such as "grad", the prefix taken off."""
+    """Returns the entries under a prefix such as "grad", without the prefix."""
     return {
         name.removeprefix(prefix + "/"): recording[name]
         for name in recording
@@ -64,7 +64,7 @@ def part(recording: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def by_item(nodes: np.ndarray, matrix: np.ndarray) -> list[dict[tuple, float]]:
-    """Returns, for each session, the matrix's entries by pairs of items."""
+    """Returns each session's matrix entries by pairs of items."""
     sessions = []
     for items, rows in zip(np.asarray(nodes), np.asarray(matrix), strict=True):
         real = np.flatnonzero(items)
@@ -80,8 +80,8 @@ def by_item(nodes: np.ndarray, matrix: np.ndarray) -> list[dict[tuple, float]]:
 
 
 def matrix_difference(item_seq, theirs: dict[str, np.ndarray]) -> float:
-    """Compares both connection matrices, nodes matched by their items."""
-    # A new function each time: jit would remember what a test has replaced since.
+    """Compares both connection matrices, matching nodes by their items."""
+    # A new function each time: jit would not see what a test has replaced since.
     nodes, alias, matrix = jax.jit(lambda x: graph.connection_matrix(x))(item_seq)
     clicked = np.asarray(item_seq) > 0
     for seen_nodes, seen_alias in (nodes, alias), (theirs["items"], theirs["alias"]):
@@ -105,9 +105,9 @@ def matrix_difference(item_seq, theirs: dict[str, np.ndarray]) -> float:
 
 
 def differences(recording: Mapping[str, Any]) -> dict[str, float]:
-    """Returns, by the names of `FLOAT32_BOUNDS`, how far we are from a recording.
+    """Returns our differences from a recording, with the keys of `FLOAT32_BOUNDS`.
 
-    Computed in the type of its weights, so float64 ones need `jax.enable_x64`.
+    Computed in the dtype of its weights, so float64 needs `jax.enable_x64`.
     """
     cfg = {name: value.item() for name, value in part(recording, "cfg").items()}
     out = part(recording, "out")

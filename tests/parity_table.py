@@ -1,8 +1,8 @@
 """Prints the parity table of docs/pytorch.md, measured here: `make parity-table`.
 
-Every row is the largest difference between this model and the PyTorch one of
-torch_srgnn.py over models of random sizes, of both codes' conventions, steps 1 to 4,
-both readouts and both losses; 50 steps of Adam with L2 and step decay.
+Every row is the largest difference between this model and the PyTorch model of
+torch_srgnn.py. It covers models of random sizes with both codes' conventions, steps 1
+to 4, both readouts and both losses, and 50 steps of Adam with L2 and step decay.
 """
 
 import jax

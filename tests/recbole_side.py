@@ -1,8 +1,8 @@
-"""What RecBole itself computes; run by recreate_golden.py in RecBole's own environment.
+"""Computes with RecBole; recreate_golden.py runs it in RecBole's environment.
 
     python tests/recbole_side.py FOLDER
 
-FOLDER holds inputs and gets the outputs:
+FOLDER holds the inputs and receives the outputs:
     golden/*.npz -> recreated/*.npz    forward, gradients and Adam from the same inputs
     exported.npz -> exported_scores.npy    weights loaded with strict=True, and sessions
     -> ml100k/*.pth, ml100k.npz, ml100k.json    an epoch of training on ml-100k
@@ -17,8 +17,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-# RecBole 1.2.1 asks for names that NumPy 2 has dropped, and for files that torch now
-# refuses to unpickle unless told to.
+# RecBole 1.2.1 uses names that NumPy 2 has dropped, and files that torch now refuses to
+# unpickle by default.
 _DROPPED = {"float_": float, "bool8": np.bool_, "unicode_": str, "complex_": complex}
 for _name, _kind in _DROPPED.items():
     setattr(np, _name, _kind)
@@ -73,7 +73,7 @@ def interaction(inputs: dict[str, np.ndarray], t: int) -> dict[str, torch.Tensor
 
 
 def recreate(source: Path, destination: Path) -> None:
-    """Computes a golden file anew from its weights, its batches and its settings."""
+    """Recomputes a golden file from its weights, batches and settings."""
     file = np.load(source)
     cfg = {name: value.item() for name, value in part(file, "cfg").items()}
     model = make_model(
@@ -143,7 +143,7 @@ def ml100k_config(epochs: int, checkpoint_dir: Path) -> Config:
         dataset="ml-100k",
         config_dict={
             "epochs": epochs,
-            # Cross entropy draws no negatives, and RecBole wants that said.
+            # Cross entropy draws no negatives, and RecBole must be told so.
             "train_neg_sample_args": None,
             "use_gpu": False,
             "show_progress": False,
@@ -153,7 +153,7 @@ def ml100k_config(epochs: int, checkpoint_dir: Path) -> Config:
 
 
 def train_on_ml100k(folder: Path) -> None:
-    """Trains an epoch; keeps checkpoint, test result and the scores of 64 users."""
+    """Trains an epoch; saves the checkpoint, test result and scores of 64 users."""
     config = ml100k_config(1, folder / "ml100k")
     dataset = create_dataset(config)
     train, valid, test = data_preparation(config, dataset)
@@ -186,5 +186,5 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    # Popped, since RecBole's Config complains of arguments that it does not know.
+    # Popped, because RecBole's Config complains about unknown arguments.
     main(Path(sys.argv.pop()).resolve())

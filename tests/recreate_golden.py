@@ -1,10 +1,10 @@
-"""Recreates the RecBole golden files from RecBole itself, and compares: `make parity`.
+"""Recreates the golden files with RecBole and compares them: `make parity`.
 
-RecBole 1.2.1 is installed into an environment of its own, .venv-recbole, since it asks
-for old versions of everything. There, recbole_side.py computes the golden files anew
-from the same inputs, loads weights that we export, and trains an epoch on ml-100k; here
-all of it is compared with the golden files and with our model. Exits with 1 on any
-difference beyond the bounds of parity.py.
+RecBole 1.2.1 needs old versions of everything, so it is installed into its own
+environment, .venv-recbole. There, recbole_side.py recomputes the golden files from the
+same inputs, loads weights that we export, and trains an epoch on ml-100k. This script
+compares all of it with the golden files and with our model. It exits with 1 if any
+difference exceeds the bounds of parity.py.
 """
 
 import functools
@@ -33,7 +33,7 @@ PYTHON = ENVIRONMENT / "bin" / "python"
 
 
 def install_recbole() -> None:
-    """Makes the environment, unless it is there as a whole."""
+    """Makes the environment, unless it is already complete."""
     done = ENVIRONMENT / "complete"
     if done.exists():
         return
@@ -47,7 +47,7 @@ def install_recbole() -> None:
 
 
 def export_weights(path: Path) -> np.ndarray:
-    """Writes a fresh model's weights and some sessions; returns our scores of these."""
+    """Writes a new model's weights and some sessions; returns our scores of them."""
     rng = np.random.default_rng(0)
     item_seq_len = rng.integers(1, 13, 32).astype(np.int32)
     item_seq = rng.integers(1, 40, (32, 12)).astype(np.int32)
@@ -72,13 +72,13 @@ def scores_of(model: SRGNN, params, item_seq, item_seq_len) -> np.ndarray:
 
 
 class Report:
-    """Prints comparisons, and remembers whether all of them held."""
+    """Prints comparisons and remembers whether all of them passed."""
 
     def __init__(self):
         self.holds = True
 
     def line(self, what: str, found: float, bound: float) -> None:
-        """Prints one comparison: it holds where `found` is at most `bound`."""
+        """Prints one comparison, which passes if `found` is at most `bound`."""
         holds = found <= bound
         self.holds &= holds
         verdict = "ok" if holds else "DIFFERS"
@@ -86,7 +86,7 @@ class Report:
 
 
 def compare_golden(folder: Path, report: Report) -> None:
-    """Compares recreated files with the golden ones, and our model with both."""
+    """Compares the recreated files with the golden ones and with our model."""
     for path in sorted((folder / "golden").glob("*.npz")):
         with np.load(path) as file:
             golden = dict(file)
@@ -108,7 +108,7 @@ def compare_golden(folder: Path, report: Report) -> None:
 
 
 def compare_ml100k(folder: Path, report: Report) -> None:
-    """Imports what RecBole trained, and evaluates it under RecBole's protocol."""
+    """Imports the model that RecBole trained and evaluates it with its protocol."""
     (path,) = (folder / "ml100k").glob("*.pth")
     checkpoint = load_torch_checkpoint(path)
     params = params_from_torch(checkpoint, checkpoint.source)
@@ -125,7 +125,7 @@ def compare_ml100k(folder: Path, report: Report) -> None:
 
     tokens = ["[PAD]", *data.vocabulary.ids]
     different = sum(a != b for a, b in zip(tokens, outputs["item_tokens"], strict=True))
-    report.line("ml-100k: items numbered otherwise", different, 0)
+    report.line("ml-100k: items numbered differently", different, 0)
     ours = {
         (*examples.items[start : start + length].tolist(), target)
         for start, length, target in zip(
@@ -170,9 +170,9 @@ def main() -> int:
         for path in (TESTS / "golden").glob("recbole_*.npz"):
             shutil.copy(path, folder / "golden")
         ours = export_weights(folder / "exported.npz")
-        print("RecBole computes, and trains an epoch (a few minutes)", flush=True)
+        print("RecBole computes and trains an epoch (a few minutes)", flush=True)
         command = [PYTHON, "-W", "ignore", TESTS / "recbole_side.py", folder]
-        # RecBole leaves logs in the folder that it runs in.
+        # RecBole leaves logs in its working directory.
         subprocess.run(command, check=True, cwd=folder)
         theirs = np.load(folder / "exported_scores.npy")
         report.line(

@@ -1,8 +1,8 @@
-"""Every command of the pages works, in turn, as a user would type it.
+"""Runs every command on the pages in order, as a user would type it.
 
-Commands are the lines of ```sh blocks, the ```python blocks, and what stands between
-backticks and begins with the name of a program. Each is run in a folder with made data,
-or is listed in NOT_RUN.
+Commands are the lines of ```sh blocks, the ```python blocks, and text in backticks that
+starts with the name of a program. Each is run in a folder with synthetic data, or is
+listed in NOT_RUN.
 """
 
 import json
@@ -25,7 +25,7 @@ from tests.torch_files import tensors, write_pth
 ROOT = Path(__file__).parents[1]
 ITEMS = 20
 
-# Commands that are not run here, and why, or the test that holds them.
+# Commands that are not run here, with the reason or the test that covers them.
 INSTALLS = "installs"
 BY_MAKE = "a target of the Makefile, which installs; "
 PLAN = (
@@ -63,7 +63,7 @@ NOT_RUN = {
     "--coordinator_address=HOST:PORT --num_processes=2 --process_id=0": "one of two; "
     "test_processes.py::test_two_processes_of_four_devices_are_one_of_eight",
 }
-# What a target of the Makefile runs once all is installed.
+# The command that a target of the Makefile runs after installing.
 TRAIN = ".venv/bin/python -m srgnn_jax.main --config=configs/synthetic.py"
 MADE = {"make train": TRAIN}
 # Pages whose blocks another test runs.
@@ -97,7 +97,7 @@ RUN = {
     "nightly.md": {},
 }
 
-# What makes a command small, by what it holds, after what it says itself.
+# Flags to append to commands that match a pattern, to make them small.
 BENCHMARK = "--items=300 --embedding_size=8 --rounds=1"
 SMALL = {
     r"^(?!.*=baselines).*--config=\S*(diginetica|yoochoose|ml100k|click_log|synthetic|"
@@ -115,7 +115,7 @@ SMALL = {
     "benchmarks.warm_start": "--sessions=300 --items=60 --epochs=1 "
     "--config.embedding_size=8 --config.batch_size=50",
     "benchmarks.prepare": "--clicks=50000 --fractions=1_4",
-    # One of its points, each of which is a process.
+    # One of its points; each is a process.
     "benchmarks.scaling": '--point=\'{"items": 300, "embedding_size": 8, '
     '"batch_size": 8, "mean_length": 4}\'',
     "tests.kill_and_resume": "--kills=1",
@@ -154,9 +154,9 @@ def commands(page):
 
 
 def write_everything(folder):
-    """Writes what the pages' commands read, under the names that they give it."""
+    """Writes the files that the pages' commands read, under the names used there."""
     data = folder / "DIR"
-    # Published pickles; beside them raw files, which go first.
+    # Published pickles, and raw files, which take precedence.
     write_data(data, *made_data(ITEMS + 1, 400, 30))
     write_views(data / "train-item-views.csv")
     half_days = [
@@ -191,9 +191,9 @@ def write_everything(folder):
 
 
 def run_page(page, folder):
-    """Runs a page's commands in turn, and returns (command, output) of each.
+    """Runs a page's commands in order; returns (command, output) of each.
 
-    The README says how to find the programs, for all pages.
+    The README's `source` command applies to all pages.
     """
     if not (folder / "DIR").exists():
         write_everything(folder)
@@ -208,7 +208,7 @@ def run_page(page, folder):
         "HOME": str(folder),
         "PATH": os.pathsep.join(others),
         "PYTHONPATH": str(ROOT),
-        # One device, as on most machines, unless the page has more.
+        # One device, as on most machines, unless RUN sets more.
         "XLA_FLAGS": QUICK_TO_COMPILE,
     }
 
@@ -334,7 +334,7 @@ def test_nightly(tmp_path):
     assert "old targets" in said[-1]
 
 
-@pytest.mark.slow  # two searches, and three runs of what one has found
+@pytest.mark.slow  # two searches, and three runs of the best settings
 def test_search(tmp_path):
     said = [output for _, output in run_page("find_settings.md", tmp_path)]
     assert len(said) == 5

@@ -1,4 +1,4 @@
-"""Pages that are made of the source hold what it says."""
+"""Checks the generated pages, the API page and the links between pages."""
 
 import importlib
 import re
@@ -72,7 +72,7 @@ def test_the_site_has_every_page():
     for page in (ROOT / "docs").glob("*.md"):
         assert f"{page.stem}.html" in pages
     assert "train_and_evaluate" in pages["api.html"]
-    # Links between pages lead to pages of the site.
+    # Links between pages point to pages of the site.
     assert 'href="own_data.html"' in pages["index.html"]
 
 

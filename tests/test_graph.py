@@ -1,4 +1,4 @@
-"""Session graphs against the published example and a plain Python construction."""
+"""Compares session graphs with the published example and with plain Python."""
 
 import itertools
 

@@ -25,7 +25,7 @@ def table_of(rows, num_items=None, **options):
 
 
 def full_softmax(session, rows, target, score_padding=False, **options):
-    """Looks the targets up and scores, as a step does."""
+    """Looks up the targets and scores, like a step."""
     table = table_of(rows, score_padding=score_padding, **options)
     (found,), table = table.lookup(target)
     return cross_entropy(session, table, found, found[:, None][:, :0])
@@ -42,7 +42,7 @@ def reference(session, table, target, score_padding):
     return optax.softmax_cross_entropy_with_integer_labels(scores, target)
 
 
-# 23 items of 6 sessions: whole, in halves, in blocks of 5 rows, row by row.
+# 23 items and 6 sessions: whole, in halves, in blocks of 5 rows, row by row.
 @pytest.mark.parametrize(
     ("score_padding", "max_scores"),
     [(False, 10_000), (False, 100), (True, 10_000), (True, 30), (False, 1)],
@@ -81,7 +81,7 @@ def test_row_0_gets_a_gradient_only_where_it_is_scored():
 
 
 def largest_array(jaxpr):
-    """Returns the most numbers that an array has in a traced computation."""
+    """Returns the size of the largest array in a traced computation."""
     sizes = [v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars]
     inner = [
         largest_array(getattr(value, "jaxpr", value))
@@ -134,7 +134,7 @@ def test_lookup_adds_its_gradient_to_that_of_the_table():
 
 
 def rank_of(scores, target):
-    """Ranks by given scores [V, B]."""
+    """Ranks the targets by given scores [V, B]."""
     scored = jnp.arange(len(scores)) > 0
     target_score = scores[target, jnp.arange(scores.shape[1])]
     return ranking.count_not_below(scores, target_score, scored)
@@ -183,7 +183,7 @@ def test_ties_and_nan_count_against_the_target():
 @pytest.mark.parametrize("max_scores", [10_000, 100, 30, 1])
 def test_ranks_are_those_of_all_scores(max_scores):
     session, table, target = random_problem()
-    # Equal rows tie exactly, in whatever block they lie; a NaN row beats all.
+    # Equal rows tie exactly, whatever their blocks; a NaN row beats all.
     table = table.at[7].set(table[4]).at[20].set(table[4]).at[11].set(jnp.nan)
     expected = rank_of(item_scores(session, table), target)
     ranks = table_of(table, max_scores=max_scores).target_rank(session, target)
@@ -218,7 +218,7 @@ def sorted_top_k(scores, k):
     return np.take_along_axis(np.asarray(scores).T, order, axis=1), order
 
 
-# 700 items of 20 sessions: whole, in 2, 9, and blocks of fewer rows than are wanted.
+# 700 items and 20 sessions: whole, in 2 or 9 blocks, in blocks of fewer than k rows.
 @pytest.mark.parametrize(
     ("k", "max_scores"),
     [(1, 14_000), (7, 14_000), (100, 14_000), (7, 7_000), (100, 1_600), (7, 120)],
@@ -226,7 +226,7 @@ def sorted_top_k(scores, k):
 def test_top_k_is_that_of_sorting(k, max_scores, monkeypatch):
     monkeypatch.setattr(ranking, "FEW_ROWS", 0)
     session, table, _ = random_problem(batch=20, items=700)
-    # Equal rows tie exactly, in groups and blocks far from each other.
+    # Equal rows tie exactly, even in distant groups and blocks.
     table = table.at[jnp.array([3, 4, 90, 350, 699])].set(table[200])
     best, row = jax.jit(top_k, static_argnums=(2, 3))(session, table, k, max_scores)
     expected, order = sorted_top_k(item_scores(session, table), k)

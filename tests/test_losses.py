@@ -1,4 +1,4 @@
-"""BPR against its formula."""
+"""Compares BPR with its formula."""
 
 import jax.numpy as jnp
 import numpy as np

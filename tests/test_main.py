@@ -1,4 +1,4 @@
-"""The command line as users meet it: what works, and one clear line if it does not."""
+"""The command line as users see it: what works, and one clear line if it fails."""
 
 import json
 import os
@@ -92,7 +92,7 @@ def test_a_command_alone_says_what_to_do_first():
     assert done.returncode == 1
     (command,) = re.findall(r"^  (.*) --config=synthetic$", done.stderr, re.MULTILINE)
     assert not done.stderr.startswith("error")
-    # In the form that works here.
+    # The command is in the form that works here.
     asked = [*shlex.split(command), "--mode=nothing"]
     found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
     assert "error: flag --mode=nothing" in found.stderr
@@ -241,7 +241,7 @@ def test_a_broken_config_file_ends_in_one_line(tmp_path, line, message):
 
 @pytest.mark.slow  # processes
 def test_a_command_settles_its_process_and_loading_a_model_does_not(tmp_path):
-    """What glibc is called for, and where compiled functions are kept."""
+    """Checks calls of glibc, and where compiled functions are kept."""
     code = (
         "import ctypes, sys\n"
         "import jax\n"
@@ -270,7 +270,7 @@ def test_a_command_settles_its_process_and_loading_a_model_does_not(tmp_path):
 
 @pytest.fixture(params=["no home folder", "one that cannot be written"])
 def no_cache_folder(request, monkeypatch):
-    """A process whose usual cache folder cannot be made; returns that as it is told."""
+    """Makes the usual cache folder impossible to make; returns its printed name."""
     if request.param == "one that cannot be written":
         monkeypatch.setenv("HOME", "/proc")
         return "/proc/.cache/srgnn_jax"
@@ -303,7 +303,7 @@ def test_a_named_cache_folder_is_told_too_if_it_cannot_be_written(
     tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(processes, "glibc", lambda *_: None)
-    for folder, told in [
+    for folder, messages in [
         ("/proc/none", 1),
         (tmp_path / "new", 0),
         ("gs://bucket/x", 0),
@@ -312,7 +312,7 @@ def test_a_named_cache_folder_is_told_too_if_it_cannot_be_written(
         settings = {"jax_compilation_cache_dir": str(folder)}
         monkeypatch.setattr(jax, "config", types.SimpleNamespace(values=settings))
         processes.settle_process()
-        assert len(caplog.records) == told, folder
+        assert len(caplog.records) == messages, folder
 
 
 def test_prepared_data_without_a_home_folder_lies_among_this_users_temporary_files(
@@ -322,12 +322,12 @@ def test_prepared_data_without_a_home_folder_lies_among_this_users_temporary_fil
     config.prepared_dir = ""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     config_lib.load_data(config)
-    told = caplog.records[0].getMessage()
+    message = caplog.records[0].getMessage()
     folder = tmp_path / f"srgnn_jax-{os.getuid()}"
-    assert f"kept in {folder}, because {no_cache_folder} cannot be written" in told
-    assert "--config.prepared_dir" in told
+    assert f"kept in {folder}, because {no_cache_folder} cannot be written" in message
+    assert "--config.prepared_dir" in message
     assert list(folder.glob("click_log-*/vocabulary.parquet"))
-    # Whoever else may write there could have laid it out.
+    # Anyone else who may write there could have made it.
     folder.chmod(0o770)
     with pytest.raises(
         UserError, match=r"not private to this user\); set one with --con"
@@ -339,7 +339,7 @@ def test_prepared_data_without_a_home_folder_lies_among_this_users_temporary_fil
 
 
 def run_in_an_environment(environment, *arguments, before=""):
-    """Runs the command in a Python of its own, some code before it."""
+    """Runs the command in a new Python process, after the code `before`."""
     code = f"import sys\nsys.argv[0] = 'srgnn'\n{before}\n"
     code += "from srgnn_jax.main import main\nmain()"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
@@ -359,7 +359,7 @@ def test_a_platform_that_is_not_there_is_told_in_one_line():
 
 
 def test_what_jax_fails_to_say_of_a_platform_is_told(monkeypatch):
-    """Where a plugin is missing, it ends in an assertion without a word."""
+    """If a plugin is missing, JAX raises an AssertionError without a message."""
     settings, (device, *_) = {"jax_platforms": "cuda"}, jax.devices()
 
     def devices():
@@ -375,7 +375,7 @@ def test_what_jax_fails_to_say_of_a_platform_is_told(monkeypatch):
     def lost():
         raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
 
-    # That is no fault of the platform.
+    # This is not the platform's fault.
     settings["jax_platforms"] = "cpu"
     monkeypatch.setattr(jax, "devices", lost)
     with pytest.raises(RuntimeError, match="Barrier timed out"):

@@ -1,4 +1,4 @@
-"""What the model promises: padding, tiers and revisits are handled exactly."""
+"""The model handles padding, tiers and repeat clicks exactly."""
 
 import functools
 import itertools
@@ -190,8 +190,8 @@ def test_a_revisited_item_counts_again():
     model, params = make(step=0, readout="attention")
     item_seq = jnp.array([[3, 5, 5, 5], [3, 5, 0, 0]])
     session = run(model, params, item_seq, jnp.array([4, 2]))
-    # Without propagation a node is its embedding: two more clicks on item 5 add twice
-    # what its attention gives, which both sessions share as both end on item 5.
+    # Without propagation, a node is its embedding: two more clicks on item 5 add twice
+    # its attended embedding. Both sessions end on item 5, so it is the same in both.
     alone = run(model, params, jnp.array([[5]]), jnp.array([1]))
     np.testing.assert_allclose(session[0] - session[1], 2 * alone[0], atol=1e-6)
 
@@ -214,14 +214,14 @@ def test_bfloat16_products_cost_little_accuracy():
         )
         for dtype in (None, "bfloat16")
     )
-    # The encoder's products are rounded too, not only those of the softmax.
+    # The encoder's products are also rounded, not only those of the softmax.
     sessions = [
         run(SRGNN(ITEMS, SIZE, 2, compute_dtype=dtype), params, item_seq, item_seq_len)
         for dtype in (None, "bfloat16")
     ]
     assert sessions[1].dtype == jnp.float32
     assert 0 < abs(sessions[0] - sessions[1]).max() < 2**-6
-    # bfloat16 has 8 bits: a product's relative error is up to 2^-8.
+    # bfloat16 has 8 bits, so a product's relative error is up to 2^-8.
     assert 0 < abs(exact[0] - rounded[0]) < 2**-8 * exact[0]
     for a, b in zip(
         jax.tree.leaves(exact[1]), jax.tree.leaves(rounded[1]), strict=True

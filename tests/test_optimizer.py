@@ -1,4 +1,4 @@
-"""Adam with coupled L2 and step decay against their definitions in NumPy."""
+"""Compares Adam with coupled L2 and step decay with their definitions in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def test_adam_adds_the_decay_to_the_gradient():
     rng = np.random.default_rng(0)
     parameter = rng.normal(size=5)
     gradients = rng.normal(size=(8, 5))
-    # Row 0 never gets a gradient: coupled decay alone moves it, by whole Adam steps.
+    # Row 0 never gets a gradient: only coupled decay moves it, by full Adam steps.
     gradients[:, 0] = 0
     lr, l2 = 0.01, 0.1
     expected, m, v = parameter.copy(), 0.0, 0.0

@@ -1,4 +1,4 @@
-"""Readouts and options: each as its equation says, in every way that a model is run."""
+"""Readouts and options follow their equations, however a model is run."""
 
 import functools
 
@@ -44,7 +44,7 @@ def run(model, params, *arguments, method=None, **kwargs):
 
 
 def random_batch(batch=12, length=9, seed=0):
-    """Draws sessions with revisits, as lists too, and targets."""
+    """Draws sessions with repeat clicks, their lengths, and targets."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, length + 1, batch).astype(np.int32)
     lengths[:2] = 1, length
@@ -56,7 +56,7 @@ def random_batch(batch=12, length=9, seed=0):
 
 @pytest.fixture(scope="module")
 def examples():
-    """Prefixes of 5 clicks, so that there is but one tier to compile for."""
+    """Prefixes of 5 clicks, so that there is only one tier to compile."""
     lists = np.random.default_rng(0).integers(1, ITEMS, (100, 6))
     return Sessions.from_lists(list(lists), last_only=True).examples()
 
@@ -66,7 +66,7 @@ def sigmoid(x):
 
 
 def reference(params, items, readout, reverse_positions, softmax_attention, scale):
-    """Computes scores and weights of one session without propagation, click by click.
+    """Computes the scores and weights of one session, without propagation.
 
     `scale` is 0 unless items and sessions are normalised.
     """
@@ -107,7 +107,7 @@ def reference(params, items, readout, reverse_positions, softmax_attention, scal
 @pytest.mark.parametrize(
     ("readout", "reverse_positions", "softmax_attention", "scale"),
     [
-        # Each two of these choices meet at least once.
+        # Every pair of choices occurs at least once.
         ("hybrid", 0, False, 0.0),
         ("hybrid", 3, True, 9.0),
         ("attention", 0, True, 0.0),
@@ -227,7 +227,7 @@ def test_padding_and_tiers_change_nothing():
         return cross_entropy(*encoded)
 
     losses = [losses_of(params, tiers, jax.random.key(3)) for tiers in layouts]
-    # Scores reach `scale` = 16: their rounding shows in a small loss.
+    # Scores reach `scale` = 16, so their rounding is visible in a small loss.
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5, atol=5e-6)
     np.testing.assert_allclose(losses[2], losses[0], rtol=1e-5, atol=5e-6)
     found = losses_of(params, layouts[0]), losses[0]
@@ -258,7 +258,7 @@ def test_a_row_that_underflows_has_a_finite_gradient(length):
 
 @pytest.mark.parametrize("length", [1.0, 1e-22, 0.0])
 def test_training_stays_finite_while_the_padding_row_vanishes(examples, length):
-    """Adam's steps along its decay are full-size, as no example touches it."""
+    """Without a gradient, Adam moves this row by full-size steps of decay alone."""
     step, start = training_step(layouts.Devices(1), ITEMS, normalize=True)
     batch = next(batches.train_batches(examples, 8, 0, 0))
 
@@ -291,23 +291,23 @@ def test_dropout_zeroes_its_share_and_scales_up_the_rest():
         return np.asarray(found[0])
 
     session = sessions(jax.random.key(0))
-    # Each is the mean of what is left of some ones, scaled up so that it is 1 on
-    # average: ITEMS - 1 draws of variance rate / (1 - rate).
+    # Each number is a mean of ones after dropout, scaled up to be 1 on average: of
+    # ITEMS - 1 draws with variance rate / (1 - rate).
     variance = rate / (1 - rate) / (ITEMS - 1)
     assert session.mean() == pytest.approx(1, abs=4 * (variance / session.size) ** 0.5)
     assert session.var() == pytest.approx(variance, rel=0.2)
-    # Neither sessions nor numbers share what is dropped.
+    # Sessions do not share a mask, nor do the numbers of a click.
     assert len(np.unique(np.asarray(session), axis=0)) == 200
-    # Without a key, in evaluation, nothing is.
+    # Without a key, as in evaluation, nothing is dropped.
     np.testing.assert_allclose(sessions(None), 1, rtol=1e-6)
-    # The draw goes by key and number alone.
+    # The draw depends only on the key and the example's number.
     again = sessions(jax.random.key(0), example[::-1])
     np.testing.assert_array_equal(again, session[::-1])
     assert (sessions(jax.random.key(1)) != session).any(axis=1).all()
 
 
 def train(devices, examples, loss_type="CE", **options):
-    """Trains one epoch, whose last batch is partial."""
+    """Trains one epoch; its last batch is partial."""
     step, start = training_step(devices, ITEMS, SIZE, loss_type, **options)
     step, state = devices.compile(step, updates_state=True), devices.make(start)
     with_clicks = devices.hold_clicks(examples.items)
@@ -322,7 +322,7 @@ def train(devices, examples, loss_type="CE", **options):
     ("loss_type", "many"),
     [
         pytest.param("CE", [("jit", (0, 0), 50, 300)], marks=pytest.mark.slow),
-        # Compiling for eight devices takes long.
+        # Compiling for eight devices is slow.
         pytest.param("CE", [("mesh", (2, 4), 0, 20)], marks=pytest.mark.slow),
         pytest.param("CE", [("pmap", (0, 0), 0, 0)], marks=pytest.mark.slow),
         pytest.param("BPR", [("mesh", (2, 4), 0, 0)], marks=pytest.mark.slow),
@@ -339,7 +339,7 @@ def test_many_devices_and_parts_train_and_evaluate_like_one(examples, loss_type,
         state = train(devices, examples, loss_type, **ALL)
         assert float(state.loss) == pytest.approx(float(one.loss), rel=1e-5)
         jax.tree.map(
-            # A split table is filled up with rows.
+            # A split table is padded with rows.
             lambda a, b: np.testing.assert_allclose(a, b[: len(a)], atol=5e-5),
             one.params,
             state.params,
@@ -358,10 +358,10 @@ def test_dropout_is_drawn_anew_in_every_step(examples):
     assert first == again != second
 
 
-@pytest.mark.slow  # As without options, which tests of training hold.
+@pytest.mark.slow  # The tests of training check the same without options.
 def test_a_stopped_run_goes_on_exactly(tmp_path):
     config = tiny_config(tmp_path)
-    # One click each, so that there is but one tier to compile for.
+    # One click each, so that there is only one tier to compile.
     config.update(normalize=True, item_dropout=0.3, max_session_length=1, epochs=1)
     whole = train_and_evaluate(config, str(tmp_path / "whole")).state
     config.max_steps = 3
@@ -408,7 +408,7 @@ def test_recommendations_and_exports_are_by_the_same_scores(options):
     else:
         assert weights == [0, 0, 0, 0, 1]
     if options == ALL:
-        # Two clicks on one item differ by their place.
+        # Two clicks on one item differ by position.
         assert weights[0] != weights[2]
 
 

@@ -1,4 +1,4 @@
-"""Several devices give the numbers of one."""
+"""Several devices give the same numbers as one."""
 
 import contextlib
 import functools
@@ -19,29 +19,29 @@ from srgnn_jax.runs.checkpoint import Checkpoints
 from srgnn_jax.runs.progress import Progress
 from tests.tiny import random_examples, training_step
 
-ITEMS = 43  # No multiple of the devices: a split table is filled up.
+ITEMS = 43  # Not a multiple of the devices: a split table is padded.
 EXAMPLES = random_examples(ITEMS, 120)
 MODEL = SRGNN(ITEMS, 8)
 ONE = ("jit",)
 PMAP, MESH = ("pmap", (0, 0)), ("mesh", (2, 4))
-# Compiling for eight devices takes long: all of it in the quick tests would be minutes.
+# Compiling for eight devices is slow: all layouts would take the quick tests minutes.
 OTHER_MESHES = [
     pytest.param(("mesh", shape), marks=pytest.mark.slow) for shape in ((8, 1), (1, 8))
 ]
 
-# Compiled steps and trained states serve several tests.
+# Several tests share compiled steps and trained states.
 find_devices = functools.cache(layouts.find_devices)
 
 
 def setup(devices, loss_type="CE", num_items=ITEMS):
-    """Returns a step function and the state to start from, whose parameters average."""
+    """Returns a step function with parameter averaging, and its initial state."""
     step, start = training_step(devices, num_items, loss_type=loss_type, averaging=0.5)
     return devices.compile(step, updates_state=True), devices.make(start)
 
 
 @functools.cache
 def train(layout, loss_type="CE", **limits):
-    """Trains one epoch, whose last batch is partial; returns every step's mean loss."""
+    """Trains one epoch, whose last batch is partial; returns step losses and state."""
     devices = find_devices(*layout, **limits)
     step, state = setup(devices, loss_type)
     losses = []
@@ -63,7 +63,7 @@ def evaluator(layout, **limits):
 
 def assert_same_params(state, other):
     jax.tree.map(
-        # A split table is filled up with rows.
+        # A split table is padded with rows.
         lambda a, b: np.testing.assert_allclose(a, b[: len(a)], atol=2e-5),
         (state.params, state.latest),
         (other.params, other.latest),
@@ -121,7 +121,7 @@ def test_a_table_that_lies_in_another_order_trains_evaluates_and_is_restored_ali
     assert_same_params(state_one, state_other)
     tables = [x for x in jax.tree.leaves(state_other) if x.shape[:1] >= (ITEMS,)]
     orders = [x.format.layout.major_to_minor for x in tables]
-    # And of the latest parameters, and both moments, after many steps.
+    # The table, its latest values and both moments, after many steps.
     assert orders == [(1, 0)] * 4
     means = [
         evaluator(each, **limits)(state.params)["mrr@20"]
@@ -176,17 +176,17 @@ def test_each_device_holds_its_rows_of_the_table_and_its_moments():
         assert table.shape == (48, 8)
         assert {shard.data.shape for shard in table.addressable_shards} == {(6, 8)}
         assert {x.device for x in table.addressable_shards} == set(jax.devices())
-    # What fills up is zero, whatever the rows before were drawn.
+    # Padding rows are zero; all others were drawn.
     table = np.asarray(state.params["item_embedding"])
     assert not table[45:].any()
     assert table[:45].any(axis=1).all()
 
 
 def collectives(layout, num_items):
-    """Returns the sizes of what a compiled step's collectives carry."""
+    """Returns the sizes of the arrays in a compiled step's collectives."""
     devices = find_devices(*layout)
     step, start = training_step(devices, num_items)
-    # Of one length, which makes one tier.
+    # One length makes one tier.
     short = EXAMPLES.lengths == EXAMPLES.lengths.min()
     examples = Examples(EXAMPLES.items, EXAMPLES.starts[short], EXAMPLES.lengths[short])
     batch = next(batches.train_batches(examples, 16, 0, 0, 0, devices.shards))
@@ -205,7 +205,7 @@ def test_no_collective_grows_with_the_items():
     small, large = (collectives(("mesh", (1, 8)), n) for n in (8_000, 80_000))
     assert small
     assert small == large
-    # Where a batch is split too, the table's gradient is summed over the data axis.
+    # If batches are also split, the table's gradient is summed over the data axis.
     assert max(collectives(("mesh", (2, 4)), 8_000)) >= 8_000 * 8 / 4
 
 

@@ -1,4 +1,4 @@
-"""The model gives the numbers of both PyTorch codes: recorded ones, and live ones."""
+"""The model reproduces both PyTorch codes, from recordings and live."""
 
 import functools
 from pathlib import Path
@@ -34,11 +34,11 @@ def recording(name: str) -> dict[str, np.ndarray]:
 def test_recorded_numbers_of_both_codes(name):
     found = parity.differences(recording(name))
     assert not parity.exceeded(found, parity.FLOAT32_BOUNDS)
-    # Each file records seven quantities at least: none was skipped.
+    # Each file records at least seven quantities: none was skipped.
     assert len(found) >= 7
 
 
-# What is recorded was computed in float32.
+# The recordings were computed in float32.
 @pytest.mark.parametrize(
     ("number", "dtype"),
     [
@@ -66,7 +66,7 @@ def test_live_torch_model(number, dtype):
 
 
 def test_step_that_training_takes():
-    """The step of `train` itself, not only the loss and optimizer inside it."""
+    """Tests the whole training step, not only the loss and optimizer inside it."""
     recorded = recording("recbole_ce")
     inputs = parity.part(recorded, "in")
     params = params_from_torch(parity.part(recorded, "param"), "recbole")
@@ -160,7 +160,7 @@ def alias_by_position(monkeypatch):
 )
 def test_deliberate_breakage_is_seen(break_it, shows_in, monkeypatch):
     break_it(monkeypatch)
-    # A repeated item then has two nodes, which need not stop the comparison of numbers.
+    # A repeated item may then have two nodes; compare the numbers anyway.
     monkeypatch.setattr(parity, "matrix_difference", lambda *_: 0.0)
     found = parity.differences(recording("original_step1"))
     assert shows_in in parity.exceeded(found, parity.FLOAT32_BOUNDS)
@@ -195,7 +195,7 @@ def test_exported_weights_load_strictly_and_score_alike(source, readout):
     params = jax.jit(ours.init)(jax.random.key(0), *sessions)["params"]
     exported = params_to_torch(params, source)
 
-    # RecBole has no model that is not hybrid: its hybrid one must score the same.
+    # RecBole only has a hybrid model, which must score the same.
     theirs = torch_srgnn.TorchSRGNN(
         30, 7, 2, readout == "hybrid" or source == "recbole", source, seed=1
     )

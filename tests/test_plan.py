@@ -1,4 +1,4 @@
-"""The planner compiles real steps, and reads from their texts what they take."""
+"""The planner compiles real steps and reads their costs from the compiled text."""
 
 import importlib.util
 import json
@@ -17,8 +17,8 @@ from srgnn_jax.errors import UserError
 
 SMALL = ["--items=200", "--embedding_size=8", "--batch_size=8", "--max_length=4"]
 
-# As the compilers write it: a loop of 3 rounds with a fusion, a prefetch and a sum over
-# devices; before it a table's copy in another order, and one in the same.
+# In the compilers' format: a loop of 3 rounds with a fusion, a prefetch and a sum over
+# devices. Before it, a table is copied in another order and in the same order.
 TEXT = """HloModule jit_step, is_scheduled=true
 
 FileNames
@@ -123,7 +123,7 @@ def test_copies_of_a_table_in_another_order_are_told_apart():
         "estimated_cycles": 7,
         "unestimated": 0,
     }
-    # A copy in the same order is work of whoever asked for it.
+    # A copy in the same order counts for the group that it is in.
     assert found["groups"]["Adam"]["operations"] == 1
 
 
@@ -212,7 +212,7 @@ def test_a_split_table_takes_its_share(capsys, tmp_path):
     ]
 
 
-@pytest.mark.slow  # Another process compiles for several meshes.
+@pytest.mark.slow  # another process compiles for several meshes
 def test_the_smallest_number_of_cpu_devices_is_found_before_any_is_there():
     asked = "--target=cpu", "--items=20000", "--clicks=100", "--device_memory=4MB"
     command = [sys.executable, "-m", "srgnn_jax.plan", *SMALL, *asked]

@@ -1,4 +1,4 @@
-"""Products are exact unless it is asked otherwise: read off the lowered steps."""
+"""Products are exact by default, as the lowered steps show."""
 
 import functools
 import re
@@ -84,6 +84,6 @@ def test_every_product_is_exact(step):
 )
 def test_other_products_are_as_asked(compute_dtype, precision):
     found = lowered("train", compute_dtype)
-    # Only what is made of weights alone stays exact.
+    # Only products of weights with weights stay exact.
     assert set(found) == {precision, HIGHEST}
     assert found.count(precision) > found.count(HIGHEST)

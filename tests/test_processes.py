@@ -1,4 +1,4 @@
-"""Several processes, started as a user would, are one run; a lost one ends the rest."""
+"""Several processes, started like a user's, are one run; a lost one ends the rest."""
 
 import contextlib
 import json
@@ -50,7 +50,7 @@ def start(config, workdir, devices, *flags):
         "JAX_NUM_CPU_DEVICES": str(devices),
         "PYTHONPATH": str(ROOT),
     }
-    # As users' processes compile.
+    # Compile as users' processes do.
     environment.pop("XLA_FLAGS", None)
     command = [sys.executable, "-m", "srgnn_jax.main", f"--config={config}"]
     return subprocess.Popen(
@@ -82,7 +82,7 @@ def start_two(config, workdir, *flags, only_first=(), only_second=()):
 
 
 def records(workdir):
-    """What a run recorded, but for what depends on the clock, by step and keys."""
+    """Returns a run's records except for times, by step and keys."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     found = {}
     for record in map(json.loads, lines):
@@ -114,7 +114,7 @@ def test_two_processes_of_four_devices_are_one_of_eight(config, one_process, tmp
     outputs = [run.communicate(timeout=300)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
     assert_same(records(tmp_path), records(one_process))
-    # Only the first prints and records.
+    # Only the first process prints and records.
     assert "epoch 3:" in outputs[0]
     assert "epoch" not in outputs[1]
 
@@ -177,7 +177,7 @@ def test_a_signal_to_one_stops_both(config, tmp_path):
 
 
 def ended(runs):
-    """Returns what processes print that are to end with an error, within a minute."""
+    """Returns the output of processes, which must end with an error."""
     try:
         outputs = [run.communicate(timeout=150)[0] for run in runs]
     finally:
@@ -219,7 +219,7 @@ GLOO = "Gloo AllGather failed: Read error [127.0.0.1]:1: Connection reset by pee
 
 @pytest.fixture
 def two(monkeypatch):
-    """Has this process believe that it is one of two; a list of how it ends at once."""
+    """Makes this process one of two; returns the texts that it would end with."""
     ends = []
     monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
     monkeypatch.setattr(processes, "_end_at_once", ends.append)
@@ -286,15 +286,15 @@ def test_an_error_ends_a_joined_process_with_its_text(monkeypatch, two, error, s
 
 
 def test_the_others_learn_that_the_main_process_has_failed(monkeypatch):
-    told = []
+    sent = []
     monkeypatch.setattr(
-        processes, "from_all", lambda value: told.append(value) or [value]
+        processes, "from_all", lambda value: sent.append(value) or [value]
     )
     with pytest.raises(KeyError), processes.main_process_first():
         raise KeyError
     with processes.main_process_first():
         pass
-    assert told == [False, True]
+    assert sent == [False, True]
     monkeypatch.setattr(processes, "is_main_process", lambda: False)
     monkeypatch.setattr(processes, "from_all", lambda value: [False, value])
     inside = []

@@ -1,4 +1,4 @@
-"""Imports run one way, and TensorFlow is not among them."""
+"""Imports run one way and exclude TensorFlow; modules stay small."""
 
 import ast
 import subprocess
@@ -7,10 +7,10 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "srgnn_jax"
 
-# A module may import from those before it (and from its own group).
+# A module may import from groups before its own, and from its own.
 LAYERS = [
     ["configs", "errors", "tables"],
-    # The last two are functions of arrays: they import nothing of the package.
+    # The last two are functions of arrays and import nothing from the package.
     ["data", "model", "evaluate.metrics", "train.optimizer"],
     ["devices"],
     ["runs"],
@@ -32,13 +32,13 @@ LAYER = {name: n for n, names in enumerate(LAYERS) for name in names}
 
 
 def known(parts):
-    """Returns the name in LAYERS of a module: of the package, or one in it."""
+    """Returns a module's name in LAYERS: its own or its subpackage's."""
     module = ".".join(parts[:2])
     return module if module in LAYER else parts[0]
 
 
 def imported(path):
-    """Names the modules of the package that a file imports."""
+    """Yields the modules of the package that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("srgnn"):
             inner = node.module.split(".")[1:]
@@ -63,7 +63,7 @@ def test_the_model_and_the_metrics_stand_alone():
 
 
 def test_the_model_is_small_enough_to_be_read():
-    """What the item table does, and what layers share, is counted apart."""
+    """The item table and the shared layers are not counted."""
     read = ("graph", "gnn", "readout", "losses", "srgnn")
     files = [PACKAGE / "model" / f"{name}.py" for name in read]
     assert sum(len(path.read_text().splitlines()) for path in files) < 700
@@ -84,7 +84,7 @@ def test_importing_everything_needs_no_tensorflow_and_no_torch():
     ]
     code = (
         "import importlib, sys\n"
-        # tensorboardX would take torch along where it is installed.
+        # tensorboardX would import torch if it is installed.
         "sys.modules['torch'] = None\n"
         f"[importlib.import_module(m) for m in {modules}]\n"
         "assert 'tensorflow' not in sys.modules\n"

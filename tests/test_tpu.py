@@ -1,4 +1,4 @@
-"""What the TPU's own compiler says of the steps: it needs libtpu, and no TPU."""
+"""Checks the steps with the TPU's own compiler: needs libtpu, but no TPU."""
 
 import argparse
 import importlib.util
@@ -16,7 +16,7 @@ from srgnn_jax.devices.compiled_text import read_operations
 from srgnn_jax.model.item_table import ItemTable
 
 pytestmark = [
-    pytest.mark.slow,  # Each step takes the compiler half a minute.
+    pytest.mark.slow,  # Each step takes half a minute to compile.
     pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None,
         reason="needs libtpu: pip install 'srgnn_jax[tpu]'",
@@ -39,7 +39,7 @@ def planned(capsys, *arguments):
 def test_an_exact_step_of_diginetica(capsys):
     found = planned(capsys, *DIGINETICA, "--target=v5e:1x1")
     assert found["estimated_cycles"] <= 1_050_000
-    # No table, gradient or moment is copied into another order.
+    # No table, gradient or moment is copied to another memory order.
     assert found["table_copies"]["operations"] == 0
 
 
@@ -76,7 +76,7 @@ def test_the_scores_of_a_large_batch_stay_on_the_chip():
 
     gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     compiled = gradient.lower(session, rows).compile()
-    # With all scores held at once 5.4 million cycles and 0.7 GB.
+    # With all scores held at once, it takes 5.4 million cycles and 0.7 GB.
     assert read_operations(compiled.as_text())["estimated_cycles"] <= 2_500_000
     assert aot.read_memory(compiled)["bytes_temporaries"] < 2**22
 
@@ -111,5 +111,5 @@ def test_pmap_sums_the_gradients_once_and_moves_nothing_else():
     found = read_operations(text)["collectives"]
     assert set(found) == {"all-reduce"}
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    # Beside the gradients, the loss and the number of examples.
+    # The rest are the loss and the number of examples.
     assert found["all-reduce"]["bytes"] == pytest.approx(4 * parameters, rel=1e-3)

@@ -1,4 +1,4 @@
-"""A click log, a config, examples and a training step, small and quick."""
+"""A small click log, config, examples and training step, all fast."""
 
 import functools
 import pathlib
@@ -19,8 +19,8 @@ ITEMS = 20
 def write_log(path, sessions=270, seed=0, again=0.0):
     """Writes a log in which item i is mostly followed by i + 1 or i + 2.
 
-    Sessions have 2 to 4 clicks: a step is traced and compiled once a prefix's length.
-    A share of the clicks, `again`, comes back to the session's first item.
+    Sessions have 2 to 4 clicks: a step is compiled once for each prefix length. A share
+    `again` of the clicks returns to the session's first item.
     """
     rng = np.random.default_rng(seed)
     lines = ["session_id,item_id,timestamp"]
@@ -37,7 +37,7 @@ def write_log(path, sessions=270, seed=0, again=0.0):
 
 
 def tiny_config(folder):
-    """Returns a config whose raw and prepared data lie in `folder`."""
+    """Returns a config whose raw and prepared data are in `folder`."""
     write_log(folder / "data" / "log.csv")
     config = click_log_paper.get_config()
     config.name = "click_log"
@@ -54,7 +54,7 @@ def tiny_config(folder):
 
 
 def old_run(folder):
-    """Unpacks a run of a log like `write_log`'s, trained by version 0.1.0."""
+    """Unpacks a run on a log like that of `write_log`, trained by version 0.1.0."""
     golden = pathlib.Path(__file__).parent / "golden" / "run_0.1.0.tar.gz"
     with tarfile.open(golden) as archive:
         archive.extractall(folder, filter="data")
@@ -65,7 +65,7 @@ def old_run(folder):
 def training_step(
     devices, num_items, embedding_size=8, loss_type="CE", averaging=0.0, **options
 ):
-    """Returns a step function for some devices, and what makes the state before it."""
+    """Returns a step function for devices, and a function to make its first state."""
     model = SRGNN(num_items, embedding_size, **options)
     optimizer = adam_with_l2(0.01, 1e-3)
     step = functools.partial(
@@ -81,7 +81,7 @@ def training_step(
 
 
 def random_examples(num_items, count):
-    """Draws examples of 1 or 6 clicks, which make two tiers."""
+    """Draws examples with prefixes of 1 or 6 clicks, which make two tiers."""
     rng = np.random.default_rng(0)
     lengths = rng.choice([2, 7], count)
     return Sessions.from_lists(

@@ -1,9 +1,9 @@
-"""SR-GNN in PyTorch, written from the paper's equations for tests to compare with.
+"""SR-GNN in PyTorch, a reference for tests, written from the paper's equations.
 
-It can speak for either of the two public PyTorch codes: `source="recbole"` has
-RecBole's parameter names, its update gate (the paper's) and its softmax, row 0
-included; `source="original"` has the original repository's names, its gate turned round
-and its scores without row 0.
+It can follow either of the two public PyTorch codes. `source="recbole"` has RecBole's
+parameter names, its update gate (the paper's) and its softmax, which includes row 0.
+`source="original"` has the original repository's names, its inverted gate and its
+scores without row 0.
 
 Axes: B batch, L positions, D embedding, V item rows (row 0 is the padding item).
 """
@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
-# The models are tiny: threads would only wait for each other.
+# The models are tiny, so threads would only wait for each other.
 torch.set_num_threads(1)
 
-# One of each kind for `record`; together they cover both codes, steps 1 to 4, both
-# readouts and both losses.
+# Cases for `record`. Together they cover both codes, steps 1 to 4, both readouts and
+# both losses.
 CASES = (
     {"source": "recbole", "step": 1, "hybrid": True, "loss_type": "CE"},
     {"source": "recbole", "step": 3, "hybrid": True, "loss_type": "BPR"},
@@ -34,8 +34,8 @@ def connection_matrices(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Builds nodes [B, L], alias [B, L], A_in and A_out [B, L, L] from sets of edges.
 
-    Nodes are the distinct items in ascending order, as in both PyTorch codes, so that
-    they come in another order than in `srgnn_jax.model.graph`.
+    Nodes are the distinct items in ascending order, as in both PyTorch codes. The order
+    in `srgnn_jax.model.graph` differs.
     """
     batch, length = item_seq.shape
     nodes = np.zeros((batch, length), np.int64)
@@ -114,7 +114,7 @@ class TorchSRGNN(nn.Module):
         return getattr(self, self.table).weight
 
     def hidden_states(self, item_seq):
-        """Returns the state behind every position [B, L, D]."""
+        """Returns the state at every position [B, L, D]."""
         nodes, alias, incoming, outgoing = connection_matrices(item_seq.numpy())
         dtype = self.item_table.dtype
         hidden = self.gnn(
@@ -145,7 +145,7 @@ class TorchSRGNN(nn.Module):
         return (self(item_seq, item_seq_len) * self.item_table[item]).sum(-1)
 
     def calculate_loss(self, item_seq, item_seq_len, target, negative=None):
-        """Returns the mean cross entropy, or that of BPR where there are negatives."""
+        """Returns the mean cross entropy, or the mean BPR if there are negatives."""
         if negative is None:
             scores = self.full_sort_predict(item_seq, item_seq_len)
             first = 0 if self.source == "recbole" else 1
@@ -159,14 +159,14 @@ class TorchSRGNN(nn.Module):
 def random_sessions(
     rng: np.random.Generator, shape: tuple[int, int, int], num_items: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws item_seq [T, B, L] and item_seq_len [T, B], full of revisits.
+    """Draws item_seq [T, B, L] and item_seq_len [T, B], with many repeat clicks.
 
-    The first batch starts with the extremes: a single click, a full-length session, one
-    item clicked over and over, and a walk to and fro between two items.
+    The first batch starts with edge cases: a single click, a full-length session, one
+    item clicked repeatedly, and two items clicked in alternation.
     """
     length = shape[-1]
     item_seq = rng.integers(1, num_items, shape)
-    # A third of the sessions walk among few items, so that they revisit and loop.
+    # A third of the sessions stay among few items, so that they repeat and loop.
     few = rng.integers(1, 4, shape)
     item_seq = np.where(rng.random(shape[:2])[:, :, None] < 1 / 3, few, item_seq)
     item_seq_len = rng.integers(1, length + 1, shape[:2])
@@ -187,9 +187,9 @@ def record(
     seed: int,
     num_steps: int = 50,
 ) -> dict[str, np.ndarray]:
-    """Trains a model of random size; returns what `parity.differences` compares with.
+    """Trains a model of random size; returns a recording for `parity.differences`.
 
-    The learning rate falls by half twice within the 50 steps of Adam.
+    The learning rate is halved twice within the 50 steps of Adam.
     """
     rng = np.random.default_rng(seed)
     num_items, d = int(rng.integers(20, 60)), int(rng.integers(3, 24))
