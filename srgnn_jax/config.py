@@ -174,7 +174,7 @@ def validate(config: Any) -> None:
             refuse("joined", ", which is judged on test; set config.test_days")
     weighs = config.neighbours_weight or config.repeats_weight
     if config.joined and config.select_on != "valid" and not weighs:
-        what = "; without validation (config.select_on = 'valid'), set a weight"
+        what = "; without config.select_on = 'valid', no weight is chosen: set one"
         refuse("neighbours_weight", what)
     known = metrics.names(config.ks)
     if config.select_by not in known:
@@ -313,7 +313,7 @@ def make_splits(config: ConfigDict, data: Dataset) -> Splits:
             raise UserError(
                 f"the {split} split has a prefix of {length:,} clicks, and a graph of "
                 f"more than {MAX_LENGTH:,} takes too much memory; keep only the last "
-                "clicks of such sessions, for example config.max_session_length=256"
+                "clicks of such sessions, e.g. with config.max_session_length=256"
             )
     return Splits(sessions["train"], examples.pop("train"), examples)
 

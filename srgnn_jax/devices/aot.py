@@ -37,7 +37,7 @@ TPU_ENVIRONMENT = {
     # Otherwise libtpu's lock file stops a second process.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# Descriptions, which include the memory and their sources.
+# Descriptions, including the memory, with their sources.
 GPUS = {
     path.stem: path.read_text()
     for path in sorted(pathlib.Path(__file__).parent.glob("targets/*.txtpb"))

@@ -48,12 +48,12 @@ SUITS = {
     "cpu": Suits(5e6, 1e-2, 8192, 2**23, 512, 1),
     # A tier is some 66 operations of 2 microseconds, at 30 TFLOP/s in float32.
     "gpu": Suits(4e9, NEVER, 2**20, 2**29, 4096, 32),
-    # The compiler's estimates for a v5e: 50,000 cycles per tier, at 30 TFLOP/s. Its own
-    # order of a table saves memory, but a step then copies the table and its moments to
-    # row order and back: 0.4 of 1.63 million cycles at 43,098 items. The scores of a
-    # block stay in the chip's vector memory: a softmax of batch 4096 over 43,098 items
-    # takes 2.0 million cycles in bfloat16 and 8.1 million exact. With all scores held
-    # at once, it takes 5.4 and 6.9 million, and 0.7 GB.
+    # The compiler's estimates for a v5e: 50,000 cycles per tier, at 30 TFLOP/s. The
+    # compiler's own table order saves memory, but a step then copies the table and its
+    # moments to row order and back: 0.4 of 1.63 million cycles at 43,098 items. The
+    # scores of a block stay in the chip's vector memory: a softmax of batch 4096 over
+    # 43,098 items takes 2.0 million cycles in bfloat16 and 8.1 million exact. With all
+    # scores held at once, it takes 5.4 and 6.9 million, and 0.7 GB.
     "tpu": Suits(5.5e8, NEVER, 2**20, 2**24, 4096, 32, (0, 1)),
 }
 
