@@ -29,7 +29,7 @@ EXAMPLES = re.findall(r"```python\n(# \w+\.py\n.*?)```", PAGE.read_text(), re.DO
 
 
 def example(name, folder, monkeypatch):
-    """Returns the model and the losses of a file of the page, and its config."""
+    """Returns the model, losses and config of an example file on the page."""
     (source,) = (text for text in EXAMPLES if text.startswith(f"# {name}.py"))
     assert len(source.splitlines()) < 25
     path = folder / f"{name}.py"

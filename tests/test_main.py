@@ -270,7 +270,7 @@ def test_a_command_settles_its_process_and_loading_a_model_does_not(tmp_path):
 
 @pytest.fixture(params=["no home folder", "one that cannot be written"])
 def no_cache_folder(request, monkeypatch):
-    """Makes the usual cache folder impossible to make; returns its printed name."""
+    """Prevents making the usual cache folder; returns its name as printed."""
     if request.param == "one that cannot be written":
         monkeypatch.setenv("HOME", "/proc")
         return "/proc/.cache/srgnn_jax"
