@@ -35,7 +35,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what needs JAX when it is asked for: importing the package is cheap."""
+    """Imports modules that need JAX on first use: importing the package is cheap."""
     if name in _MODULES:
         module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
         return getattr(module, name)

@@ -1,4 +1,4 @@
-"""The one exception that is meant for the user's eyes."""
+"""The exception whose message the user sees, and helpers for its text."""
 
 import difflib
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Something the user can mend: bad input, a missing file, a config that is wrong.
+    """Something the user can fix: bad input, a missing file, a wrong config.
 
     The message is one clear line: what was wrong, where (file, line, value), and what
     to do about it. `srgnn_jax.main` prints it without a traceback and exits with 1.
@@ -16,13 +16,13 @@ class UserError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns `; did you mean ...?` for a misspelt name, or nothing."""
+    """Returns `; did you mean ...?` for a misspelt name, "" if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Returns what differs between named facts, in one line; nothing if all agree."""
+    """Returns in one line how two mappings differ; "" if they agree."""
     return "; ".join(
         f"{fact}: {old.get(fact)!r} -> {new.get(fact)!r}"
         for fact in {**old, **new}
@@ -31,9 +31,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Returns what an error says, in one line: never nothing, and never "None"."""
-    said = getattr(error, "strerror", None) or str(error).strip()
-    # TensorStore's errors of a disk.
-    if code := re.search(r"os_error_code='(\d+)'", said):
+    """Returns an error's message in one line: never empty, and never "None"."""
+    message = getattr(error, "strerror", None) or str(error).strip()
+    # TensorStore's disk errors.
+    if code := re.search(r"os_error_code='(\d+)'", message):
         return os.strerror(int(code[1]))
-    return said.splitlines()[0] if said else type(error).__name__
+    return message.splitlines()[0] if message else type(error).__name__
