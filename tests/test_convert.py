@@ -1,4 +1,4 @@
-"""PyTorch's checkpoints are read safely, and their names mapped completely."""
+"""PyTorch checkpoints are read safely, and all of their names are mapped."""
 
 import functools
 import io
@@ -44,13 +44,13 @@ PARAMETER = Global("torch._utils", "_rebuild_parameter")
 
 @functools.cache
 def shapes(readout: str = "hybrid", **options) -> dict:
-    """Returns the tree of `SRGNN`'s parameters, without their numbers."""
+    """Returns the tree of `SRGNN`'s parameters as shapes, without numbers."""
     model = SRGNN(NUM_ITEMS, D, readout=readout, **options)
     return jax.eval_shape(lambda: init_params(model, seed=1))
 
 
 def make_params(readout: str = "hybrid", dtype=np.float32, **options) -> dict:
-    """Returns random parameters to do with as one likes."""
+    """Returns new random parameters."""
     rng = np.random.default_rng(1)
     return jax.tree.map(
         lambda leaf: rng.uniform(-1, 1, leaf.shape).astype(dtype),
@@ -175,7 +175,7 @@ def test_unknown_source(function):
 
 
 def recbole_gnn_sessions(weights, sessions, step):
-    """Embeds sessions as RecBole-GNN's `SRGNN` does, along lists of edges; float64."""
+    """Embeds sessions as RecBole-GNN's `SRGNN` does, along edge lists, in float64."""
     of = {name: np.float64(array) for name, array in weights.items()}
 
     def linear(name, x):
@@ -228,7 +228,7 @@ def test_recbole_gnn_gives_the_same_numbers_both_ways(step):
     assert not ours["gnn"]["b_iah"].any()
     assert not ours["gnn"]["b_oah"].any()
     model = SRGNN(NUM_ITEMS, D, step=step)
-    # Theirs of `made`, ours of `made`; and with biases of messages, ours and theirs.
+    # From their weights `made`; and from ours, which have message biases.
     params = make_params()
     for weights, flax in [
         (made, ours),
@@ -247,7 +247,7 @@ def test_recbole_gnn_gives_the_same_numbers_both_ways(step):
 
 def test_other_models_of_recbole_gnn_are_refused_by_what_they_add():
     weights = params_to_torch(make_params(), "recbole_gnn")
-    # Those of its NISER.
+    # As its NISER has.
     weights["pos_embedding.weight"] = np.zeros((9, D), np.float32)
     with pytest.raises(UserError, match=r"RecBole-GNN's SR-GNN .*: pos_embedding.weig"):
         params_from_torch(weights, "recbole_gnn")
@@ -264,7 +264,7 @@ def test_names_of_a_wrapped_module(tmp_path, source, prefix):
     checkpoint = load_torch_checkpoint(path)
     assert checkpoint.source == source
     assert list(checkpoint) == list(weights)
-    # Some of the names alone are another model's.
+    # If only some names have the prefix, it is another model.
     wrapped["ema.decay"] = np.zeros(1, np.float32)
     with pytest.raises(UserError, match=rf"unknown: {prefix}.*ema.decay"):
         params_from_torch(wrapped, source)
@@ -311,7 +311,7 @@ def test_plain_state_dict(tmp_path, dtype, order, protocol):
     [("recbole", "recbole.config.configurator"), ("recbole_gnn", "recbole_gnn.config")],
 )
 def test_recbole_checkpoint_with_its_config(tmp_path, source, module):
-    """The shape of what RecBole's trainer saves: config and optimizer beside."""
+    """What RecBole's trainer saves: the config and the optimizer too."""
     weights = params_to_torch(make_params(), source)
     enum = Call(Global("recbole.utils.enum_type", "ModelType"), 2)
     config = {
@@ -429,7 +429,7 @@ def test_files_that_torch_and_safetensors_write(tmp_path):
         assert checkpoint.config == ({"step": 2} if name == "nested.pth" else {})
         assert_equal_trees(params_from_torch(checkpoint, "recbole"), make_params())
     torch.save(state_dict, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match=r"old.pth: this is the format .* save it anew"):
+    with pytest.raises(UserError, match=r"old.pth: this is the format.*save it again"):
         load_torch_checkpoint(tmp_path / "old.pth")
 
 
@@ -515,29 +515,29 @@ def nested(levels: int) -> bytes:
             {"config": {"a": laughs(20)}, "state_dict": {"a": Tensor(TABLE)}},
             "no SR-GNN",
         ),
-        ([1, 2], "no state_dict but a list"),
+        ([1, 2], "it holds a list instead of a state_dict"),
         ({}, "its state_dict is empty"),
         ({"state_dict": [Tensor(TABLE)]}, "its state_dict is empty or a list"),
-        ({"a": Tensor(TABLE), "b": 3}, "these are no tensors: 'b'"),
+        ({"a": Tensor(TABLE), "b": 3}, "these are not tensors: 'b'"),
         ({"a": Tensor(TABLE, shape=(4, 2))}, "does not fit its storage"),
         ({"a": Tensor(TABLE, offset=1)}, "does not fit its storage"),
         ({"a": Tensor(TABLE, offset=-1)}, "does not fit its storage"),
         ({"a": Tensor(TABLE, strides=(-2, 1))}, "does not fit its storage"),
-        # In bytes, the last of five is 2**64 away: NumPy's sum of that is 0.
+        # In bytes, the last of five is 2**64 away, which NumPy adds up to 0.
         ({"a": Tensor(TABLE, shape=(5,), strides=(1 << 60,))}, "does not fit"),
         ({"a": Tensor(TABLE, shape=(3,))}, r"shape \(3,\) does not fit its storage"),
         ({"a": Tensor(TABLE, shape=(10**9, 10**9), strides=(0, 0))}, "more than the f"),
         ({"a": Tensor(TABLE, shape=(10**9,) * 3, strides=(0,) * 3)}, "does not fit"),
-        # The numbers of one storage, as often as they like.
+        # Many tensors that repeat the numbers of one storage.
         (
             {f"a{n}": Tensor(TABLE, shape=(600,), strides=(0,)) for n in range(9)},
             "its tensors claim 21,600 bytes",
         ),
         ({"a": Tensor(TABLE, shape=(1 << 999, 1), strides=(0, 0))}, "does not fit"),
-        # Not a storage but a list, where NumPy would take any object for an array.
+        # A list instead of a storage: NumPy would accept any object as an array.
         ({"a": Call(REBUILD, [1, 2], 0, (2,), (1,))}, "damaged"),
         ({"a": Call(REBUILD, Tensor(TABLE), 0, (2,), (1,))}, "damaged"),
-        # A tensor answers no `__setstate__`, which NumPy's arrays have.
+        # A tensor has no `__setstate__`, unlike NumPy's arrays.
         (
             {"a": Call(PARAMETER, Tensor(TABLE), state=(1, (9**9,), None, False, b""))},
             "damaged",
@@ -563,21 +563,21 @@ def test_absurd_contents_are_refused(tmp_path, root, message):
         (b"\x80\x02}", "damaged"),
         (b"\x80\x02.", "damaged"),
         (b"\x80\x02}q\x00(h\x05u.", "damaged"),
-        # A memo index for which C's unpickler would take 32 GB.
+        # A memo index for which the unpickler in C would take 32 GB.
         (b"\x80\x02}r\xff\xff\xff\xff.", "its state_dict is empty"),
         (b"\x80\x02\x82\x01.", "the instruction EXT1"),
         (b"(ios\nsystem\n.", "the instruction INST"),
-        # What Python warns of, in text: an escape that it does not know.
+        # An unknown escape in text, of which Python warns.
         (b"\x80\x02c\\System\nx\n.", "its pickle asks for"),
         (b"\x80\x04\x8e" + (1 << 50).to_bytes(8, "little") + b"x.", "damaged"),
-        (nested(20_000), "no state_dict but a list"),
-        (b"\x80\x02}X\x01\x00\x00\x00a" + nested(20_000)[2:-1] + b"s.", "no tensors"),
+        (nested(20_000), "it holds a list instead of a state_dict"),
+        (b"\x80\x02}X\x01\x00\x00\x00a" + nested(20_000)[2:-1] + b"s.", "not tensors"),
         (b"\x80\x02" + b"N0" * 10 + b".", "the instruction POP"),
         (b"\x80\x02" + b"N" * 50_000 + b".", r"larger than 50,000 bytes; if you"),
         (b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b"x.", "BYTEARRAY8"),
         (b"\x80\x04\x8e" + b"\xff" * 8 + b"x.", "damaged"),
         (b"\x80\x04\x95" + b"\xff" * 8 + b"}.", "damaged"),
-        # Values that answer neither calls, nor states, nor items.
+        # Values that take neither calls, nor states, nor items.
         (b"\x80\x02X\x01\x00\x00\x00aX\x01\x00\x00\x00b\x85R.", "damaged"),
         (b"\x80\x02]}b}X\x01\x00\x00\x00aK\x01sb.", "damaged"),
         (b"\x80\x02)K\x00K\x01s.", "damaged"),
@@ -596,10 +596,10 @@ def test_archives_that_torch_does_not_write_are_refused(tmp_path):
     root = {"item_embedding.weight": Tensor(TABLE)}
     path = tmp_path / "a.pth"
     write_pth(path, root, members={"../../etc/cron": b""})
-    with pytest.raises(UserError, match="outside of its folder"):
+    with pytest.raises(UserError, match="outside its folder"):
         load_torch_checkpoint(path)
     write_pth(path, root, members={"other/data.pkl": b""})
-    with pytest.raises(UserError, match=r"2 files data.pkl"):
+    with pytest.raises(UserError, match=r"2 data.pkl files"):
         load_torch_checkpoint(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("weights/data.pkl", b"N" * 1000)
@@ -610,7 +610,7 @@ def test_archives_that_torch_does_not_write_are_refused(tmp_path):
     path.write_bytes(whole.replace(TABLE.tobytes(), b"\1" * TABLE.nbytes))
     with pytest.raises(UserError, match=r"damaged \(Bad CRC"):
         load_torch_checkpoint(path)
-    # A file's name that claims to be 255 bytes long: the zip module quotes it all.
+    # A file name that claims to be 255 bytes long: the zip module quotes all of it.
     path.write_bytes(whole[:26] + b"\xff\0" + whole[28:])
     with pytest.raises(UserError, match=r"damaged \(File name") as error:
         load_torch_checkpoint(path)
@@ -631,7 +631,7 @@ def test_archives_that_torch_does_not_write_are_refused(tmp_path):
         ({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, "shape"),
         ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 7]}}, "shape"),
         ({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 8]}}, "shape"),
-        # A type that the format has, and NumPy does not.
+        # A type that the format has but NumPy does not.
         (
             {
                 "item_embedding.weight": {
@@ -640,7 +640,7 @@ def test_archives_that_torch_does_not_write_are_refused(tmp_path):
                     "data_offsets": [0, 24],
                 }
             },
-            "a type that is not read here",
+            "a type is not supported",
         ),
     ],
 )

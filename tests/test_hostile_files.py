@@ -1,4 +1,4 @@
-"""Files from strangers: nothing in them is run, and none fills the memory."""
+"""Files from strangers: none runs code, and none fills the memory."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ def refused(folder):
 
 
 def nested_tuple(levels):
-    """A tuple of one tuple twice, and so on: small, and 2**levels long if walked."""
+    """A tuple of one tuple twice, and so on: small, but 2**levels long if walked."""
     return b"\x80\x02K\x01\x85" + b"q\x00h\x00\x86" * levels
 
 
@@ -107,7 +107,7 @@ TABLE = np.zeros((3, 2), np.float32)
 
 
 def test_entries_of_an_archive_that_claim_the_same_bytes(tmp_path):
-    """As zip bombs do: each entry is of the file's size, and all of them are not."""
+    """Like a zip bomb: each entry has the size of the file, together they exceed it."""
     path = write_pth(tmp_path / "a.pth", {"a": Tensor(np.zeros(10_000, np.float32))})
     with zipfile.ZipFile(path, "a") as archive:
         whole = archive.getinfo("weights/data/0")
@@ -195,10 +195,10 @@ for path in map(pathlib.Path, sys.argv[1:]):
 """
 
 
-@pytest.mark.slow  # Makes files that would take many GB.
+@pytest.mark.slow  # writes files that would take many GB
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_bounded(tmp_path):
-    """Each of these would take many GB if it were believed."""
+    """Each of these would take many GB if it were trusted."""
     folder = tmp_path / "pickles"
     folder.mkdir()
     write_pickles(folder, HOSTILE_PICKLES["one list, 100,000 times"][0])
@@ -316,7 +316,7 @@ def test_weights_of_an_export_are_among_those_that_were_hashed(tmp_path):
         exported.Recommender.load(tmp_path)
 
 
-# --- Settings that would change nothing
+# --- Settings that would have no effect
 
 
 def test_settings_that_pickles_ignore_are_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""A PyTorch checkpoint becomes a workdir: evaluated, trained on, its items known."""
+"""A PyTorch checkpoint becomes a workdir: evaluated, trained on, with known items."""
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ def data(config):
 
 
 def make_checkpoint(folder, config, num_items=ITEMS + 1, seed=3):
-    """Returns random parameters, and the path of RecBole's form of them."""
+    """Returns random parameters, and the path of their RecBole checkpoint."""
     model = config_lib.make_model(config, num_items)
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
@@ -96,7 +96,7 @@ def test_the_checkpoint_decides_the_model(tmp_path, config, source, capsys):
         "softmax_attention": False,
     }
     for field, value in expected.items():
-        assert f"config.{field}: {value}, as the checkpoint has it" in shown
+        assert f"config.{field}: {value}, as in the checkpoint" in shown
     assert config.embedding_size == 5
     checkpoints = Checkpoints(tmp_path / "run")
     stored = checkpoints.progress().config

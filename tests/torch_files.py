@@ -1,6 +1,6 @@
 """Writes files in the formats of torch and safetensors, without either of them.
 
-They can be made to hold what no honest file does.
+The files can hold things that no honest file does.
 """
 
 import io
@@ -13,21 +13,21 @@ import numpy as np
 
 
 class Global:
-    """Pickles as the mere name of a class or function."""
+    """Pickles as nothing but the name of a class or function."""
 
     def __init__(self, module, name):
         self.module, self.name = module, name
 
 
 class Call:
-    """Pickles as a call of a `Global`, and then the setting of a state."""
+    """Pickles as a call of a `Global`, after which a state may be set."""
 
     def __init__(self, kind, *arguments, state=None):
         self.kind, self.arguments, self.state = kind, arguments, state
 
 
 class Tensor:
-    """Pickles as torch's tensors do, in a storage of its own or in a given one."""
+    """Pickles as torch's tensors do, in its own storage or in a given one."""
 
     def __init__(self, array, storage=None, **changes):
         self.array, self.storage, self.changes = array, storage, changes
@@ -44,7 +44,7 @@ REBUILD = Global("torch._utils", "_rebuild_tensor_v2")
 
 
 class Writer(pickle._Pickler):
-    """Python's own pickler, taught to write names that cannot be imported here."""
+    """Python's own pickler, extended to write names that cannot be imported here."""
 
     def __init__(self, file, order="<", protocol=2):
         super().__init__(file, protocol)
@@ -92,7 +92,7 @@ class Writer(pickle._Pickler):
 
 
 def write_pth(path, root, order="<", protocol=2, data=None, members=None):
-    """Writes a zip as torch does; `data` replaces the pickle, `members` add files."""
+    """Writes a zip like torch's; `data` replaces the pickle, `members` adds files."""
     file = io.BytesIO()
     writer = Writer(file, order, protocol)
     writer.dump(root)

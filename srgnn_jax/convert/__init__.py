@@ -1,4 +1,4 @@
-"""Weights from and to the PyTorch SR-GNNs: RecBole, RecBole-GNN, the original."""
+"""Converts weights from and to PyTorch: RecBole, RecBole-GNN, the original SR-GNN."""
 
 from srgnn_jax.convert.names import params_from_torch, params_to_torch
 from srgnn_jax.convert.torch_file import TorchCheckpoint, load_torch_checkpoint

@@ -1,4 +1,4 @@
-"""`--mode=import`: a PyTorch checkpoint becomes a workdir."""
+"""`--mode=import`: turns a PyTorch checkpoint into a workdir."""
 
 import contextlib
 import dataclasses
@@ -28,19 +28,20 @@ def import_checkpoint(
     torch_checkpoint: str,
     vocabulary_file: str | None = None,
 ) -> None:
-    """Makes a workdir of a PyTorch checkpoint, to evaluate and train from.
+    """Turns a PyTorch checkpoint into a workdir, to evaluate and train from.
 
-    What the checkpoint (see `load_torch_checkpoint`) tells of the model overrides the
+    What the checkpoint (see `load_torch_checkpoint`) says about the model overrides the
     config: `embedding_size`, that it has none of `SRGNN`'s options, and the `readout`
-    and `step` of RecBole and RecBole-GNN. The optimizer starts afresh, at step 0.
+    and `step` of RecBole and RecBole-GNN. The optimizer starts from scratch, at step 0.
 
-    It holds no raw ids of items. Without a vocabulary file its rows are taken to be
-    numbered as in the data set that the config names. With one, rows are matched by raw
-    id with that data set's, or keep their order where `config.dataset` is empty (the
-    workdir then holds weights and vocabulary, and no data to evaluate on).
+    The checkpoint has no raw item ids. Without a vocabulary file, its rows are assumed
+    to be numbered as in the data set that the config names. With one, rows are matched
+    with that data set by raw id, or keep their order if `config.dataset` is empty; the
+    workdir then holds weights and vocabulary, but no data to evaluate on.
 
-    The file is text, the raw id of each row from 1 on, one a line. UserError: a file or
-    the workdir cannot be used, or weights and items do not belong together.
+    The file is text, with the raw id of each row from 1 on, one per line. Raises
+    UserError if a file or the workdir cannot be used, or if weights and items do not
+    match.
     """
     checkpoint = load_torch_checkpoint(torch_checkpoint)
     config = _config_of_weights(config, checkpoint)
@@ -58,19 +59,19 @@ def import_checkpoint(
         elif vocabulary.num_items != len(table):
             raise UserError(
                 f"{torch_checkpoint} has {len(table):,} item rows (padding included), "
-                f"the data set {config.dataset} has {vocabulary.num_items:,}; name the "
-                "data that it was trained on, prepared alike, or name a file of its "
-                "rows' raw ids with --vocabulary"
+                f"but the data set {config.dataset} has {vocabulary.num_items:,}; use "
+                "the data that it was trained on, prepared the same way, or name a "
+                "file of its rows' raw ids with --vocabulary"
             )
     elif raw_ids:
         data = Dataset({}, raw_ids, {})
     else:
         raise UserError(
             "PyTorch checkpoints hold no item ids: name the data set with --config, or "
-            "a file with the raw id of each row, one a line, with --vocabulary"
+            "a file with the raw id of each row, one per line, with --vocabulary"
         )
     model = config_lib.make_model(config, data.vocabulary.num_items)
-    # The number of steps in an epoch is no part of the optimizer's state.
+    # The number of steps in an epoch is not part of the optimizer's state.
     schedule = config_lib.make_schedule(config, steps_per_epoch=1)
     state = init_state(model, adam_with_l2(schedule, config.l2), config.seed)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
@@ -88,21 +89,21 @@ def import_checkpoint(
 
 
 def _config_of_weights(config: ConfigDict, checkpoint: TorchCheckpoint) -> ConfigDict:
-    """Replaces the fields that a checkpoint decides, and says so."""
-    told: dict[str, Any]
-    told = {"normalize": False, "reverse_positions": 0, "softmax_attention": False}
+    """Replaces the fields that a checkpoint decides, and prints them."""
+    fields: dict[str, Any]
+    fields = {"normalize": False, "reverse_positions": 0, "softmax_attention": False}
     table = checkpoint[EMBEDDING[checkpoint.source]]
     if table.ndim == 2:
-        told["embedding_size"] = table.shape[1]
+        fields["embedding_size"] = table.shape[1]
     if checkpoint.source != "original":
-        told["readout"] = "hybrid"
+        fields["readout"] = "hybrid"
         step = checkpoint.config.get("step")
         if isinstance(step, int):
-            told["step"] = step
+            fields["step"] = step
     config = config.copy_and_resolve_references()
-    for field, value in told.items():
+    for field, value in fields.items():
         if config[field] != value:
-            print(f"config.{field}: {value}, as the checkpoint has it")
+            print(f"config.{field}: {value}, as in the checkpoint")
             config[field] = value
     return config
 
@@ -110,7 +111,7 @@ def _config_of_weights(config: ConfigDict, checkpoint: TorchCheckpoint) -> Confi
 def _read_vocabulary(path: str, num_items: int) -> Vocabulary:
     """Reads the raw ids of rows 1 to V - 1."""
     ids = read_ids(path, "--vocabulary")
-    # RecBole's own list of tokens starts with that of row 0.
+    # RecBole's own list of tokens starts with the token of row 0.
     first = 2 if ids[:1] == ["[PAD]"] else 1
     lines: dict[str, int] = {}
     for number, raw in enumerate(ids[first - 1 :], first):
@@ -123,7 +124,7 @@ def _read_vocabulary(path: str, num_items: int) -> Vocabulary:
     if len(lines) != num_items - 1:
         raise UserError(
             f"{path} has {len(lines):,} item ids, the weights have {num_items - 1:,} "
-            "item rows after the padding; there must be one id a row, in their order"
+            "item rows after the padding; write one id per row, in the rows' order"
         )
     return Vocabulary(list(lines))
 
@@ -131,14 +132,14 @@ def _read_vocabulary(path: str, num_items: int) -> Vocabulary:
 def _match_rows(
     table: Float[np.ndarray, "V D"], raw_ids: Vocabulary, wanted: Vocabulary
 ) -> Float[np.ndarray, "W D"]:
-    """Reorders the rows of a table, whose raw ids are given, to another vocabulary."""
+    """Reorders a table's rows from the vocabulary `raw_ids` to `wanted`."""
     rows = raw_ids.rows(wanted.ids)
     unknown = [raw for raw, row in zip(wanted.ids, rows, strict=True) if row == 0]
     if unknown:
         raise UserError(
             f"{len(unknown):,} of the data set's {len(wanted.ids):,} items have no row "
-            f"among the checkpoint's, such as {', '.join(map(repr, unknown[:5]))}"
+            f"in the checkpoint, such as {', '.join(map(repr, unknown[:5]))}"
         )
     if dropped := len(raw_ids.ids) - len(wanted.ids):
-        print(f"dropped {dropped:,} item rows that the data set does not hold")
+        print(f"dropped {dropped:,} item rows that are not in the data set")
     return table[np.append(0, rows)]

@@ -1,11 +1,11 @@
 """Weights from and to the PyTorch SR-GNNs, by name.
 
 The `SRGNN` of RecBole, that of RecBole-GNN and the original repository's `SessionGraph`
-compute the same model as `srgnn_jax.SRGNN`. They name its parameters otherwise, and
-torch's kernels lie [out, in]. The original's update gate is turned round: its
-H' = (1 - z) n + z H becomes the paper's H' = (1 - z) H + z n when the rows that make z
-are negated. RecBole-GNN has no b_iah and b_oah: they are zero, and on the way back part
-of b_ih.
+compute the same model as `srgnn_jax.SRGNN`. They name its parameters differently, and
+torch's kernels are [out, in]. The original's update gate is inverted: its
+H' = (1 - z) n + z H becomes the paper's H' = (1 - z) H + z n when the rows that produce
+z are negated. RecBole-GNN has no b_iah and b_oah: they become zero, and on the way back
+they become part of b_ih.
 
 Axes: V item rows (row 0 is the padding item), D embedding.
 """
@@ -23,7 +23,7 @@ from srgnn_jax.model.readout import ATTENTION_READOUTS
 from srgnn_jax.model.srgnn import SRGNN, init_params
 
 TABLE = "item_embedding"
-# The names in torch that do not follow from the path in Flax, as all others do.
+# The names in torch that do not follow from the path in Flax; all others do.
 _OWN_NAMES = {
     "recbole": {TABLE: "item_embedding.weight", "gnn/b_oah": "gnn.b_ioh"},
     "recbole_gnn": {
@@ -45,14 +45,14 @@ _WHOSE = {
     "original": "the original",
 }
 EMBEDDING = {source: names[TABLE] for source, names in _OWN_NAMES.items()}
-# In Flax their last axis, in torch their first, holds the gates r, z, n.
+# Their last axis in Flax, their first in torch, holds the gates r, z, n.
 _GATES = ("gnn/w_ih", "gnn/w_hh", "gnn/b_ih", "gnn/b_hh")
 _TRANSFORM = ("linear_transform.weight", "linear_transform.bias")
-# The biases of messages, which RecBole-GNN does not have.
+# The message biases, which RecBole-GNN does not have.
 _MESSAGE_BIASES = ("gnn/b_iah", "gnn/b_oah")
-# What the original's state_dict holds besides, and its forward pass never reads.
+# Entries of the original's state_dict that its forward pass never reads.
 _UNREAD = ("gnn.linear_edge_f.weight", "gnn.linear_edge_f.bias")
-# What torch's DataParallel, torch.compile and Lightning put before all names.
+# The prefixes that torch's DataParallel, torch.compile and Lightning add to all names.
 _WRAPPERS = re.compile(r"((module|_orig_mod|model)\.)*")
 
 
@@ -61,26 +61,26 @@ def params_from_torch(
 ) -> dict[str, Any]:
     """Turns a PyTorch SR-GNN's weights into the Flax parameters of `SRGNN`.
 
-    What the original's forward pass never reads is dropped: `linear_edge_f`, and its
-    `linear_transform` where `readout` is "attention". Half precision becomes float32.
-    What DataParallel, torch.compile and Lightning put before all names ("module.",
-    "_orig_mod.", "model.") is dropped.
+    Weights that the original's forward pass never reads are dropped: `linear_edge_f`,
+    and its `linear_transform` if `readout` is "attention". Half precision becomes
+    float32. The prefixes that DataParallel, torch.compile and Lightning add to all
+    names ("module.", "_orig_mod.", "model.") are dropped.
 
     Args:
       state_dict: names to arrays, NumPy's or torch's.
-      source: whose names they are, "recbole", "recbole_gnn" or "original".
-      readout: "hybrid" or, of the original alone, "attention".
+      source: whose names they are: "recbole", "recbole_gnn" or "original".
+      readout: "hybrid" or, for the original only, "attention".
 
     Returns:
-      The tree under "params" of `SRGNN(V, D, readout=readout)`; copies, NumPy's.
+      The tree under "params" of `SRGNN(V, D, readout=readout)`, as NumPy copies.
 
     Raises:
-      UserError: lists all that is missing, unknown or of the wrong shape or type.
+      UserError: lists everything missing, unknown, or of the wrong shape or type.
     """
     _check_source(source)
     if readout not in ATTENTION_READOUTS:
         known = " or ".join(ATTENTION_READOUTS)
-        raise UserError(f"the readout is {readout!r}; PyTorch's models know {known}")
+        raise UserError(f"the readout is {readout!r}; the PyTorch models have {known}")
     unread: tuple[str, ...] = ()
     if source == "original":
         unread = _UNREAD if readout == "hybrid" else _UNREAD + _TRANSFORM
@@ -108,17 +108,18 @@ def params_to_torch(params: Mapping[str, Any], source: str) -> dict[str, np.ndar
         weights = params_to_torch(params, "recbole")
         model.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
 
-    PyTorch's models know the readouts "hybrid" and "attention"; for the latter, a
-    `linear_transform` passes the global part on alone. The original's `linear_edge_f`,
-    which it never reads, is zero. RecBole-GNN has no `b_iah` and `b_oah`, so that what
-    they add to the gates joins `b_ih`. The arrays are copies, in the types of `params`.
+    The PyTorch models have the readouts "hybrid" and "attention"; for the latter, a
+    `linear_transform` passes on only the global part. The original's `linear_edge_f`,
+    which it never reads, is zero. RecBole-GNN has no `b_iah` and `b_oah`, so what they
+    add to the gates is added to `b_ih`. The arrays are copies, with the types of
+    `params`.
 
     Args:
       params: the tree under "params" of `SRGNN`.
-      source: whose model it is for, "recbole", "recbole_gnn" or "original".
+      source: whose model to convert for: "recbole", "recbole_gnn" or "original".
 
     Raises:
-      UserError: lists all that is missing, unknown or of the wrong shape or type.
+      UserError: lists everything missing, unknown, or of the wrong shape or type.
     """
     _check_source(source)
     flat = traverse_util.flatten_dict(params, sep="/")
@@ -150,7 +151,7 @@ def _check_source(source: str) -> None:
 
 
 def unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Drops what wrappers of a torch module put before all of its names."""
+    """Drops the prefix that wrappers of a torch module add to all of its names."""
     prefixes = [found[0] for found in map(_WRAPPERS.match, state_dict) if found]
     prefix = min(prefixes, key=len, default="")
     if not all(own.startswith(prefix) for own in prefixes):
@@ -159,20 +160,20 @@ def unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source_of(state_dict: Mapping[str, Any]) -> str:
-    """Returns whose names these are; "" if they are not those of an SR-GNN."""
+    """Returns whose names these are; "" if they are not an SR-GNN's."""
     if any(name.startswith("gnncell.") for name in state_dict):
         return "recbole_gnn"
     return next((s for s, name in EMBEDDING.items() if name in state_dict), "")
 
 
 def _name(path: str, source: str) -> str:
-    """Spells a path in Flax as torch does: "gnn/w_ih" is "gnn.w_ih"."""
+    """Returns torch's name for a path in Flax: "gnn/w_ih" is "gnn.w_ih"."""
     usual = path.removeprefix("readout/").replace("/", ".").replace("kernel", "weight")
     return _OWN_NAMES[source].get(path, usual)
 
 
 def _shapes(table: np.ndarray | None, readout: str) -> dict[str, tuple]:
-    """Returns the shapes of `SRGNN`'s parameters by path; () where that is unknown."""
+    """Returns the shapes of `SRGNN`'s parameters by path; () if unknown."""
     shape = () if table is None else table.shape
     is_known = len(shape) == 2 and 0 not in shape
     num_items, d = shape if is_known else (2, 1)
@@ -185,7 +186,7 @@ def _shapes(table: np.ndarray | None, readout: str) -> dict[str, tuple]:
 
 
 def _in_gates_of(source: str, flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Copies arrays of Flax's layout, with the original's gate turned round."""
+    """Copies arrays in Flax's layout, with the original's gate inverted."""
     flat = {path: np.array(array, order="C") for path, array in flat.items()}
     for path in _GATES if source == "original" else ():
         d = flat[path].shape[-1] // 3
@@ -194,10 +195,10 @@ def _in_gates_of(source: str, flat: dict[str, np.ndarray]) -> dict[str, np.ndarr
 
 
 def as_numpy(value: Any) -> np.ndarray:
-    """Returns any library's array as NumPy's; half precision as float32."""
+    """Returns any library's array as a NumPy array; half precision as float32."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-        # NumPy has no bfloat16, so torch hands it over only after it is widened.
+        # NumPy has no bfloat16, so torch must widen it first.
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
     array = np.asarray(value)
     is_half = array.dtype.name in ("float16", "bfloat16")
@@ -207,7 +208,7 @@ def as_numpy(value: Any) -> np.ndarray:
 def _check(
     shapes: Mapping[str, tuple], arrays: Mapping[str, np.ndarray], message: str
 ) -> None:
-    """Raises one error that lists all that is missing, unknown or mis-shaped."""
+    """Raises one error for everything missing, unknown or of wrong shape or type."""
     known = {name: arrays[name] for name in shapes if name in arrays}
     faults = {
         "missing": [name for name in shapes if name not in known],

@@ -1,6 +1,6 @@
-"""Reads a `.pth` or safetensors file, without torch and running nothing.
+"""Reads a `.pth` or safetensors file, without torch and without running any code in it.
 
-A `.pth` is a zip of a pickle and of one raw file per tensor; see `torch_pickle`.
+A `.pth` is a zip of a pickle and one raw file per tensor; see `torch_pickle`.
 """
 
 import os
@@ -22,8 +22,8 @@ class TorchCheckpoint(dict[str, np.ndarray]):
     """The weights of a PyTorch checkpoint: its state_dict, names to arrays.
 
     Attributes:
-      source: whose names they are, "recbole", "recbole_gnn" or "original".
-      config: the text and numbers of RecBole's config, {} where the file holds none.
+      source: whose names they are: "recbole", "recbole_gnn" or "original".
+      config: the text and numbers of RecBole's config, {} if the file has none.
     """
 
     source: str
@@ -31,10 +31,10 @@ class TorchCheckpoint(dict[str, np.ndarray]):
 
 
 def load_torch_checkpoint(path: str | os.PathLike) -> TorchCheckpoint:
-    """Reads a PyTorch SR-GNN's checkpoint; neither torch nor RecBole need be installed.
+    """Reads a PyTorch SR-GNN's checkpoint; torch and RecBole need not be installed.
 
-    Nothing that the file holds is executed. Half precision is widened to float32. What
-    DataParallel, torch.compile and Lightning put before all names is dropped.
+    Nothing in the file is executed. Half precision is widened to float32. The prefixes
+    that DataParallel, torch.compile and Lightning add to all names are dropped.
 
     Args:
       path: a `.pth` as RecBole saves it or as `torch.save(model.state_dict(), path)`
@@ -45,7 +45,7 @@ def load_torch_checkpoint(path: str | os.PathLike) -> TorchCheckpoint:
 
     Raises:
       UserError: the file is missing, damaged, of another format or another model, or
-        its pickle names what no honest checkpoint needs.
+        its pickle names something that no honest checkpoint needs.
     """
     path = Path(path)
     try:
@@ -55,8 +55,8 @@ def load_torch_checkpoint(path: str | os.PathLike) -> TorchCheckpoint:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)})") from None
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
-        said = reason(error)[:80]
-        raise UserError(f"{path}: the zip archive is damaged ({said})") from None
+        why = reason(error)[:80]
+        raise UserError(f"{path}: the zip archive is damaged ({why})") from None
     checkpoint = TorchCheckpoint(unwrapped(state_dict))
     checkpoint.source, checkpoint.config = source_of(checkpoint), config
     if checkpoint.source and EMBEDDING[checkpoint.source] in checkpoint:
@@ -77,8 +77,8 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         return _read_safetensors(path), {}
     if start[:1] == b"\x80":
         raise UserError(
-            "this is the format that PyTorch wrote before 1.6, a bare pickle, which is "
-            "not read here; save it anew, with PyTorch: torch.save(torch.load(path, "
+            "this is the format of PyTorch before 1.6, a bare pickle, which is not "
+            "supported; save it again with PyTorch: torch.save(torch.load(path, "
             "weights_only=True), path)"
         )
     raise UserError("neither a .pth file (a zip archive) nor a safetensors file")
@@ -90,21 +90,21 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     except SafetensorError as error:
         raise UserError(f"damaged, or not safetensors: {short(str(error))}") from None
     except (AttributeError, KeyError, TypeError) as error:  # For types NumPy lacks.
-        raise UserError(f"a type that is not read here: {short(str(error))}") from None
+        raise UserError(f"a type is not supported: {short(str(error))}") from None
     if not arrays:
         raise UserError("it holds no tensors")
     return {name: as_numpy(array) for name, array in arrays.items()}
 
 
 def _read_zip(file: BinaryIO) -> tuple[dict[str, np.ndarray], dict]:
-    """Reads an archive whose claimed sizes do not exceed the file's own."""
+    """Reads an archive; its claimed sizes must not exceed the file's own."""
     file_bytes = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         for info in entries:
             name = info.filename
             if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-                raise UserError(f"its {short(name)} lies outside of its folder")
+                raise UserError(f"its {short(name)} is outside its folder")
             if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
                 raise UserError(f"its {short(name)} is compressed or encrypted")
         # Entries may point at the same bytes, many times over.
@@ -113,7 +113,7 @@ def _read_zip(file: BinaryIO) -> tuple[dict[str, np.ndarray], dict]:
         members = {name: archive.read(name) for name in set(archive.namelist())}
     pickles = [name for name in members if name.split("/")[-1] == "data.pkl"]
     if len(pickles) != 1:
-        raise UserError(f"it holds {len(pickles)} files data.pkl, where torch has one")
+        raise UserError(f"it holds {len(pickles)} data.pkl files; torch writes one")
     folder = pickles[0].removesuffix("data.pkl")
     byte_order = members.get(f"{folder}byteorder", b"little")
     if byte_order not in (b"little", b"big"):

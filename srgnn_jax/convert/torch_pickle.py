@@ -1,7 +1,7 @@
-"""Reads what torch.save pickles, tensors and plain values, and runs nothing.
+"""Reads what torch.save pickles, tensors and plain values, without running any code.
 
-Every name becomes inert text, if it is one that honest checkpoints mention; a pickle
-that names anything else is refused.
+A name that honest checkpoints mention becomes inert text; a pickle that has any other
+name is refused.
 """
 
 import pickle
@@ -14,10 +14,10 @@ import numpy as np
 from srgnn_jax.data.plain_pickle import Instructions, PlainUnpickler, short
 from srgnn_jax.errors import UserError
 
-# A checkpoint of RecBole has a pickle of 10 kB. One byte may become an object of 100.
+# RecBole's pickles have 10 kB. One byte may become an object of 100 bytes.
 MAX_PICKLE_BYTES = 2 << 20
 
-# NumPy's types of the numbers in a storage; of bfloat16, which it lacks, the bits.
+# NumPy's types for the numbers in a storage; for bfloat16, which it lacks, the bits.
 _DTYPES = {
     "torch.DoubleStorage": "f8",
     "torch.FloatStorage": "f4",
@@ -51,14 +51,14 @@ def unpickle(
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Returns views into storages by name, and the plain fields of RecBole's config.
 
-    The pickle is of a state_dict, or of a dict that holds one as "state_dict".
+    The pickle holds a state_dict, or a dict with one as "state_dict".
     """
     try:
         if len(data) > MAX_PICKLE_BYTES:
             raise UserError(f"its pickle is larger than {MAX_PICKLE_BYTES:,} bytes")
         root = _TorchUnpickler(data, storages, byte_order).load()
         if not isinstance(root, dict):
-            raise UserError(f"it holds no state_dict but a {_kind(root)}")
+            raise UserError(f"it holds a {_kind(root)} instead of a state_dict")
         config = root.get("config") if "state_dict" in root else None
         if isinstance(config, _StandIn):
             state = config.state if isinstance(config.state, dict) else {}
@@ -68,7 +68,7 @@ def unpickle(
         return _tensors(root.get("state_dict", root)), plain
     except UserError as error:
         raise UserError(
-            f"{error}; if you trust the file, save its weights alone, with PyTorch: "
+            f"{error}; if you trust the file, save only its weights with PyTorch: "
             "torch.save(model.state_dict(), 'weights.pth')"
         ) from None
 
@@ -83,7 +83,7 @@ def _tensors(state_dict: Any) -> dict[str, np.ndarray]:
     ]
     if others:
         names = ", ".join(others[:10])
-        raise UserError(f"it holds no state_dict: these are no tensors: {names}")
+        raise UserError(f"it holds no state_dict: these are not tensors: {names}")
     return {name: tensor.view for name, tensor in state_dict.items()}
 
 
@@ -93,7 +93,7 @@ def _kind(value: Any) -> str:
 
 
 class _StandIn(str):
-    """A class or function as its name, or an object as that of its class."""
+    """A class or function as its name, or an object as its class's name."""
 
     state: Any = None
 
@@ -101,13 +101,13 @@ class _StandIn(str):
         self.state = state
 
     def _ignore(self, *_: Any) -> None:
-        """What is put into an unknown container is lost."""
+        """Drops what is put into an unknown container."""
 
     append = extend = __setitem__ = _ignore
 
 
 class _Dict(dict):
-    """A dict that drops keys that are slow to hash, and the `_metadata` of torch's."""
+    """A dict that drops keys that are slow to hash, and torch's `_metadata`."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if isinstance(key, str | int | float | None):
@@ -127,7 +127,7 @@ class _Tensor(NamedTuple):
 
 
 class _TorchUnpickler(PlainUnpickler):
-    """Builds dicts, stand-ins and views of tensors too, and calls nothing."""
+    """Also builds dicts, stand-ins and views of tensors; it calls nothing."""
 
     def __init__(self, data: bytes, storages: Mapping[str, bytes], byte_order: Any):
         super().__init__(data)
@@ -143,7 +143,7 @@ class _TorchUnpickler(PlainUnpickler):
         if (tag, type(kind), type(key)) != ("storage", _StandIn, str):
             raise TypeError("no storage")
         if kind not in _DTYPES:
-            raise UserError(f"a tensor is of type {kind}, which is not read")
+            raise UserError(f"a tensor is of type {kind}, which is not supported")
         if key not in self.storages:
             raise UserError(f"storage {short(key)} is missing from the archive")
         dtype = np.dtype(_DTYPES[kind]).newbyteorder(self.byte_order)
@@ -181,7 +181,7 @@ class _TorchUnpickler(PlainUnpickler):
 
 
 def _made(kind: Any, arguments: Any) -> Any:
-    """Does what a pickle's call would, for the few calls that are known."""
+    """Does what a pickle's call would do, for the few known calls."""
     if not isinstance(kind, _StandIn):
         raise TypeError(f"a {_kind(kind)} cannot be called")
     if kind == "torch._utils._rebuild_tensor_v2":
@@ -194,13 +194,13 @@ def _made(kind: Any, arguments: Any) -> Any:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> _Tensor:
-    """Returns a view into a storage; offset and strides in numbers."""
+    """Returns a view into a storage; offset and strides count numbers, not bytes."""
     numbers = offset, *shape, *strides
     if not isinstance(storage, _Storage) or any(type(n) is not int for n in numbers):
         raise TypeError(f"a tensor of a {_kind(storage)}")
     size = storage.dtype.itemsize
     try:
-        # NumPy compares them with the buffer too, but its integers wrap round.
+        # NumPy compares them with the buffer too, but its integers wrap around.
         steps = [(n - 1) * by for n, by in zip(shape, strides, strict=True)]
         end = 0 if 0 in shape else offset + sum(steps) + 1
         if min(numbers) < 0 or end * size > len(storage.data):
