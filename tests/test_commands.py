@@ -328,7 +328,7 @@ def test_promises(tmp_path):
 @pytest.mark.slow  # six trainings
 def test_nightly(tmp_path):
     said = [output for _, output in run_page("nightly.md", tmp_path)]
-    assert "promoted: runs/live is 2026-11-26" in said[1]
+    assert "promoted: runs/live now points to 2026-11-26" in said[1]
     assert "0 new" in said[2]
     assert (tmp_path / "runs/compared/from_nothing/results.json").is_file()
     assert "old targets" in said[-1]

@@ -1,4 +1,4 @@
-"""Two runs on one test, the better of which goes to work; a nightly job."""
+"""Comparing two runs on one test, promoting the better one; a nightly job."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from tests.tiny import tiny_config
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder of two runs; of the second's items the first lacks some."""
+    """A folder of two runs; the first does not know some items of the second."""
     folder = tmp_path_factory.mktemp("runs")
     config = tiny_config(folder)
     train_and_evaluate(config, str(folder / "monday"))
@@ -45,7 +45,7 @@ def test_the_other_run_answers_as_if_it_were_asked(runs, capsys):
         *prefix, target = (ids[i] for i in run.test.items[start : start + length + 1])
         sessions.append(prefix)
         targets.append(target)
-    # Some sessions, and some targets, that it knows nothing of.
+    # Including some sessions and targets that it does not know.
     lists = recommender.recommend(sessions, k=recommender.model.num_items - 1)
     assert any(one.fallback for one in lists)
     rank = np.array(
@@ -91,7 +91,7 @@ def test_what_is_not_worse_is_promoted_and_what_is_worse_not(runs, monkeypatch, 
     assert live.readlink() == Path("monday")
     assert promote(str(runs / "tuesday"), str(live))
     assert live.resolve() == runs / "tuesday"
-    # What is there already is neither worse nor compared.
+    # A run that is live already is neither refused nor compared.
     monkeypatch.setattr(module, "compare", None)
     assert promote(str(runs / "tuesday"), str(live))
     found = []
@@ -100,7 +100,7 @@ def test_what_is_not_worse_is_promoted_and_what_is_worse_not(runs, monkeypatch, 
         found.append([{"all": {"mrr@20": value}}, {"all": {"mrr@20": 0.21}}])
         assert not promote(str(runs / "monday"), str(live))
         assert live.resolve() == runs / "tuesday"
-    assert "mrr@20 is 20.00, and 21.00 in tuesday" in capsys.readouterr().out
+    assert "mrr@20 is 20.00, but 21.00 in tuesday" in capsys.readouterr().out
     found.append([{"all": {"mrr@20": 0.21}}] * 2)
     assert promote(str(runs / "monday"), str(live))
     assert live.resolve() == runs / "monday"
@@ -108,7 +108,7 @@ def test_what_is_not_worse_is_promoted_and_what_is_worse_not(runs, monkeypatch, 
 
 
 def test_only_a_link_is_switched_and_only_to_a_run(runs, tmp_path):
-    with pytest.raises(UserError, match="is a folder of its own; name a link"):
+    with pytest.raises(UserError, match="is a folder, not a link; name a link"):
         promote(str(runs / "tuesday"), str(runs / "monday"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="does not exist: no run has saved"):
@@ -121,7 +121,7 @@ def test_a_start_from_nothing_is_trained_beside(runs, tmp_path, capsys):
     config = tiny_config(tmp_path)
     log_of(tmp_path / "data", first=3, seed=2)
     config.epochs, today = 1, str(tmp_path / "today")
-    with pytest.raises(UserError, match=r"with config\.warm_start"):
+    with pytest.raises(UserError, match=r"needs config\.warm_start"):
         train_both(config, today, 2)
     config.warm_start = str(runs / "monday")
     _, both = train_both(config, today, 2)
@@ -135,9 +135,9 @@ def test_a_start_from_nothing_is_trained_beside(runs, tmp_path, capsys):
 
 
 def write_days(path, days):
-    """Writes the sessions of some days, each of which has one item more, and one less.
+    """Writes the sessions of some days; each day gains one item and loses one.
 
-    Item i is followed by i + 1 or i + 2 of its day, which has twenty.
+    Each day has twenty items. Item i is followed by item i + 1 or i + 2 of its day.
     """
     rng = np.random.default_rng(0)
     lines = ["session_id,item_id,timestamp"]
@@ -151,9 +151,9 @@ def write_days(path, days):
     path.write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.slow  # eight processes, one of which serves
+@pytest.mark.slow  # eight processes, one of them serving
 def test_a_nightly_job(tmp_path):
-    """Three nights: the model that is served knows the items of the day before."""
+    """Three nights: the served model knows the items of the day before."""
     flags = [
         f"--config={ROOT / 'configs' / 'click_log.py'}",
         *("--config.data_dir=data", "--config.prepared_dir=prepared"),
@@ -187,15 +187,15 @@ def test_a_nightly_job(tmp_path):
     night(3, "monday", "--config.epochs=6")
     log = tmp_path / "served.log"
     with Process(tmp_path / "runs/live", log, reload_every=0.2, max_wait=30) as served:
-        # The last day is test: its new item is not trained on.
+        # The last day is the test split: its new item is not trained on.
         assert ask(20)["unknown"] == []
         assert ask(21)["unknown"] == ["item21"]
         assert "promoted" in night(4, "tuesday", *warm, "--config.epochs=3")
         wait_until_known(21)
         worse = *warm, "--config.epochs=1", "--config.learning_rate=10"
         said = night(5, "worse", *worse, status=3)
-        assert "in tuesday; runs/live stays as it is" in said
-        # However often it looks.
+        assert "in tuesday; runs/live is unchanged" in said
+        # Time for the service to check several times.
         time.sleep(1)
         assert ask(22)["unknown"] == ["item22"]
         assert ask(21)["model"] == ask(20)["model"]

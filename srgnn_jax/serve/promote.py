@@ -1,4 +1,4 @@
-"""Two runs on the same test, side by side; the better one goes to work.
+"""Compares two runs on the same test, and promotes the better one.
 
 Axes: E examples, V item rows.
 """
@@ -24,7 +24,7 @@ from srgnn_jax.serve.exported import by_popularity
 from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.train.loop import train_and_evaluate
 
-# The rank of a target that a run does not have: no list is as long.
+# The rank of a target that a run does not know: longer than any list.
 _NOWHERE = np.iinfo(np.int32).max
 FROM_NOTHING = "from_nothing"
 
@@ -35,54 +35,54 @@ def promote(
     config: ConfigDict | None = None,
     model: config_lib.MakeModel | None = None,
 ) -> bool:
-    """Makes a link lead to a workdir, unless the run that it leads to is better.
+    """Points a link to a workdir, unless the run it points to is better.
 
-    Both are evaluated on the test split of the workdir's run, see `compare`; what
-    decides is its `config.select_by`, of which an equal value is not worse. Where the
-    link is not there yet, nothing is compared. It is switched in one step, so that
-    whoever follows it finds one run or the other.
+    Both runs are evaluated on the test split of the workdir's run (see `compare`), and
+    its `config.select_by` decides; an equal value is enough. If the link does not exist
+    yet, nothing is compared. The link is switched in one step: anyone who follows it
+    finds one run or the other.
 
     Args:
       workdir: folder of the new run.
-      live: the link, such as that which `--mode=serve` is given as its workdir.
+      live: the link, such as the workdir that is passed to `--mode=serve`.
       config, model: of both runs; see `evaluate_workdir`.
 
     Returns:
-      Whether the link leads to the workdir now.
+      Whether the link now points to the workdir.
 
     Raises:
-      UserError: what the user can mend, such as a folder in the link's place.
+      UserError: something the user can fix, such as a folder in the link's place.
     """
     folder, link = (pathlib.Path(path).expanduser() for path in (workdir, live))
     if not link.exists():
-        # What cannot be loaded is not promoted.
+        # A run that cannot be loaded is not promoted.
         Recommender.load(folder, model)
     elif not link.is_symlink():
         raise UserError(
-            f"--live={live} is a folder of its own; name a link, which is made where "
-            "there is none"
+            f"--live={live} is a folder, not a link; name a link, which is created if "
+            "it does not exist"
         )
     elif link.resolve() != folder.resolve():
         by, both = compare(workdir, live, config, model)
         new, old = (means["all"][by] for means in both)
         if not new >= old:
             processes.say(
-                f"\nnot promoted: {by} is {100 * new:.2f}, and {100 * old:.2f} in "
-                f"{link.resolve().name}; {live} stays as it is"
+                f"\nnot promoted: {by} is {100 * new:.2f}, but {100 * old:.2f} in "
+                f"{link.resolve().name}; {live} is unchanged"
             )
             return False
     _switch(link, folder)
-    processes.say(f"\npromoted: {live} is {folder.resolve().name}")
+    processes.say(f"\npromoted: {live} now points to {folder.resolve().name}")
     return True
 
 
 def _switch(link: pathlib.Path, folder: pathlib.Path) -> None:
-    """Makes a link lead to a folder, in one step."""
+    """Points a link to a folder, in one step."""
     unfinished = link.with_name(f"{link.name}.unfinished")
     try:
         link.parent.mkdir(parents=True, exist_ok=True)
         unfinished.unlink(missing_ok=True)
-        # By the way from one to the other: both may be moved, or mounted elsewhere.
+        # A relative path: both may be moved together, or mounted elsewhere.
         target = os.path.relpath(folder.resolve(), link.parent.resolve())
         unfinished.symlink_to(target, target_is_directory=True)
         unfinished.replace(link)
@@ -90,7 +90,7 @@ def _switch(link: pathlib.Path, folder: pathlib.Path) -> None:
         raise UserError(f"cannot link {link} to {folder} ({reason(error)})") from error
 
 
-# By group of examples, and by metric.
+# By group of examples, then by metric.
 Means = dict[str, dict[str, float]]
 
 
@@ -102,15 +102,15 @@ def compare(
 ) -> tuple[str, list[Means]]:
     """Evaluates the runs of two workdirs on the test split of the first; prints both.
 
-    Each answers as it would be served: joined, if it was last evaluated joined. The
-    other run is asked by raw id: clicks on items that it lacks are left out, a session
-    of which it knows none gets its most popular items, and a target that it lacks is in
-    no list.
+    Each run answers as it would be served: joined, if it was last evaluated joined. The
+    other run answers by raw id: clicks on items that it does not know are left out, a
+    session without a known click gets its most popular items, and a target that it does
+    not know is in no list.
 
     Returns:
-      The metric that chooses, and for both runs the means of "all" examples and of
-      those of `breakdown.ages`; new are items that the first run's parent lacks or,
-      where it has none, the other run.
+      The metric that decides, and for each run the means over "all" examples and over
+      the groups of `breakdown.ages`. New items are those that the first run's parent
+      does not know or, if it has no parent, those that the other run does not know.
     """
     folders = [pathlib.Path(path).expanduser().resolve() for path in (workdir, other)]
     run = open_run(folders[0], config, model)
@@ -143,21 +143,21 @@ def _ranks_by_raw_id(
     ids: Sequence[str],
     model: config_lib.MakeModel | None,
 ) -> tuple[Int[np.ndarray, " E"], Int[np.ndarray, " V"]]:
-    """Ranks a run's targets by the run of another workdir; `ids` are the first's.
+    """Ranks a run's targets with the run of another workdir; `ids` are the first's.
 
     Returns:
-      The rank of each target; and the other run's row of each item, 0 where none is.
+      The rank of each target, and the other run's row of each item, 0 if it has none.
     """
     recommender = Recommender.load(folder, model)
     vocabulary = recommender.vocabulary
     rows = np.append(0, vocabulary.rows(ids))
     examples = run.test
     clicks, ends = rows[examples.items], examples.starts + examples.lengths
-    # Where each click lies among the known ones.
+    # The position of each click among the known ones.
     before = np.append(0, np.cumsum(clicks > 0))
     target, lengths = clicks[ends], before[ends] - before[examples.starts]
     seen = np.minimum(lengths, recommender.max_length).astype(np.int32)
-    # By popularity, unless a click of the session is known.
+    # Ranked by popularity, unless a click of the session is known.
     order, _ = by_popularity(vocabulary.clicks, len(vocabulary.ids))
     place = np.full(vocabulary.num_items, _NOWHERE, np.int64)
     place[order] = 1 + np.arange(len(order))
@@ -181,13 +181,13 @@ def train_both(
     model: config_lib.MakeModel | None = None,
     losses: Mapping[str, Loss] | None = None,
 ) -> tuple[str, list[Means]]:
-    """Trains a run with `config.warm_start`, then one from nothing; see `compare`.
+    """Trains a run with `config.warm_start`, then one from scratch; see `compare`.
 
-    The second has the same data and settings but for its number of epochs, and lies in
-    the workdir's folder `from_nothing`. For the arguments see `train_and_evaluate`.
+    The second uses the same data and settings except for its number of epochs, and is
+    in the workdir's folder `from_nothing`. For the arguments see `train_and_evaluate`.
     """
     if not config.warm_start or config.runs > 1:
-        raise UserError("--compare is for a single run, with config.warm_start; set it")
+        raise UserError("--compare needs config.warm_start, and config.runs = 1")
     train_and_evaluate(config, workdir, command, model, losses)
     other = str(pathlib.Path(workdir).expanduser() / FROM_NOTHING)
     fields = {**config_lib.to_dict(config), "warm_start": "", "epochs": epochs}
