@@ -1,15 +1,15 @@
-"""Sends broken requests to a process that serves: none fails inside, and it answers on.
+"""Sends broken requests to a serving process: none may fail inside or stop it.
 
     python -m tests.fuzz_http --cases=2000 --seed=0
 
 A case is drawn from the seed and its number. Its kind says what is broken:
 
-    body      JSON that is cut, changed, nested, of wrong types, of huge numbers
+    body      JSON that is cut, changed or nested, or has wrong types or huge numbers
     head      lines and headers that are odd, doubled, long or contradict each other
-    route     any path by any method
-    slow      a request that comes in pieces, or is broken off
+    route     any path with any method
+    slow      a request that arrives in pieces, or is interrupted
 
-Each case must be answered or cut off, and no answer may be a 500 or tell of the code.
+Each case must be answered or cut off, and no answer may be a 500 or reveal code.
 """
 
 import argparse
@@ -28,8 +28,8 @@ import numpy as np
 from tests.served import Process
 from tests.tiny import old_run
 
-# Seconds that a client has to send a request, in which it is answered or cut off, and
-# after which no more of an answer is coming.
+# Seconds to send a request, seconds in which it must be answered or cut off, and
+# seconds of silence after which an answer is complete.
 SENT_WITHIN, ANSWERED_WITHIN, SILENCE = 3.0, 20.0, 0.3
 TOGETHER = 48
 GOOD = b'{"session": ["item3", "item4"], "k": 5}'
@@ -92,7 +92,7 @@ HEADERS = (
 
 
 class Case(NamedTuple):
-    """A request: what is written, with pauses between, and whether an answer is due."""
+    """A request: the pieces to write, the pause between them, and if it is whole."""
 
     kind: str
     pieces: list[bytes]
@@ -101,7 +101,7 @@ class Case(NamedTuple):
 
 
 def draw_body(rng: np.random.Generator) -> bytes:
-    """Draws a body: a good one with odd fields, cut or changed."""
+    """Draws a body: a good one with odd fields, perhaps cut or changed."""
     odd = [*NUMBERS, *TEXTS, *OTHERS]
     fields = {"session": '["item3"]'}
     if rng.random() < 0.2:
@@ -127,7 +127,7 @@ def draw_body(rng: np.random.Generator) -> bytes:
 def request(
     body: bytes, path: str = "/v1/recommend", method: str = "POST", *headers: str
 ) -> bytes:
-    """Returns a request as it is written, with its length unless headers tell one."""
+    """Returns a request's bytes, with a length unless the headers give one."""
     lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *headers]
     if not any(re.match("content-length|transfer", x, re.IGNORECASE) for x in headers):
         lines.append(f"Content-Length: {len(body)}")
@@ -169,7 +169,7 @@ def draw_of_route(rng: np.random.Generator) -> Case:
     if rng.random() < 0.2:
         method = str(rng.choice(METHODS))
     body = draw_body(rng) if rng.random() < 0.5 else b""
-    # Such a line is none.
+    # Otherwise it is not a valid request line.
     is_line = method.isalpha() and method.isupper() and path.startswith("/")
     is_whole = is_line and path.isascii() and len(path) < 1000
     whole = request(body, path, method)
@@ -195,7 +195,7 @@ def draw(seed: int, case: int) -> Case:
 
 
 async def answer_to(case: Case, port: int) -> bytes:
-    """Sends a case, and returns all that comes until nothing more does."""
+    """Sends a case and returns everything that arrives."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answer = b""
     try:
@@ -217,17 +217,17 @@ async def answer_to(case: Case, port: int) -> bytes:
 
 
 def what_is_wrong(case: Case, answer: bytes) -> str:
-    """Says what an answer must not be; nothing if it is as it should be."""
+    """Returns what is wrong with an answer; "" if nothing is."""
     statuses = re.findall(rb"HTTP/1\.1 (\d\d\d) ", answer)
     if case.is_whole and not statuses:
         return "it was not answered"
     if answer and not answer.startswith(b"HTTP/1.1 "):
-        return f"what came is no answer: {answer[:80]!r}"
+        return f"not an HTTP answer: {answer[:80]!r}"
     if b"500" in statuses:
         return "it failed inside"
-    for told in (b"Traceback", b"srgnn_jax", b"site-packages", b".py", b"uvicorn"):
-        if told in answer and b"text/html" not in answer:
-            return f"the answer tells {told.decode()}"
+    for secret in (b"Traceback", b"srgnn_jax", b"site-packages", b".py", b"uvicorn"):
+        if secret in answer and b"text/html" not in answer:
+            return f"the answer reveals {secret.decode()}"
     _, _, body = answer.partition(b"\r\n\r\n")
     if len(statuses) == 1 and statuses[0] >= b"400" and b"/json" in answer and body:
         error = json.loads(body)["error"]
@@ -239,10 +239,10 @@ def what_is_wrong(case: Case, answer: bytes) -> str:
 async def send_all(
     cases: range, seed: int, served: Process
 ) -> tuple[collections.Counter, list[str]]:
-    """Sends cases, some at a time, and good requests between.
+    """Sends cases, some at a time, and good requests between them.
 
     Returns:
-      How often each kind got which status, and what went wrong.
+      How often each kind got each status, and what went wrong.
     """
     done: collections.Counter = collections.Counter()
     wrong: list[str] = []
@@ -252,13 +252,13 @@ async def send_all(
         case = draw(seed, number)
         try:
             answer = await answer_to(case, served.port)
-            told = what_is_wrong(case, answer)
+            fault = what_is_wrong(case, answer)
         except (OSError, TimeoutError, ValueError) as error:
-            answer, told = b"", repr(error)
+            answer, fault = b"", repr(error)
         status = answer[9:12].decode("ascii", "replace") or "cut off"
         done[case.kind, status] += 1
-        if told:
-            wrong.append(f"case {number} ({case.kind}): {told}")
+        if fault:
+            wrong.append(f"case {number} ({case.kind}): {fault}")
 
     expected = None
     for start in range(cases.start, cases.stop, TOGETHER):
@@ -282,15 +282,15 @@ def fuzz(cases: range, seed: int) -> tuple[collections.Counter, list[str]]:
                 wrong.append("the process has ended")
             served.terminate()
             if served.wait(20) != 0:
-                wrong.append("it does not end in order")
+                wrong.append("the process did not shut down cleanly")
         said = served.said()
         if "Traceback" in said or "failed" in said or '"level":"error"' in said:
-            wrong.append(f"the log tells of failures:\n{said[-3000:]}")
+            wrong.append(f"the log has failures:\n{said[-3000:]}")
     return done, wrong
 
 
 def main() -> None:
-    """Sends the cases that the flags ask for, and prints what came of them."""
+    """Sends the cases that the flags select, and prints the outcome."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)

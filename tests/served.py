@@ -18,7 +18,7 @@ from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.serve.service import Service
 from tests.command import PROCESSES
 
-# Few shapes, which compile in seconds: sessions of more than 16 clicks have 256 places.
+# Few shapes, which compile in seconds: sessions of over 16 clicks have 256 positions.
 SMALL = {
     "QUICK": ((1, 2, 4), (16,), 64),
     "RARE": ((1,), (), 64),
@@ -28,7 +28,7 @@ SMALL = {
 
 @contextlib.contextmanager
 def few_shapes():
-    """Has services compile few shapes, inside."""
+    """Makes services in its block compile few shapes."""
     with pytest.MonkeyPatch.context() as patch:
         for name, shapes in SMALL.items():
             patch.setattr(served, name, shapes)
@@ -36,8 +36,8 @@ def few_shapes():
 
 
 def ready_service(workdir, **options):
-    """Returns a service of a workdir, with all that it needs compiled."""
-    # However busy this machine is.
+    """Returns a service of a workdir, with everything compiled."""
+    # Long, as the machine may be busy.
     options = {"max_wait": 30.0, **options}
     with few_shapes():
         service = Service(
@@ -57,7 +57,7 @@ class Client:
         self._transport = httpx.ASGITransport(app, client=(host, 50000))
 
     def together(self, *requests):
-        """Sends several at once: arguments of `request` each; returns their answers."""
+        """Sends requests, given as arguments of `request`, at once; returns answers."""
 
         async def send():
             base = "http://served"
@@ -97,7 +97,7 @@ def _serve(workdir, log, options):
 
 
 class Process:
-    """A process that serves a workdir on a port of its own."""
+    """A process that serves a workdir on its own port."""
 
     def __init__(self, workdir, log, seconds=10.0, connections=1000, **options):
         self.log = log
@@ -125,7 +125,7 @@ class Process:
         os.kill(self.process.pid, signal.SIGTERM)
 
     def wait(self, seconds):
-        """Waits for its end; returns its status, None if it goes on."""
+        """Waits for the process to end; returns its status, None if it still runs."""
         multiprocessing.connection.wait([self.process.sentinel], seconds)
         return self.process.exitcode
 

@@ -1,4 +1,4 @@
-"""What an error or a warning of a reader advises is tried: it must help."""
+"""Tries what a reader's errors and warnings advise: it must help."""
 
 import logging
 import re
@@ -18,7 +18,7 @@ def read(folder, settings):
 
 
 def advice(message):
-    """Returns the settings that a message names; "" where it leaves the value open."""
+    """Returns the settings that a message names; "" if it leaves the value open."""
     found = re.findall(r"--config\.(\w+)(?:=('[^']*'|[^\s;)]+))?", message)
     assert found, message
     return {name: TYPES.get(name, str)(value.strip("'")) for name, value in found}
@@ -38,8 +38,8 @@ def two_logs(folder):
     )
 
 
-# What is written, what settings the advice is taken from, what it leaves open, and how
-# many clicks are then kept.
+# How to write the log, the settings that help (the advice may leave their values open),
+# and how many clicks are then kept.
 ADVICE = {
     "a row without an item": (
         lambda folder: write(
@@ -142,9 +142,9 @@ def test_what_an_error_advises_helps(tmp_path, fault):
     make(tmp_path)
     with pytest.raises(UserError) as error:
         read(tmp_path, {})
-    told = advice(str(error.value))
-    # A value that nobody but the reader of the message knows is left open.
-    settings = {name: told[name] or value for name, value in expected.items()}
+    advised = advice(str(error.value))
+    # The advice leaves a value open if only the user can know it.
+    settings = {name: advised[name] or value for name, value in expected.items()}
     assert settings == expected
     counts = read(tmp_path, settings)
     assert counts["raw_clicks"] == clicks
@@ -181,11 +181,11 @@ def test_what_a_warning_advises_quiets_it(tmp_path, caplog, kind):
     write(tmp_path, row=row)
     with caplog.at_level(logging.WARNING):
         read(tmp_path, settings)
-    told = advice(caplog.text)
-    assert told == expected
+    advised = advice(caplog.text)
+    assert advised == expected
     before = {*caplog.messages}
     caplog.clear()
-    counts = read(tmp_path, {"min_item_count": 1} | told)
+    counts = read(tmp_path, {"min_item_count": 1} | advised)
     assert not before & {*caplog.messages}
     assert counts["raw_clicks"] == len(CLICKS)
 

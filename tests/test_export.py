@@ -1,4 +1,4 @@
-"""Exports stand alone: the same lists where the package cannot be imported."""
+"""Exports stand alone: they give the same lists without the package."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ SESSIONS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A trained run, exported as by the command line."""
+    """A trained run, exported from the command line."""
     folder = tmp_path_factory.mktemp("exported")
     workdir = old_run(folder)
     with contextlib.redirect_stdout(io.StringIO()) as said:
@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_loader_alone_gives_the_same_lists(folder):
-    """Where recommender.py is all there is of the package."""
+    """With recommender.py, but without the package."""
     blocked = ["srgnn_jax", "flax", "optax", "orbax", "polars", "jaxtyping", "tqdm"]
     code = (
         "import json, sys\n"
@@ -92,7 +92,7 @@ def test_candidates_that_leave_nothing_are_refused(folder, caplog):
     for wrong, message in [
         ([], "there are no candidates"),
         (["nope"], "none of 1 candidates is known: 'nope'"),
-        ("item3", "candidates: 'item3' is no list of item ids"),
+        ("item3", "candidates: 'item3' is not a list of item ids"),
     ]:
         with pytest.raises(ValueError, match=message):
             recommender.recommend([[]], candidates=wrong)
@@ -104,9 +104,9 @@ def test_what_is_no_session_is_refused(folder):
     recommender = exported.Recommender.load(folder / "out")
     assert recommender.recommend([[" item3 "]]) == recommender.recommend([["item3"]])
     for wrong, message in [
-        ("item3", "'item3' is no list of sessions"),
-        (["item3"], "session 0: 'item3' is no list of item ids"),
-        ([[1.5]], "session 0: an item id is 1.5; they are text or integers"),
+        ("item3", "'item3' is not a list of sessions"),
+        (["item3"], "session 0: 'item3' is not a list of item ids"),
+        ([[1.5]], "session 0: an item id is 1.5; ids must be text or integers"),
     ]:
         with pytest.raises(ValueError, match=message):
             recommender.recommend(wrong)
@@ -201,7 +201,7 @@ def test_no_file_is_lost_to_an_export(folder, tmp_path, manifest):
 
 
 class Hub:
-    """Stands for huggingface_hub, and notes what it is asked."""
+    """A fake huggingface_hub that records its calls."""
 
     def __init__(self, error=None):
         self.said, self.error = [], error
@@ -234,7 +234,7 @@ def test_an_export_is_put_on_a_hub(folder, tmp_path, monkeypatch):
     hub.error = OSError("401 Client Error\nof a long request")
     with pytest.raises(UserError, match=r"cannot upload to me/shop: 401 Client Error$"):
         push_to_hub(folder / "out", "me/shop")
-    with pytest.raises(UserError, match="is no exported folder"):
+    with pytest.raises(UserError, match="is not an exported folder"):
         push_to_hub(tmp_path, "me/shop")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"pip install 'srgnn_jax\[hub\]'"):

@@ -1,4 +1,4 @@
-"""The HTTP service gives what `Recommender` gives, and stays up whatever is sent."""
+"""The HTTP service returns what `Recommender` does, and survives any request."""
 
 import asyncio
 import base64
@@ -52,7 +52,7 @@ def _service(workdir):
 
 @pytest.fixture
 def service(_service):
-    """What a test does to the model and its names is undone."""
+    """The service; a test's changes to the model and its names are undone."""
     before = _service.served
     yield _service
     _service.served = before
@@ -315,7 +315,7 @@ def test_a_damaged_folder_of_candidates_is_told(workdir, tmp_path):
 
 
 class Models:
-    """Gives one model after another; waits before the second until it is told."""
+    """Returns one model after another, waiting while `may_go_on` is not set."""
 
     def __init__(self, *models):
         self.models = iter(models)
@@ -331,7 +331,7 @@ class Models:
 
 
 def other_model(recommender, factor):
-    """Returns a model of other parameters, as if loaded."""
+    """Returns a model with other parameters, as if loaded."""
     params = {**recommender.params}
     params["item_embedding"] = params["item_embedding"] * factor
     made = Recommender(
@@ -383,7 +383,7 @@ def test_a_new_model_is_used_once_it_is_ready_and_no_request_fails(recommender):
     check_equal(answers[-1].json(), expected)
     assert 'srgnn_reloads_total{result="loaded"} 1.0' in metrics.text
     assert 'step="15"' in metrics.text
-    # An equal model, of a restriction of the same size, has the same code.
+    # An equal model, and a restriction of the same size, use the same compiled code.
     assert step.shared._cache_size() - compiled < 20
 
 
@@ -477,7 +477,7 @@ def test_what_would_wait_too_long_is_refused_at_once(service, monkeypatch):
     answers = together(app, [{"session": ["item3"]}] * 40)
     refused = [one for one in answers if one.status_code == 503]
     accepted = [one for one in answers if one.status_code == 200]
-    # One starts before the others are there, then four at a time.
+    # One starts before the others arrive, then four at a time.
     assert 4 <= len(accepted) <= 13
     assert len(refused) == 40 - len(accepted)
     assert {one.headers["retry-after"] for one in refused} == {"1"}
@@ -502,7 +502,7 @@ def test_batches_are_of_one_group_and_in_order():
         return found, left
 
     found, left = asyncio.run(submit())
-    # When a batch has ended the next one has begun.
+    # When a batch has ended, the next one has already started.
     assert left == [3, 0, 0]
     assert isinstance(found.pop(5), ValueError)
     assert found == [0, 1, 2, 3, 4, 6, 7]
@@ -519,7 +519,7 @@ def test_the_wait_is_estimated_by_size():
         await asyncio.sleep(0.01)
         assert 0.4 < batcher.wait() <= 0.5
         waiting += [batcher.submit("a", 1, n) for n in range(5)]
-        # The fifth that waits has room for what comes now beside it.
+        # A new request fits into the batch of the fifth waiting one.
         assert 0.4 + 0.8 < batcher.wait() <= 0.5 + 0.8
         with pytest.raises(Overloaded):
             batcher.check()

@@ -1,4 +1,4 @@
-"""The page for people, in a browser where there is one."""
+"""The page for people, in a browser if one is installed."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ def test_the_page_brings_all_that_it_needs():
     assert not re.findall(r"\b(?:src|href)=", text)
     addresses = set(re.findall(r"https?://[^\"' )]+", text))
     assert addresses == {"http://www.w3.org/2000/svg"}
-    # Nothing that a client or a log wrote becomes markup.
+    # No text from a client or a log becomes markup.
     assert not re.findall(
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write", text
     )
@@ -27,7 +27,7 @@ def test_the_page_brings_all_that_it_needs():
 
 
 @pytest.mark.slow  # starts a browser
-@pytest.mark.skipif(BROWSER is None, reason="there is no chromium")
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
 def test_a_browser_shows_the_list_the_graph_and_completions(tmp_path):
     with Process(old_run(tmp_path), tmp_path / "log", max_wait=30.0) as served:
         script = (
@@ -36,7 +36,7 @@ def test_a_browser_shows_the_list_the_graph_and_completions(tmp_path):
             "$('session').dispatchEvent(new Event('input'));"
             "$('form').requestSubmit();})</script>"
         )
-        # The page itself, and what a person would do on it.
+        # The page itself, and a script that does what a person would.
         driven = tmp_path / "page.html"
         page = PAGE.read_text(encoding="utf-8")
         address = f"http://127.0.0.1:{served.port}"

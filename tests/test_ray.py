@@ -1,4 +1,4 @@
-"""The application of Ray Serve, where Ray is there: `make test-long` installs it."""
+"""The Ray Serve application, if Ray is installed: `make test-long` installs it."""
 
 import socket
 
@@ -10,13 +10,13 @@ from srgnn_jax.serve import ray_app
 from srgnn_jax.serve.recommend import Recommender
 from tests.tiny import old_run
 
-# Ray's own.
+# Ray's own warnings.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def test_arguments_that_are_wrong_are_told():
     pytest.importorskip("ray", reason="make test-long installs it")
-    with pytest.raises(ValueError, match="there is no 'workdr'; the arguments are wor"):
+    with pytest.raises(ValueError, match="unknown argument 'workdr'; choose from work"):
         ray_app.app({"workdr": "runs/shop"})
     with pytest.raises(ValueError, match="workdir=FOLDER is missing"):
         ray_app.app({"replicas": "2"})

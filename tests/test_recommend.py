@@ -33,7 +33,7 @@ from tests.tiny import old_run
 
 ITEMS = 40
 IDS = [f"i{n}" for n in range(1, ITEMS)]
-# Item i5 is the most popular, i7 the next, then all others alike.
+# Item i5 is the most popular, then i7, then all others equally.
 CLICKS = np.ones(ITEMS - 1, np.int64)
 CLICKS[[4, 6]] = 9, 8
 
@@ -45,7 +45,7 @@ def recommender():
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A trained run, a log of its items in `data` beside it."""
+    """A trained run, with a log of its items in `data` next to it."""
     return old_run(tmp_path_factory.mktemp("trained"))
 
 
@@ -161,7 +161,7 @@ def test_whole_numbers_stand_for_their_text():
     ],
 )
 def test_requests_of_whole_numbers_and_with_spaces(raw, of_whole, of_others):
-    """By the one rule, of which the loader of exports has a copy."""
+    """By one rule, of which the loader of exports has a copy."""
     for ids, row in [
         (["12", "7", "-300"], of_whole),
         (["12", "7", "x", "7.0"], of_others),
@@ -178,7 +178,7 @@ def test_a_json_number_with_a_point_is_its_whole_number():
     assert found[0] == found[1]
     assert not found[0]["fallback"]
     for wrong in (12.5, float("nan"), float("inf"), 2.0**60):
-        message = f"session 0: an item id is {wrong}; they".replace("+", r"\+")
+        message = f"session 0: an item id is {wrong}; ids".replace("+", r"\+")
         with pytest.raises(UserError, match=message):
             numbers.recommend([[12.0, wrong]])
 
@@ -186,14 +186,14 @@ def test_a_json_number_with_a_point_is_its_whole_number():
 @pytest.mark.parametrize("wrong", ["[1.5]", "[null]", "[true]", '[["i1"]]', "{}", "1"])
 def test_what_is_no_id_is_refused(recommender, wrong):
     (found,) = stream(recommender, f'{{"session": {wrong}}}')
-    assert re.search("no list of item ids|are text or integers", found["error"])
+    assert re.search("not a list of item ids|must be text or integers", found["error"])
 
 
 def test_what_is_no_session_is_refused_by_its_place(recommender):
-    with pytest.raises(UserError, match="session 1: 'i1' is no list of item ids"):
+    with pytest.raises(UserError, match="session 1: 'i1' is not a list of item ids"):
         recommender.recommend([["i1"], "i1"])
     with pytest.raises(
-        UserError, match=r"'i1' is no list of sessions, such as \[\['17"
+        UserError, match=r"'i1' is not a list of sessions, such as \[\['17"
     ):
         recommender.recommend("i1")
 
@@ -229,7 +229,7 @@ def test_lists_of_no_item_are_refused(recommender, k):
 
 
 def test_what_was_seen_is_left_out():
-    """Also what the model does not see of a session."""
+    """Including clicks that the model does not see."""
     max_length = 3
     recommender = make(SRGNN(ITEMS, 8), max_length=max_length)
     sessions = [["i1", "i2", "i3", "i2"], IDS[5:25], [], ["i8"], IDS]
@@ -265,7 +265,7 @@ def test_a_restricted_recommender_gives_the_lists_of_its_candidates(recommender)
     (found,) = restricted.restrict(["i1", "i7", "i12"]).recommend([["i1"]])
     assert set(found.items) == {"i7", "i12"}
     assert len(recommender.recommend([["i1"]], k=ITEMS)[0].items) == len(IDS)
-    # The annotations tell the same in the tests.
+    # In the tests, the check of annotations may raise first.
     with pytest.raises((UserError, TypeCheckError)):
         recommender.restrict([1.5])
 
@@ -293,11 +293,11 @@ def test_a_table_that_is_split_over_devices_gives_the_same_lists(recommender):
 def test_few_sessions_are_scored_at_once_and_many_in_blocks(recommender, monkeypatch):
     blocks, count = {}, ItemTable.num_blocks
 
-    def told(table, batch):
+    def counted(table, batch):
         blocks[batch] = count(table, batch)
         return blocks[batch]
 
-    monkeypatch.setattr(ItemTable, "num_blocks", told)
+    monkeypatch.setattr(ItemTable, "num_blocks", counted)
     made = make(SRGNN(ITEMS, 8), max_scores=5 * ITEMS, whole=8)
     sessions = random_sessions(60)
     found = [one.items for one in made.recommend(sessions[:8], k=5)]
@@ -322,9 +322,9 @@ def test_what_candidates_need_is_made_once(monkeypatch):
     ("candidates", "message"),
     [
         ([], "there are no candidates"),
-        (["x"], "none of 1 candidates is known: 'x'; name items as the training log"),
+        (["x"], "none of 1 candidates is known: 'x'; use the item ids of the"),
         ([*"uvwxyz"], "none of 6 candidates is known: 'u', 'v', 'w', 'x', 'y', ...;"),
-        ("i1", "candidates: 'i1' is no list of item ids"),
+        ("i1", "candidates: 'i1' is not a list of item ids"),
     ],
 )
 def test_candidates_that_leave_nothing_are_refused(recommender, candidates, message):
@@ -332,7 +332,7 @@ def test_candidates_that_leave_nothing_are_refused(recommender, candidates, mess
         recommender.recommend([["i1"]], candidates=candidates)
     with pytest.raises(UserError, match=message):
         recommender.restrict(candidates)
-    with pytest.raises(UserError, match="none of the candidates is left: others"):
+    with pytest.raises(UserError, match="candidates is left: an earlier restriction"):
         recommender.restrict(["i1"]).restrict(["i2"])
 
 
@@ -357,12 +357,12 @@ def test_unknown_candidates_are_counted_and_named(recommender, caplog):
         ("item_id,stock\ni1,3\ni2,5\n", ["i1", "i2"]),
         ("i1\t3\ni2\t5", ["i1", "i2"]),
         ('"i1";"3"\n"x";"4"', ["i1", "x"]),
-        # The header tells, whatever else stands in the rows.
+        # The header decides, whatever else is in the rows.
         ("count;Item-ID;like\n3;i1;i5\n4;i2;i6", ["i1", "i2"]),
-        # No table: lines differ in their number of fields.
+        # Not a table: lines differ in their number of fields.
         ("i1 \ni2;x", ["i1", "i2;x"]),
         ('i1;x\n"i2"', ["i1;x", "i2"]),
-        # No csv.
+        # Not csv.
         ('i1,"x\ni2', ['i1,"x', "i2"]),
         # What looks like columns is part of an id, or a quote is.
         ("a,b\nx,y", ["a,b", "x,y"]),
@@ -379,12 +379,12 @@ def test_candidates_of_a_file(tmp_path, text, ids):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("i1,i2\ni3,7", "ids, line 1: 'i1,i2' has an item's id in another column than"),
+        ("i1,i2\ni3,7", "ids, line 1: 'i1,i2' has an item id outside the first column"),
         (
             "code,n\n\ni3,7\n8,i1",
             "line 4: '8,i1' has .* name the column of ids item_id",
         ),
-        (" \n\n", "ids is empty; write the id of an item a line"),
+        (" \n\n", "ids is empty; write one item id per line"),
     ],
 )
 def test_candidates_of_a_file_that_may_be_several(recommender, text, message):
@@ -449,7 +449,7 @@ def test_attention_is_that_of_the_model():
         hidden = module.propagate(matrix, embedded)
         return hidden[0][alias[0]]
 
-    # Without the last click's part the session is just the sum over its clicks.
+    # This readout has no part for the last click: the session is a sum over its clicks.
     @jax.jit
     def states_and_session(params):
         apply = functools.partial(recommender.model.apply, {"params": params})
@@ -484,7 +484,7 @@ def test_parts_of_a_score_are_what_it_loses_without_each_click(recommender):
     expected = [score(known) - score(clicks) for clicks in without]
     assert explained.parts == pytest.approx(expected, abs=1e-6)
     assert len(set(explained.parts)) == 4
-    # The only click has all of the score.
+    # A single click has all of the score.
     alone = recommender.explain(["i4"], item="i7")
     assert alone.parts == [alone.score] == [pytest.approx(score(["i4"]), rel=1e-5)]
     with pytest.raises(UserError, match="none of 1 candidates is known: 'nope'"):
@@ -502,14 +502,14 @@ def test_recommendations_become_a_frame(recommender):
         assert rows["item"].to_list() == one.items
         assert rows["score"].to_list() == one.scores
         assert rows["fallback"].unique().to_list() == [name == "b"]
-    # A session with nothing left has no row, and no session gives an empty frame.
+    # A session with nothing left has no row; no sessions give an empty frame.
     few = recommender.recommend_frame(sessions, 3, exclude_seen=True, candidates=["i1"])
     assert few["session"].to_list() == ["a", "b"]
     assert recommender.recommend_frame({}).height == 0
 
 
 def stream(recommender, text, name="-", **options):
-    """Returns what is printed for a text, parsed."""
+    """Returns the parsed output for a text."""
     output = io.StringIO()
     source = io.BufferedReader(io.BytesIO(text.encode()))
     recommend_stream(recommender, source, output, name=name, **options)
@@ -535,7 +535,7 @@ def test_json_lines_keep_their_order_and_errors_their_place(recommender, capsys)
         "fallback": False,
     }
     assert [one.get("line") for one in found[1:5]] == [2, 3, 4, 5]
-    assert found[3]["error"] == "'i1' is no list of item ids"
+    assert found[3]["error"] == "'i1' is not a list of item ids"
     assert found[5]["fallback"]
     assert found[6]["unknown"] == ["3"]
     assert "3 sessions, 1 fallbacks, 4 unreadable lines" in capsys.readouterr().err
@@ -576,11 +576,11 @@ def test_a_csv_holds_a_session_a_line(recommender):
 
 
 def test_a_click_log_is_read_session_by_session(recommender, monkeypatch):
-    # Sessions that go on in the next block of what is read.
+    # Sessions continue in the next block.
     monkeypatch.setattr(inputs, "READ_BYTES", 10)
     text = "item_id;SessionId\ni1;a\ni2;a\ni3;b\nbroken\n;b\ni4;b\n\ni5;a\n"
     found = stream(recommender, text, k=3)
-    # Without times the clicks of a session are in the order of the rows.
+    # Without times, a session's clicks are in the order of the rows.
     expected = recommender.recommend([["i1", "i2", "i5"], ["i3", "i4"]], k=3)
     lists = [one for one in found if "items" in one]
     assert [one["session"] for one in lists] == ["a", "b"]
@@ -592,11 +592,11 @@ def test_a_click_log_is_read_session_by_session(recommender, monkeypatch):
 def test_the_first_line_that_is_not_blank_tells_the_form(
     recommender, monkeypatch, read_bytes
 ):
-    # One byte at a time, blank lines come alone.
+    # If one byte is read at a time, blank lines come alone.
     monkeypatch.setattr(inputs, "READ_BYTES", read_bytes)
     (expected,) = recommender.recommend([["i1", "i2"]], k=3)
     popular, right = ["i5", "i7", "i1"], '{"session": ["i1", "i2"]}\n'
-    # What follows two blank lines, the lists for it, and the lines with an error.
+    # The text after two blank lines, its lists, and the lines with an error.
     for text, lists, wrong in (
         (right, [expected.items], [1, 2]),
         ("session,item\na,i1\na,i2\n", [expected.items], []),
@@ -624,7 +624,7 @@ def test_text_that_is_not_utf8_is_an_error_in_its_place(recommender):
 
 
 def piped(arguments):
-    """Starts Python with pipes, through which the test speaks with it."""
+    """Starts Python with pipes, through which the test talks to it."""
     pipe = subprocess.PIPE
     command = [sys.executable, *arguments]
     return subprocess.Popen(
@@ -652,7 +652,7 @@ def test_answers_come_before_the_input_ends(workdir):
 
 @pytest.mark.slow  # processes
 def test_ctrl_c_ends_a_wait_for_input(workdir):
-    # Children of a process that ignores it, as in the background, would ignore it too.
+    # Children of a process that ignores SIGINT, as in the background, ignore it too.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     program = (
         "import sys; from srgnn_jax import Recommender\n"
@@ -670,7 +670,7 @@ def test_ctrl_c_ends_a_wait_for_input(workdir):
             process.stdin.flush()
             assert process.stdout.readline()
             try:
-                # One that comes just before the wait begins is not seen by it.
+                # A signal just before the wait begins is missed.
                 for _ in range(12):
                     process.send_signal(signal.SIGINT)
                     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -696,7 +696,7 @@ def test_a_stream_is_read_as_it_is_answered(recommender, monkeypatch):
     output = io.StringIO()
     recommend_stream(recommender, Source(line * 200), output, k=1)
     assert len(output.getvalue().splitlines()) == 200
-    # Whenever more is read, what was read before has been answered.
+    # Each time more is read, earlier sessions have been answered.
     assert left == sorted(left)
     assert left[3] > 0
 
@@ -756,7 +756,7 @@ def test_the_command_line_agrees_with_evaluation_on_raw_sessions(
     lines = capsys.readouterr().out.splitlines()
     lists = [json.loads(line)["items"] for line in lines]
     hits = [target in items for items, (_, target) in zip(lists, pairs, strict=True)]
-    # Shuffled sessions are put in order by time.
+    # Shuffled sessions are sorted by time.
     lines = log.read_text().splitlines()
     np.random.default_rng(0).shuffle(rows := lines[1:])
     (tmp_path / "own.csv").write_text("\n".join([lines[0], *rows, "new,nope,1"]))
@@ -764,12 +764,12 @@ def test_the_command_line_agrees_with_evaluation_on_raw_sessions(
     evaluated = capsys.readouterr().out
     printed = re.search(r"recall@5 +([\d.]+) +([\d.]+)", evaluated)
     assert printed[1] == f"{100 * np.mean(hits):.2f}"
-    # Beside it stands POP.
+    # The next column is POP.
     vocabulary = Recommender.load(workdir).vocabulary
     clicks = dict(zip(vocabulary.ids, vocabulary.clicks, strict=True))
     hits = [sum(n >= clicks[item] for n in clicks.values()) <= 5 for _, item in pairs]
     assert printed[2] == f"{100 * np.mean(hits):.2f}"
-    assert "1 on unknown items are dropped" in evaluated
+    assert "(1 on unknown items, dropped)" in evaluated
     assert f"{len(pairs)} examples" in evaluated
 
 
@@ -802,10 +802,10 @@ def test_errors_without_a_reason_of_the_system(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(inputs, "open", fail, raising=False)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         stream_module.recommend_file("nowhere", "x.jsonl")
-    said = str(error) or "OSError"
-    assert str(told.value) == f"cannot read --sessions=x.jsonl: {said}"
+    why = str(error) or "OSError"
+    assert str(raised.value) == f"cannot read --sessions=x.jsonl: {why}"
 
 
 def test_candidates_that_are_not_utf8_are_told_by_their_line(tmp_path):

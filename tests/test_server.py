@@ -1,4 +1,4 @@
-"""A process that serves: its ends, slow clients, too many of them, its latency."""
+"""A serving process: shutdown, slow clients, too many clients, latency."""
 
 import asyncio
 import contextlib
@@ -57,7 +57,7 @@ def test_sigterm_answers_all_that_was_accepted_and_sighup_reloads(workdir, tmp_p
 
         load = asyncio.run(run())
         assert served.wait(10) == 0
-    # Those after it find nobody; of those before it none is lost.
+    # Requests after SIGTERM find no server; none of those before it is lost.
     assert len(load.accepted) >= 95
     assert load.errors + len(load.accepted) == 150
     assert all(map(answered, bodies))
@@ -133,7 +133,7 @@ def test_what_passes_by_uvicorn_is_one_whole_plain_request():
 def test_requests_that_come_together_or_in_parts_are_answered_in_order(
     workdir, tmp_path
 ):
-    """On one connection, some by way of uvicorn, with a token."""
+    """On one connection, with a token, and some of them through uvicorn."""
     (tmp_path / "token").write_text("0123456789abcdef")
     options = {"max_wait": 30.0, "auth_token_file": str(tmp_path / "token")}
     with Process(workdir, tmp_path / "log", **options) as served:
@@ -187,7 +187,7 @@ def test_a_token_is_read_and_a_short_one_refused(tmp_path):
     assert server.read_token(str(path)) == "0123456789abcdef"
     for wrong in ("", "short", "two words are no token"):
         path.write_text(wrong)
-        with pytest.raises(UserError, match="holds no token of at least 16"):
+        with pytest.raises(UserError, match="does not hold a token of at least 16"):
             server.read_token(str(path))
     with pytest.raises(UserError, match="cannot read --auth_token_file"):
         server.read_token(str(tmp_path / "none"))
@@ -211,7 +211,7 @@ def test_200_requests_a_second_are_answered_as_recommend_does(workdir, tmp_path)
         found = json.loads(body)
         scores = expected[tuple(found["items"])]
         np.testing.assert_allclose(found["scores"], scores, atol=1e-5)
-    # Whatever else this machine does.
+    # Generous: the machine may be busy.
     assert np.percentile(load.accepted, 90) <= 1.0
 
 
@@ -245,7 +245,7 @@ def test_every_command_of_serving_works_in_turn(tmp_path):
 
 
 def test_the_generator_counts_from_when_a_request_was_due():
-    """Where one answer takes long, those behind it are late."""
+    """If one answer takes long, those after it are late."""
 
     async def run():
         delays = itertools.chain([0.3], itertools.repeat(0.0))
@@ -299,7 +299,7 @@ def test_etudes_next_click_comes_after_the_answer():
     assert max(lengths) > 100
 
 
-@pytest.mark.slow  # a process; those that are written slowly take seconds
+@pytest.mark.slow  # a process; slow requests take seconds
 def test_broken_requests_of_every_kind_are_answered_or_cut_off():
     done, wrong = fuzz(range(50), seed=1)
     assert not wrong

@@ -1,4 +1,4 @@
-"""Recommendations: for sessions in Python, files and streams, over HTTP, as exports."""
+"""Recommends to sessions in Python, in files and streams, and over HTTP; exports."""
 
-# Before polars, whose first import it mends.
+# Must come before polars: it works around a side effect of polars' first import.
 import srgnn_jax.data  # noqa: F401

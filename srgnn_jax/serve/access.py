@@ -1,4 +1,4 @@
-"""Who asks: the token of a request, and whether it comes from this machine."""
+"""Access checks: the token of a request, and whether it comes from this machine."""
 
 import base64
 import binascii
@@ -16,7 +16,7 @@ def secret_of(given: bytes) -> bytes:
 
 
 def is_here(host: str) -> bool:
-    """Whether a client's address is one of this machine's own."""
+    """Whether a client's address is a loopback address of this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,7 +1,7 @@
-"""Requests that wait are answered together, as soon as the device is idle.
+"""Answers waiting requests together, as soon as the device is idle.
 
-No timer: at low load a request starts at once, and while a batch is worked on the next
-one gathers. What would wait too long is refused when it comes, not when it is late.
+There is no timer: at low load a request starts at once, and while one batch runs the
+next one gathers. A request that would wait too long is refused on arrival, not later.
 """
 
 import asyncio
@@ -16,14 +16,14 @@ from typing import Any
 
 from srgnn_jax.serve.exported import power_of_two
 
-# The weight of the newest batch in the mean time of its size.
+# Weight of the newest batch in the running mean time of its size.
 NEWEST = 0.1
-# Seconds that may be waited for one of the largest batches, however slow it is.
+# A request may wait for one batch of the largest size, up to this many seconds.
 ONE_BATCH = 0.08
 
 
 class Overloaded(Exception):
-    """The device is busy for longer than a request may wait."""
+    """The device will be busy for longer than a request may wait."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -43,18 +43,18 @@ class _Group:
 
 
 class Batcher:
-    """One thread that works, and what waits for it, by group.
+    """A worker thread, and the work that waits for it, by group.
 
-    Only the event loop's thread may use it, but for `run`, which the working thread
-    calls with a group and the works of a batch; it returns a result for each, or an
-    exception in its place.
+    Only the event loop's thread may use it, except for `run`, which the worker thread
+    calls with a group and the works of a batch. It returns a result for each work, or
+    an exception instead.
 
     Attributes:
-      max_size: sessions of a batch, unless a single work has more.
-      max_wait: seconds that a work may wait, by estimate, where one of the largest
-        batches does not take longer.
-      seconds: mean time of batches, by the power of two that holds their size.
-      on_batch: told the size and the seconds of each batch.
+      max_size: maximum sessions in a batch, unless a single work has more.
+      max_wait: maximum estimated wait of a work in seconds, unless one batch of the
+        largest size takes longer.
+      seconds: mean batch time by size, rounded up to a power of two.
+      on_batch: called with the size and the seconds of each batch.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Sessions that wait."""
+        """The number of waiting sessions."""
         return sum(group.size for group in self._groups.values())
 
     def wait(self) -> float:
-        """Estimates the seconds until what comes now would start.
+        """Estimates the seconds until a new request would start.
 
-        It is taken to join the group of which most wait.
+        It is assumed to join the group with the most waiting sessions.
         """
         if not self._is_busy:
             return 0.0
@@ -95,7 +95,7 @@ class Batcher:
         return left
 
     def _time(self, size: int) -> float:
-        """Returns the mean time of such a batch, that of the next known size if new."""
+        """Returns the mean time for a size; for a new size, that of the next known."""
         key = power_of_two(size)
         if key in self.seconds or not self.seconds:
             return self.seconds.get(key, 0.0)
@@ -103,28 +103,28 @@ class Batcher:
         return self.seconds[known] * max(key / known, 1.0)
 
     def is_over(self, lag: float = 0.0) -> bool:
-        """Whether what comes now would wait too long; it waited for `lag` before.
+        """Whether a new request would wait too long, after `lag` seconds so far.
 
-        While one of the largest batches is worked on the next may gather, else slow
-        models would work on small ones alone.
+        The next batch may gather while one of the largest size runs; otherwise slow
+        models would only run small batches.
         """
         one = min(self._time(self.max_size), ONE_BATCH)
         return lag + self.wait() > max(self.max_wait, one)
 
     def check(self) -> None:
-        """Raises Overloaded if what comes now would wait too long."""
+        """Raises Overloaded if a new request would wait too long."""
         if self.is_over():
             raise Overloaded
 
     def submit(self, group: Hashable, size: int, work: Any) -> asyncio.Future:
-        """Queues a work of so many sessions; works of a group are done together."""
+        """Queues a work of `size` sessions; works of one group are done together."""
         loop = asyncio.get_running_loop()
         one = _Waiting(size, work, loop.create_future(), time.perf_counter())
         self._groups[group].queue.append(one)
         self._groups[group].size += size
         if not self._is_busy:
             self._is_busy = True
-            # What else has arrived is read before.
+            # Later, so that whatever else has arrived is read first.
             loop.call_soon(self._start)
         return one.answer
 
@@ -149,7 +149,7 @@ class Batcher:
         self._queue.put((asyncio.get_running_loop(), group, batch, size, started))
 
     def _work(self) -> None:
-        """Works on batches, in the thread, until there is None in the place of one."""
+        """Runs batches in the worker thread until it gets None instead of one."""
         while (given := self._queue.get()) is not None:
             loop, group, batch, size, started = given
             results: Sequence[Any]
@@ -157,7 +157,7 @@ class Batcher:
                 results = self._run(group, [one.work for one in batch])
             except Exception as error:
                 results = [error] * len(batch)
-            # The only wake-up of the loop for all of them; it may have ended since.
+            # One wake-up of the loop for the whole batch; the loop may have ended.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._end, batch, results, size, started)
 
@@ -172,11 +172,11 @@ class Batcher:
         key = power_of_two(size)
         mean = self.seconds.setdefault(key, seconds)
         self.seconds[key] = mean + NEWEST * (seconds - mean)
-        # The device first: answers are sent while it works.
+        # Start the next batch first: answers are sent while the device works.
         self._start()
         self.on_batch(size, seconds)
         for one, result in zip(batch, results, strict=True):
-            if one.answer.done():  # whoever asked is gone
+            if one.answer.done():  # the client is gone
                 continue
             if isinstance(result, Exception):
                 one.answer.set_exception(result)
@@ -184,6 +184,6 @@ class Batcher:
                 one.answer.set_result(result)
 
     def close(self) -> None:
-        """Ends the thread, once it has done what it was given."""
+        """Stops the worker thread once its queue is done."""
         self._queue.put(None)
         self._thread.join()

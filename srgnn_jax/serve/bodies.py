@@ -1,4 +1,4 @@
-"""What clients send, checked: each refusal tells the place and the reason."""
+"""Reads and checks what clients send: each refusal gives the place and the reason."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from srgnn_jax.serve.exported import wrong_session
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a client may ask for.
+    """What a client may ask for, at most.
 
     Attributes:
-      body, upload: bytes of a request, and of the ids of a named restriction.
-      sessions: of a request.
-      clicks: of a session.
+      body, upload: bytes of a request, and of a list of named candidates.
+      sessions: sessions in a request.
+      clicks: clicks in a session.
       k: length of a list.
-      candidates: ids in a request; more of them are given a name.
-      connections: that are open at a time.
-      seconds: until a client has sent all of its request.
+      candidates: ids in a request; longer lists need a name.
+      connections: connections open at a time.
+      seconds: time for a client to send its whole request.
     """
 
     body: int = 2**20
@@ -38,7 +38,7 @@ LIMITS = Limits()
 
 
 class Refused(Exception):
-    """A request that is not answered as asked: a status, the place and the reason."""
+    """A refused request: a status, the place and the reason."""
 
     def __init__(self, status: int, place: str, reason: str, **headers: str):
         super().__init__(reason)
@@ -58,17 +58,16 @@ class Asked(NamedTuple):
 
 
 def _read(body: bytes, fields: Sequence[str]) -> dict[str, Any]:
-    """Reads a JSON object that has no other fields."""
+    """Reads a JSON object that has no fields other than `fields`."""
     try:
         read = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise Refused(400, "body", f"no JSON: {error}") from None
+        raise Refused(400, "body", f"not valid JSON: {error}") from None
     if not isinstance(read, dict):
-        raise Refused(400, "body", f"a JSON object is wanted, not {_kind(read)}")
+        raise Refused(400, "body", f"must be a JSON object, not {_kind(read)}")
     for name in read:
         if name not in fields:
-            told = f"there is no such field{nearest(name, fields)}"
-            raise Refused(422, name[:80], told)
+            raise Refused(422, name[:80], f"unknown field{nearest(name, fields)}")
     return read
 
 
@@ -83,16 +82,16 @@ def asked(body: bytes, limits: Limits = LIMITS) -> Asked:
     several = "sessions" in read
     sessions = read["sessions"] if several else [read["session"]]
     if not isinstance(sessions, list):
-        raise Refused(422, "sessions", f"a list is wanted, not {_kind(sessions)}")
+        raise Refused(422, "sessions", f"must be a list, not {_kind(sessions)}")
     if len(sessions) > limits.sessions:
-        told = f"{len(sessions):,} sessions; a request may have {limits.sessions}"
-        raise Refused(422, "sessions", told)
+        why = f"{len(sessions):,} sessions; the limit is {limits.sessions}"
+        raise Refused(422, "sessions", why)
     for n, session in enumerate(sessions):
         place = f"sessions[{n}]" if several else "session"
         _check_ids(session, place, limits.clicks)
     k = read.get("k", min(20, limits.k))
     if type(k) is not int or not 1 <= k <= limits.k:
-        raise Refused(422, "k", f"a whole number from 1 to {limits.k} is wanted")
+        raise Refused(422, "k", f"must be a whole number from 1 to {limits.k}")
     candidates = read.get("candidates")
     if candidates is not None and not isinstance(candidates, str):
         _check_ids(candidates, "candidates", limits.candidates)
@@ -108,7 +107,7 @@ def asked(body: bytes, limits: Limits = LIMITS) -> Asked:
 
 
 def ids_of(body: bytes, field: str, most: int | None = None) -> list[str | int | float]:
-    """Reads a body whose one field is a list of item ids, of at most so many."""
+    """Reads a body whose only field is a list of at most `most` item ids."""
     read = _read(body, (field,))
     if field not in read:
         raise Refused(422, "body", f'"{field}" is missing')
@@ -117,11 +116,11 @@ def ids_of(body: bytes, field: str, most: int | None = None) -> list[str | int |
 
 
 def _check_ids(ids: Any, place: str, most: int | None) -> None:
-    """Refuses what is no list of item ids, or more than `most`."""
+    """Refuses anything that is not a list of at most `most` item ids."""
     if not isinstance(ids, list):
-        raise Refused(422, place, f"a list of item ids is wanted, not {_kind(ids)}")
+        raise Refused(422, place, f"must be a list of item ids, not {_kind(ids)}")
     if most is not None and len(ids) > most:
-        raise Refused(422, place, f"{len(ids):,} ids; it may have {most:,}")
+        raise Refused(422, place, f"{len(ids):,} ids; the limit is {most:,}")
     if set(map(type, ids)) <= {str} or not wrong_session(ids):
         return
     for n, raw in enumerate(ids):
@@ -134,12 +133,12 @@ def _check_ids(ids: Any, place: str, most: int | None) -> None:
 def _flag(read: dict[str, Any], name: str) -> bool:
     value = read.get(name, False)
     if not isinstance(value, bool):
-        raise Refused(422, name, f"true or false is wanted, not {_kind(value)}")
+        raise Refused(422, name, f"must be true or false, not {_kind(value)}")
     return value
 
 
 def _kind(value: Any) -> str:
-    """Names a JSON value's type."""
+    """Names the type of a JSON value."""
     names = {dict: "an object", list: "a list", str: "text", type(None): "null"}
     if isinstance(value, bool):
         return "true" if value else "false"

@@ -1,8 +1,8 @@
-"""What a hub of models wants in an exported folder: weights, config, a model card.
+"""Writes what a model hub wants in an exported folder: weights, config, model card.
 
 <output>/model.safetensors   the parameters, by path
 <output>/config.json         the model's fields, and how it was trained
-<output>/README.md           the card: what it is, what it reached, how to use it
+<output>/README.md           the card: the model, its results, how to use it
 """
 
 import json
@@ -30,8 +30,8 @@ from recommender import Recommender
 Recommender.load("FOLDER").recommend([["81766", "31331"]])
 ```
 
-`FOLDER` is this one. It needs jax, numpy and flatbuffers. A session is a list of raw
-item ids, oldest click first.
+`FOLDER` is this folder. The code needs jax, numpy and flatbuffers. A session is a list
+of raw item ids, oldest click first.
 """
 
 
@@ -41,7 +41,7 @@ def write_card(
     workdir: pathlib.Path,
     manifest: dict[str, Any],
 ) -> None:
-    """Writes the three files; results are those of the workdir's results.json."""
+    """Writes the three files, with the results in the workdir's results.json."""
     weights = traverse_util.flatten_dict(recommender.params, sep=".")
     arrays = {k: np.ascontiguousarray(v) for k, v in jax.device_get(weights).items()}
     save_file(arrays, folder / "model.safetensors", {"format": "flax"})
@@ -54,7 +54,7 @@ def write_card(
 
 
 def _results(workdir: pathlib.Path, step: int) -> dict[str, Any] | None:
-    """Returns the results of a run; None: there are none of this step."""
+    """Returns the results of a run; None if there are none for this step."""
     try:
         found = results_json.read(workdir / "results.json")
     except (OSError, UserError):
@@ -64,7 +64,7 @@ def _results(workdir: pathlib.Path, step: int) -> dict[str, Any] | None:
 
 
 def card(manifest: dict[str, Any], results: dict[str, Any] | None) -> str:
-    """Returns the model card, in Markdown with the fields of a hub before it."""
+    """Returns the model card in Markdown, with the hub's fields before it."""
     config = manifest["config"]
     name = config.get("name") or config["dataset"]
     parts = [
@@ -84,7 +84,7 @@ def card(manifest: dict[str, Any], results: dict[str, Any] | None) -> str:
 
 
 def _table(results: dict[str, Any]) -> str:
-    """Renders the metrics on test, and how the epoch was chosen."""
+    """Renders the test metrics, and how the epoch was chosen."""
     found = results["runs"][0]["test"].items()
     rows = [[name, tables.percent(value)] for name, value in found]
     table = tables.markdown(["on test, percent", ""], rows)

@@ -18,15 +18,16 @@ class Explanation:
     """What the model saw in a session.
 
     Attributes:
-      items: raw ids of the clicks that it saw, in their order.
-      attention: the weight of each click in the readout's sum, equation 6 of Wu et al.
-        2019 in that of the paper; they need not sum to 1.
-      edges: (item, next item, weight) of the session graph; from an item they sum to 1.
-      unknown: ids that the vocabulary lacks, each once.
-      item: the one whose score is explained, if any.
-      score: the item's.
-      parts: what each click adds to the score: the score less that of the session
-        without the click. They need not sum to the score.
+      items: raw ids of the clicks that the model saw, in order.
+      attention: the weight of each click in the readout's sum (for the paper's readout,
+        equation 6 of Wu et al. 2019); the weights need not sum to 1.
+      edges: (item, next item, weight) of the session graph; the weights of the edges
+        that leave an item sum to 1.
+      unknown: ids that are not in the vocabulary, each once.
+      item: the item whose score is explained, if any.
+      score: the score of this item.
+      parts: what each click adds to the score: the score minus the score of the session
+        without the click. The parts need not sum to the score.
     """
 
     items: list[str]
@@ -41,9 +42,10 @@ class Explanation:
 def explain(
     lists: Lists, model: nn.Module, params: Params, session: RawSession
 ) -> Explanation:
-    """Shows the graph of a session, and the attention to each click.
+    """Returns the graph of a session and the attention to each click.
 
-    UserError: no click of the session is known, or the readout tells no weights.
+    Raises UserError if no click of the session is known, or the readout does not report
+    click weights.
     """
     known, unknown = lists.look_up([session])
     if not len(known[0]):
@@ -53,7 +55,7 @@ def explain(
     weights = step.click_weights(params, item_seq, np.array([length]), model=model)
     if not weights:
         raise UserError(
-            "this model's readout tells no weights of clicks; have it "
+            "this model's readout does not report click weights; have it call "
             'self.sow("intermediates", "click_weights", weights)'
         )
     nodes, _, connections = graph.connection_matrix(item_seq)

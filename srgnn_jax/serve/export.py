@@ -1,17 +1,17 @@
-"""Exports a trained model: StableHLO, weights and vocabulary, and what loads them.
+"""Exports a trained model: StableHLO, weights, vocabulary and a loader.
 
     <output>/manifest.json         how it was made, and a hash of every other file
     <output>/top_k_<length>.bin    `jax.export`: sessions of a length -> items
     <output>/weights.npz           the parameters, by path
     <output>/vocabulary.json       raw ids and clicks of the item rows
     <output>/recommender.py        the loader, `srgnn_jax.serve.exported`
-    <output>/neighbours.npz        sessions that the network is joined with, if it is,
-    <output>/session_knn.py        and what finds neighbours among them
+    <output>/neighbours.npz        if joined: the sessions to find neighbours among,
+    <output>/session_knn.py        and the code that finds them
 
-Beside them is what a hub of models wants, see `card`.
+`card` adds what a model hub wants.
 
-`jax.export` keeps its promise of compatibility for six months. The checkpoint stays the
-source: the same command exports anew.
+`jax.export` guarantees compatibility for six months. The checkpoint remains the source:
+the same command exports it again.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ from srgnn_jax.serve.card import write_card
 from srgnn_jax.serve.recommend import Recommender
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# Sessions are filled up to one of these lengths, or to the longest that there is.
+# Sessions are padded to one of these lengths, or to the model's maximum length.
 LENGTHS = (4, 16, 64)
 
 
@@ -55,7 +55,7 @@ def export_workdir(
 ) -> None:
     """Exports the best checkpoint of a workdir, for lists of at most `k` items.
 
-    The folder `output` is new, empty, or an earlier export, which is replaced. For
+    The folder `output` must be new, empty, or an earlier export, which is replaced. For
     `model` see `Recommender.load`.
 
     Raises:
@@ -63,10 +63,10 @@ def export_workdir(
         the model cannot be exported.
     """
     if importlib.util.find_spec("flatbuffers") is None:
-        raise UserError("--mode=export needs it: pip install flatbuffers")
+        raise UserError("--mode=export needs flatbuffers: pip install flatbuffers")
     if k < 1:
         raise UserError(f"k is {k}; lists have at least one item")
-    # A link stays one: what it leads to is replaced.
+    # If it is a link, its target is replaced.
     folder = pathlib.Path(output).expanduser().resolve()
     _check_output(folder)
     recommender = Recommender.load(workdir, model)
@@ -80,7 +80,7 @@ def export_workdir(
             n: export_top_k(made, recommender.params, n, k, neighbours is not None)
             for n in lengths
         }
-    # Whatever a layer that was handed in does that StableHLO or any length cannot.
+    # A custom layer may do what StableHLO, or a length, does not support.
     except Exception as error:
         what = model_name(made)
         raise UserError(f"{what} cannot be exported: {reason(error)}") from error
@@ -97,7 +97,7 @@ def export_workdir(
         "step": step,
         "data": progress.data,
         "vocabulary": progress.vocabulary,
-        # Where data lies on this machine is nobody's concern.
+        # The paths of this machine are private.
         "config": {k: v for k, v in progress.config.items() if k not in PLACES},
     }
     unfinished = folder.parent / f"{folder.name}.{os.getpid()}.unfinished"
@@ -161,12 +161,12 @@ def _write(
 def export_top_k(
     model: nn.Module, params: Params, length: int, k: int, is_joined: bool = False
 ) -> jax.export.Exported:
-    """Exports what finds the best items of sessions: scores and rows, [B, K].
+    """Exports the function that finds the best items: scores and rows, [B, K].
 
-    It takes the parameters, of which here only the shapes count, item_seq [B, L],
+    It takes the parameters (here only their shapes matter), item_seq [B, L],
     item_seq_len [B], whether each item may be listed [V], and item rows to leave out
-    [B, M], 0 = padding. B and M may be any numbers. If it is joined, it takes shares
-    [B, V] too; see `joined.add_up`. Scores are -inf where no item is left.
+    [B, M], 0 = padding. B and M are not fixed. If `is_joined`, it also takes shares
+    [B, V]; see `joined.add_up`. Scores are -inf where no item is left.
     """
 
     def one(params, item_seq, item_seq_len, allowed, seen, *shares):

@@ -1,16 +1,16 @@
-"""Recommends from an exported folder; needs jax, numpy and flatbuffers, nothing else.
+"""Recommends from an exported folder; needs only jax, numpy and flatbuffers.
 
-Where neighbours join the network, session_knn.py beside this file needs scipy, which
-jax brings.
+If neighbours are joined with the network, session_knn.py next to this file needs scipy,
+which is installed with jax.
 
-`--mode=export` puts this file, as recommender.py, into the folder:
+`--mode=export` copies this file into the folder as recommender.py:
 
     sys.path.insert(0, "exported")
     from recommender import Recommender
 
     Recommender.load("exported").recommend([["81766", "31331"]])
 
-Axes: B sessions of a batch, L positions, M clicks that were seen, K items of a list.
+Axes: B sessions of a batch, L positions, M seen clicks, K items of a list.
 """
 
 import dataclasses
@@ -33,9 +33,9 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
-# Rows of a batch: few sizes are compiled.
+# Rows of a batch; only these few sizes are compiled.
 BATCH_SIZES = (1, 8, 64, 256)
-# Scores of a batch, and positions squared times its rows: what graphs take.
+# Maximum scores of a batch, and maximum rows times positions squared (its graphs).
 MAX_NUMBERS = 2**22
 
 # Raw ids, oldest click first.
@@ -47,10 +47,10 @@ class Recommendation(NamedTuple):
 
     Attributes:
       items: raw ids, best first.
-      scores: the model's, or probabilities; in a fallback the items' clicks in
+      scores: the model's scores, or probabilities; for a fallback, the items' clicks in
         training, or their share of all clicks.
-      unknown: ids of the session that the vocabulary lacks, each once.
-      fallback: whether all were unknown, so that it gets training's most popular items.
+      unknown: ids of the session that are not in the vocabulary, each once.
+      fallback: whether no id was known; the list is then training's most popular items.
     """
 
     items: list[str]
@@ -60,7 +60,7 @@ class Recommendation(NamedTuple):
 
 
 class Recommender:
-    """What was exported; `manifest` tells how: k, versions, fingerprints, config."""
+    """An exported model; `manifest` has its k, versions, fingerprints and config."""
 
     def __init__(self, folder: str | os.PathLike):
         folder = pathlib.Path(folder)
@@ -86,7 +86,7 @@ class Recommender:
                 at[name] = value
         self._params = jax.device_put(params)
         self._neighbours: Any = None
-        # Exports of before have no such entry.
+        # Older exports have no such entry.
         if self.manifest.get("joined"):
             sessions = io.BytesIO(content["neighbours.npz"])
             self._neighbours = _session_knn().Neighbours.load(sessions)
@@ -104,7 +104,7 @@ class Recommender:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Recommender":
-        """Reads an exported folder; ValueError: a file is not the exported one."""
+        """Reads an exported folder; raises ValueError if a file has changed since."""
         return cls(folder)
 
     def recommend(
@@ -115,19 +115,19 @@ class Recommender:
         exclude_seen: bool = False,
         candidates: Iterable[str | int | float] | None = None,
     ) -> list[Recommendation]:
-        """Finds the items that each session is likely to click next.
+        """Returns the items that each session is likely to click next.
 
-        A session is raw ids, oldest click first; of long ones the last clicks count.
-        Ids are compared as text, if need be without the spaces around them; where all
-        items' ids are whole numbers, 1001.0 means 1001.
+        A session is raw ids, oldest click first; only the last clicks of a long session
+        count. Ids are compared as text, if need be without the spaces around them. If
+        all items' ids are whole numbers, 1001.0 means 1001.
 
         Args:
           sessions: any number, of any length.
-          k: length of the lists, the export's or less; they are shorter where fewer
-            items may be recommended.
-          exclude_seen: leave out what the session clicked, whatever its length.
-          candidates: raw ids that may be recommended; those that are unknown are named
-            in a warning. None: all items.
+          k: length of the lists, at most the export's (the default); lists are shorter
+            if fewer items may be recommended.
+          exclude_seen: leave out what the session clicked, however long it is.
+          candidates: raw ids that may be recommended; a warning names unknown ones.
+            None: all items.
 
         Raises:
           ValueError: `k`, a session or the candidates cannot be used.
@@ -160,7 +160,7 @@ class Recommender:
 
 
 def _session_knn() -> Any:
-    """Returns the module that finds neighbours: beside this file, or the package's."""
+    """Returns session_knn: the file next to this one, or the package's module."""
     try:
         return importlib.import_module("session_knn")
     except ImportError:
@@ -168,9 +168,9 @@ def _session_knn() -> Any:
 
 
 def rows_by_id(ids: Sequence[str]) -> Callable[[Any], np.ndarray]:
-    """Returns what finds the rows of raw ids, by the rule of the package's vocabulary.
+    """Returns a function from raw ids to rows that works like the package's vocabulary.
 
-    The first id is that of row 1; those that are unknown get row 0.
+    The first id has row 1; unknown ids get row 0.
     """
     row = {raw: n for n, raw in enumerate(ids, 1)}
     all_whole = all(re.fullmatch("-?[0-9]+", raw) for raw in ids)
@@ -187,39 +187,40 @@ def rows_by_id(ids: Sequence[str]) -> Callable[[Any], np.ndarray]:
 
 
 def by_popularity(clicks: Any, num_ids: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns all item rows, most clicked first, and their clicks; None: 0 each."""
+    """Returns all item rows, most clicked first, and their clicks (None: 0 each)."""
     clicks = np.zeros(num_ids) if clicks is None else np.asarray(clicks, np.float64)
     order = np.argsort(-clicks, kind="stable")
     return 1 + order, clicks[order]
 
 
 def wrong_session(session: Any) -> str:
-    """Says why this is no sequence of raw ids; nothing if it is one."""
+    """Returns why this is not a sequence of raw ids; "" if it is one."""
     if isinstance(session, str | bytes | dict) or not hasattr(session, "__len__"):
-        return f"{str(session)[:80]!r} is no list of item ids"
+        return f"{str(session)[:80]!r} is not a list of item ids"
     for kind in set(map(type, session)) - {str, int}:
         if issubclass(kind, float):
             for raw in session:
-                # Beyond that, floats are whole because they leave numbers out.
+                # Larger floats are whole only because they skip numbers.
                 if type(raw) is kind and not (raw.is_integer() and abs(raw) < 2**53):
-                    return f"an item id is {raw}; they are text or integers"
+                    return f"an item id is {raw}; ids must be text or integers"
         elif not issubclass(kind, str | int | np.integer) or kind is bool:
-            return f"an item id is of type {kind.__name__}; they are text or integers"
+            name = kind.__name__
+            return f"an item id is of type {name}; ids must be text or integers"
     return ""
 
 
 def as_list(ids: Iterable[str | int | float]) -> Any:
-    """Lists ids, but what is one text or an object, which `wrong_session` names."""
+    """Lists ids, except a text or an object, which `wrong_session` will report."""
     return ids if isinstance(ids, str | bytes | dict) else list(ids)
 
 
 def power_of_two(least: int, smallest: int = 1) -> int:
-    """Returns the first power of two from `least` on, and from `smallest` on."""
+    """Returns the smallest power of two that is at least `least` and `smallest`."""
     return max(1 << (least - 1).bit_length(), smallest)
 
 
 def filled_up(rows: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """Joins item rows of sessions, with 0 after each and as further sessions."""
+    """Stacks item rows of sessions, padded to a shape: 0 after each, and rows of 0."""
     joined = np.zeros(shape, np.int32)
     for line, known in zip(joined, rows, strict=False):
         line[: len(known)] = known
@@ -231,15 +232,15 @@ class Lists:
     """Makes lists of raw ids for sessions of raw ids."""
 
     ids: np.ndarray  # of each item row; row 0 is the padding
-    rows_of: Callable[[Any], np.ndarray]  # raw ids -> item rows, 0 where unknown
-    widths: Sequence[int]  # the L that there may be, rising
-    max_length: int  # clicks of a session that count, at most
-    sizes: Sequence[int]  # the B that there may be, rising from 1
+    rows_of: Callable[[Any], np.ndarray]  # raw ids -> item rows, 0 if unknown
+    widths: Sequence[int]  # possible L, ascending
+    max_length: int  # maximum number of clicks of a session that count
+    sizes: Sequence[int]  # possible B, ascending from 1
     popular: np.ndarray  # item rows that may be listed, most clicked first
-    clicks: np.ndarray  # theirs in training
-    error: type[Exception] = ValueError  # where a session is no list of raw ids
-    max_positions: int = MAX_NUMBERS  # B times L, at most
-    apart: bool = False  # whether sessions that need another L go to another batch
+    clicks: np.ndarray  # their clicks in training
+    error: type[Exception] = ValueError  # raised if a session is not a list of raw ids
+    max_positions: int = MAX_NUMBERS  # maximum of B times L
+    apart: bool = False  # whether sessions that need another L get another batch
 
     def make(
         self,
@@ -251,20 +252,21 @@ class Lists:
     ) -> list[Recommendation]:
         """Recommends to any number of sessions.
 
-        `step` gives scores, -inf where no item is left, and rows [B, at least K] for
-        what `batches` cuts. Sessions without a known click get popular items, with
-        their part of `total_clicks` as score.
+        `step` takes a batch from `batches` and returns scores, -inf where no item is
+        left, and rows [B, at least K]. Sessions without a known click get popular
+        items, scored by their clicks divided by `total_clicks`.
         """
         if isinstance(sessions, str | bytes | dict):
             raise self.error(
-                f"{str(sessions)[:80]!r} is no list of sessions, such as [['17', '4']]"
+                f"{str(sessions)[:80]!r} is not a list of sessions, "
+                "such as [['17', '4']]"
             )
         known, unknown = self.look_up(list(sessions))
         k = min(k, len(self.popular))
         best = np.tile(self.popular[:k], (len(known), 1))
         scores = np.tile(self.clicks[:k] / total_clicks, (len(known), 1))
         batches = self.batches(known, with_seen) if k else ()
-        # All are started before any is waited for.
+        # Start all batches before waiting for any.
         started = [(chosen, step(item_seq, seen)) for chosen, item_seq, seen in batches]
         for chosen, (score, row) in started:
             best[chosen] = np.asarray(row)[: len(chosen), :k]
@@ -277,9 +279,9 @@ class Lists:
         return list(map(Recommendation, items, values, unknown, fallback))
 
     def candidates(self, ids: Iterable[str | int | float]) -> np.ndarray:
-        """Returns the rows of raw ids; a warning names those that are unknown.
+        """Returns the rows of raw ids; a warning names unknown ones.
 
-        Raises `error`: they are no list of raw ids, or all are unknown.
+        Raises `error` if they are not a list of raw ids, or all are unknown.
         """
         listed = as_list(ids)
         if wrong := wrong_session(listed):
@@ -290,10 +292,10 @@ class Lists:
         named = ", ".join(unknown[:5]) + ", ..." * (len(unknown) > 5)
         if len(unknown) == len(listed):
             raise self.error(
-                f"none of {len(listed):,} candidates is known: {named}; name items as "
-                "the training log does"
+                f"none of {len(listed):,} candidates is known: {named}; use the item "
+                "ids of the training log"
                 if listed
-                else "there are no candidates: name one item at least"
+                else "there are no candidates; name at least one item"
             )
         if unknown:
             are = "are" if len(unknown) > 1 else "is"
@@ -302,22 +304,22 @@ class Lists:
         return known
 
     def restrict(self, known: np.ndarray) -> "Lists":
-        """Keeps to some item rows, of which 0 stands for none.
+        """Restricts the lists to some item rows; rows of 0 are ignored.
 
-        Raises `error`: that leaves none.
+        Raises `error` if no item is left.
         """
         places = np.unique(self._places[known])
         places = places[places >= 0]
         if not len(places):
             raise self.error(
-                "none of the candidates is left: others were chosen before"
+                "none of the candidates is left: an earlier restriction excludes them"
             )
         popular, clicks = self.popular[places], self.clicks[places]
         return dataclasses.replace(self, popular=popular, clicks=clicks)
 
     @functools.cached_property
     def _places(self) -> np.ndarray:
-        """The place of each item row by popularity, -1 where it is not listed."""
+        """The place of each item row by popularity, -1 if it may not be listed."""
         places = np.full(len(self.ids), -1)
         places[self.popular] = np.arange(len(self.popular))
         return places
@@ -329,7 +331,7 @@ class Lists:
         for n, session in enumerate(sessions):
             if wrong := wrong_session(session):
                 raise self.error(f"session {n}: {wrong}")
-        # One look-up for all: each has its price.
+        # One look-up for all sessions: each call has a cost.
         rows = self.rows_of(itertools.chain.from_iterable(sessions))
         ends = [0, *itertools.accumulate(map(len, sessions))]
         known = [rows[start:end] for start, end in itertools.pairwise(ends)]
@@ -342,7 +344,7 @@ class Lists:
         return known, unknown
 
     def sizes_for(self, width: int, num_seen: int = 1) -> list[int]:
-        """Returns the B that there may be for an L and so many seen clicks."""
+        """Returns the possible B for an L and a number of seen clicks."""
         most = min(self.max_positions // width, MAX_NUMBERS // max(width**2, num_seen))
         return [size for size in self.sizes if size <= max(most, 1)]
 
@@ -352,8 +354,8 @@ class Lists:
         """Cuts the sessions with known clicks into batches, long ones first.
 
         Yields:
-          The sessions of a batch; their last clicks [B, L], 0 at the end, and rows of 0
-          to fill up; `with_seen` all their clicks [B, M], else None.
+          The sessions of a batch; their last clicks [B, L], 0 at the end, with rows of
+          0 as padding; all their clicks [B, M] if `with_seen`, else None.
         """
         lengths = np.fromiter(map(len, known), np.int64, len(known))
         order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
@@ -366,7 +368,7 @@ class Lists:
             if self.apart:
                 shorter = max((w for w in self.widths if w < width), default=0)
                 most = int(np.count_nonzero(lengths[order] > shorter))
-            # Nearly full, and at most so many.
+            # The largest batch that is more than half full.
             allowed = self.sizes_for(width, num_seen)
             size = max(size for size in allowed if size < 2 * most)
             chosen, order = order[:size], order[size:]

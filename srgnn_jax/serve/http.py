@@ -1,15 +1,15 @@
-"""An HTTP service of a trained model, as an ASGI application.
+"""The HTTP service of a trained model, as an ASGI application.
 
-    POST /v1/recommend              lists for a session, or for several
+    POST /v1/recommend              lists for one session, or for several
     POST /v1/explain                the graph and the attention of a session
-    GET  /v1/items?prefix=          raw ids that begin so
-    GET, PUT, DELETE /v1/candidates[/<name>]   restrictions that have a name
-    POST /v1/reload                 the newest model, now
+    GET  /v1/items?prefix=          raw ids with this prefix
+    GET, PUT, DELETE /v1/candidates[/<name>]   named candidates
+    POST /v1/reload                 loads the newest model now
     GET  /v2/health/live, /v2/health/ready, /v2/models/<name>
     GET  /metrics, /openapi.json, / (a page to try it)
 
-An error is {"error": {"place": ..., "reason": ...}}: nothing in it tells of paths,
-versions or code.
+An error is {"error": {"place": ..., "reason": ...}}; it never reveals paths, versions
+or code.
 """
 
 import asyncio
@@ -39,17 +39,17 @@ from srgnn_jax.serve.service import Service
 
 log = logging.getLogger(__name__)
 
-# The name of the model, in /v2/models.
+# The model's name in /v2/models.
 MODEL = "srgnn"
 RECOMMEND = "/v1/recommend"
 HEALTH = ("/v2/health/live", "/v2/health/ready")
 PAGE = pathlib.Path(__file__).with_name("page.html")
-# The page brings all that it needs.
+# The page loads nothing from elsewhere.
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# The token's own answer in a browser: it asks for a password, which is the token.
+# Makes a browser ask for a password, which is the token.
 CHALLENGE = {"www-authenticate": 'Basic realm="srgnn", charset="UTF-8"'}
 
 
@@ -57,11 +57,11 @@ class App:
     """The application; `service` does the work.
 
     Attributes:
-      service, limits: as they were given.
-      metrics: of this application.
-      is_draining: whether each answer ends its connection.
+      service, limits: as passed.
+      metrics: the metrics of this application.
+      is_draining: whether each answer closes its connection.
       lag: seconds by which the event loop is behind.
-      requests_log: called with a dict for each request; None: nothing is.
+      requests_log: called with a dict for each request; None: requests are not logged.
     """
 
     def __init__(
@@ -73,11 +73,12 @@ class App:
         limits: Limits = LIMITS,
         is_one_of_many: bool = False,
     ):
-        """Every request but those of health needs the `token`, if there is one.
+        """Creates the application for a service.
 
-        The workdir is looked at every `reload_every` seconds, unless that is 0. Where
-        it `is_one_of_many` that share the requests, it takes no changes, of which the
-        others would not know.
+        Every request except health checks needs the `token`, if there is one. The
+        workdir is checked every `reload_every` seconds, unless that is 0. If it
+        `is_one_of_many` that share the requests, it refuses changes, which would not
+        reach the others.
         """
         self.service, self.limits = service, limits
         self.metrics = Metrics(service)
@@ -105,7 +106,7 @@ class App:
                 Route(named, self._keep, methods=["PUT"]),
                 Route(named, self._forget, methods=["DELETE"]),
                 Route("/v1/reload", self._reload, methods=["POST"]),
-                # Only for what is no POST.
+                # `answer` handles POST; this answers other methods with 405.
                 Route(RECOMMEND, self._document, methods=["POST"]),
             ],
             redirect_slashes=False,
@@ -115,7 +116,7 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
         if scope["type"] != "http":
-            # The process' start and end, and websockets, which it closes.
+            # Startup and shutdown, and websockets, which the router closes.
             await self._router(scope, receive, send)
             return
         status, headers, body = await self.answer(scope, receive)
@@ -133,7 +134,7 @@ class App:
             given = dict(scope["headers"]).get(b"authorization", b"")
             self._admit(path, given)
             if path == RECOMMEND and method == "POST":
-                # Before anything is read: refusing must be cheap.
+                # Check before reading anything: refusing must be cheap.
                 self.service.batcher.check()
                 body = await self._body(Request(scope, receive), self.limits.body)
                 asked = bodies.asked(body, self.limits)
@@ -146,9 +147,9 @@ class App:
         return status, headers, b"" if method == "HEAD" else body
 
     def ask(self, body: bytes, given: bytes, done: Callable[[Answer], None]) -> None:
-        """Has `done` called with the answer to a request for lists.
+        """Calls `done` with the answer to a request to /v1/recommend.
 
-        Most requests are such, and have all come at once: this does what `answer` does
+        Most requests are of this kind and arrive whole: this does what `answer` does,
         without a task for each. `given` is the Authorization header.
         """
         started = time.perf_counter()
@@ -177,7 +178,7 @@ class App:
         answered: tuple[list[dict[str, Any]], Identity],
         fields: dict[str, Any],
     ) -> Answer:
-        """Renders lists, counts them, and notes what of them is logged."""
+        """Renders lists, counts them, and sets the fields to log."""
         found, identity = answered
         unknown = sum(len(one["unknown"]) for one in found)
         self.metrics.sessions(sum(one["fallback"] for one in found), unknown)
@@ -226,17 +227,17 @@ class App:
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Future) -> None:
-        """Logs what no one else waits for."""
+        """Logs the error of a task that nobody awaits."""
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            log.error("what runs in the background failed", exc_info=error)
+            log.error("a background task failed", exc_info=error)
 
     def is_over(self) -> bool:
-        """Whether what comes now would wait too long, here or for the device."""
+        """Whether a new request would wait too long, here or for the device."""
         return self.service.batcher.is_over(self.lag)
 
     def reload_soon(self, why: str) -> None:
-        """Reloads in the background; the log tells how it went."""
+        """Reloads in the background; the outcome is logged."""
 
         async def reload():
             with contextlib.suppress(UserError):
@@ -245,27 +246,27 @@ class App:
         self._in_background(reload())
 
     def _admit(self, path: str, given: bytes) -> None:
-        """Refuses a request without the token, or one that comes too early."""
+        """Refuses requests without the token, or before the service is ready."""
         if path in HEALTH:
             return
         if self._token and not hmac.compare_digest(secret_of(given), self._token):
             raise Refused(401, "authorization", "the token is wrong", **CHALLENGE)
         if not self.service.is_ready and path.startswith("/v1/"):
-            raise Refused(503, "service", "it is not ready", **{"retry-after": "1"})
+            raise Refused(503, "service", "not ready yet", **{"retry-after": "1"})
 
     def _may_write(self, request: Request) -> None:
-        """Refuses changes for a page, a host without a token, or one of many."""
+        """Refuses changes to a replica, by web pages, and by hosts without a token."""
         if self._is_one_of_many:
-            raise Refused(403, "request", "this is one of several; none takes changes")
+            raise Refused(403, "request", "replicas do not accept changes")
         if "origin" in request.headers:
-            raise Refused(403, "origin", "pages may not change anything")
+            raise Refused(403, "origin", "web pages may not make changes")
         if not self._token and not (request.client and is_here(request.client.host)):
             raise Refused(
-                403, "request", "changes are taken from this machine, or with a token"
+                403, "request", "changes must come from this machine or with a token"
             )
 
     async def _body(self, request: Request, most: int) -> bytes:
-        """Reads a body; raises Refused if it is too long, or too long in coming."""
+        """Reads a body; raises Refused if it is too long or too slow."""
         body = bytearray()
         try:
             async with asyncio.timeout(self.limits.seconds):
@@ -275,20 +276,20 @@ class App:
                         why = f"more than {most:,} bytes"
                         raise Refused(413, "body", why, connection="close")
         except ClientDisconnect:
-            raise Refused(400, "body", "it ended early") from None
+            raise Refused(400, "body", "ended early") from None
         except TimeoutError:
-            why = f"it took more than {self.limits.seconds:.0f} s"
+            why = f"took more than {self.limits.seconds:.0f} s to arrive"
             raise Refused(408, "body", why, connection="close") from None
         return bytes(body)
 
     async def _routed(self, scope: Scope, receive: Receive) -> Answer:
-        """Answers by the table of routes."""
+        """Answers through the router."""
         sent: list[Message] = []
 
         async def keep(message: Message) -> None:
             sent.append(message)
 
-        # With it, what is not found is raised.
+        # With an app in its scope, the router raises "not found" errors.
         scope["app"] = self
         await self._router(scope, receive, keep)
         start, *rest = sent
@@ -304,7 +305,7 @@ class App:
 
     async def _model(self, request: Request) -> Response:
         if request.path_params["name"] != MODEL:
-            raise Refused(404, "name", "there is no such model")
+            raise Refused(404, "name", "there is no model of this name")
         served = self.service.served
         return json_response(
             {
@@ -333,7 +334,7 @@ class App:
 
     async def _items(self, request: Request) -> Response:
         prefix = request.query_params.get("prefix", "")[:200]
-        # The first one sorts.
+        # In a thread: the first call sorts all ids.
         found = await asyncio.to_thread(self.service.served.complete, prefix)
         return json_response({"items": found})
 
@@ -372,8 +373,8 @@ class App:
     async def _reload(self, request: Request) -> Response:
         self._may_write(request)
         try:
-            return json_response({"model": await self.service.reload("asked for")})
+            return json_response({"model": await self.service.reload("requested")})
         except UserError:
             step = self.service.served.identity["step"]
-            why = f"the newest cannot be used, as the log tells; step {step} stays"
+            why = f"the newest cannot be used, see the log; step {step} stays in use"
             raise Refused(409, "model", why) from None

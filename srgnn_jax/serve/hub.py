@@ -1,4 +1,4 @@
-"""Puts an exported folder on the Hugging Face hub; needs huggingface_hub.
+"""Uploads an exported folder to the Hugging Face hub; needs huggingface_hub.
 
 push_to_hub("exported", "me/shop")
 """
@@ -18,26 +18,26 @@ def push_to_hub(
 ) -> str:
     """Uploads what `--mode=export` wrote, and returns the address of the commit.
 
-    What an earlier export left there and this one lacks is deleted.
+    Files of an earlier export that this one does not have are deleted.
 
     Args:
-      folder: the exported one.
-      repo_id: the hub's repository, "owner/name"; it is made if there is none.
-      private: whether one that is made is private.
-      token: of the hub; None: the one that was stored by logging in.
+      folder: the exported folder.
+      repo_id: the hub's repository, "owner/name"; it is created if it does not exist.
+      private: whether a new repository is private.
+      token: the hub's token; None: the one stored by logging in.
 
     Raises:
-      UserError: the folder is no export, huggingface_hub is missing, or the hub cannot
-        be reached or refuses.
+      UserError: the folder is not an export, huggingface_hub is missing, or the hub
+        cannot be reached or refuses.
     """
     path = pathlib.Path(folder).expanduser()
     if not (path / "manifest.json").is_file():
-        raise UserError(f"{path} is no exported folder; --mode=export writes one")
+        raise UserError(f"{path} is not an exported folder; --mode=export writes one")
     try:
         import huggingface_hub
     except ModuleNotFoundError as error:
-        told = "push_to_hub needs huggingface_hub: pip install 'srgnn_jax[hub]'"
-        raise UserError(told) from error
+        message = "push_to_hub needs huggingface_hub: pip install 'srgnn_jax[hub]'"
+        raise UserError(message) from error
     api = huggingface_hub.HfApi(token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -47,7 +47,7 @@ def push_to_hub(
             commit_message=f"Export of {path.name}",
             delete_patterns="*",
         )
-    # Whatever the network and the hub can lead to.
+    # The network and the hub may raise anything.
     except Exception as error:
         raise UserError(f"cannot upload to {repo_id}: {reason(error)}") from error
     return commit.commit_url

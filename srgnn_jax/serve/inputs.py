@@ -1,4 +1,4 @@
-"""What the command line hands to a recommender: sessions, click logs, candidates."""
+"""Reads the command line's input: sessions, click logs, candidates."""
 
 import contextlib
 import csv
@@ -33,13 +33,13 @@ from srgnn_jax.data.visits import gather_visits
 from srgnn_jax.errors import UserError, reason
 from srgnn_jax.serve.exported import wrong_session
 
-# Read, answered and written at a time: some thousands of sessions.
+# Sessions are read, answered and written a few thousand at a time.
 READ_BYTES = 2**17
 SESSIONS = 4096
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 Ids = list[str | int | float]
-# The raw ids of sessions, None in the place of a line that cannot be read, and what is
-# to be printed besides: a log's session, or the error.
+# The raw ids of sessions (None for a line that cannot be read), and further fields to
+# print: the session's id in a log, or the error.
 Entries = list[tuple[Ids | None, dict[str, Any]]]
 
 
@@ -51,7 +51,7 @@ def open_file(path: str, flag: str) -> io.BufferedIOBase:
 
 
 def read_ids(path: str, flag: str) -> list[str]:
-    """Reads raw ids, one a line; the flag is for the error where it cannot be read."""
+    """Reads raw ids, one per line; the error message names `flag`."""
     with open_file(path, flag) as file:
         lines = file.read().removesuffix(b"\n").split(b"\n")
     ids = []
@@ -64,22 +64,22 @@ def read_ids(path: str, flag: str) -> list[str]:
 
 
 def candidates_of(lines: Sequence[str], vocabulary: Vocabulary, path: str) -> list[str]:
-    """Finds the raw ids of items in the lines of a file: one a line, or one of a row.
+    """Returns the raw ids of items in a file's lines: one per line, or one per row.
 
-    Spaces around them, quotes, blank lines and a header do not count. In a row the id
-    stands in the column that the header names as the items', or else first.
+    Spaces around them, quotes, blank lines and a header are ignored. In a row, the id
+    is in the column that the header names as the item column, or else in the first.
 
     Raises:
-      UserError: the file is empty, or ids stand in other columns too.
+      UserError: the file is empty, or other columns have ids too.
     """
     texts = {n: line.strip() for n, line in enumerate(lines, 1) if line.strip()}
     if not texts:
-        raise UserError(f"--candidates={path} is empty; write the id of an item a line")
+        raise UserError(f"--candidates={path} is empty; write one item id per line")
     separator = separator_of(next(iter(texts.values())))
     rows = [_row(text, separator) for text in texts.values()]
     is_known = vocabulary.rows(texts.values()) > 0
     if is_known.any() or len({*map(len, rows)}) > 1:
-        # No table: what looks like a separator is part of an id.
+        # Not a table: what looks like a separator is part of an id.
         rows = [
             [text] if whole or len(row) > 1 else row
             for text, row, whole in zip(texts.values(), rows, is_known, strict=True)
@@ -91,15 +91,15 @@ def candidates_of(lines: Sequence[str], vocabulary: Vocabulary, path: str) -> li
     for (n, text), row in zip(texts.items(), rows, strict=True):
         if vocabulary.rows(row[1:]).any():
             raise UserError(
-                f"--candidates={path}, line {n}: {text!r} has an item's id in another "
-                "column than the first; write one id a line, or name the column of ids "
+                f"--candidates={path}, line {n}: {text!r} has an item id outside the "
+                "first column; write one id per line, or name the column of ids "
                 "item_id in a header"
             )
     return [row[0] for row in rows]
 
 
 def _row(line: str, separator: str) -> list[str]:
-    """Returns the fields of a line, or the whole of one that is no csv."""
+    """Returns the fields of a line, or the whole line if it is not csv."""
     try:
         return _fields(line, separator)
     except ValueError:
@@ -109,19 +109,19 @@ def _row(line: str, separator: str) -> list[str]:
 def read_sessions(
     source: io.BufferedIOBase | pathlib.Path, name: str, settings: Settings
 ) -> Iterator[Entries]:
-    """Reads sessions as they come; of a click log, once all of it is there.
+    """Reads sessions as they arrive; a click log is read to its end first.
 
-    Three forms are read, told by what the first line that is not blank holds:
-      JSON lines      {"session": ["id", ...]} a line.
-      a click log     as one to train on, in any form that `read.read_clicks` takes, by
-                      the run's own settings; a column of times may be missing. Its
-                      clicks are gathered by session and put in order of time; of the
-                      visits that `settings` makes of a session's clicks, the last.
-      a csv           the ids of one session a line; an empty line is an empty session.
+    It reads three formats, and detects the format from the first non-blank line:
+      JSON lines      {"session": ["id", ...]} per line.
+      a click log     like a training log, in any form that `read.read_clicks` takes,
+                      read with the run's own settings; the time column may be missing.
+                      Its clicks are grouped by session and sorted by time. If
+                      `settings` splits a session into visits, the last one is used.
+      a csv           the ids of a session per line; an empty line is an empty session.
 
     Yields:
-      The sessions that can be had without waiting for more, in order; of a line that
-      cannot be read, the error.
+      The sessions available without waiting for more, in order; the error for a line
+      that cannot be read.
     """
     if not isinstance(source, pathlib.Path):
         # read1 returns what a pipe holds: its writer may wait for an answer.
@@ -129,7 +129,7 @@ def read_sessions(
         if not is_packed(start) and not _is_log(first, name, settings):
             yield from _session_lines(blocks, first, name)
             return
-        # A log is sorted only once it is there.
+        # A log can be sorted only once all of it has arrived.
         with tempfile.NamedTemporaryFile("wb") as file:
             file.writelines(blocks)
             file.flush()
@@ -146,12 +146,12 @@ def read_sessions(
 
 
 def _begin(read: Callable[[], bytes]) -> tuple[Iterator[bytes], bytes, str]:
-    """Returns blocks of bytes, the first of them, and the first line with something."""
+    """Returns blocks of bytes, the first of them, and the first line with content."""
     blocks = iter(read, b"")
     start, lines = b"", list[bytes]()
     while not lines and (block := next(blocks, b"")):
         start += block
-        # The last line may go on.
+        # The last line may be incomplete.
         lines = [line for line in start.split(b"\n")[:-1] if line.strip()]
     texts = [
         line.decode("utf-8-sig", "replace").removesuffix("\r")
@@ -160,20 +160,20 @@ def _begin(read: Callable[[], bytes]) -> tuple[Iterator[bytes], bytes, str]:
     _, texts = without_comments(1, texts, "")
     if len(texts) > 1 and is_separator_line(texts[0]):
         texts = texts[1:]
-    told = texts[0]
-    if is_array(told):
-        # A line for each of its objects.
+    first = texts[0]
+    if is_array(first):
+        # Write one line per object.
         with contextlib.suppress(orjson.JSONDecodeError):
             array = orjson.loads(start := start + b"".join(blocks))
             start = b"\n".join(map(orjson.dumps, array))
-        blocks, told = iter(()), start.split(b"\n")[0].decode("utf-8", "replace")
-    return itertools.chain([start], blocks), start, told
+        blocks, first = iter(()), start.split(b"\n")[0].decode("utf-8", "replace")
+    return itertools.chain([start], blocks), start, first
 
 
 def _is_log(first: str, name: str, settings: Settings) -> bool:
     """Whether the first line is that of a click log.
 
-    Raises UserError where it is a header that lacks a column.
+    Raises UserError if it is a header that lacks a column, or a click without a header.
     """
     fields: Any = ()
     if is_json(first):
@@ -183,7 +183,7 @@ def _is_log(first: str, name: str, settings: Settings) -> bool:
     with contextlib.suppress(csv.Error):
         fields = fields_of(first, separator, settings.quoting)
     if settings.header == "none":
-        # Quotes are open where a line break within them parts a row: of ids none is.
+        # Quotes stay open if a row has a line break inside them: a log, not ids.
         numbered = {str(n): field for n, field in enumerate(fields, 1)}
         time = numbered.get(settings.form.columns.time, "")
         return not fields or _is_time(time, settings)
@@ -194,14 +194,14 @@ def _is_log(first: str, name: str, settings: Settings) -> bool:
         _form_without_time(settings).names(fields, name)
     if len(fields) > 2 and any(map(is_date, fields)):
         raise UserError(
-            f"{name}: {first[:120]!r} looks like a click of a log without a header; "
-            "write one above it, such as session_id,item_id,timestamp"
+            f"{name}: {first[:120]!r} looks like a click in a log without a header; "
+            "add one above it, such as session_id,item_id,timestamp"
         )
     return False
 
 
 def _json_fields(line: str) -> dict[str, bool]:
-    """Returns the fields of a click, or of the first of an array; none of a session."""
+    """Returns the fields of a click, or of an array's first; none for a session."""
     record: Any = records.record_of(line)[0]
     with contextlib.suppress(orjson.JSONDecodeError):
         array = orjson.loads(line)
@@ -211,7 +211,7 @@ def _json_fields(line: str) -> dict[str, bool]:
 
 
 def _is_time(field: str, settings: Settings) -> bool:
-    """Whether a field is a time, or a word for none."""
+    """Whether a field is a time, or a value that counts as missing."""
     read = TimeColumn(unit=settings.time_unit, form=settings.time_format)
     is_time = read(pl.Series([field]), pl.Series([1]), "line").count() > 0
     return is_time or field.strip() in settings.missing_values
@@ -225,7 +225,7 @@ def _form_without_time(settings: Settings) -> Form:
 def _log_form(
     fields: Mapping[str, bool] | Sequence[str], name: str, settings: Settings
 ) -> Form | None:
-    """Returns the form whose columns are there: the run's, or that of usual names."""
+    """Returns a form whose columns exist: the run's own, or the usual names."""
     own = _form_without_time(settings)
     for form in (own, dataclasses.replace(own, columns=Columns())):
         with contextlib.suppress(UserError):
@@ -245,7 +245,7 @@ def log_files(path: str, settings: Settings) -> list[pathlib.Path]:
 def _log_entries(
     path: pathlib.Path, name: str, settings: Settings
 ) -> Iterator[Entries]:
-    """Yields the sessions of a log by first appearance, after its malformed lines."""
+    """Yields a log's malformed lines, then its sessions by first appearance."""
     bad: Entries = []
 
     def on_bad(where, line, what):
@@ -276,7 +276,7 @@ def _log_entries(
 
 
 def _session_lines(blocks: Iterable[bytes], first: str, name: str) -> Iterator[Entries]:
-    """Yields the sessions of lines, as JSON or as ids in csv."""
+    """Yields the sessions in lines of JSON, or of ids in csv."""
     suffix = pathlib.PurePath(name).suffix.lower()
     separator = separator_of(first)
 
@@ -296,7 +296,7 @@ def _session_lines(blocks: Iterable[bytes], first: str, name: str) -> Iterator[E
 
 
 def _line_chunks(blocks: Iterable[bytes]) -> Iterator[list[tuple[int, bytes]]]:
-    """Yields the lines that can be had at once, numbered."""
+    """Yields numbered lines in chunks, as they arrive."""
     number = itertools.count(1)
     rest = b""
     for block in blocks:
@@ -318,9 +318,9 @@ def _json_session(line: str) -> Ids:
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise ValueError(f"no JSON: {error}") from error
+        raise ValueError(f"not valid JSON: {error}") from error
     if not isinstance(record, dict) or "session" not in record:
-        raise ValueError('no object with a field "session"')
+        raise ValueError('not an object with a field "session"')
     if wrong := wrong_session(record["session"]):
         raise ValueError(wrong)
     return record["session"]

@@ -1,4 +1,4 @@
-"""What Prometheus reads of a service."""
+"""The metrics of a service, for Prometheus."""
 
 import functools
 
@@ -20,15 +20,15 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 
 class Metrics:
-    """Counts of one service; nothing in them tells of a session's contents."""
+    """Counts of one service; they reveal nothing of a session's contents."""
 
     def __init__(self, service: Service):
         self.registry = CollectorRegistry()
         counter = functools.partial(Counter, registry=self.registry)
         gauge = functools.partial(Gauge, registry=self.registry)
         histogram = functools.partial(Histogram, registry=self.registry)
-        requests = counter("srgnn_requests", "Requests by their status.", ["status"])
-        # Looking a label up takes longer than counting.
+        requests = counter("srgnn_requests", "Requests by status.", ["status"])
+        # Looking up a label takes longer than counting.
         self._of_status = functools.cache(requests.labels)
         self._seconds = histogram(
             "srgnn_request_seconds",
@@ -36,21 +36,21 @@ class Metrics:
             buckets=SECONDS,
         )
         self._batch = histogram(
-            "srgnn_batch_sessions", "Sessions of a batch.", buckets=SIZES
+            "srgnn_batch_sessions", "Sessions per batch.", buckets=SIZES
         )
         self._batch_seconds = histogram(
-            "srgnn_batch_seconds", "Seconds of a batch.", buckets=SECONDS
+            "srgnn_batch_seconds", "Seconds per batch.", buckets=SECONDS
         )
         self._fallbacks = counter("srgnn_fallbacks", "Sessions without a known item.")
-        self._unknown = counter("srgnn_unknown_ids", "Ids that the vocabulary lacks.")
-        waiting = gauge("srgnn_waiting_sessions", "Sessions that wait.")
+        self._unknown = counter("srgnn_unknown_ids", "Ids not in the vocabulary.")
+        waiting = gauge("srgnn_waiting_sessions", "Waiting sessions.")
         waiting.set_function(lambda: service.batcher.waiting)
         ready = gauge("srgnn_ready", "Whether requests are answered.")
         ready.set_function(lambda: service.is_ready)
         labels = ["fingerprint", "step"]
         self._model = gauge("srgnn_model", "The model in use.", labels)
         self._reloads = counter(
-            "srgnn_reloads", "Models loaded, or refused.", ["result"]
+            "srgnn_reloads", "Models loaded or refused.", ["result"]
         )
         self._use(service.served.identity)
         service.batcher.on_batch = self._of_batch
@@ -60,7 +60,7 @@ class Metrics:
         self._model.labels(**identity).set(1)
 
     def reload(self, identity: Identity | None) -> None:
-        """Counts a reload, and notes the model in use; None: it was refused."""
+        """Counts a reload and records the model in use; None: it was refused."""
         self._reloads.labels("loaded" if identity else "refused").inc()
         if identity:
             self._use(identity)
@@ -71,7 +71,7 @@ class Metrics:
         self._seconds.observe(seconds)
 
     def sessions(self, fallbacks: int, unknown: int) -> None:
-        """Counts what a request's sessions lacked."""
+        """Counts a request's fallbacks and unknown ids."""
         if fallbacks:
             self._fallbacks.inc(fallbacks)
         if unknown:
@@ -82,5 +82,5 @@ class Metrics:
         self._batch_seconds.observe(seconds)
 
     def text(self) -> bytes:
-        """Returns all of it, in Prometheus' text format."""
+        """Returns all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

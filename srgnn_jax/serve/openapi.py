@@ -1,4 +1,4 @@
-"""The service's description, as OpenAPI."""
+"""The OpenAPI description of the service."""
 
 from typing import Any
 
@@ -42,15 +42,15 @@ _EXPLAINED = _object(
     model=_MODEL,
 )
 _FAILURES = {
-    "400": "no JSON",
+    "400": "not valid JSON",
     "401": "the token is wrong",
-    "422": "it cannot be used: where, and why",
-    "503": "busy, or not ready; Retry-After tells the seconds",
+    "422": "the request cannot be used; the error says where and why",
+    "503": "busy, or not ready yet; Retry-After gives the seconds",
 }
 
 
 def openapi(limits: Limits) -> dict[str, Any]:
-    """Describes requests and answers."""
+    """Returns the description of requests and answers."""
     session = _list(_ID, limits.clicks)
     candidates = [_list(_ID, limits.candidates), _TEXT, {"type": "null"}]
     wanted = _object(
@@ -60,29 +60,29 @@ def openapi(limits: Limits) -> dict[str, Any]:
         exclude_seen=_OPTION,
         candidates={
             "oneOf": candidates,
-            "description": "ids that may be listed, or the name that they were given",
+            "description": "ids that may be listed, or the name of stored ones",
         },
         as_probabilities=_OPTION,
     )
     kept = _object(items=_INTEGER, unknown=_list(_TEXT))
     paths = {
-        "/v1/recommend": {"post": _does("Lists the next items", _RECOMMENDED, wanted)},
+        "/v1/recommend": {"post": _does("Recommends next items", _RECOMMENDED, wanted)},
         "/v1/explain": {
-            "post": _does("Explains", _EXPLAINED, _object(session=session))
+            "post": _does("Explains a session", _EXPLAINED, _object(session=session))
         },
         "/v1/items": {
             "get": _does("Completes ids", _object(items=_list(_TEXT)))
             | {"parameters": [_parameter("prefix", "query")]}
         },
-        "/v1/candidates": {"get": _does("Tells the names of candidates")},
+        "/v1/candidates": {"get": _does("Lists the names of candidates")},
         "/v1/candidates/{name}": {
             "parameters": [_parameter("name", "path")],
-            "put": _does("Names candidates", kept, _object(items=_list(_ID))),
-            "delete": _does("Forgets candidates"),
+            "put": _does("Stores candidates", kept, _object(items=_list(_ID))),
+            "delete": _does("Deletes candidates"),
         },
         "/v1/reload": {"post": _does("Loads the newest model", _object(model=_MODEL))},
-        "/v2/health/live": {"get": _does("Tells whether it runs")},
-        "/v2/health/ready": {"get": _does("Tells whether it answers")},
+        "/v2/health/live": {"get": _does("Says whether it is alive")},
+        "/v2/health/ready": {"get": _does("Says whether it is ready")},
         "/v2/models/{name}": {
             "parameters": [_parameter("name", "path")],
             "get": _does("Describes the model"),

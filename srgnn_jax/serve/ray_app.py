@@ -1,11 +1,12 @@
-"""The HTTP service as an application of Ray Serve, in several replicas.
+"""The HTTP service as a Ray Serve application with several replicas.
 
     serve run srgnn_jax.serve.ray_app:app workdir=runs/shop replicas=2
 
 Each replica answers as `--mode=serve` does, from the checkpoints of the workdir, which
-all of them must see. What would change one replica alone is refused: named candidates
-come from `candidates_folder`, and a better checkpoint is taken up by itself. Ray holds
-back what the replicas cannot take, and refuses with 503 what would wait for them.
+all of them must be able to read. Changes that would reach only one replica are refused:
+named candidates come from `candidates_folder`, and each replica loads a better
+checkpoint by itself. Ray queues requests that no replica can take yet, and answers 503
+once the queue is full.
 """
 
 import asyncio
@@ -20,9 +21,9 @@ from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.serve.server import read_token
 from srgnn_jax.serve.service import Service
 
-# Requests that a replica has at a time, and that wait for one.
+# Requests that a replica handles at a time, and that wait for a replica.
 ONGOING, QUEUED = 256, 512
-# What `app` takes, and what it is unless told.
+# The arguments of `app` and their defaults.
 ARGUMENTS = {
     "workdir": "",
     "replicas": "2",
@@ -34,7 +35,7 @@ ARGUMENTS = {
 
 
 class Replica:
-    """One of the processes that answer."""
+    """One of the processes that answer requests."""
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class Replica:
         reload_every: str,
         max_wait: str,
     ):
-        """Loads and compiles; the replica is there once that is done."""
+        """Loads and compiles; Ray uses the replica once that is done."""
         service = Service(
             lambda: Recommender.load(workdir, share_code=True, split=True),
             workdir=workdir,
@@ -69,17 +70,17 @@ class Replica:
 
 
 def app(arguments: Mapping[str, Any]) -> Any:
-    """Builds the application from `name=value` of the command line.
+    """Builds the application from the command line's `name=value` arguments.
 
     `workdir`, `candidates_folder`, `auth_token_file`, `reload_every` and `max_wait` are
-    the flags of `--mode=serve`; `replicas` is how many processes answer. ValueError:
-    another name, or no workdir.
+    the flags of `--mode=serve`; `replicas` is the number of processes. Raises
+    ValueError for other arguments, or if there is no workdir.
     """
     from ray import serve
 
     if unknown := arguments.keys() - ARGUMENTS.keys():
-        those = ", ".join(ARGUMENTS)
-        raise ValueError(f"there is no {unknown.pop()!r}; the arguments are {those}")
+        known = ", ".join(ARGUMENTS)
+        raise ValueError(f"unknown argument {unknown.pop()!r}; choose from {known}")
     given = {**ARGUMENTS, **arguments}
     if not given["workdir"]:
         raise ValueError("workdir=FOLDER is missing: the folder of the run")

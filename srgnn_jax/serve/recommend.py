@@ -38,26 +38,26 @@ from srgnn_jax.serve import explanation, exported, step
 from srgnn_jax.serve.explanation import Explanation
 from srgnn_jax.serve.exported import BATCH_SIZES, RawSession, Recommendation
 
-# Up to so many sessions are scored at once, however large the table: the blocks of one
-# that is so large are copies, which take as long again.
+# Up to this many sessions are scored at once, however large the table: the blocks of a
+# large table are copies, which take as long again.
 WHOLE = 8
-# Clicks that the model sees of a session, unless the run was trained on fewer.
+# Maximum clicks of a session that the model sees, unless the run was trained on fewer.
 MAX_LENGTH = 256
 
 
 class Recommender:
     """A trained model and its items' raw ids.
 
-    A session is a sequence of raw ids, oldest click first: text, or whole numbers that
-    stand for their text; spaces around them do not count. Where all items' ids are
-    whole numbers, 1001.0 means 1001. Ids that the vocabulary lacks are dropped and
-    reported; of more than `max_length` known clicks the last ones count; a session
-    without any gets the most popular items of training, marked as a fallback.
+    A session is a sequence of raw ids, oldest click first. Ids are text, or whole
+    numbers that stand for their text; spaces around them are ignored. If all items' ids
+    are whole numbers, 1001.0 means 1001. Ids that are not in the vocabulary are dropped
+    and reported. Only the last `max_length` known clicks count. A session without a
+    known click gets the most popular items of training, marked as a fallback.
 
     Attributes:
-      model, params, vocabulary, max_length: as they were given.
-      neighbours: what the network is joined with; None: it stands alone.
-      progress, step: of the run and its checkpoint, where they were loaded.
+      model, params, vocabulary, max_length: as passed.
+      neighbours: what the network is joined with; None: the network alone.
+      progress, step: of the run and its checkpoint, if loaded from one.
     """
 
     progress: Progress
@@ -77,15 +77,16 @@ class Recommender:
         share_code: bool = False,
         mesh: Mesh | None = None,
     ):
-        """Takes a model, whole or its item table split over a mesh, and neighbours.
+        """Takes a model, its item table whole or split over a mesh, and neighbours.
 
-        It sees at most `max_length` clicks of a session. At most `max_scores` scores
-        (items times sessions) are held at a time; 0: as suits the device; but those of
-        up to `whole` sessions are held at once. Row 0 has a share in probabilities if
-        `score_padding`. With `share_code` recommenders of equal models run the same
-        compiled functions, whatever their parameters; else these are constants to the
-        compiler, which multiplies weights with weights itself. ValueError: model, item
-        table and vocabulary differ in their rows, or a parameter is not finite.
+        The model sees at most `max_length` clicks of a session. At most `max_scores`
+        scores (items times sessions) are held at a time (0: chosen for the device), but
+        up to `whole` sessions are scored at once. If `score_padding`, row 0 has a share
+        in probabilities. With `share_code`, recommenders of equal models run the same
+        compiled functions, whatever their parameters. Without it, the parameters are
+        constants to the compiler, which then multiplies weights with weights itself.
+        Raises ValueError if model, item table and vocabulary differ in their rows, or a
+        parameter is not finite.
         """
         table = params["item_embedding"]
         shards = 1 if mesh is None else mesh.shape[ITEM_AXIS]
@@ -99,7 +100,7 @@ class Recommender:
         self.model, self.params, self.vocabulary = model, params, vocabulary
         self.max_length, self.neighbours = max_length, neighbours
         max_scores = max_scores or suits.scores_to_rank(0)
-        # All scores are joined at once.
+        # Joining needs all scores of a batch at once.
         least = BATCH_SIZES[-2 if neighbours is None else 0]
         rows = max(least, max_scores // model.num_items, whole)
         sizes = [size for size in BATCH_SIZES if size <= rows]
@@ -127,10 +128,10 @@ class Recommender:
                 return step.of_table(others, table, *arguments, **settings, **options)
 
             self._step = jax.jit(of_table, static_argnames=step.OPTIONS)
-        # What scores the items: table, rows and count of `recommend_step`.
+        # The items to score: table, rows and count of `recommend_step`.
         self._table = normalise(table) if model.normalize else table
         self._scored: tuple[Any, Any, Any] = self._table, None, None
-        # What `candidates` named last, and the recommender for it.
+        # The last `candidates`, and the recommender for them.
         self._last: tuple[list[str | int | float], Recommender] | None = None
 
     @classmethod
@@ -144,13 +145,13 @@ class Recommender:
     ) -> "Recommender":
         """Loads the best checkpoint of a workdir; the data set is not needed.
 
-        It is joined with neighbours if the workdir was so when it was evaluated last.
-        `model` is what made the run's model, unless it is SRGNN; for `share_code` see
-        the class. With `split` the item table is split by rows over all devices, if
-        the run split it and is not joined. UserError: there is no checkpoint, it is of
-        another model, or its vocabulary is missing or another's.
+        It is joined with neighbours if the workdir's last evaluation was. `model` is
+        the function that made the run's model, unless it is SRGNN; for `share_code` see
+        the class. With `split`, the item table is split by rows over all devices if the
+        run split it and is not joined. Raises UserError if there is no checkpoint, it
+        is of another model, or its vocabulary is missing or belongs to another run.
         """
-        # All of one run, where a link to another one comes in between.
+        # Resolved, so that all files are of one run even if a link is switched now.
         folder = pathlib.Path(workdir).expanduser().resolve()
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
             progress = checkpoints.progress()
@@ -179,22 +180,22 @@ class Recommender:
     def restrict(self, ids: Iterable[str | int | float]) -> "Recommender":
         """Returns a recommender of some of the items, such as those in stock.
 
-        It shares parameters and compiled code, and holds a table of its items besides.
-        Ids that the vocabulary lacks are named in a warning; those that this one does
-        not recommend are left out. UserError: that leaves none.
+        It shares parameters and compiled code, and also holds a table of its items. A
+        warning names ids that are not in the vocabulary; ids that this recommender does
+        not recommend are left out. Raises UserError if none is left.
         """
         return self.restrict_rows(self._lists.candidates(ids))
 
     def restrict_rows(
         self, known: Int[np.ndarray, " C"], at_least: int = 64
     ) -> "Recommender":
-        """Returns a recommender of some item rows, of which 0 stands for none.
+        """Returns a recommender of some item rows; rows of 0 are ignored.
 
-        Its table has a power of two of rows, at least so many: few sizes are compiled.
-        UserError: it recommends none of them.
+        The number of rows of its table is a power of two, and at least `at_least`, so
+        that few sizes are compiled. Raises UserError if it recommends none of them.
         """
         lists = self._lists.restrict(known)
-        # Row 0 is the padding's, and fills up.
+        # Row 0 is the padding item, and fills the table.
         count = 1 + len(lists.popular)
         size = exported.power_of_two(count, at_least)
         rows = np.zeros(-(-size // self._shards) * self._shards, np.int32)
@@ -213,11 +214,11 @@ class Recommender:
         *,
         apart: bool = True,
     ) -> "Recommender":
-        """Returns a recommender that works on batches of other shapes.
+        """Returns a recommender that uses batches of other shapes.
 
-        They have one of `sizes` rows, rising from 1, and one of `widths` positions, or
-        `max_length`, and at most so many positions in all rows. If `apart`, a long
-        session adds no padding to short ones, which have a batch of their own.
+        A batch has one of `sizes` rows (ascending from 1), one of `widths` positions or
+        `max_length`, and at most `max_positions` positions in all rows. If `apart`,
+        short sessions get batches of their own, so that long ones do not pad them.
         """
         other = copy.copy(self)
         sizes = [size for size in sizes if size <= self.max_rows]
@@ -233,27 +234,27 @@ class Recommender:
 
     @property
     def max_rows(self) -> int:
-        """How many sessions are scored at a time."""
+        """The maximum number of sessions scored at a time."""
         return self._lists.sizes[-1]
 
     @property
     def num_candidates(self) -> int:
-        """How many items may be recommended."""
+        """The number of items that may be recommended."""
         return len(self._lists.popular)
 
     def shapes(self) -> list[tuple[int, int]]:
-        """Returns the shapes that batches may have, [B, L]."""
+        """Returns the possible shapes of batches, [B, L]."""
         lists = self._lists
         return [(size, n) for n in lists.widths for size in lists.sizes_for(n)]
 
     def compile(self, k: int, *, as_probabilities: bool = False) -> None:
-        """Compiles what `recommend` runs for lists of `k`, in all shapes of batches."""
+        """Compiles what `recommend` runs for lists of `k`, in all batch shapes."""
         run = self._step_for(k, as_probabilities, 1.0)
         for shape in self.shapes():
             jax.block_until_ready(run(np.ones(shape, np.int32), None))
 
     def _step_for(self, k: int, as_probabilities: bool, recall: float) -> Any:
-        """Returns `recommend_step` of item_seq and seen."""
+        """Returns `recommend_step` as a function of item_seq and seen."""
         table, rows, _ = self._scored
         run = functools.partial(
             self._step,
@@ -283,21 +284,22 @@ class Recommender:
         as_probabilities: bool = False,
         recall: float = 1.0,
     ) -> list[Recommendation]:
-        """Finds the items that each session is likely to click next.
+        """Returns the items that each session is likely to click next.
 
-        Other sessions change no list, but the last digits of its scores.
+        A list does not depend on the other sessions, except for the last digits of its
+        scores.
 
         Args:
           sessions: any number, of any length; see the class.
-          k: length of the lists; they are shorter where fewer items may be recommended.
-          exclude_seen: leave out what the session clicked, whatever its length.
-          candidates: raw ids that may be recommended, as for `restrict`; what is made
-            for them is kept for the next call. None: all items.
-          as_probabilities: give the probability that the item is next, among all
-            candidates, what was seen included, instead of the score. Where neighbours
-            join the network all scores are that.
-          recall: share of the best items that must be found; below 1 by
-            `jax.lax.approx_max_k`, which is faster on a TPU and large catalogs.
+          k: length of the lists; they are shorter if fewer items may be recommended.
+          exclude_seen: leave out what the session clicked, however long it is.
+          candidates: raw ids that may be recommended, as for `restrict`; the
+            recommender for them is kept for the next call. None: all items.
+          as_probabilities: instead of the score, give the probability that the item is
+            next, among all candidates, seen items included. If neighbours are joined
+            with the network, all scores are such probabilities.
+          recall: share of the best items that must be found; below 1,
+            `jax.lax.approx_max_k` is used: faster on a TPU and for large catalogs.
 
         Raises:
           UserError: `k`, `recall`, a session or the candidates cannot be used.
@@ -320,11 +322,12 @@ class Recommender:
     def recommend_frame(
         self, sessions: Mapping[Any, RawSession], k: int = 20, **options: Any
     ) -> pl.DataFrame:
-        """Returns what `recommend` finds as a frame: session, rank, item, score.
+        """Returns the lists of `recommend` as a frame: session, rank, item, score.
 
-        `sessions` are by what names them in the frame, as `Clicks.sessions` gives them;
-        `options` are the others of `recommend`. Ranks begin with 1; fallback tells
-        whether the session has no known click. `.to_pandas()` makes it one of pandas.
+        `sessions` maps names to sessions, like `Clicks.sessions`; the frame shows the
+        names. `options` are the other arguments of `recommend`. Ranks start at 1;
+        the column fallback says whether the session has no known click. `.to_pandas()`
+        turns it into a pandas frame.
         """
         found = self.recommend(sessions.values(), k, **options)
         frame = pl.DataFrame(
@@ -346,22 +349,23 @@ class Recommender:
     def explain(
         self, session: RawSession, item: str | int | float | None = None
     ) -> Explanation:
-        """Shows the session graph and the attention to each click.
+        """Returns the session graph and the attention to each click.
 
-        With `item`, it tells as well what each click adds to the item's score: what the
-        score loses where the click is left out. UserError: no click of the session is
-        known, nor the item, or the readout tells no weights.
+        With `item`, it also returns what each click adds to the item's score: how much
+        the score drops if the click is left out. Raises UserError if no click of the
+        session is known, the item is unknown, or the readout does not report click
+        weights.
         """
         found = explanation.explain(self._lists, self.model, self.params, session)
         if item is None:
             return found
         clicks = found.items
         others = (clicks[:n] + clicks[n + 1 :] for n in range(len(clicks)))
-        # Joined, a score would be a share among the candidates, of which there is one.
+        # A joined score is a share among the candidates, and here there is only one.
         network = copy.copy(self)
         network.neighbours = None
         scored = network.restrict([item]).recommend([clicks, *others], k=1)
-        # Without any click there is no score.
+        # A session without clicks has no score.
         score, *without = (0.0 if one.fallback else one.scores[0] for one in scored)
         return dataclasses.replace(
             found,

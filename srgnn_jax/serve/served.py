@@ -1,7 +1,7 @@
-"""A model as it is served: compiled in every shape, with restrictions that have names.
+"""A model as it is served: compiled in every shape, with named candidates.
 
-What is asked often is worked on in batches of many shapes, so that little is filled up;
-the rest in few, so that there are not too many to compile.
+Frequent requests run in batches of many shapes, so that there is little padding; the
+others run in few, so that not too many are compiled.
 """
 
 import bisect
@@ -22,13 +22,13 @@ from srgnn_jax.serve.bodies import LIMITS, Asked, Refused
 from srgnn_jax.serve.exported import RawSession, Recommendation
 from srgnn_jax.serve.recommend import Recommender
 
-# Rows of a batch, positions, positions in all rows at most; and the lists' length.
+# Rows of a batch, positions, maximum positions in all rows; and the length of lists.
 QUICK, QUICK_K = ((1, 2, 4, 8, 16, 24, 32, 48, 64), (8, 16, 64), 1024), 32
 RARE, RARE_K = ((1, 8), (64,), 512), LIMITS.k + LIMITS.clicks
-# For a request's own candidates, which have a table of so many rows.
+# For a request's own candidates; their table has this many rows.
 OWN, OWN_ROWS = ((1,), (64,), 512), 1024
-# Numbers of an item table up to which short sessions have batches of their own, and
-# beyond which all have one: each batch is another pass over the table.
+# Sizes of an item table, in numbers. Up to the first, short sessions get batches of
+# their own; beyond the second, all share batches: each is another pass over the table.
 SMALL_TABLE, LARGE_TABLE = 2**20, 2**23
 EXPLAIN = "explain"
 
@@ -36,7 +36,7 @@ Identity = dict[str, str | int]
 
 
 class Group(NamedTuple):
-    """Requests that are answered by one call."""
+    """Requests that one call can answer."""
 
     candidates: str | tuple | None
     k: int
@@ -50,13 +50,13 @@ class Views(NamedTuple):
     rare: Recommender
 
     def compile(self) -> None:
-        """Compiles all that is asked of them."""
+        """Compiles everything that requests need."""
         self.quick.compile(QUICK_K)
         for as_probabilities in (False, True):
             self.rare.compile(RARE_K, as_probabilities=as_probabilities)
 
     def restrict(self, rows: np.ndarray) -> "Views":
-        """Restricts both; UserError: no row is left."""
+        """Restricts both; raises UserError if no row is left."""
         return Views(self.quick.restrict_rows(rows), self.rare.restrict_rows(rows))
 
 
@@ -66,8 +66,8 @@ class Served:
 
     Attributes:
       views: the model.
-      named: its restrictions; None: it knows none of their items.
-      identity: which model that is, as answers tell it.
+      named: its restrictions to named candidates; None: it knows none of them.
+      identity: the model's fingerprint and step, as in answers.
     """
 
     views: Views
@@ -85,7 +85,7 @@ class Served:
         )
         views = Views(quick, recommender.in_batches(*RARE))
         params = jax.device_get(recommender.params)
-        # Rows that fill up a mesh are none of the model's.
+        # Rows that pad the table for a mesh are not the model's.
         table = params["item_embedding"][: recommender.model.num_items]
         identity = {
             "fingerprint": fingerprint({**params, "item_embedding": table}),
@@ -103,13 +103,13 @@ class Served:
         return sorted(self.vocabulary.ids)
 
     def complete(self, prefix: str, most: int = 10) -> list[str]:
-        """Returns the first raw ids that begin so."""
+        """Returns the first raw ids with this prefix."""
         first = bisect.bisect_left(self._ordered, prefix)
         found = self._ordered[first : first + most]
         return [raw for raw in found if raw.startswith(prefix)]
 
     def compile(self) -> None:
-        """Compiles all; what an equal model has compiled is there."""
+        """Compiles everything that an equal model has not compiled yet."""
         for views in (self.views, *self.named.values()):
             if views is not None:
                 views.compile()
@@ -118,14 +118,14 @@ class Served:
             own.compile(RARE_K, as_probabilities=as_probabilities)
         quick = self.views.quick
         for width in sorted({width for _, width in quick.shapes()}):
-            # A readout may tell no weights.
+            # A readout may not report weights.
             with contextlib.suppress(UserError):
                 quick.explain([self.vocabulary.ids[0]] * width)
 
     def answer(self, group: Hashable, works: Sequence[Any]) -> list[Any]:
-        """Answers the works of a group: what was asked, or for EXPLAIN sessions.
+        """Answers the works of a group: requests, or sessions for EXPLAIN.
 
-        An answer is one for each session, or an explanation, and the identity.
+        An answer is a list for each session, or an explanation, and the identity.
         """
         if group == EXPLAIN:
             return [self._explained(session) for session in works]
@@ -145,7 +145,7 @@ class Served:
     def _cut(
         self, asked: Asked, session: RawSession, found: Recommendation
     ) -> dict[str, Any]:
-        """Returns what was asked of a list, which may be longer, without seen items."""
+        """Cuts a list to the requested length, without seen items if so requested."""
         items, scores, unknown, fallback = found
         if asked.exclude_seen:
             rows = self.vocabulary.rows(session)
@@ -160,7 +160,7 @@ class Served:
         }
 
     def _own(self, rows: np.ndarray) -> Recommender:
-        """Returns a recommender of the candidates of one request."""
+        """Returns a recommender of one request's candidates."""
         return self.views.rare.restrict_rows(rows, OWN_ROWS).in_batches(*OWN)
 
     def _chosen(self, candidates: str | tuple | None, k: int) -> Recommender:
@@ -184,10 +184,10 @@ class Served:
 
 
 def group_of(asked: Asked) -> Group:
-    """Returns the group of requests that are answered by one call."""
+    """Returns the group of a request, which one call can answer."""
     longest = asked.k
     if asked.exclude_seen:
-        # What is left out is listed first.
+        # Seen items are listed first, and then left out.
         longest += max((len(set(session)) for session in asked.sessions), default=0)
     own = isinstance(asked.candidates, tuple)
     k = RARE_K if longest > QUICK_K or asked.as_probabilities or own else QUICK_K

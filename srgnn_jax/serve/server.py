@@ -25,19 +25,19 @@ from srgnn_jax.serve.service import Service
 
 log = logging.getLogger(__name__)
 
-# Bytes of a request's line and headers.
+# Maximum bytes of a request's line and headers.
 MOST_HEADERS = 2**15
-# Seconds in which connections end by themselves, each after an answer, and then for
-# those that are still being answered.
+# On shutdown: seconds in which connections close by themselves, each after an answer,
+# and then seconds for requests that are still being answered.
 LAST_ANSWERS, LAST_WORK = 1.0, 7
 SHORTEST_TOKEN = 16
-# Seconds between looks at how far the event loop is behind.
+# Seconds between measurements of how far the event loop is behind.
 TICK = 0.01
-# Seconds after which a thread of Python gives way to another; Python has 0.005.
+# Seconds after which a Python thread gives way to another; the default is 0.005.
 SWITCH = 0.0002
-# Seconds that a connection may lie idle.
+# Seconds that a connection may be idle.
 KEPT_OPEN = 75
-# One whole request for lists on a connection that stays; any other is read by llhttp.
+# One whole request to RECOMMEND on a connection that stays; llhttp reads all others.
 _LINE = (
     rb"(?i:connection: keep-alive|"
     rb"(?!connection|content-length|transfer-encoding|expect|upgrade)"
@@ -72,13 +72,13 @@ def serve_workdir(
     """Serves the best checkpoint of a workdir until SIGTERM or Ctrl-C.
 
     Args:
-      workdir: the folder of the run; a better checkpoint is taken up by itself.
+      workdir: the folder of the run; a better checkpoint is loaded automatically.
       host, port: where to listen.
-      auth_token_file: holds the token that every request but health needs.
+      auth_token_file: holds the token that every request except health checks needs.
       candidates_folder: keeps named candidates; None: they last as long as the process.
-      reload_every: seconds between looks at the workdir; 0: none, but SIGHUP and
-        POST /v1/reload.
-      max_wait: seconds that a request may wait for the device, by estimate.
+      reload_every: seconds between checks of the workdir; 0: only SIGHUP and
+        POST /v1/reload load a new model.
+      max_wait: maximum estimated wait of a request for the device, in seconds.
       log_requests: "no", "yes", or "contents", with their sessions.
       model: see `Recommender.load`.
 
@@ -87,7 +87,7 @@ def serve_workdir(
     """
     token = read_token(auth_token_file) if auth_token_file else ""
     log_as_json()
-    # A batch that is worked out has its thread wait less for the event loop's.
+    # The thread that runs batches then waits less for the event loop's.
     sys.setswitchinterval(SWITCH)
     service = Service(
         lambda: Recommender.load(workdir, model, share_code=True, split=True),
@@ -99,31 +99,31 @@ def serve_workdir(
     app.logs_sessions = log_requests == "contents"
     if log_requests != "no":
         app.requests_log = log_line
-    # uvloop's loop, as uvicorn would choose it.
+    # uvloop, as uvicorn would choose.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(app, host, port))
 
 
 def read_token(path: str) -> str:
-    """Reads a token; UserError: the file cannot be read, or it is too short."""
+    """Reads a token; raises UserError if the file or the token cannot be used."""
     try:
         token = pathlib.Path(path).expanduser().read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        told = f"cannot read --auth_token_file={path}: {reason(error)}"
-        raise UserError(told) from error
+        message = f"cannot read --auth_token_file={path}: {reason(error)}"
+        raise UserError(message) from error
     if len(token) < SHORTEST_TOKEN or not token.isprintable() or " " in token:
         raise UserError(
-            f"--auth_token_file={path} holds no token of at least {SHORTEST_TOKEN} "
-            "characters in one line; openssl rand -hex 32 makes one"
+            f"--auth_token_file={path} does not hold a token of at least "
+            f"{SHORTEST_TOKEN} characters on one line; openssl rand -hex 32 makes one"
         )
     return token
 
 
 class Connection(HttpToolsProtocol):
-    """A connection that is refused where there are too many, and cut if it is slow.
+    """A connection that is refused if there are too many, and closed if it is slow.
 
-    A request for lists that has come as a whole is answered without the rest of
-    uvicorn, which costs more than it costs to recommend.
+    A request to RECOMMEND that arrives whole is answered without the rest of uvicorn,
+    which costs more than recommending.
     """
 
     _is_asked = False
@@ -133,7 +133,7 @@ class Connection(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Starts it, or ends it at once with 503."""
+        """Starts the connection, or ends it at once with 503."""
         if len(self.connections) >= LIMITS.connections:
             self.transport = transport
             transport.write(_TOO_MANY)
@@ -145,7 +145,7 @@ class Connection(HttpToolsProtocol):
         self._look()
 
     def data_received(self, data: bytes) -> None:
-        """Reads on; headers may neither be long nor take long."""
+        """Reads on; headers may be neither long nor slow."""
         if self.parser is None or self.transport.is_closing():
             return
         if self._is_asked:
@@ -171,7 +171,7 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _ask(self, head: bytes, body: bytes) -> None:
-        # To read it as well would make the others wait.
+        # Reading this one too would make the others wait.
         if self._app.is_over():
             self._app.metrics.request(503, 0.0)
             self.transport.write(_BUSY)
@@ -199,18 +199,18 @@ class Connection(HttpToolsProtocol):
             self.data_received(rest)
 
     def shutdown(self) -> None:
-        """Ends it once what was asked is answered."""
+        """Ends the connection once its request is answered."""
         if not self._is_asked:
             super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends it."""
+        """Ends the connection."""
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
 
     def _look(self) -> None:
-        """Closes it once its deadline is over, and looks again before any later one."""
+        """Closes the connection after its deadline; looks again before a later one."""
         now = self.loop.time()
         if now >= self._deadline:
             self.transport.close()
@@ -220,10 +220,10 @@ class Connection(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """Ends in order: no new connections, then no more requests on those there are."""
+    """Ends in order: no new connections, then no more requests on the open ones."""
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Begins to end; a second signal does it at once."""
+        """Begins to end; a second signal ends at once."""
         app: Any = self.config.app
         if app.is_draining:
             self.force_exit = self.should_exit = True
@@ -232,7 +232,7 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_soon_threadsafe(self._drain)
 
     def _drain(self) -> None:
-        log.info("stopping: what was accepted is answered")
+        log.info("stopping: accepted requests are answered first")
         for server in self.servers:
             server.close()
         asyncio.get_running_loop().call_later(LAST_ANSWERS, self._end)
@@ -242,7 +242,7 @@ class Server(uvicorn.Server):
 
 
 async def serve(app: App, host: str, port: int) -> None:
-    """Serves an application until SIGTERM or Ctrl-C; SIGHUP has it reload."""
+    """Serves an application until SIGTERM or Ctrl-C; SIGHUP makes it reload."""
     config = uvicorn.Config(
         app,
         host=host,
@@ -276,7 +276,7 @@ async def serve(app: App, host: str, port: int) -> None:
 
 
 async def _watch_lag(app: App) -> None:
-    """Measures by how much the event loop is behind."""
+    """Measures how far the event loop is behind."""
     while True:
         before = time.perf_counter()
         await asyncio.sleep(TICK)
@@ -300,9 +300,9 @@ class _Lines(logging.Handler):
 
 
 def log_as_json() -> None:
-    """Has this package and uvicorn log JSON lines to stderr."""
+    """Makes this package and uvicorn log JSON lines to stderr."""
     logging.getLogger("srgnn_jax").setLevel(logging.INFO)
-    # What a client sent wrong is told to it, and counted.
+    # Wrong requests are reported to their clients, and counted.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     root = logging.getLogger()
     root.handlers[:] = [_Lines()]

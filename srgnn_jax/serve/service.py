@@ -1,7 +1,7 @@
-"""A model that is served: its batches, what is in stock, and the model after it.
+"""Serves a model: its batches, named candidates, and newer models.
 
-Knows nothing of HTTP. A model, and each restriction of it, is compiled in every shape
-before it is used, and takes the place of the one before it between two batches.
+It knows nothing of HTTP. A model, and each restriction of it, is compiled in every
+shape before it is used, and replaces the previous one between two batches.
 """
 
 import asyncio
@@ -41,18 +41,18 @@ log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 MOST_NAMES = 100
-# Seconds that a batch may take, unless one session takes longer.
+# Maximum seconds of a batch, unless a single session takes longer.
 LONGEST = 0.025
 
 
 class Service:
-    """Answers from the best checkpoint of a workdir, and from the better one after it.
+    """Answers from the best checkpoint of a workdir, and from better ones later.
 
     Attributes:
       served: the model in use.
-      batcher: what waits for it.
-      is_ready: whether all is compiled.
-      on_reload: told which model is used after a reload; None: it was refused.
+      batcher: the requests that wait for it.
+      is_ready: whether everything is compiled.
+      on_reload: called after a reload with the model's identity; None: it was refused.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class Service:
         candidates_folder: str | os.PathLike | None = None,
         max_wait: float = 0.05,
     ):
-        """Loads the model and the restrictions that the folder keeps.
+        """Loads the model and the named candidates in the folder.
 
-        `load` gives the newest recommender, and again at every reload; a change of the
-        checkpoints of `workdir` is what `watch` looks for. UserError: the model or a
+        `load` returns the newest recommender, now and at every reload; `watch` looks
+        for changes in the checkpoints of `workdir`. Raises UserError if the model or a
         file of the folder cannot be used.
         """
         self._load, self._workdir = load, workdir
@@ -99,7 +99,7 @@ class Service:
             return None
 
     def prepare(self) -> None:
-        """Compiles all, and measures how long batches take; takes some seconds."""
+        """Compiles everything and measures batch times; takes some seconds."""
         self.served.compile()
         quick = self.served.views.quick
         session = quick.vocabulary.ids[:4]
@@ -114,9 +114,9 @@ class Service:
         self.is_ready = True
 
     def recommend(self, asked: Asked) -> asyncio.Future:
-        """Returns what will be an answer for each session, and which model gave them.
+        """Returns a future of the sessions' answers and of the model's identity.
 
-        Raises, or its result does:
+        Raises, here or from the future:
           Refused: the candidates cannot be used.
           Overloaded: it would take too long.
         """
@@ -141,10 +141,10 @@ class Service:
         return await self.batcher.submit(EXPLAIN, 1, session)
 
     async def reload(self, why: str) -> Identity:
-        """Loads the newest model beside the one in use, and swaps them.
+        """Loads the newest model while the old one is in use, then swaps them.
 
-        Returns which model is used now. UserError: the new one cannot be used, and the
-        old one stays.
+        Returns the identity of the model now in use. Raises UserError if the new one
+        cannot be used; the old one then stays.
         """
         async with self._changing:
             try:
@@ -165,16 +165,16 @@ class Service:
             served.compile()
         except UserError:
             raise
-        # Whatever a file that another process is just writing can lead to.
+        # A file that another process is still writing may cause any error.
         except Exception as error:
             raise UserError(
-                f"the newest model is of no use: {reason(error)}"
+                f"the newest model cannot be used: {reason(error)}"
             ) from error
         _freeze()
         return served
 
     async def watch(self, seconds: float) -> None:
-        """Reloads whenever the checkpoints of the workdir have changed."""
+        """Reloads whenever the checkpoints of the workdir change."""
         before = self._checkpoints()
         while True:
             await asyncio.sleep(seconds)
@@ -194,18 +194,18 @@ class Service:
             return set()
 
     def names(self) -> dict[str, int]:
-        """Returns the names of restrictions, and how many items may be recommended."""
+        """Returns the names of candidates, and how many items each allows."""
         views = self.served.named.items()
         return {name: v.quick.num_candidates if v else 0 for name, v in views}
 
     async def keep(self, name: str, ids: list[str | int | float]) -> list[str]:
-        """Names candidates, replacing those of that name; returns unknown ids.
+        """Keeps candidates under a name, replacing earlier ones; returns unknown ids.
 
-        Raises Refused: the name or the ids cannot be used.
+        Raises Refused if the name or the ids cannot be used.
         """
         if not NAME.fullmatch(name):
-            told = "a name has up to 64 letters, digits and any of _ . -"
-            raise Refused(422, "name", told)
+            why = "a name has up to 64 letters, digits, _, . or -, and no . in front"
+            raise Refused(422, "name", why)
         async with self._changing:
             if name not in self._ids and len(self._ids) >= MOST_NAMES:
                 raise Refused(422, "name", f"there are {MOST_NAMES} names already")
@@ -230,7 +230,7 @@ class Service:
         return restricted, list(dict.fromkeys(unknown))
 
     async def forget(self, name: str) -> None:
-        """Forgets named candidates; raises Refused where there are none."""
+        """Forgets named candidates; raises Refused if there are none of this name."""
         async with self._changing:
             if self._ids.pop(name, None) is None:
                 raise Refused(404, "name", "no candidates have this name")
@@ -243,37 +243,37 @@ class Service:
 async def _joined(
     submit: Callable[[Asked], asyncio.Future], parts: Sequence[Asked]
 ) -> tuple[list[dict[str, Any]], Identity]:
-    """Returns the answers of all parts, by one model."""
+    """Returns the answers of all parts, from one model."""
     while True:
         answers = await asyncio.gather(*map(submit, parts))
         found, identities = zip(*answers, strict=True)
-        # A new model may have come between two parts.
+        # The model may have been swapped between two parts.
         if all(one is identities[0] for one in identities):
             return list(itertools.chain.from_iterable(found)), identities[0]
 
 
 def _freeze() -> None:
-    """Has the collector pass over what stays, which would stop the service for long."""
+    """Makes the garbage collector skip lasting objects: scanning them takes long."""
     gc.collect()
     gc.freeze()
 
 
 def _give_way() -> None:
-    """Lets what this thread does wait for requests, where the system can."""
+    """Lowers this thread's priority below that of requests, if the system can."""
     with contextlib.suppress(AttributeError, OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _read_folder(folder: pathlib.Path) -> dict[str, list[str | int | float]]:
-    """Reads named candidates, and makes the folder if it is not there."""
+    """Reads named candidates, and creates the folder if it does not exist."""
     found = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob("*.json")):
             found[path.stem] = orjson.loads(path.read_bytes())["items"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        told = f"cannot read the candidates of {folder}: {reason(error)}"
-        raise UserError(told) from error
+        message = f"cannot read the candidates in {folder}: {reason(error)}"
+        raise UserError(message) from error
     return found
 
 

@@ -1,7 +1,7 @@
-"""What recommending computes, compiled: the best items of a batch, weights of clicks.
+"""Compiled functions for recommending: the best items of a batch, click weights.
 
 Axes: B sessions of a batch, L positions, M clicks, D embedding, N rows that this device
-scores, R rows that are scored, K items of a list.
+scores, R scored rows, K items of a list.
 """
 
 import functools
@@ -41,23 +41,23 @@ def recommend_step(
     recall: float,
     item_axis: str | None = None,
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
-    """Finds the best items for a batch of sessions, fewer than the table has rows.
+    """Returns the K best items for a batch of sessions; the table has more rows.
 
-    With an `item_axis` the model's table and `table` are this device's rows of them.
+    With an `item_axis`, the model's table and `table` are this device's rows of them.
 
     Args:
-      table: rows of the items to choose from, after the padding's; of length 1 if the
+      table: rows of the items to choose from, after the padding row; of length 1 if the
         model normalises.
-      rows: the item row of each of the table's rows; None: they are the same.
-      count: rows of the table that count, those beyond only fill it up; None: all.
+      rows: the item row of each row of the table; None: they are the same.
+      count: number of rows that count, the rest is padding; None: all.
       item_seq: item rows in click order, 0 = padding at the end.
       seen: item rows to leave out, 0 = padding; None: none.
-      shares: what joins, of the table's rows; see `joined.add_up`. None: the network
-        stands alone.
+      shares: what to join, for the table's rows; see `joined.add_up`. None: the network
+        alone.
 
     Returns:
-      Scores, or probabilities, as which all are joined, -inf where there is no item
-      left, and item rows.
+      Scores or probabilities (joined scores always are), -inf where no item is left,
+      and item rows.
     """
     item_seq_len = jnp.maximum(jnp.count_nonzero(jnp.asarray(item_seq), axis=1), 1)
     tier = item_seq, item_seq_len
@@ -103,9 +103,9 @@ def of_table(
     mesh: Mesh | None = None,
     **options: Any,
 ) -> Any:
-    """`recommend_step` of the item table, and of the parameters but for it.
+    """Runs `recommend_step` with the item table apart from the other parameters.
 
-    On a mesh each device holds its rows of both tables, and all have what is returned.
+    On a mesh, each device holds its rows of both tables, and all get the result.
     """
     item_axis = None if mesh is None else ITEM_AXIS
 
@@ -134,8 +134,8 @@ def click_weights(
     *,
     model: nn.Module,
 ) -> list[Array]:
-    """Returns the weights of clicks that the readout tells; nothing if it does not."""
-    # Of a table that lies on several devices, only the rows that are looked up.
+    """Returns the click weights that the readout reports; [] if it reports none."""
+    # Only the rows that are looked up: the table may be split over devices.
     table = ItemTable(params["item_embedding"], model.num_items)
     (embedded,), _ = table.lookup(jnp.asarray(item_seq), normalize=model.normalize)
 

@@ -1,4 +1,4 @@
-"""Recommends to, and evaluates on, sessions in files: what the command line does."""
+"""Recommends to sessions in files, and evaluates on them, for the command line."""
 
 import collections
 import contextlib
@@ -45,14 +45,14 @@ def evaluate_sessions(
 ) -> dict[str, float]:
     """Evaluates the best checkpoint on a click log of raw ids; prints the metrics.
 
-    As in the published preparation, a session's clicks are sorted by time, those on
-    items that training did not know are dropped, and each from the second on is then
-    the target of the clicks before it. The data set is not needed.
+    As in the published preparation, a session's clicks are sorted by time, clicks on
+    items not seen in training are dropped, and each remaining click from the second on
+    is the target of the clicks before it. The data set is not needed.
 
-    `clicks` is a file or a folder, read as a training log is, see `read.read_clicks`,
-    or a frame. `config`, the run's own if None, says how, and may name other list
+    `clicks` is a frame, or a file or a folder that is read like a training log; see
+    `read.read_clicks`. `config` (None: the run's own) says how, and may name other list
     lengths; for `model` see `Recommender.load`. Returns the mean of every metric,
-    joined with neighbours where the workdir is so.
+    joined with neighbours if the workdir is.
     """
     recommender = Recommender.load(workdir, model)
     vocabulary = recommender.vocabulary
@@ -89,8 +89,8 @@ def evaluate_sessions(
         columns["POP"] = metrics.means(target_ranks(popular, examples), config.ks)
     processes.say(
         f"\nstep {recommender.step} on {name}\n"
-        f"{len(sessions):,} sessions, {len(rows):,} clicks, of which "
-        f"{np.count_nonzero(rows == 0):,} on unknown items are dropped; "
+        f"{len(sessions):,} sessions, {len(rows):,} clicks "
+        f"({np.count_nonzero(rows == 0):,} on unknown items, dropped), "
         f"{len(examples):,} examples\n\n" + "\n".join(metric_table(config.ks, columns))
     )
     return next(iter(columns.values()))
@@ -104,10 +104,10 @@ def recommend_file(
     model: config_lib.MakeModel | None = None,
     **options: Any,
 ) -> None:
-    """Recommends to the sessions of a file, one JSON object a line on stdout.
+    """Recommends to the sessions of a file; prints one JSON object per line.
 
-    `sessions` is the file, the folder of a log, or "-" for stdin, `candidates` a text
-    file of raw ids, see `candidates_of`; for the rest see `Recommender.load` and
+    `sessions` is the file, the folder of a log, or "-" for stdin. `candidates` is a
+    text file of raw ids, see `candidates_of`. For the rest see `Recommender.load` and
     `recommend`.
     """
     path = pathlib.Path(sessions).expanduser()
@@ -137,19 +137,19 @@ def recommend_stream(
     candidates: Iterable[str | int | float] | None = None,
     **options: Any,
 ) -> None:
-    """Recommends to sessions as they are read, in their order, in bounded memory.
+    """Recommends to sessions as they are read, in order, in bounded memory.
 
-    A JSON object is written for each session: items, scores, unknown and fallback, as
-    in `Recommendation`, and for a click log also session, its id. A line that cannot be
-    read gives an object with `error`, `file` and `line`, its number.
+    It writes a JSON object for each session: items, scores, unknown and fallback, as in
+    `Recommendation`, and for a click log also session, its id. For a line that cannot
+    be read, it writes an object with `error`, `file` and `line`, its number.
 
     Args:
-      source: binary file, or a path; see `read_sessions` for its form.
+      source: binary file, or a path; see `read_sessions` for its format.
       output: text file; flushed whenever there is no more to read for the moment.
-      name: of the source; its suffix may tell the form.
+      name: of the source; its suffix may decide the format.
       settings: how the run reads a click log.
       candidates: see `Recommender.restrict`; None: all items.
-      options: the others of `Recommender.recommend`.
+      options: the other arguments of `Recommender.recommend`.
     """
     done = {"sessions": 0, "fallbacks": 0, "unreadable lines": 0}
 
@@ -168,10 +168,10 @@ def recommend_stream(
 
     if candidates is not None:
         recommender = recommender.restrict(candidates)
-    # Options that are wrong are told before anything is read.
+    # Reports wrong options before anything is read.
     recommender.recommend([], **options)
     # While the device works on some sessions, others are read and written. None of the
-    # three waits for input that has yet to come.
+    # three waits for input that has not arrived yet.
     with (
         tqdm(desc="recommend", unit=" sessions", disable=None, leave=False) as bar,
         ThreadPoolExecutor(1) as answering,
@@ -188,7 +188,7 @@ def recommend_stream(
             for last in pending:
                 last.result()
         except BaseException:
-            # Ctrl-C waits for no more than what is being worked on.
+            # Ctrl-C waits only for the sessions that are being worked on.
             answering.shutdown(wait=False, cancel_futures=True)
             raise
     counts = ", ".join(f"{n:,} {what}" for what, n in done.items())
