@@ -26,6 +26,9 @@ _OF_TRAINING = {
     *("checkpoint_every_minutes", "checkpoint_every_steps", "epochs", "max_steps"),
     *("log_every_steps", "name", "runs"),
 }
+# An evaluation on a log uses only these, and those for reading a log.
+_OF_SESSIONS = {"date_column", "ks", "max_positions", "max_scores", "progress"}
+_OF_SESSIONS.add("eval_batch_size")
 # Baselines use only these, and those for preparing data.
 _OF_BASELINES = {
     *("dataset", "data_dir", "prepared_dir", "name", "progress", "ks"),
@@ -41,10 +44,18 @@ def check_names(fields: Iterable[str]) -> None:
             raise UserError(f"the config has no field {name}; did you mean {field}?")
 
 
-def check_fields(mode: str, names: Collection[str]) -> None:
-    """Raises UserError if the mode ignores a field of the command line."""
+def check_fields(mode: str, names: Collection[str], sessions: bool = False) -> None:
+    """Raises UserError if the mode ignores a field of the command line.
+
+    `sessions`: the mode is given a log with --sessions.
+    """
     ignored = set(names)
-    if mode == "baselines":
+    if mode == "evaluate" and sessions:
+        from srgnn_jax.data.sources import source
+
+        mode += " --sessions"
+        ignored -= _OF_SESSIONS.union(source.LOG_SETTINGS, source.VISIT_SETTINGS)
+    elif mode == "baselines":
         # Imported late: --help needs no JAX.
         from srgnn_jax.config import PREPARATION_FIELDS
 

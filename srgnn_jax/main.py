@@ -43,6 +43,7 @@ except ModuleNotFoundError as error:
 from ml_collections import ConfigDict, config_flags
 
 from srgnn_jax import arguments
+from srgnn_jax.configs import default
 from srgnn_jax.errors import UserError
 from srgnn_jax.train.interrupt import Stopped
 
@@ -207,8 +208,9 @@ def check_flags() -> None:
                 f"--{name} has no effect with --mode={mode}; it is for {those}"
             )
     fields = fields_set()
-    arguments.check_fields(mode, fields)
-    if mode in ("train", "search", "import", "baselines"):
+    arguments.check_fields(mode, fields, bool(FLAGS.sessions))
+    needs_data = mode != "import" or not FLAGS.vocabulary
+    if mode in ("train", "search", "import", "baselines") and needs_data:
         if config is None:
             raise UserError("--config is missing; try --config=synthetic")
         if not config.dataset:
@@ -272,7 +274,8 @@ def run_mode() -> None:
     command = portable_command(sys.argv[1:])
     options: dict[str, Any]
     options = {name: FLAGS[name].value for name in ONLY_FOR if mode in ONLY_FOR[name]}
-    if mode == "evaluate" and config is not None and not config.dataset:
+    is_own = mode in ("evaluate", "promote") and config is not None
+    if is_own and not config.dataset:
         config = own_config(workdir, fields_set())
     if mode == "train" and FLAGS.compare:
         train_both(config, workdir, FLAGS.compare, command, model, losses)
@@ -296,7 +299,8 @@ def run_mode() -> None:
     elif mode == "export":
         export_workdir(workdir, model=model, **options)
     elif mode == "import":
-        import_checkpoint(config, workdir, FLAGS.torch_checkpoint, FLAGS.vocabulary)
+        files = FLAGS.torch_checkpoint, FLAGS.vocabulary
+        import_checkpoint(config or default.get_config(), workdir, *files)
     elif mode == "baselines":
         evaluate_baselines(config, workdir, command)
     else:

@@ -240,3 +240,22 @@ def test_bytes_that_are_not_text():
     frame = TWO.with_columns(time=pl.Series([b"2024-03-01", b"\xff"]))
     with pytest.raises(UserError, match="column 'time' holds bytes"):
         Clicks.from_frame(frame)
+
+
+def test_sessions_are_read_with_the_fields_of_a_config():
+    frame = pl.DataFrame(
+        {
+            "session": ["a", "a", "-", "a"],
+            "item": [1, 2, 3, 4],
+            "time": [
+                "01/03/2024 10:00",
+                "01/03/2024 10:05",
+                "soon",
+                "01/03/2024 12:00",
+            ],
+        }
+    )
+    how = {"time_format": "%d/%m/%Y %H:%M", "on_bad_row": "skip"}
+    clicks = Clicks.from_frame(frame)
+    assert clicks.sessions(**how) == {"a": ["1", "2", "4"]}
+    assert clicks.sessions(**how, session_gap_minutes=30) == {"a": ["4"]}

@@ -21,7 +21,7 @@ from srgnn_jax.devices import layouts
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import baselines, joined, results_json, session_knn
 from srgnn_jax.evaluate.session_knn import Neighbours, Prefixes
-from srgnn_jax.evaluate.workdir import evaluate_workdir, make_evaluator
+from srgnn_jax.evaluate.workdir import evaluate_workdir, make_evaluator, own_config
 from srgnn_jax.model.srgnn import SRGNN, init_params
 from srgnn_jax.serve import exported
 from srgnn_jax.serve.bodies import Asked
@@ -305,6 +305,9 @@ def test_a_workdir_answers_as_it_was_evaluated_last(run, tmp_path, capsys):
     # Without a config, it is evaluated as before.
     assert evaluate_workdir(workdir)["mrr@20"] == both["mrr@20"]
     assert Recommender.load(workdir).neighbours is not None
+    # So it is when a single field of its own config is replaced.
+    assert own_config(workdir, {"progress": False}).joined
+    assert not own_config(workdir, {"joined": False}).joined
     printed = capsys.readouterr().out
     _, *tables = printed.split("joined with STAN, weight")
     assert len(tables) == 2

@@ -59,6 +59,27 @@ CLICK_LOG = "--config=configs/click_log.py"
             "--config.epochs has no effect with --mode=evaluate; leave it out",
         ),
         (
+            ["--mode=evaluate", "--workdir=x", "--sessions=y", "--config.joined=True"],
+            "--config.joined has no effect with --mode=evaluate --sessions; leave it",
+        ),
+        (
+            [
+                "--mode=evaluate",
+                "--workdir=x",
+                "--sessions=y",
+                "--config.item_column=z",
+            ],
+            "x/checkpoints does not exist",
+        ),
+        (
+            ["--mode=promote", "--workdir=x", "--live=y", "--config.data_dir=z"],
+            "x/checkpoints does not exist",
+        ),
+        (
+            ["--mode=import", "--workdir=x", "--torch_checkpoint=y", "--vocabulary=z"],
+            "y: cannot be read",
+        ),
+        (
             ["--mode=baselines", CLICK_LOG, "--config.learning_rate=7"],
             "--config.learning_rate has no effect with --mode=baselines",
         ),

@@ -329,6 +329,12 @@ def test_a_learning_rate_that_has_decayed_ends_a_run(config, tmp_path, capsys):
     assert [r["epoch"] for r in records(tmp_path / "run") if "epoch" in r] == [1, 2]
     train_and_evaluate(config, str(tmp_path / "run"))
     assert "the run is complete" in capsys.readouterr().out
+    # Where it had decayed before the run began, that is said too.
+    config.warm_start, config.warm_start_schedule = str(tmp_path / "run"), "go_on"
+    trained = train_and_evaluate(config, str(tmp_path / "next"))
+    said = "epochs before this run: nothing is trained; set config.warm_start_schedule"
+    assert trained.step == 0
+    assert said in capsys.readouterr().out
 
 
 def test_a_run_that_goes_on_at_an_epochs_end_tells_no_speed(

@@ -86,14 +86,16 @@ class Clicks:
         named["event_column"] = self.columns.event or settings.event_column
         return dataclasses.replace(settings, header="", log_file="", **named)
 
-    def sessions(self, **visits: Any) -> dict[str, list[str]]:
+    def sessions(self, **fields: Any) -> dict[str, list[str]]:
         """Returns the items of each session, oldest first, by the session's id.
 
-        They are what `Recommender.recommend` takes. `visits`: see
-        `visits.gather_visits`; the last visit of each id is returned.
+        This is what `Recommender.recommend` takes. `fields` are those of a config that
+        say how clicks are read and cut into visits, such as `on_bad_row="skip"` or
+        `session_gap_minutes=30`. Of each id, the last visit is returned.
         """
-        clicks, _ = self.read(Settings())
-        gathered = gather_visits(clicks, **visits)
+        settings = Settings(**fields)
+        clicks, _ = self.read(settings)
+        gathered = gather_visits(clicks, **settings.visits)
         raw = gathered.raw_items.cast(pl.String).to_list()
         ids = gathered.ids.cast(pl.String).to_list()
         last = gathered.last_of_each_id().tolist()

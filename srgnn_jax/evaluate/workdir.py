@@ -94,8 +94,8 @@ def own_config(workdir: str, fields: Mapping[str, Any]) -> ConfigDict:
     folder = pathlib.Path(workdir).expanduser()
     one = next(iter(seed_folders(folder).values()), folder)
     with contextlib.closing(Checkpoints(one)) as checkpoints:
-        own = checkpoints.progress().config
-    return config_lib.from_dict({**own, **fields})
+        own = _as_evaluated(one, checkpoints.progress())
+    return config_lib.from_dict({**config_lib.to_dict(own), **fields})
 
 
 def evaluate_workdir(

@@ -32,7 +32,7 @@ from srgnn_jax.errors import UserError, reason
 from srgnn_jax.model.layers import Params
 from srgnn_jax.model.srgnn import init_params
 from srgnn_jax.runs.progress import Progress, check_same_model, model_name
-from srgnn_jax.runs.workdir import FOLDER
+from srgnn_jax.runs.workdir import FOLDER, seed_folders
 
 T = TypeVar("T")
 
@@ -64,6 +64,11 @@ class Checkpoints:
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
         if not self._folder.is_dir():
+            if seeds := seed_folders(self._folder.parent):
+                raise UserError(
+                    f"{self._folder.parent} holds the runs of several seeds; name one "
+                    f"of them, such as {next(iter(seeds.values()))}"
+                )
             raise UserError(
                 f"{self._folder} does not exist: no run has saved a checkpoint; train "
                 "first, or name another --workdir"

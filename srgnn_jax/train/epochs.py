@@ -261,12 +261,24 @@ class Run:
         # It is 0 if the run was interrupted after the epoch's last step.
         rate = f" ({examples_per_second:,.0f} ex/s)" if examples_per_second else ""
         processes.say(summary + rate)
-        if self.has_decayed() and progress.epoch < config.epochs:
-            processes.say(
-                "the learning rate has decayed to a thousandth: the run ends after "
-                f"{progress.epoch} of at most {config.epochs} epochs"
-            )
         self.save()
+
+    def report_decay(self) -> None:
+        """Prints that the run ended, or never began, because of the learning rate."""
+        progress, epochs = self.progress, self.config.epochs
+        if not self.has_decayed() or progress.epoch >= epochs:
+            return
+        message = (
+            "the learning rate has decayed to a thousandth: the run ends after "
+            f"{progress.epoch} of at most {epochs} epochs"
+        )
+        if not progress.epoch:
+            message = (
+                "the learning rate has decayed to a thousandth in the "
+                f"{progress.first_epoch} epochs before this run: nothing is trained; "
+                "set config.warm_start_schedule='anew'"
+            )
+        processes.say(message)
 
     def run(self, stops: Stops | None = None) -> results_json.Results | None:
         with interrupt.deferred() as self.received:
@@ -277,6 +289,7 @@ class Run:
                         self.end_epoch(examples_per_second)
                     else:
                         self.save()
+                self.report_decay()
                 return None if stops else self.report()
             except interrupt.Stopped as stopped:
                 step = self.progress.step

@@ -26,7 +26,7 @@ from srgnn_jax.devices import layouts
 from srgnn_jax.errors import UserError, differences
 from srgnn_jax.runs.checkpoint import Checkpoints, check_finite
 from srgnn_jax.runs.progress import Progress, model_name
-from srgnn_jax.runs.workdir import load_vocabulary, seed_folders
+from srgnn_jax.runs.workdir import load_vocabulary
 from srgnn_jax.train.step import TrainState
 
 # Values to set in rows: for each row the index of its values, or -1 if it has none.
@@ -88,11 +88,6 @@ def find_parent(
     where = f"config.warm_start is {config.warm_start!r}"
     if folder.resolve() == workdir.resolve():
         raise UserError(f"{where}, the run's own workdir; choose another --workdir")
-    if seeds := seed_folders(folder):
-        raise UserError(
-            f"{where}, which holds the runs of several seeds; name one of them, "
-            f"such as {next(iter(seeds.values()))}"
-        )
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         progress = checkpoints.progress()
         if progress.best_step:
