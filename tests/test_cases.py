@@ -528,6 +528,32 @@ def test_a_click_without_a_header_is_no_session():
         sessions_of(io.BytesIO(b"17,1001,2024-03-01T04:53:31Z\n"))
 
 
+NUMBERS = ["102,101,1704067200", "102,104,1704067260", "103,101,1704067300"]
+
+
+def test_clicks_without_a_header_are_not_taken_for_sessions(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(NUMBERS) + "\n")
+    with pytest.raises(UserError, match="log without a header"):
+        sessions_of(path)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        # Ids as large as seconds: in other columns, in lines of other lengths, or few.
+        ["102,101,1704067200", "1704067260,104,102", "103,101,1704067300"],
+        [*NUMBERS[:2], "103,1704067300"],
+        NUMBERS[:2],
+        ["1704067200,1704067260,1704067300"] * 3,
+    ],
+)
+def test_sessions_of_large_ids_stay_sessions(tmp_path, lines):
+    path = tmp_path / "sessions.csv"
+    path.write_text("\n".join(lines) + "\n")
+    assert sessions_of(path) == [line.split(",") for line in lines]
+
+
 def test_rows_that_are_dropped_leave_ids_whole_numbers(tmp_path):
     write(tmp_path, of=[(s, i, 10**9 + s) for s in range(1, 9) for i in (9, 10, 11)])
     ids = read(tmp_path, test_days=1e-5).vocabulary.ids

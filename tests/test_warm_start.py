@@ -16,7 +16,7 @@ from srgnn_jax.evaluate.workdir import evaluate_workdir
 from srgnn_jax.model.srgnn import SRGNN
 from srgnn_jax.runs.checkpoint import Checkpoints
 from srgnn_jax.runs.progress import Progress
-from srgnn_jax.runs.workdir import load_vocabulary, save_vocabulary
+from srgnn_jax.runs.workdir import load_vocabulary, save_vocabulary, seed_folders
 from srgnn_jax.train import warm_start
 from srgnn_jax.train.loop import train_and_evaluate
 from srgnn_jax.train.optimizer import adam_with_l2
@@ -300,6 +300,15 @@ def test_it_goes_on_exactly_and_from_no_other_run(config, parent, tmp_path):
         config.warm_start = other
         with pytest.raises(UserError, match=r"config\.warm_start: .*yesterday' -> "):
             train_and_evaluate(config, str(tmp_path / "parts"))
+
+
+@pytest.mark.slow  # trains twice
+def test_several_seeds_begin_without_an_epoch(config, tmp_path):
+    config.runs, config.epochs = 2, 0
+    train_and_evaluate(config, str(tmp_path / "today"))
+    config.epochs = 1
+    assert train_and_evaluate(config, str(tmp_path / "today")).step > 0
+    assert {*seed_folders(tmp_path / "today")} == {config.seed, config.seed + 1}
 
 
 @pytest.mark.slow  # trains twice

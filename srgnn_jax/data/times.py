@@ -73,6 +73,14 @@ def is_date(text: str) -> bool:
     return bool(re.fullmatch(_ISO, text.strip()) or forms_of(text))
 
 
+def looks_recent(text: str) -> bool:
+    """Whether a text is a number, since 1970, of a time in the years 1990 to 2099."""
+    if not re.match(_NUMBER, text.strip()):
+        return False
+    number = pl.Series([float(text)])
+    return any(_is_likely(_scaled(number, unit))[0] for unit in _SINCE_1970)
+
+
 def forms_of(text: str) -> list[str]:
     """Returns the common formats, as for `datetime.strptime`, that can read a text."""
     if len(re.findall(r"\d+", text)) < 2:

@@ -28,7 +28,7 @@ from srgnn_jax.data.text import (
     separator_of,
     without_comments,
 )
-from srgnn_jax.data.times import TimeColumn, is_date
+from srgnn_jax.data.times import TimeColumn, is_date, looks_recent
 from srgnn_jax.data.visits import gather_visits
 from srgnn_jax.errors import UserError, reason
 from srgnn_jax.serve.exported import wrong_session
@@ -125,9 +125,9 @@ def read_sessions(
     """
     if not isinstance(source, pathlib.Path):
         # read1 returns what a pipe holds: its writer may wait for an answer.
-        blocks, start, first = _begin(lambda: source.read1(READ_BYTES))
-        if not is_packed(start) and not _is_log(first, name, settings):
-            yield from _session_lines(blocks, first, name)
+        blocks, start, lines = _begin(lambda: source.read1(READ_BYTES))
+        if not is_packed(start) and not _is_log(lines, name, settings):
+            yield from _session_lines(blocks, lines[0], name)
             return
         # A log can be sorted only once all of it has arrived.
         with tempfile.NamedTemporaryFile("wb") as file:
@@ -138,15 +138,15 @@ def read_sessions(
         yield from _log_entries(source, name, settings)
     else:
         with open_text(source) as text:
-            blocks, _, first = _begin(lambda: text.read(READ_BYTES).encode())
-            if _is_log(first, name, settings):
+            blocks, _, lines = _begin(lambda: text.read(READ_BYTES).encode())
+            if _is_log(lines, name, settings):
                 yield from _log_entries(source, name, settings)
             else:
-                yield from _session_lines(blocks, first, name)
+                yield from _session_lines(blocks, lines[0], name)
 
 
-def _begin(read: Callable[[], bytes]) -> tuple[Iterator[bytes], bytes, str]:
-    """Returns blocks of bytes, the first of them, and the first line with content."""
+def _begin(read: Callable[[], bytes]) -> tuple[Iterator[bytes], bytes, list[str]]:
+    """Returns blocks of bytes, the first of them, and the first lines with content."""
     blocks = iter(read, b"")
     start, lines = b"", list[bytes]()
     while not lines and (block := next(blocks, b"")):
@@ -160,22 +160,22 @@ def _begin(read: Callable[[], bytes]) -> tuple[Iterator[bytes], bytes, str]:
     _, texts = without_comments(1, texts, "")
     if len(texts) > 1 and is_separator_line(texts[0]):
         texts = texts[1:]
-    first = texts[0]
-    if is_array(first):
+    if is_array(texts[0]):
         # Write one line per object.
         with contextlib.suppress(orjson.JSONDecodeError):
             array = orjson.loads(start := start + b"".join(blocks))
             start = b"\n".join(map(orjson.dumps, array))
-        blocks, first = iter(()), start.split(b"\n")[0].decode("utf-8", "replace")
-    return itertools.chain([start], blocks), start, first
+        blocks, texts = iter(()), [start.split(b"\n")[0].decode("utf-8", "replace")]
+    return itertools.chain([start], blocks), start, texts
 
 
-def _is_log(first: str, name: str, settings: Settings) -> bool:
-    """Whether the first line is that of a click log.
+def _is_log(lines: Sequence[str], name: str, settings: Settings) -> bool:
+    """Whether the first of some lines is that of a click log.
 
     Raises UserError if it is a header that lacks a column, or a click without a header.
     """
     fields: Any = ()
+    first = lines[0]
     if is_json(first):
         fields = _json_fields(first)
         return bool(fields) and _log_form(fields, name, settings) is not None
@@ -192,12 +192,24 @@ def _is_log(first: str, name: str, settings: Settings) -> bool:
     usual = {plain_name(field) for field in fields}
     if len(fields) > 1 and usual & {*USUAL_NAMES["session"], *USUAL_NAMES["time"]}:
         _form_without_time(settings).names(fields, name)
-    if len(fields) > 2 and any(map(is_date, fields)):
+    rows = [line.split(separator) for line in lines]
+    if len(fields) > 2 and (any(map(is_date, fields)) or _have_one_time(rows)):
         raise UserError(
             f"{name}: {first[:120]!r} looks like a click in a log without a header; "
             "add one above it, such as session_id,item_id,timestamp"
         )
     return False
+
+
+def _have_one_time(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether one column, and no other, has times since 1970 as numbers.
+
+    Few rows do not tell: ids may be as large as seconds.
+    """
+    if len(rows) < 3 or len({*map(len, rows)}) > 1:
+        return False
+    are_times = [[looks_recent(field) for field in row] for row in rows]
+    return are_times[0].count(True) == 1 and are_times == are_times[:1] * len(rows)
 
 
 def _json_fields(line: str) -> dict[str, bool]:

@@ -264,7 +264,7 @@ async def serve(app: App, host: str, port: int) -> None:
     loop.add_signal_handler(signal.SIGHUP, app.reload_soon, "SIGHUP")
     try:
         sock = config.bind_socket()
-    except SystemExit as error:
+    except (SystemExit, OverflowError) as error:
         raise UserError(
             f"cannot listen on {host}:{port}; choose another --host or --port"
         ) from error

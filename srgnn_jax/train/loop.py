@@ -55,7 +55,7 @@ def train_and_evaluate(
     """
     config_lib.validate(config)
     loss = config_lib.find_loss(config, losses)
-    if config.runs == 1 or not config.epochs:
+    if config.runs == 1 or not (config.epochs or config.warm_start):
         return train_one(config, workdir, command, model, loss, clicks)
     folder = make_workdir(workdir)
     check_kind(folder, several=True)
