@@ -10,6 +10,7 @@ from collections import Counter
 import polars as pl
 import pytest
 
+from srgnn_jax.data.columns import Columns, Form
 from srgnn_jax.data.read import read_clicks
 from srgnn_jax.data.sources import Settings, click_log, diginetica, find_files
 from srgnn_jax.data.times import TimeColumn
@@ -639,6 +640,54 @@ def test_fractions_in_a_named_form_are_those_of_strptime(form):
     found = read_times(pl.Series([*FRACTIONS[form], "x"]), pl.Series([2, 3, 4]), "log")
     midnight = 1_709_251_200_000_000
     assert found.to_list() == [midnight + 500_000, midnight + 250_000, None]
+
+
+AS_STRPTIME = {
+    "%Y-%m-%d %H:%M.%f": "2024-03-01 00:00.5",
+    "%d/%m/%Y %H:%M:%S%z": "01/03/2024 00:00:00Z",
+    "%a %b %d %H:%M:%S %Y": "Mon Mar 01 00:00:00 2024",
+    "%Y-%m-%dT%H:%M": "2024-03-01t00:00",
+    "%Y/%m/%d": "2024/3/1",
+}
+
+
+@pytest.mark.parametrize("form", AS_STRPTIME)
+def test_a_named_form_reads_what_strptime_reads(form):
+    found = TimeColumn(form=form)(pl.Series([AS_STRPTIME[form]]), pl.Series([2]), "x")
+    right = datetime.datetime.strptime(AS_STRPTIME[form], form)
+    right = right.replace(tzinfo=datetime.UTC)
+    assert found.to_list() == [round(right.timestamp() * 1e6)]
+
+
+@pytest.mark.parametrize("kind", [int, float, str])
+def test_a_named_form_of_numbers_holds_for_every_type(kind):
+    values = pl.Series([kind(2024030112), kind(2024030113)])
+    found = TimeColumn(form="%Y%m%d%H")(values, pl.Series([2, 3]), "log")
+    assert found.to_list() == [1_709_294_400_000_000, 1_709_298_000_000_000]
+
+
+def test_a_number_that_orders_needs_no_form():
+    form = Form(Columns(time="place", date="on"), time_format="%d/%m/%Y")
+    frame = pl.DataFrame(
+        {"session": [1, 1], "item": [1, 2], "place": [1, 2], "on": ["01/03/2024"] * 2}
+    )
+    for place in (pl.Int64, pl.Float64, pl.String):
+        clicks, _ = read_clicks({"x": frame.cast({"place": place})}, form)
+        assert clicks["time"].to_list() == [1.0, 2.0]
+        assert clicks["date"].to_list() == [1_709_251_200_000_000] * 2
+
+
+def test_a_column_called_number_or_times_is_one_like_any_other(tmp_path):
+    frame = pl.DataFrame(
+        {"session": ["a"], "number": ["x"], "times": ["2024-03-01 10:00:00"]}
+    )
+    form = Form(Columns(item="number"))
+    frame.write_parquet(tmp_path / "log.parquet")
+    frame.write_csv(tmp_path / "log.csv")
+    for source in ({"x": frame}, tmp_path / "log.parquet", tmp_path / "log.csv"):
+        clicks, _ = read_clicks(source, form)
+        assert clicks.select("session", "item").rows() == [("a", "x")]
+        assert clicks["time"].to_list() == [1_709_287_200_000_000]
 
 
 def test_a_zone_that_has_only_a_name_is_utc_or_not_read():

@@ -21,6 +21,8 @@ from srgnn_jax.errors import UserError
 # The columns of a JSON lines file are the fields of its first records, this many.
 _SAMPLE = 100
 _LONG = re.compile("[0-9]{19}")
+# A column's name that no log has.
+_NUMBER = "\0number"
 _DAMAGE = re.compile("[\ufffd\ud800-\udfff]")
 
 
@@ -72,10 +74,11 @@ def frame_chunks(
 ) -> Iterator[pl.DataFrame]:
     """Yields chunks of a frame; `names` are those of the columns that are read."""
     frame = frame.select(outer_columns(frame.collect_schema(), names))
-    for chunk in frame.with_row_index("number", 1).collect_batches(maintain_order=True):
+    numbered = frame.with_row_index(_NUMBER, 1)
+    for chunk in numbered.collect_batches(maintain_order=True):
         columns = [column_of(chunk, role, name, where) for role, name in names.items()]
         fault = pl.lit(None, pl.String).alias("fault")
-        yield chunk.select("number", *columns, fault)
+        yield chunk.select(pl.col(_NUMBER).alias("number"), *columns, fault)
 
 
 def outer_columns(schema: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
@@ -248,12 +251,14 @@ def one_click_a_row(chunk: pl.DataFrame, names: Mapping[str, str]) -> pl.DataFra
     Lists are list columns, and text columns whose names say so: "17 4 9", "17,4,9" or
     "['a b', 'c']". If times are not lists, a column `place` holds the order.
     """
+    is_list = isinstance(chunk.schema["item"], pl.List) or is_named_list(names["item"])
     columns = [
         _split_list(pl.col(role).str.strip_chars("[](){} \t"))
-        for role, name in names.items()
-        if is_named_list(name)
+        for role in ("item", "time")
+        if is_list
+        and role in names
+        and is_named_list(names[role])
         and chunk.schema[role] == pl.String
-        and role in ("item", "time")
     ]
     chunk = chunk.with_columns(columns)
     lists = [n for n, dtype in chunk.schema.items() if isinstance(dtype, pl.List)]

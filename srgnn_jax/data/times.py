@@ -135,26 +135,26 @@ def parse_form(column: pl.Series, form: str) -> pl.Series:
     """
     # Python reads the names of local zones as well, and drops them.
     forms = [form.replace("%Z", zone) for zone in ("UTC", "GMT")]
-    micro = pl.Series(column.name, [None] * len(column), pl.Int64)
+    none = pl.Series(column.name, [None] * len(column), pl.Int64)
+    micro = none
     for one in dict.fromkeys(forms):
-        fast = one.replace(".%f", "%.f")
-        try:
-            # Elsewhere than after a point, "%f" counts nanoseconds in polars.
-            if "%f" in fast:
-                raise ValueError
-            moment = column.str.to_datetime(
-                fast, time_unit="us", strict=False, ambiguous="earliest"
-            ).to_physical()
-        except (ValueError, pl.exceptions.ComputeError):
-            moments = [_strptime(value, one) for value in column]
-            moment = pl.Series(column.name, moments, pl.Int64)
+        fast, moment = one.replace("%S.%f", "%S%.f"), none
+        # Elsewhere, "%f" counts nanoseconds in polars.
+        if "%f" not in fast:
+            with contextlib.suppress(pl.exceptions.ComputeError):
+                moment = column.str.to_datetime(
+                    fast, time_unit="us", strict=False, ambiguous="earliest"
+                ).to_physical()
         micro = micro.zip_with(micro.is_not_null(), moment)
+        # polars reads less than Python: no Z for a zone, no wrong day of the week.
+        left = (micro.is_null() & column.is_not_null()).arg_true()
+        micro = micro.scatter(left, [_strptime(text, one) for text in column[left]])
     return _in_range(micro)
 
 
-def _strptime(text: str | None, form: str) -> int | None:
+def _strptime(text: str, form: str) -> int | None:
     try:
-        moment = datetime.datetime.strptime(text or "", form)
+        moment = datetime.datetime.strptime(text, form)
     except ValueError:
         return None
     since = moment.replace(tzinfo=moment.tzinfo or datetime.UTC) - EPOCH
@@ -207,12 +207,10 @@ class TimeColumn:
             return _in_range(column.cast(pl.Datetime("us")).to_physical())
         if column.dtype == pl.Time:
             return column.to_physical() // 1000
+        if self._form and not self._is_for_another_column(_as_text(column)):
+            return parse_form(_as_text(column), self._form)
         if not column.dtype.is_numeric():
-            column = column.cast(pl.String).str.strip_chars()
-            # A form without an hour is that of the day in another column.
-            is_day = not re.search("%[HIcXT]", self._form)
-            if self._form and not (is_day and _kind_of(column) == "clock"):
-                return parse_form(column, self._form)
+            column = _as_text(column)
             if not self._kind:
                 self._kind = _kind_of(column)
             if self._kind in ("", "text"):
@@ -225,6 +223,12 @@ class TimeColumn:
         number = column.cast(pl.Float64, strict=False)
         number = number.set(~number.is_finite(), None)
         return number if self._any_number else self._scale(number, lines, where)
+
+    def _is_for_another_column(self, text: pl.Series) -> bool:
+        """Whether the form is that of the day, next to a clock or another number."""
+        kind = _kind_of(text)
+        is_day = not re.search("%[HIcXT]", self._form)
+        return (kind == "clock" and is_day) or (kind == "number" and self._any_number)
 
     def _warn_of_rounding(self, column: pl.Series) -> None:
         short = column.head(1000).drop_nulls()
@@ -288,6 +292,13 @@ class TimeColumn:
                 )
                 return
         log.warning("%s, read as %s; is that right?", said, _CALLED[self._unit])
+
+
+def _as_text(column: pl.Series) -> pl.Series:
+    """Returns the values as text, whole numbers as in a csv file."""
+    if column.dtype.is_float():
+        column = column.cast(pl.Int64, strict=False)
+    return column.cast(pl.String).str.strip_chars()
 
 
 def _kind_of(column: pl.Series) -> str:
