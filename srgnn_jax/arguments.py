@@ -14,6 +14,32 @@ from absl import flags
 from srgnn_jax.configs import default
 from srgnn_jax.errors import UserError, nearest
 
+# The modes of flags that are not for all modes.
+ONLY_FOR = {
+    "torch_checkpoint": ("import",),
+    "vocabulary": ("import",),
+    "sessions": ("recommend", "evaluate"),
+    "k": ("recommend", "export"),
+    "exclude_seen": ("recommend",),
+    "candidates": ("recommend",),
+    "as_probabilities": ("recommend",),
+    "recall": ("recommend",),
+    "output": ("export",),
+    **dict.fromkeys(("host", "port", "auth_token_file"), ("serve",)),
+    **dict.fromkeys(("candidates_folder", "reload_every", "max_wait"), ("serve",)),
+    "log_requests": ("serve",),
+    "trials": ("search",),
+    "minutes": ("search",),
+    "compare": ("train",),
+    "live": ("promote",),
+}
+# The flag that a mode requires besides --config or --workdir.
+NEEDS = {
+    "recommend": ("sessions", "a file, or - for stdin"),
+    "export": ("output", "the folder to write"),
+    "import": ("torch_checkpoint", "the file to read"),
+    "promote": ("live", "the link to switch"),
+}
 MOST_CONFIG_BYTES = 2**20
 SHIPPED = {
     path.stem: path

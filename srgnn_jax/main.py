@@ -52,33 +52,6 @@ MODES = (
     *("import", "baselines", "search", "plot", "promote"),
 )
 
-# The modes of flags that are not for all modes.
-ONLY_FOR = {
-    "torch_checkpoint": ("import",),
-    "vocabulary": ("import",),
-    "sessions": ("recommend", "evaluate"),
-    "k": ("recommend", "export"),
-    "exclude_seen": ("recommend",),
-    "candidates": ("recommend",),
-    "as_probabilities": ("recommend",),
-    "recall": ("recommend",),
-    "output": ("export",),
-    **dict.fromkeys(("host", "port", "auth_token_file"), ("serve",)),
-    **dict.fromkeys(("candidates_folder", "reload_every", "max_wait"), ("serve",)),
-    "log_requests": ("serve",),
-    "trials": ("search",),
-    "minutes": ("search",),
-    "compare": ("train",),
-    "live": ("promote",),
-}
-# The flag that a mode requires besides --config or --workdir.
-NEEDS = {
-    "recommend": ("sessions", "a file, or - for stdin"),
-    "export": ("output", "the folder to write"),
-    "import": ("torch_checkpoint", "the file to read"),
-    "promote": ("live", "the link to switch"),
-}
-
 FLAGS = flags.FLAGS
 flags.DEFINE_enum(
     "mode",
@@ -201,7 +174,7 @@ def fields_set() -> dict[str, Any]:
 def check_flags() -> None:
     """Raises UserError if a flag does not fit the mode, or the mode lacks one."""
     mode, config = FLAGS.mode, FLAGS.config
-    for name, modes in ONLY_FOR.items():
+    for name, modes in arguments.ONLY_FOR.items():
         if FLAGS[name].present and mode not in modes:
             those = " and ".join(f"--mode={other}" for other in modes)
             raise UserError(
@@ -220,8 +193,8 @@ def check_flags() -> None:
             )
     if not FLAGS.workdir and not (config and config.dataset):
         raise UserError(f"--mode={mode} needs --workdir, the folder of the run")
-    if mode in NEEDS:
-        flag, what = NEEDS[mode]
+    if mode in arguments.NEEDS:
+        flag, what = arguments.NEEDS[mode]
         if not FLAGS[flag].value:
             raise UserError(f"--mode={mode} needs --{flag}, {what}")
 
@@ -273,7 +246,11 @@ def run_mode() -> None:
     )
     command = portable_command(sys.argv[1:])
     options: dict[str, Any]
-    options = {name: FLAGS[name].value for name in ONLY_FOR if mode in ONLY_FOR[name]}
+    options = {
+        name: FLAGS[name].value
+        for name in arguments.ONLY_FOR
+        if mode in arguments.ONLY_FOR[name]
+    }
     is_own = mode in ("evaluate", "promote") and config is not None
     if is_own and not config.dataset:
         config = own_config(workdir, fields_set())

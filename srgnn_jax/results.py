@@ -148,11 +148,14 @@ def _rows_of_run(results: Results, shown: Sequence[str]) -> Iterator[list[str]]:
     chosen = SPLITS[results["protocol"]["select_on"]]
     networks = [{"test": run["joined"]["network"]} for run in runs if "joined" in run]
     alone = results_json.summary(networks)
+    same = "the network alone" if networks else "the same"
+    chose_weights = all("valid_by_weights" in run.get("joined", {}) for run in runs)
+    on_valid = "the same" if chose_weights else same
     for found, split, label, *others in (
         (results, "test", f"**{_label(results)}**, this code", best, took),
-        (results, "test_each_best", "the same, each metric at its best", "", ""),
+        (results, "test_each_best", f"{same}, each metric at its best", "", ""),
         (alone, "test", "the same, the network alone", "", ""),
-        (results, "valid", "the same, on validation", "", ""),
+        (results, "valid", f"{on_valid}, on validation", "", ""),
     ):
         if means := found["mean"].get(split):
             deviations = found["standard_deviation"][split]

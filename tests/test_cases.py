@@ -704,6 +704,12 @@ LISTS = {
     "17 4  9": ["17", "4", "9"],
     "17,4, 9": ["17", "4", "9"],
     "red shoe| blue": ["red shoe", "blue"],
+    "shoe (small), shoe (large)": ["shoe (small)", "shoe (large)"],
+    '["caf\\u00e9", "a\\"b"]': ["caf\u00e9", 'a"b'],
+    r"""['O\'N "x"', 'b']""": ['O\'N "x"', "b"],
+    "[5, 'a, b']": ["5", "a, b"],
+    "d'or, b": ["d'or", "b"],
+    "17, ,9": ["17", "9"],
 }
 
 
@@ -790,3 +796,78 @@ def test_no_case_is_left_out():
     tested = {folder[:2] for folder, *_ in FOLDERS} | {"01"}
     folders = {path.name[:2] for path in SHARED.iterdir() if path.is_dir()}
     assert folders <= tested
+
+
+def test_the_separator_of_sessions_is_that_of_the_first_line_that_has_one():
+    found = sessions_of(io.BytesIO(b"a\nb,c\nd;e,f\n"))
+    assert found == [["a"], ["b", "c"], ["d;e", "f"]]
+
+
+NUMBERED = {
+    "header": "none",
+    **{f"{n}_column": str(i) for i, n in enumerate(("session", "item", "time"), 1)},
+}
+
+
+@pytest.mark.parametrize("first", ["1,77,oops", "1,77,", "1,77,1704067200"])
+def test_a_log_without_a_header_is_told_by_any_of_its_lines(first):
+    log = f"{first}\n1,78,1704067260\n1,79,1704067320\n"
+    found = sessions_of(io.BytesIO(log.encode()), on_bad_row="skip", **NUMBERED)
+    found = [session for session in found if session]
+    items = ["77"] * first.endswith("0") + ["78", "79"]
+    assert found == [items]
+
+
+def test_numbers_that_may_be_times_or_items_are_no_log_and_no_sessions():
+    with pytest.raises(UserError, match="may be a click or a session of ids"):
+        sessions_of(io.BytesIO(b"1389,77,12\n"), **NUMBERED)
+    assert sessions_of(io.BytesIO(b"1389,77\n"), **NUMBERED) == [["1389", "77"]]
+    assert sessions_of(io.BytesIO(b"a,b,c\n"), **NUMBERED) == [["a", "b", "c"]]
+
+
+def test_a_log_that_lacks_the_named_column_of_times_is_one(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("visit,code\n1,a\n1,b\n")
+    named = {"session_column": "visit", "item_column": "code", "time_column": "at"}
+    assert sessions_of(path, **named) == [["a", "b"]]
+    assert sessions_of(path, **named, date_column="on") == [["a", "b"]]
+    path.write_text("visit,code,at\n1,a,20\n1,b,10\n")
+    assert sessions_of(path, **named, date_column="on") == [["b", "a"]]
+
+
+def test_many_rows_without_a_time_hide_none_that_have_one(tmp_path):
+    bad = "s,i,\n" * 1500
+    good = "".join(f"{s},{i},{t}\n" for s, i, t in CLICKS)
+    (tmp_path / "log.csv").write_text(f"session_id,item_id,timestamp\n{bad}{good}")
+    counts = read(tmp_path, on_bad_row="skip").counts
+    assert (counts["raw_clicks"], counts["skipped_rows"]) == (len(CLICKS), 1500)
+
+
+def test_json_with_a_dot_in_a_name_is_read(tmp_path):
+    rows = [
+        json.dumps({"session_id": s, "product.code": i, "timestamp": t})
+        for s, i, t in CLICKS
+    ]
+    (tmp_path / "log.jsonl").write_text("\n".join(rows))
+    data = read(tmp_path, item_column="product.code")
+    assert data.counts["raw_clicks"] == len(CLICKS)
+
+
+def test_a_log_file_may_lie_elsewhere(tmp_path):
+    inner = tmp_path / "data"
+    inner.mkdir()
+    write(tmp_path / "other", "log-1.csv")
+    for name in (
+        *("../other", "../other/*.csv", "../other/log-1.csv"),
+        *(str(tmp_path / "other"), str(tmp_path / "other" / "*.csv")),
+    ):
+        assert read(inner, log_file=name).counts["raw_clicks"] == len(CLICKS)
+    assert "no file /nope.csv" in error_of(inner, log_file="/nope.csv")
+
+
+def test_times_of_numbers_and_of_dates_in_text_are_to_be_alike(tmp_path):
+    write(tmp_path, "a.csv", of=CLICKS[:90])
+    write(tmp_path, "b.csv", row=lambda s, i, t: f"{s},{i},{iso(t)}", of=CLICKS[90:])
+    message = error_of(tmp_path)
+    assert "others are numbers; write all in one form" in message
+    assert "time_format" not in message

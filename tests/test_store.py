@@ -394,6 +394,7 @@ DAMAGES = {
         lambda path: path.write_text("[" * 100_000),
     ),
     "another count": ("contents.json", count_more),
+    "an empty contents.sum": ("contents.sum", lambda path: path.write_bytes(b"")),
     "truncated items": ("train.items.npy", truncate),
     "flipped items": ("train.items.npy", flip),
     "flipped offsets": ("test.offsets.npy", flip),

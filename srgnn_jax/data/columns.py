@@ -90,8 +90,9 @@ class Form:
             usual["session"] = (*usual["session"], *VISITORS)
         if self.columns.date:
             usual.pop("day", None)
-        if not self.events:
-            usual.pop("event", None)
+        usual.pop("event", None)
+        if self.events:
+            usual["event"] = USUAL_NAMES["event"]
         required = usual.keys() - {"day"}
         if not self.needs_time:
             required.discard("time")

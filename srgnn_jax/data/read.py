@@ -237,6 +237,8 @@ class _Reader:
             right = [form for form in forms if parse_form(text, form).count()]
             years = " from 1970 to 2260" if forms and not right else ""
             said = f"{value[:80]!r} is not a time{years} (column {name!r})"
+            if self.time.has_numbers:
+                return f"{said}, and others are numbers; write all in one form"
             advice = [f"--config.time_format={form!r}" for form in right]
             return f"{said}; set {' or '.join(advice)}" if right else said
         return "it cannot be read"

@@ -5,6 +5,8 @@ may hold all clicks of a session, as a list of structs or as one list per column
 `one_click_a_row`.
 """
 
+import ast
+import contextlib
 import json
 import pathlib
 import re
@@ -21,6 +23,9 @@ from srgnn_jax.errors import UserError
 # The columns of a JSON lines file are the fields of its first records, this many.
 _SAMPLE = 100
 _LONG = re.compile("[0-9]{19}")
+_BRACKETS = r"^\s*(?:\[(.*)\]|\((.*)\)|\{(.*)\})\s*$"
+# An item in quotes, or one without.
+_TOKEN = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,;|"']+""")
 # A column's name that no log has.
 _NUMBER = "\0number"
 _DAMAGE = re.compile("[\ufffd\ud800-\udfff]")
@@ -185,6 +190,9 @@ def _split_json(
             continue
         record, fault = record_of(line)
         for role, path in paths.items():
+            name = names[role]
+            # As Elasticsearch writes it, a name may have a dot.
+            path = [name] if name in (record or ()) else path
             value = None if record is None else _value(record, path)
             if _is_damaged(value):
                 value, fault = None, "text that is not UTF-8"
@@ -233,16 +241,43 @@ def _value(value: Any, path: Sequence[str]) -> Any:
     return None if value is None or isinstance(value, dict) else str(value)
 
 
-def _split_list(text: pl.Expr) -> pl.Expr:
-    """Splits at separators, or at blanks where there are none; in quotes at neither."""
-    tokens = (
-        pl.when(text.str.contains("^[\"']"))
-        .then(text.str.extract_all("'[^']*'|\"[^\"]*\"|[^\\s,;|\"']+"))
-        .when(text.str.contains("[,;|]"))
-        .then(text.str.extract_all("[^,;|]+"))
-        .otherwise(text.str.extract_all("\\S+|^$"))
-    )
-    return tokens.list.eval(pl.element().str.strip_chars("\"' \t"))
+def _split_list(column: pl.Series) -> pl.Series:
+    """Splits lists in text at separators, or at blanks if there are none.
+
+    Nothing is split in quotes, which are removed.
+    """
+    text = column.str.replace(_BRACKETS, "$1$2$3").str.strip_chars(" \t")
+    separated = text.str.contains("[,;|]")
+    plain = text.str.extract_all("[^\\s,;|]+|^[\\s,;|]*$")
+    if separated.any():
+        parts = text.str.extract_all("[^,;|]*[^\\s,;|][^,;|]*|^[\\s,;|]*$")
+        plain = parts.zip_with(separated.fill_null(False), plain)
+    plain = plain.list.eval(pl.element().str.strip_chars(" \t,;|"))
+    is_quoted = text.str.contains("(^|[\\s,;|])[\"']").fill_null(False)
+    if not is_quoted.any():
+        return plain
+    lists = [
+        _unquoted(text) if quoted else None
+        for text, quoted in zip(text, is_quoted, strict=True)
+    ]
+    in_quotes = pl.Series(column.name, lists, pl.List(pl.String))
+    return in_quotes.zip_with(is_quoted, plain)
+
+
+def _unquoted(text: str) -> list[str]:
+    """Returns the items of a list as JSON, Python or NumPy writes it."""
+    items = []
+    for item in _TOKEN.findall(text):
+        if item[0] not in "\"'":
+            items.append(item)
+            continue
+        inner = item[1:-1]
+        if "\\" in item:
+            read = json.loads if item[0] == '"' else ast.literal_eval
+            with contextlib.suppress(ValueError, SyntaxError):
+                inner = read(item)
+        items.append(inner.strip())
+    return items
 
 
 def one_click_a_row(chunk: pl.DataFrame, names: Mapping[str, str]) -> pl.DataFrame:
@@ -253,7 +288,7 @@ def one_click_a_row(chunk: pl.DataFrame, names: Mapping[str, str]) -> pl.DataFra
     """
     is_list = isinstance(chunk.schema["item"], pl.List) or is_named_list(names["item"])
     columns = [
-        _split_list(pl.col(role).str.strip_chars("[](){} \t"))
+        _split_list(chunk[role])
         for role in ("item", "time")
         if is_list
         and role in names

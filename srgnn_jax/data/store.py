@@ -223,8 +223,10 @@ def _map(folder: pathlib.Path) -> Dataset:
     """Maps a prepared folder, and checks that it is as it was written."""
     damaged = f"the prepared data in {folder} is damaged: "
 
-    def checked(name: str, digest: str = "") -> pathlib.Path:
-        if _hash(folder / name) != (digest or contents["files"][name]):
+    def checked(name: str, digest: str | None = None) -> pathlib.Path:
+        if digest is None:
+            digest = contents["files"][name]
+        if _hash(folder / name) != digest:
             raise _DamagedError(f"{damaged}{name} is not as it was written")
         return folder / name
 

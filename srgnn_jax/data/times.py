@@ -62,10 +62,14 @@ _ISO = (
 )
 
 
+def looks_like_number(text: str) -> bool:
+    """Whether a text is a number, as times since 1970 are."""
+    return re.match(_NUMBER, text.strip()) is not None
+
+
 def looks_like_time(text: str) -> bool:
     """Whether text may be a time, in a form that need not be named."""
-    text = text.strip()
-    return bool(re.match(_NUMBER, text) or re.fullmatch(_ISO, text))
+    return looks_like_number(text) or re.fullmatch(_ISO, text.strip()) is not None
 
 
 def is_date(text: str) -> bool:
@@ -75,7 +79,7 @@ def is_date(text: str) -> bool:
 
 def looks_recent(text: str) -> bool:
     """Whether a text is a number, since 1970, of a time in the years 1990 to 2099."""
-    if not re.match(_NUMBER, text.strip()):
+    if not looks_like_number(text):
         return False
     number = pl.Series([float(text)])
     return any(_is_likely(_scaled(number, unit))[0] for unit in _SINCE_1970)
@@ -180,6 +184,11 @@ class TimeColumn:
         self._read_as = ""  # what the chunks so far were read as
         # Whether the last chunk has times of day; another column must give the day.
         self.is_clock = False
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether the first values, in text, were numbers."""
+        return self._kind == "number"
 
     def __call__(self, column: pl.Series, lines: pl.Series, where: str) -> pl.Series:
         """Parses a chunk; `where` and `lines` give the place of each value.
@@ -303,11 +312,14 @@ def _as_text(column: pl.Series) -> pl.Series:
 
 def _kind_of(column: pl.Series) -> str:
     """Returns the kind of most of the first values; "" if none is a time."""
-    given = column.drop_nulls().head(1000)
+    given = column.filter(column != "")
     kinds = {"text": f"^{_ISO}$", "number": _NUMBER, "clock": _CLOCK}
-    found = {kind: given.str.contains(form).sum() for kind, form in kinds.items()}
-    most = max(found, key=lambda kind: found[kind])
-    return most if found[most] else ""
+    for some in (given.head(1000), given):
+        found = {kind: some.str.contains(form).sum() for kind, form in kinds.items()}
+        most = max(found, key=lambda kind: found[kind])
+        if found[most]:
+            return most
+    return ""
 
 
 def unit_of(number: pl.Series) -> str:

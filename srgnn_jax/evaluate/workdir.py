@@ -118,9 +118,11 @@ def evaluate_workdir(
     folder = pathlib.Path(workdir).expanduser()
     if seeds := seed_folders(folder):
         each = []
+        # All seeds alike, even if only one of them was last evaluated joined.
+        config = config or own_config(workdir, {})
         for seed, path in seeds.items():
             processes.say(f"\nseed {seed}")
-            one = None if config is None else config_lib.with_seed(config, seed)
+            one = config_lib.with_seed(config, seed)
             each.append(evaluate_workdir(str(path), one, model))
         report_seeds(folder, list(seeds))
         return {n: float(np.mean([means[n] for means in each])) for n in each[0]}

@@ -22,13 +22,19 @@ from srgnn_jax.data.sessions import Vocabulary
 from srgnn_jax.data.sources import Settings, click_log
 from srgnn_jax.data.text import (
     NOT_UTF8,
+    SEPARATORS,
     as_meant,
     fields_of,
     is_separator_line,
     separator_of,
     without_comments,
 )
-from srgnn_jax.data.times import TimeColumn, is_date, looks_recent
+from srgnn_jax.data.times import (
+    TimeColumn,
+    is_date,
+    looks_like_number,
+    looks_recent,
+)
 from srgnn_jax.data.visits import gather_visits
 from srgnn_jax.errors import UserError, reason
 from srgnn_jax.serve.exported import wrong_session
@@ -174,25 +180,25 @@ def _is_log(lines: Sequence[str], name: str, settings: Settings) -> bool:
 
     Raises UserError if it is a header that lacks a column, or a click without a header.
     """
-    fields: Any = ()
     first = lines[0]
     if is_json(first):
-        fields = _json_fields(first)
-        return bool(fields) and _log_form(fields, name, settings) is not None
+        record = _json_fields(first)
+        return bool(record) and _log_form(record, name, settings) is not None
     separator = as_meant(settings.separator) or separator_of(first)
-    with contextlib.suppress(csv.Error):
-        fields = fields_of(first, separator, settings.quoting)
-    if settings.header == "none":
+    rows: list[list[str]] = []
+    for line in lines:
         # Quotes stay open if a row has a line break inside them: a log, not ids.
-        numbered = {str(n): field for n, field in enumerate(fields, 1)}
-        time = numbered.get(settings.form.columns.time, "")
-        return not fields or _is_time(time, settings)
+        rows.append([])
+        with contextlib.suppress(csv.Error):
+            rows[-1] = fields_of(line, separator, settings.quoting)
+    fields = rows[0]
+    if settings.header == "none":
+        return not fields or _have_times(rows, name, settings)
     if _log_form(fields, name, settings):
         return True
     usual = {plain_name(field) for field in fields}
     if len(fields) > 1 and usual & {*USUAL_NAMES["session"], *USUAL_NAMES["time"]}:
         _form_without_time(settings).names(fields, name)
-    rows = [line.split(separator) for line in lines]
     if len(fields) > 2 and (any(map(is_date, fields)) or _have_one_time(rows)):
         raise UserError(
             f"{name}: {first[:120]!r} looks like a click in a log without a header; "
@@ -222,11 +228,27 @@ def _json_fields(line: str) -> dict[str, bool]:
     return {} if is_session else records.names_of(record)
 
 
-def _is_time(field: str, settings: Settings) -> bool:
-    """Whether a field is a time, or a value that counts as missing."""
+def _have_times(rows: Sequence[Sequence[str]], name: str, settings: Settings) -> bool:
+    """Whether rows without a header are clicks: one of them has a time in its place.
+
+    Raises UserError if there is but a number that may be a time or an item.
+    """
     read = TimeColumn(unit=settings.time_unit, form=settings.time_format)
-    is_time = read(pl.Series([field]), pl.Series([1]), "line").count() > 0
-    return is_time or field.strip() in settings.missing_values
+    place = int(settings.form.columns.time or 0) - 1
+    fields = pl.Series([row[place] for row in rows if 0 <= place < len(row)])
+    if not len(fields):
+        return False
+    is_time = read(fields, pl.Series(range(len(fields))), name).is_not_null()
+    told = bool(settings.time_unit or settings.time_format)
+    for field, fits in zip(fields, is_time, strict=True):
+        if fits and (told or looks_recent(field) or not looks_like_number(field)):
+            return True
+    if is_time.any():
+        raise UserError(
+            f"{name}: {','.join(rows[0])[:120]!r} may be a click or a session of ids; "
+            'write sessions as JSON lines: {"session": ["id", "id"]}'
+        )
+    return False
 
 
 def _form_without_time(settings: Settings) -> Form:
@@ -239,7 +261,12 @@ def _log_form(
 ) -> Form | None:
     """Returns a form whose columns exist: the run's own, or the usual names."""
     own = _form_without_time(settings)
-    for form in (own, dataclasses.replace(own, columns=Columns())):
+    columns = [own.columns]
+    if not own.needs_time:
+        columns.append(dataclasses.replace(own.columns, date=""))
+        columns.append(dataclasses.replace(own.columns, date="", time=""))
+    for one in (*columns, Columns()):
+        form = dataclasses.replace(own, columns=one)
         with contextlib.suppress(UserError):
             form.names(fields, name)
             return form
@@ -290,10 +317,14 @@ def _log_entries(
 def _session_lines(blocks: Iterable[bytes], first: str, name: str) -> Iterator[Entries]:
     """Yields the sessions in lines of JSON, or of ids in csv."""
     suffix = pathlib.PurePath(name).suffix.lower()
-    separator = separator_of(first)
+    separator = ""
 
     def of_ids(line: str) -> Ids:
-        return [field for field in _fields(line, separator) if field]
+        nonlocal separator
+        # Sessions of one click have none.
+        if not separator and any(one in line for one in SEPARATORS):
+            separator = separator_of(line)
+        return [field for field in _fields(line, separator or "\t") if field]
 
     is_object = suffix in JSON_SUFFIXES or is_json(first) or is_array(first)
     parse = _json_session if is_object else of_ids
@@ -320,10 +351,10 @@ def _line_chunks(blocks: Iterable[bytes]) -> Iterator[list[tuple[int, bytes]]]:
 
 
 def _text(line: bytes) -> str:
-    try:
-        return line.decode("utf-8-sig").removesuffix("\r")
-    except UnicodeDecodeError:
-        raise ValueError(NOT_UTF8) from None
+    text = line.decode("utf-8-sig", "replace").removesuffix("\r")
+    if "\ufffd" in text:
+        raise ValueError(NOT_UTF8)
+    return text
 
 
 def _json_session(line: str) -> Ids:

@@ -151,7 +151,8 @@ def _ranks_by_raw_id(
     recommender = Recommender.load(folder, model)
     vocabulary = recommender.vocabulary
     rows = np.append(0, vocabulary.rows(ids))
-    examples = run.test
+    # Whole prefixes: the other run may keep more clicks of a session.
+    examples = run.data.test.examples()
     clicks, ends = rows[examples.items], examples.starts + examples.lengths
     # The position of each click among the known ones.
     before = np.append(0, np.cumsum(clicks > 0))

@@ -22,7 +22,7 @@ from srgnn_jax.data.sessions import Sessions
 from srgnn_jax.data.sources import Settings
 from srgnn_jax.data.visits import gather_visits
 from srgnn_jax.devices import layouts, processes
-from srgnn_jax.errors import UserError
+from srgnn_jax.errors import UserError, reason
 from srgnn_jax.evaluate import baselines, joined, metrics
 from srgnn_jax.evaluate.scorer import target_ranks
 from srgnn_jax.evaluate.workdir import make_evaluator, metric_table
@@ -115,7 +115,10 @@ def recommend_file(
         source: Any = sys.stdin.buffer
         if sessions != "-":
             source = path
-            path.is_dir() or stack.enter_context(open_file(sessions, "--sessions"))
+            if not path.is_dir():
+                file = stack.enter_context(open_file(sessions, "--sessions"))
+                # A pipe gives each byte once.
+                source = path if path.is_file() else file
         lines = [] if candidates is None else read_ids(candidates, "--candidates")
         recommender = Recommender.load(workdir, model, split=True)
         if candidates is not None:
@@ -124,7 +127,20 @@ def recommend_file(
         config = config_lib.from_dict(recommender.progress.config)
         settings = config_lib.settings(config)
         options |= {"name": sessions, "settings": settings}
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # JSON is UTF-8, whatever the locale.
+            sys.stdout.reconfigure(encoding="utf-8")
         recommend_stream(recommender, source, sys.stdout, **options)
+
+
+def _write(output: TextIO | io.TextIOBase, lines: list[str]) -> None:
+    try:
+        output.writelines(lines)
+        output.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot write the answers: {reason(error)}") from error
 
 
 def recommend_stream(
@@ -155,12 +171,12 @@ def recommend_stream(
 
     def write(entries: Entries, answered: Future) -> None:
         found = answered.result()
-        remaining = iter(found)
+        remaining, lines = iter(found), []
         for session, fields in entries:
             if session is not None:
                 fields = next(remaining)._asdict() | fields
-            output.write(orjson.dumps(fields).decode() + "\n")
-        output.flush()
+            lines.append(orjson.dumps(fields).decode() + "\n")
+        _write(output, lines)
         done["sessions"] += len(found)
         done["fallbacks"] += sum(one.fallback for one in found)
         done["unreadable lines"] += len(entries) - len(found)

@@ -153,9 +153,11 @@ class Run:
         """Raises Stopped if a process of the run got a signal; called every batch."""
         self.signal_checks += 1
         if self.may_ask_others(self.signal_checks):
-            number = int(max(processes.from_all(self.received())))
-            if number:
-                raise interrupt.Stopped(number)
+            self.stop_if_signalled()
+
+    def stop_if_signalled(self) -> None:
+        if number := int(max(processes.from_all(self.received()))):
+            raise interrupt.Stopped(number)
 
     def is_time_to_save(self) -> bool:
         """Whether a checkpoint is due, by the step or by the main process's clock."""
@@ -290,7 +292,9 @@ class Run:
                     else:
                         self.save()
                 self.report_decay()
-                return None if stops else self.report()
+                results = None if stops else self.report()
+                self.stop_if_signalled()
+                return results
             except interrupt.Stopped as stopped:
                 step = self.progress.step
                 if self.checkpoints.latest_step() != step:

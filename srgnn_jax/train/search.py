@@ -180,6 +180,8 @@ class _Worker:
         folder = self.workdir(trial.number)
         config = with_params(self.config, trial.params)
         loss = config_lib.find_loss(config, self.losses)
+        # Those of an evaluation before the trial's end are not its own.
+        (folder / results_json.FILE).unlink(missing_ok=True)
         judge = _Judge(trial, self)
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
             step = checkpoints.latest_step() or 0

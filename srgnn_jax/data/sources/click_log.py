@@ -5,6 +5,7 @@ session-rec.
 """
 
 import contextlib
+import glob
 import itertools
 import logging
 import os
@@ -67,14 +68,15 @@ def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
     named = folder / settings.log_file
     if named.is_file():
         return [named]
-    found = [named] if named.is_dir() else sorted(folder.glob(settings.log_file))
+    matching = glob.glob(settings.log_file, root_dir=folder, recursive=True)
+    found = [named] if named.is_dir() else [folder / name for name in matching]
     found = sorted({file for path in found for file in _files_in(path)})
     if not settings.log_file and any(p.parent.name == "_delta_log" for p in found):
         raise UserError(
             f"{where} holds a Delta table, whose files include deleted rows; export "
             "it, or read all rows with --config.log_file='*.parquet'"
         )
-    files = [p for p in found if p.is_file() and not _is_hidden(p.relative_to(folder))]
+    files = [p for p in found if p.is_file() and not _is_hidden(p, folder)]
     if not files:
         if settings.log_file:
             raise UserError(f"no file {settings.log_file} in {where}")
@@ -96,9 +98,11 @@ def _files_in(path: pathlib.Path) -> list[pathlib.Path]:
     return files
 
 
-def _is_hidden(path: pathlib.PurePath) -> bool:
+def _is_hidden(path: pathlib.Path, folder: pathlib.Path) -> bool:
     """Whether a file is a tool's own, or not data: .DS_Store, ._log.csv, _SUCCESS."""
-    return any(part.startswith((".", "_")) for part in path.parts) or (
+    # One that config.log_file names may lie elsewhere.
+    parts = pathlib.PurePath(os.path.relpath(path, folder)).parts
+    return any(p.startswith((".", "_")) and p != ".." for p in parts) or (
         path.suffix.lower() in (".crc", ".md", ".py")
     )
 

@@ -12,11 +12,13 @@ import polars as pl
 
 from srgnn_jax.data.files import open_text, reading
 from srgnn_jax.data.sessions import Dataset
-from srgnn_jax.data.sources import ready_made
+from srgnn_jax.data.sources import ready_made, source
 from srgnn_jax.data.sources.source import Settings
 from srgnn_jax.data.text import Layout, as_meant, text_chunks
 from srgnn_jax.errors import UserError
 
+# The settings for reading a log that splits use.
+_USED = {"encoding", "item_column", "log_file", "on_bad_row", "separator"}
 # The split of a file by its name, as in shop.train.inter.
 SPLITS = {
     ".train": "train",
@@ -73,9 +75,8 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
     It numbers them by first appearance: first in the targets of all splits, then in
     their prefixes. So items that are in no training example have a row, too.
     """
-    ready_made.refuse(
-        settings, ("session_column", "time_column"), "RecBole's ready-made splits"
-    )
+    unused = source.LOG_SETTINGS - _USED
+    ready_made.refuse(settings, unused, "RecBole's ready-made splits")
     rows, skipped = {}, 0
     for path in files:
         rows[split_of(path)], bad = _read_rows(path, settings)
