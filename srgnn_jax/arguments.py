@@ -58,7 +58,7 @@ _OF_SESSIONS.add("eval_batch_size")
 # Baselines use only these, and those for preparing data.
 _OF_BASELINES = {
     *("dataset", "data_dir", "prepared_dir", "name", "progress", "ks"),
-    *("max_session_length", "select_on", "valid_fraction"),
+    *("max_session_length", "select_by", "select_on", "valid_fraction"),
 }
 
 

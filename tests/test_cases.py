@@ -12,7 +12,13 @@ import pytest
 
 from srgnn_jax.data.columns import Columns, Form
 from srgnn_jax.data.read import read_clicks
-from srgnn_jax.data.sources import Settings, click_log, diginetica, find_files
+from srgnn_jax.data.sources import (
+    Settings,
+    click_log,
+    diginetica,
+    find_files,
+    recbole,
+)
 from srgnn_jax.data.times import TimeColumn
 from srgnn_jax.errors import UserError
 from srgnn_jax.serve.inputs import read_sessions
@@ -871,3 +877,106 @@ def test_times_of_numbers_and_of_dates_in_text_are_to_be_alike(tmp_path):
     message = error_of(tmp_path)
     assert "others are numbers; write all in one form" in message
     assert "time_format" not in message
+
+
+def test_the_day_of_a_full_timestamp_counts_once():
+    for day in ("2024-03-01 13:00:00", 1_709_298_000):
+        frame = pl.DataFrame(
+            {"session": [1], "item": [1], "time": ["13:00"], "date": [day]}
+        )
+        clicks, _ = read_clicks({"x": frame})
+        assert clicks["time"].to_list() == [1_709_298_000_000_000]
+
+
+def test_a_day_that_cannot_be_read_is_named_and_not_its_time_of_day(tmp_path):
+    write(
+        tmp_path,
+        header="session_id,item_id,time,date",
+        row=lambda s, i, t: f"{s},{i},{iso(t, '%H:%M')},{iso(t, '%d/%m/%Y')}",
+    )
+    message = error_of(tmp_path)
+    assert "'01/03/2024' is not a time (column 'date')" in message
+    form = "%d/%m/%Y"
+    assert f"--config.time_format='{form}'" in message
+    assert read(tmp_path, time_format=form).counts["raw_clicks"] == len(CLICKS)
+
+
+def test_a_list_of_times_goes_before_a_column_called_date():
+    frame = pl.DataFrame(
+        {
+            "session": [1],
+            "items": [["a", "b"]],
+            "times": [["10:00", "09:00"]],
+            "date": ["2024-03-01"],
+        }
+    )
+    clicks, _ = read_clicks({"x": frame})
+    assert clicks["time"].to_list() == [1_709_287_200_000_000, 1_709_283_600_000_000]
+
+
+def test_times_that_lost_digits_as_float32_are_refused():
+    frame = pl.DataFrame({"session": [1], "item": [1], "time": [1_709_280_000.0]})
+    with pytest.raises(UserError, match="x, row 1: times are Float32"):
+        read_clicks({"x": frame.cast({"time": pl.Float32})})
+
+
+@pytest.mark.parametrize("first", ["s1,i1,", "s1,i1,oops", "s1,i1"])
+@pytest.mark.parametrize("form", ["", "%d.%m.%Y %Hh%M"])
+def test_a_part_whose_first_click_is_malformed_is_no_other_file(tmp_path, first, form):
+    def row(s, i, t):
+        return f"v{s},i{i},{iso(t, form) if form else t}"
+
+    write(tmp_path, "a.csv", row=row, of=CLICKS[:90])
+    path = write(tmp_path, "b.csv", "", row, CLICKS[90:])
+    if first.count(",") == 2:
+        path.write_text(f"{first}\n{path.read_text()}")
+    (tmp_path / "items.csv").write_text("sku,price,stock\ni1,3,4\ni2,5,6\n")
+    counts = read(tmp_path, on_bad_row="skip", time_format=form).counts
+    assert counts["raw_clicks"] == len(CLICKS)
+    assert counts["skipped_rows"] == first.count(",") - 1
+
+
+def test_a_run_within_the_folder_of_its_log_is_no_part_of_it(tmp_path):
+    write(tmp_path)
+    run = tmp_path / "runs" / "shop"
+    (run / "checkpoints" / "4").mkdir(parents=True)
+    (run / "checkpoints" / "4" / "d").write_bytes(b"\x28\xb5\x2f\xfdx")
+    (run / "vocabulary.parquet").write_bytes(b"PAR1")
+    assert find_files(click_log, tmp_path, Settings()) == [tmp_path / "log.csv"]
+
+
+def test_a_path_with_brackets_is_read_as_it_is(tmp_path):
+    frame = pl.DataFrame(CLICKS, ["session_id", "item_id", "timestamp"], orient="row")
+    for name in ("x[1]", "l[ab].parquet"):
+        folder = tmp_path / name
+        folder.mkdir()
+        frame.write_parquet(folder / "l[ab].parquet")
+        frame[:9].write_parquet(folder / "la.parquet")
+        data = read(folder, log_file="l[[]ab].parquet")
+        assert data.counts["raw_clicks"] == len(CLICKS)
+
+
+def test_events_are_chosen_of_any_source(tmp_path):
+    write(
+        tmp_path,
+        "x.inter",
+        "user_id:token\titem_id:token\ttimestamp:float\tevent:token",
+        lambda s, i, t: f"{s}\t{i}\t{t}\t{'buy' if s % 2 else 'view'}",
+    )
+    views = sum(s % 2 == 0 for s, _, _ in CLICKS)
+    data = read(tmp_path, source=recbole, events=("view",))
+    assert data.counts["raw_clicks"] == views
+
+
+def test_a_session_with_other_fields_is_no_click():
+    lines = b'{"session": ["a"], "item": "b"}\n{"session": ["c"], "item_id": 5}\n'
+    assert sessions_of(io.BytesIO(lines)) == [["a"], ["c"]]
+
+
+def test_what_follows_a_comment_tells_the_form():
+    class Slow(io.BytesIO):
+        def read1(self, size):
+            return self.readline()
+
+    log = b"# exported\nsession_id,item_id,timestamp\n1,a,1704067200\n"
+    assert sessions_of(Slow(log)) == [["a"]]

@@ -16,7 +16,12 @@ from srgnn_jax.convert.torch_file import TorchCheckpoint, load_torch_checkpoint
 from srgnn_jax.data.sessions import Dataset, Vocabulary
 from srgnn_jax.errors import UserError
 from srgnn_jax.runs.checkpoint import Checkpoints
-from srgnn_jax.runs.workdir import make_workdir, only_run, save_vocabulary
+from srgnn_jax.runs.workdir import (
+    check_kind,
+    make_workdir,
+    only_run,
+    save_vocabulary,
+)
 from srgnn_jax.serve.stream import read_ids
 from srgnn_jax.train.optimizer import adam_with_l2
 from srgnn_jax.train.step import init_state
@@ -77,6 +82,7 @@ def import_checkpoint(
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     state = state._replace(params=params, latest=params if config.averaging else ())
     folder = make_workdir(workdir)
+    check_kind(folder, several=False)
     with only_run(folder), contextlib.closing(Checkpoints(folder)) as checkpoints:
         if checkpoints.latest_step() is not None:
             raise UserError(f"{folder} holds a run already; choose another --workdir")

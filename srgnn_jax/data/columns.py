@@ -21,8 +21,8 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "time": (
         *("time", "timestamp", "eventtime", "datetime", "ts", "eventtimestamp"),
-        *("createdat", "unixtime", "timestampms", "date", "eventdate"),
-        *("timestampfirst", "starttime", *_TIME_LISTS),
+        *("createdat", "unixtime", "timestampms", "timestampfirst", "starttime"),
+        *(*_TIME_LISTS, "date", "eventdate"),
     ),
     # The day, if the time is a time of day.
     "day": ("date", "day", "eventdate"),

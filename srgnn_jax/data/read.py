@@ -1,6 +1,8 @@
 """Reads click logs, from files or frames, into columns session, item and time."""
 
 import collections
+import contextlib
+import csv
 import dataclasses
 import logging
 import pathlib
@@ -11,10 +13,17 @@ import polars as pl
 from tqdm import tqdm
 
 from srgnn_jax.data import records, text
-from srgnn_jax.data.columns import USUAL_FORM, Form
+from srgnn_jax.data.columns import USUAL_FORM, Form, plain_name
 from srgnn_jax.data.files import kind_of
 from srgnn_jax.data.ids import IdColumn
-from srgnn_jax.data.times import TimeColumn, forms_of, parse_form
+from srgnn_jax.data.times import (
+    DAY,
+    TimeColumn,
+    forms_of,
+    is_date,
+    looks_recent,
+    parse_form,
+)
 from srgnn_jax.errors import UserError
 
 # Called with the file or frame, the number of the line or row, and what is wrong there.
@@ -66,6 +75,39 @@ def columns_of(
     return text.find_layout(path, form, width).names
 
 
+def lacks_header(
+    path: pathlib.Path, names: Sequence[str], header: Sequence[str], form: Form
+) -> bool:
+    """Whether a file is a later part of a log, whose first part alone has a header.
+
+    `names` are the fields of its first line. That click may be malformed: then one of
+    the next few has a time where the header says.
+    """
+    if len(names) != len(header) or text.is_click(names, form.missing_values):
+        return len(names) == len(header)
+    named = text.USUAL | {plain_name(name) for name in header}
+    if any(plain_name(field) in named for field in names):
+        return False
+    time = form.names(header, path).get("time")
+    if time is None:
+        return False
+    place = header.index(time)
+    _, lines = text.first_lines(path, form.encoding)
+    separator = text.as_meant(form.separator) or text.separator_of(lines[0])
+    for line in lines:
+        with contextlib.suppress(csv.Error):
+            fields = text.fields_of(line, separator, form.quoting)
+            if len(fields) == len(header) and _is_moment(fields[place], form):
+                return True
+    return False
+
+
+def _is_moment(field: str, form: Form) -> bool:
+    fields = pl.Series([field.strip()])
+    named = form.time_format and parse_form(fields, form.time_format).count()
+    return bool(named) or is_date(field) or looks_recent(field)
+
+
 def _frames(frames: Mapping[str, pl.DataFrame], form: Form) -> Iterator[_Chunk]:
     for where, frame in frames.items():
         names = form.names(records.names_of(frame.schema), where)
@@ -92,8 +134,11 @@ def _files(paths: Sequence[pathlib.Path], form: Form) -> Iterator[_Chunk]:
         else:
             width = len(first.names) if first else 0
             layout = text.find_layout(path, form, width)
-            is_part = text.is_click(layout.names, form.missing_values)
-            if first and first.has_header and is_part:
+            if (
+                first
+                and first.has_header
+                and lacks_header(path, layout.names, first.names, form)
+            ):
                 layout = dataclasses.replace(first, header_line=0, has_header=False)
             text.check_header(path, layout)
             first = first or layout
@@ -170,7 +215,7 @@ class _Reader:
             column = column.filter(is_good & is_click)
             if name in self.ids:
                 self.ids[name].keep(column)
-            elif len(column):
+            elif name in self.kept and len(column):
                 self.kept[name].append(column)
         self.last = int(chunk["number"].tail(1).sum()) or self.last
         self.seen += len(chunk)
@@ -195,7 +240,8 @@ class _Reader:
                 f"{place} {chunk['number'][0]}: {str(value)!r} is a time of day; name "
                 "the column of its day with --config.date_column"
             )
-        return {"time": parsed["date"] + time}
+        midnight = parsed["date"] - parsed["date"] % DAY
+        return {"time": midnight + time, "clock": time}
 
     def _count_events(self, chunk: pl.DataFrame, is_good: pl.Series) -> pl.Series:
         """Counts the events of good rows, and returns which rows are clicks."""
@@ -226,8 +272,12 @@ class _Reader:
 
     def _explain(self, row: dict, values: dict, names: Mapping[str, str]) -> str:
         for column, name in names.items():
+            if column == "time" and values.get("clock") is not None:
+                # The time of day was read, but not its day.
+                column = "date" if "date" in names else "day"
+                name, values = names[column], {**values, column: None}
             value = "" if row[column] is None else str(row[column])
-            if column in ("event", "day") or values.get(column, value) is not None:
+            if column == "event" or values.get(column, value) is not None:
                 continue
             if column in self.ids or not value.strip():
                 if not value.strip():

@@ -56,7 +56,7 @@ def names_of(fields: Mapping[str, Any]) -> dict[str, bool]:
 def parquet_names(path: pathlib.Path) -> dict[str, bool]:
     """Returns the columns of a parquet file, in the form of `names_of`."""
     with reading(path, " as parquet"):
-        return names_of(pl.scan_parquet(path).collect_schema())
+        return names_of(pl.scan_parquet(path, glob=False).collect_schema())
 
 
 def parquet_chunks(
@@ -64,7 +64,7 @@ def parquet_chunks(
 ) -> Iterator[pl.DataFrame]:
     """Yields chunks of a parquet file: number (of the row), the columns, fault."""
     with reading(path, " as parquet"):
-        frame = pl.scan_parquet(path, hive_partitioning=False)
+        frame = pl.scan_parquet(path, hive_partitioning=False, glob=False)
         rows = frame.select(pl.len()).collect().item()
         for chunk in frame_chunks(frame, names, path):
             rows -= len(chunk)
@@ -246,7 +246,9 @@ def _split_list(column: pl.Series) -> pl.Series:
 
     Nothing is split in quotes, which are removed.
     """
-    text = column.str.replace(_BRACKETS, "$1$2$3").str.strip_chars(" \t")
+    text = (
+        column.cast(pl.String).str.replace(_BRACKETS, "$1$2$3").str.strip_chars(" \t")
+    )
     separated = text.str.contains("[,;|]")
     plain = text.str.extract_all("[^\\s,;|]+|^[\\s,;|]*$")
     if separated.any():
@@ -293,7 +295,7 @@ def one_click_a_row(chunk: pl.DataFrame, names: Mapping[str, str]) -> pl.DataFra
         if is_list
         and role in names
         and is_named_list(names[role])
-        and chunk.schema[role] == pl.String
+        and chunk.schema[role] in (pl.String, pl.Categorical, pl.Enum)
     ]
     chunk = chunk.with_columns(columns)
     lists = [n for n, dtype in chunk.schema.items() if isinstance(dtype, pl.List)]

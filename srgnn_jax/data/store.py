@@ -34,6 +34,8 @@ from srgnn_jax.errors import UserError, nearest, reason
 # Sources whose raw file may be missing if the published pickles are there.
 PUBLISHED_AS_PICKLES = ("diginetica", "retailrocket", "yoochoose")
 DEFAULT_DIR = "~/.cache/srgnn_jax"
+# Attempts to prepare a folder that is damaged.
+MOST_BUILDS = 5
 # File systems keep times to a few milliseconds, the coarsest to two seconds.
 SETTLED_NANOSECONDS = 3_000_000_000
 
@@ -78,15 +80,20 @@ def load_dataset(
         hashes = [(path.name, _hash_once(path, known)) for path in files]
         key = _sum([code_hash(), source, dataclasses.asdict(chosen), *hashes])
         folder = prepared_dir / f"{source}-{key[:16]}"
-        if not folder.exists():
-            _build(source, files, chosen, folder)
-        try:
-            data = _map(folder)
-        except _DamagedError as error:
-            aside = _move_aside(folder)
-            log.warning("%s; it was moved to %s and is prepared again", error, aside)
-            _build(source, files, chosen, folder)
-            data = _map(folder)
+        for attempt in range(MOST_BUILDS):
+            if not folder.exists():
+                _build(source, files, chosen, folder)
+            try:
+                data = _map(folder)
+                break
+            except _DamagedError as error:
+                # Another process may be moving it aside, and preparing it, as well.
+                if attempt == MOST_BUILDS - 1:
+                    raise
+                aside = _move_aside(folder)
+                log.warning(
+                    "%s; it was moved to %s and is prepared again", error, aside
+                )
     except OSError as error:
         where = error.filename or f"{data_dir} or {prepared_dir}"
         raise UserError(f"cannot read {where} ({reason(error)})") from error
@@ -245,8 +252,11 @@ def _map(folder: pathlib.Path) -> Dataset:
                 splits[split] = Sessions(items, offsets, split in contents["last_only"])
         more = {name: contents[name] for name in ("counts", "notes", "fingerprint")}
         return Dataset(splits, vocabulary, **more)
-    except FileNotFoundError as error:
-        raise _DamagedError(f"{damaged}{error.filename} is missing") from error
+    except (FileNotFoundError, UserError) as error:
+        missing = error.__cause__ if isinstance(error, UserError) else error
+        if not isinstance(missing, FileNotFoundError):
+            raise
+        raise _DamagedError(f"{damaged}{missing.filename} is missing") from error
     except OSError as error:
         raise UserError(
             f"cannot read the prepared data in {folder} ({reason(error)}); it is left "

@@ -24,7 +24,7 @@ SEPARATORS = ("\t", ",", ";", "|", "::")
 NOT_UTF8 = "text that is not UTF-8"
 # How many lines may be joined by line breaks within quotes.
 MOST_JOINED = 1000
-_USUAL = frozenset(name for names in USUAL_NAMES.values() for name in names)
+USUAL = frozenset(name for names in USUAL_NAMES.values() for name in names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def find_layout(path: pathlib.Path, form: Form, width: int = 0) -> Layout:
     UserError if the first line is empty or cannot be read as a header.
     """
     separator, quoting = as_meant(form.separator), form.quoting
-    number, lines = _first_lines(path, form.encoding)
+    number, lines = first_lines(path, form.encoding)
     if lines and is_separator_line(lines[0]):
         named = lines[0].strip('"').removeprefix("sep=")
         number, lines, separator = number + 1, lines[1:], separator or named
@@ -83,7 +83,7 @@ def find_layout(path: pathlib.Path, form: Form, width: int = 0) -> Layout:
     return Layout(names, separator, number + rows - 1, quoting, form.encoding)
 
 
-def _first_lines(path: pathlib.Path, encoding: str) -> tuple[int, list[str]]:
+def first_lines(path: pathlib.Path, encoding: str) -> tuple[int, list[str]]:
     """Returns the number of the first non-blank line, and some lines from it on."""
     number = 1
     with reading(path), open_text(path, encoding) as file:
@@ -177,7 +177,7 @@ def is_click(fields: Collection[str], missing: Collection[str] = ()) -> bool:
 
     `missing` are values that count as missing; they never name a column.
     """
-    if sum(plain_name(field) in _USUAL for field in fields) > 1:
+    if sum(plain_name(field) in USUAL for field in fields) > 1:
         return False
     return any(
         field.strip() in missing or looks_like_time(field) or forms_of(field)

@@ -231,6 +231,11 @@ class TimeColumn:
                 return parse_iso("1970-01-01T" + column.str.replace(r"^(\d):", "0$1:"))
         number = column.cast(pl.Float64, strict=False)
         number = number.set(~number.is_finite(), None)
+        if column.dtype == pl.Float32 and (number.abs() >= 2**24).any():
+            raise UserError(
+                f"{where} {lines[0]}: times are Float32, which is not exact for whole "
+                f"numbers from {2**24:,} on; write them as integers or text"
+            )
         return number if self._any_number else self._scale(number, lines, where)
 
     def _is_for_another_column(self, text: pl.Series) -> bool:

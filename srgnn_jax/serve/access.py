@@ -18,6 +18,8 @@ def secret_of(given: bytes) -> bytes:
 def is_here(host: str) -> bool:
     """Whether a client's address is a loopback address of this machine."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
+        # A socket for both versions names clients of version 4 so.
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
     except ValueError:
         return False

@@ -95,7 +95,8 @@ def asked(body: bytes, limits: Limits = LIMITS) -> Asked:
     candidates = read.get("candidates")
     if candidates is not None and not isinstance(candidates, str):
         _check_ids(candidates, "candidates", limits.candidates)
-        candidates = tuple(candidates)
+        # As text: Python takes 7 and 7.0 for one.
+        candidates = tuple(map(str, candidates))
     return Asked(
         sessions,
         several,

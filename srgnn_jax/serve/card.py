@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from srgnn_jax import tables
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
+from srgnn_jax.serve.exported import CARD
 from srgnn_jax.serve.recommend import Recommender
 
 _USE = """## Use
@@ -50,7 +51,7 @@ def write_card(
         json.dumps(config, indent=1, sort_keys=True) + "\n"
     )
     text = card(manifest, _results(workdir, manifest["step"]))
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / CARD).write_text(text, encoding="utf-8")
 
 
 def _results(workdir: pathlib.Path, step: int) -> dict[str, Any] | None:

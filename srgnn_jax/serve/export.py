@@ -69,6 +69,7 @@ def export_workdir(
     # If it is a link, its target is replaced.
     folder = pathlib.Path(output).expanduser().resolve()
     _check_output(folder)
+    run_folder = pathlib.Path(workdir).expanduser()
     recommender = Recommender.load(workdir, model)
     progress, step = recommender.progress, recommender.step
     made, max_length = recommender.model, recommender.max_length
@@ -103,7 +104,7 @@ def export_workdir(
     unfinished = folder.parent / f"{folder.name}.{os.getpid()}.unfinished"
     try:
         unfinished.mkdir(parents=True)
-        write_card(unfinished, recommender, pathlib.Path(workdir), manifest)
+        write_card(unfinished, recommender, run_folder, manifest)
         _write(unfinished, recommender, functions, manifest)
         if folder.exists():
             shutil.rmtree(folder)

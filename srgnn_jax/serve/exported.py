@@ -16,7 +16,7 @@ Axes: B sessions of a batch, L positions, M seen clicks, K items of a list.
 import dataclasses
 import functools
 import hashlib
-import importlib
+import importlib.util
 import io
 import itertools
 import json
@@ -24,6 +24,7 @@ import logging
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +33,9 @@ import jax.export
 import numpy as np
 
 log = logging.getLogger(__name__)
+
+# The model card.
+CARD = "README.md"
 
 # Rows of a batch; only these few sizes are compiled.
 BATCH_SIZES = (1, 8, 64, 256)
@@ -69,6 +73,8 @@ class Recommender:
         for name, expected in self.manifest["files"].items():
             if pathlib.Path(name).name != name:
                 raise ValueError(f"manifest.json names {name!r}, outside of {folder}")
+            if name == CARD:
+                continue  # People edit it.
             content[name] = (folder / name).read_bytes()
             if hashlib.sha256(content[name]).hexdigest() != expected:
                 raise ValueError(f"{folder / name} is not the file that was exported")
@@ -159,12 +165,16 @@ class Recommender:
         return lists.make(sessions, step, k, exclude_seen)
 
 
+@functools.cache
 def _session_knn() -> Any:
     """Returns session_knn: the file next to this one, or the package's module."""
-    try:
-        return importlib.import_module("session_knn")
-    except ImportError:
+    path = pathlib.Path(__file__).with_name("session_knn.py")
+    spec = importlib.util.spec_from_file_location(f"{__name__}_session_knn", path)
+    if not path.exists() or spec is None or spec.loader is None:
         return importlib.import_module("srgnn_jax.evaluate.session_knn")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def rows_by_id(ids: Sequence[str]) -> Callable[[Any], np.ndarray]:

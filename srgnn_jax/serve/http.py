@@ -103,8 +103,7 @@ class App:
                 Route("/v1/items", self._items),
                 Route("/v1/explain", self._explain, methods=["POST"]),
                 Route("/v1/candidates", self._names),
-                Route(named, self._keep, methods=["PUT"]),
-                Route(named, self._forget, methods=["DELETE"]),
+                Route(named, self._change, methods=["PUT", "DELETE"]),
                 Route("/v1/reload", self._reload, methods=["POST"]),
                 # `answer` handles POST; this answers other methods with 405.
                 Route(RECOMMEND, self._document, methods=["POST"]),
@@ -202,6 +201,13 @@ class App:
             ms = round(1e3 * seconds, 2)
             self.requests_log({**fields, "status": status, "ms": ms})
         return status, headers, body
+
+    def count_busy(self) -> None:
+        """Counts and logs a request that was refused before it was read."""
+        self.metrics.request(503, 0.0)
+        if self.requests_log is not None:
+            fields = {"method": "POST", "path": RECOMMEND, "status": 503, "ms": 0.0}
+            self.requests_log(fields)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Any) -> AsyncIterator[None]:
@@ -354,6 +360,10 @@ class App:
 
     async def _names(self, request: Request) -> Response:
         return json_response({"candidates": self.service.names()})
+
+    async def _change(self, request: Request) -> Response:
+        change = self._keep if request.method == "PUT" else self._forget
+        return await change(request)
 
     async def _keep(self, request: Request) -> Response:
         self._may_write(request)

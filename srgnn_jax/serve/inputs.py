@@ -157,8 +157,10 @@ def _begin(read: Callable[[], bytes]) -> tuple[Iterator[bytes], bytes, list[str]
     start, lines = b"", list[bytes]()
     while not lines and (block := next(blocks, b"")):
         start += block
-        # The last line may be incomplete.
+        # The last line may be incomplete, and what follows comments is the first.
         lines = [line for line in start.split(b"\n")[:-1] if line.strip()]
+        if all(line.startswith((b"#", b"sep=", b'"sep=')) for line in lines):
+            lines = []
     texts = [
         line.decode("utf-8-sig", "replace").removesuffix("\r")
         for line in lines[:20] or [start]
@@ -224,8 +226,8 @@ def _json_fields(line: str) -> dict[str, bool]:
     with contextlib.suppress(orjson.JSONDecodeError):
         array = orjson.loads(line)
         record = array[0] if isinstance(array, list) and array else record
-    is_session = not isinstance(record, dict) or set(record) == {"session"}
-    return {} if is_session else records.names_of(record)
+    is_click = isinstance(record, dict) and not isinstance(record.get("session"), list)
+    return records.names_of(record) if is_click and {*record} != {"session"} else {}
 
 
 def _have_times(rows: Sequence[Sequence[str]], name: str, settings: Settings) -> bool:
@@ -278,7 +280,8 @@ def log_files(path: str, settings: Settings) -> list[pathlib.Path]:
     log_path = pathlib.Path(path).expanduser()
     if not log_path.is_dir():
         return [log_path]
-    return click_log.find_files(log_path, dataclasses.replace(settings, log_file=""))
+    settings = dataclasses.replace(settings, log_file="")
+    return click_log.find_files(log_path, settings, _form_without_time(settings))
 
 
 def _log_entries(

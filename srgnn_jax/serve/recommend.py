@@ -58,10 +58,12 @@ class Recommender:
       model, params, vocabulary, max_length: as passed.
       neighbours: what the network is joined with; None: the network alone.
       progress, step: of the run and its checkpoint, if loaded from one.
+      is_newest: whether no newer checkpoint is damaged, if loaded from one.
     """
 
     progress: Progress
     step: int
+    is_newest: bool
 
     def __init__(
         self,
@@ -155,6 +157,7 @@ class Recommender:
         folder = pathlib.Path(workdir).expanduser().resolve()
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
             progress = checkpoints.progress()
+            is_newest = progress.step == checkpoints.latest_step()
             config = config_lib.from_dict(progress.config)
             made = config_lib.make_model(config, progress.num_items, model)
             neighbours = joined.load(folder, progress.num_items)
@@ -175,6 +178,7 @@ class Recommender:
             mesh=devices.mesh,
         )
         recommender.progress, recommender.step = progress, step
+        recommender.is_newest = is_newest
         return recommender
 
     def restrict(self, ids: Iterable[str | int | float]) -> "Recommender":

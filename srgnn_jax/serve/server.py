@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import os
 import pathlib
 import re
 import signal
@@ -85,6 +86,8 @@ def serve_workdir(
     Raises:
       UserError: the workdir, the token or the address cannot be used.
     """
+    # While it starts, there is nothing to reload.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     token = read_token(auth_token_file) if auth_token_file else ""
     log_as_json()
     # The thread that runs batches then waits less for the event loop's.
@@ -102,6 +105,9 @@ def serve_workdir(
     # uvloop, as uvicorn would choose.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(app, host, port))
+        # A thread that still compiles would keep the process for long.
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def read_token(path: str) -> str:
@@ -173,7 +179,7 @@ class Connection(HttpToolsProtocol):
     def _ask(self, head: bytes, body: bytes) -> None:
         # Reading this one too would make the others wait.
         if self._app.is_over():
-            self._app.metrics.request(503, 0.0)
+            self._app.count_busy()
             self.transport.write(_BUSY)
             self._deadline = self.loop.time() + LIMITS.seconds
             return

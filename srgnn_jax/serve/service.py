@@ -16,7 +16,7 @@ import pathlib
 import re
 import threading
 import timeit
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -24,7 +24,7 @@ import orjson
 from srgnn_jax.errors import UserError, reason
 from srgnn_jax.runs.workdir import FOLDER
 from srgnn_jax.serve.batching import Batcher
-from srgnn_jax.serve.bodies import Asked, Refused
+from srgnn_jax.serve.bodies import Asked, Refused, ids_of
 from srgnn_jax.serve.exported import RawSession
 from srgnn_jax.serve.recommend import Explanation, Recommender
 from srgnn_jax.serve.served import (
@@ -43,6 +43,8 @@ NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 MOST_NAMES = 100
 # Maximum seconds of a batch, unless a single session takes longer.
 LONGEST = 0.025
+# Maximum seconds between two attempts to load a model that was refused.
+LONGEST_WAIT = 300.0
 
 
 class Service:
@@ -75,7 +77,12 @@ class Service:
         if candidates_folder is not None:
             self._folder = pathlib.Path(candidates_folder).expanduser()
             self._ids = _read_folder(self._folder)
-        self.served = self._made(load())
+        # Whatever is saved from now on is newer.
+        self._seen = self._checkpoints()
+        recommender = load()
+        if not _is_newest(recommender):
+            self._seen = set()
+        self.served = self._made(recommender)
         self.batcher = Batcher(
             # One model for the whole batch.
             lambda group, works: self.served.answer(group, works),
@@ -133,7 +140,19 @@ class Service:
             return submit(asked)
         starts = range(0, len(sessions), most)
         parts = [asked._replace(sessions=sessions[n : n + most]) for n in starts]
-        return asyncio.ensure_future(_joined(submit, parts))
+        return asyncio.ensure_future(self._joined(submit, parts))
+
+    async def _joined(
+        self, submit: Callable[[Asked], asyncio.Future], parts: Sequence[Asked]
+    ) -> tuple[list[dict[str, Any]], Identity]:
+        """Returns the answers of all parts, from one model and the same candidates."""
+        while True:
+            before = self.served
+            answers = await asyncio.gather(*map(submit, parts))
+            # They may have been swapped between two parts.
+            if self.served is before:
+                found = itertools.chain.from_iterable(lists for lists, _ in answers)
+                return list(found), before.identity
 
     async def explain(self, session: RawSession) -> tuple[Explanation, Identity]:
         """Explains a session; raises Refused if none of it is known, or Overloaded."""
@@ -161,7 +180,10 @@ class Service:
     def _load_beside(self) -> Served:
         _give_way()
         try:
-            served = self._made(self._load())
+            recommender = self._load()
+            if not _is_newest(recommender):
+                raise UserError("the newest checkpoint is damaged")
+            served = self._made(recommender)
             served.compile()
         except UserError:
             raise
@@ -175,14 +197,20 @@ class Service:
 
     async def watch(self, seconds: float) -> None:
         """Reloads whenever the checkpoints of the workdir change."""
-        before = self._checkpoints()
+        wait = seconds
         while True:
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(wait)
             now = self._checkpoints()
-            if now != before:
-                before = now
-                with contextlib.suppress(UserError):
-                    await self.reload("the checkpoints have changed")
+            if now == self._seen:
+                wait = seconds
+                continue
+            try:
+                await self.reload("the checkpoints have changed")
+            except UserError:
+                # It may still be copied: try again, less and less often.
+                wait = min(2 * wait, max(seconds, LONGEST_WAIT))
+            else:
+                self._seen, wait = now, seconds
 
     def _checkpoints(self) -> set[str]:
         # Promoting switches a link to another workdir, whose steps may be the same.
@@ -210,9 +238,11 @@ class Service:
             if name not in self._ids and len(self._ids) >= MOST_NAMES:
                 raise Refused(422, "name", f"there are {MOST_NAMES} names already")
             views, unknown = await asyncio.to_thread(self._restrict_beside, ids)
-            self._ids[name] = ids
             if self._folder is not None:
-                await asyncio.to_thread(_write, self._folder / f"{name}.json", ids)
+                file = self._folder / f"{name}.json"
+                with _keeping():
+                    await asyncio.to_thread(_write, file, ids)
+            self._ids[name] = ids
             named = {**self.served.named, name: views}
             self.served = dataclasses.replace(self.served, named=named)
         return unknown
@@ -232,24 +262,19 @@ class Service:
     async def forget(self, name: str) -> None:
         """Forgets named candidates; raises Refused if there are none of this name."""
         async with self._changing:
-            if self._ids.pop(name, None) is None:
+            if name not in self._ids:
                 raise Refused(404, "name", "no candidates have this name")
             if self._folder is not None:
-                (self._folder / f"{name}.json").unlink(missing_ok=True)
+                with _keeping():
+                    (self._folder / f"{name}.json").unlink(missing_ok=True)
+            del self._ids[name]
             named = {k: v for k, v in self.served.named.items() if k != name}
             self.served = dataclasses.replace(self.served, named=named)
 
 
-async def _joined(
-    submit: Callable[[Asked], asyncio.Future], parts: Sequence[Asked]
-) -> tuple[list[dict[str, Any]], Identity]:
-    """Returns the answers of all parts, from one model."""
-    while True:
-        answers = await asyncio.gather(*map(submit, parts))
-        found, identities = zip(*answers, strict=True)
-        # The model may have been swapped between two parts.
-        if all(one is identities[0] for one in identities):
-            return list(itertools.chain.from_iterable(found)), identities[0]
+def _is_newest(recommender: Recommender) -> bool:
+    """Whether no newer checkpoint is damaged, or still being copied."""
+    return getattr(recommender, "is_newest", True)
 
 
 def _freeze() -> None:
@@ -270,11 +295,25 @@ def _read_folder(folder: pathlib.Path) -> dict[str, list[str | int | float]]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob("*.json")):
-            found[path.stem] = orjson.loads(path.read_bytes())["items"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            found[path.stem] = ids_of(path.read_bytes(), "items")
+    except Refused as error:
+        message = f"cannot read the candidates in {path}: {error.reason}"
+        raise UserError(f"{message} ({error.place})") from error
+    except OSError as error:
         message = f"cannot read the candidates in {folder}: {reason(error)}"
         raise UserError(message) from error
     return found
+
+
+@contextlib.contextmanager
+def _keeping() -> Iterator[None]:
+    """Refuses a change that the folder of candidates does not take."""
+    try:
+        yield
+    except OSError as error:
+        log.error("cannot change the folder of candidates: %s", reason(error))
+        why = "the folder of candidates cannot be changed; see the service's log"
+        raise Refused(500, "name", why) from error
 
 
 def _write(path: pathlib.Path, ids: list[str | int | float]) -> None:

@@ -180,6 +180,11 @@ class _Worker:
         folder = self.workdir(trial.number)
         config = with_params(self.config, trial.params)
         loss = config_lib.find_loss(config, self.losses)
+        try:
+            # Values of a trial that was killed while it drew them may not go together.
+            config_lib.validate(config)
+        except UserError as error:
+            return study.fail(trial, str(error))
         # Those of an evaluation before the trial's end are not its own.
         (folder / results_json.FILE).unlink(missing_ok=True)
         judge = _Judge(trial, self)

@@ -12,6 +12,7 @@ A config file defines them with `get_search`, next to `get_config`:
         }
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -71,7 +72,7 @@ def log(low: int | float, high: int | float) -> Range:
 
 
 def _range(name: str, low: int | float, high: int | float) -> Range:
-    if not low < high:
+    if not -math.inf < low < high < math.inf:
         raise UserError(f"{name}({low}, {high}) must go from a lower to a higher value")
     return Range(low, high, name == "log")
 

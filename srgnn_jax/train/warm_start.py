@@ -84,7 +84,8 @@ def find_parent(
       UserError: there is no such run, it is this one, its network differs, or its
         checkpoint or vocabulary is damaged.
     """
-    folder = pathlib.Path(config.warm_start).expanduser()
+    # All files are of one run, even if a link is switched now.
+    folder = pathlib.Path(config.warm_start).expanduser().resolve()
     where = f"config.warm_start is {config.warm_start!r}"
     if folder.resolve() == workdir.resolve():
         raise UserError(f"{where}, the run's own workdir; choose another --workdir")

@@ -11,12 +11,12 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from srgnn_jax.data.columns import Form
 from srgnn_jax.data.files import kind_of
 from srgnn_jax.data.prepare import prepare, prepare_splits
-from srgnn_jax.data.read import columns_of, read_clicks
+from srgnn_jax.data.read import columns_of, lacks_header, read_clicks
 from srgnn_jax.data.sessions import Dataset
 from srgnn_jax.data.sources import ready_made, source
 from srgnn_jax.data.sources.source import Settings
@@ -58,8 +58,12 @@ def _read_splits(splits: dict[str, list[pathlib.Path]], settings: Settings) -> D
     return data
 
 
-def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
+def find_files(
+    folder: pathlib.Path, settings: Settings, form: Form | None = None
+) -> list[pathlib.Path]:
     """Finds the files of the log: those with the same columns, anywhere in the folder.
+
+    They are read as `form` says, by default that of the settings.
 
     Hidden files, and files without clicks, are skipped. Raises UserError if there is no
     log, or more than one.
@@ -81,7 +85,9 @@ def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
         if settings.log_file:
             raise UserError(f"no file {settings.log_file} in {where}")
         raise UserError(f"no log in {where}. {INSTRUCTIONS}")
-    return files if len(files) == 1 else _of_one_form(files, folder, settings, where)
+    if len(files) == 1:
+        return files
+    return _of_one_form(files, folder, form or settings.form, where)
 
 
 def _files_in(path: pathlib.Path) -> list[pathlib.Path]:
@@ -91,11 +97,21 @@ def _files_in(path: pathlib.Path) -> list[pathlib.Path]:
     seen, files = set(), []
     for top, folders, names in os.walk(path, followlinks=True):
         seen.add(os.path.realpath(top))
+        inner = [pathlib.Path(top, name) for name in folders]
         folders[:] = [
-            f for f in folders if os.path.realpath(os.path.join(top, f)) not in seen
+            folder.name
+            for folder in inner
+            if os.path.realpath(folder) not in seen and not _is_own(folder)
         ]
         files += [pathlib.Path(top, name) for name in names]
     return files
+
+
+def _is_own(folder: pathlib.Path) -> bool:
+    """Whether a folder is that of a run, or holds prepared data."""
+    has_ids = (folder / "vocabulary.parquet").exists()
+    others = ("checkpoints", "counts.json", "contents.sum")
+    return has_ids and any((folder / name).exists() for name in others)
 
 
 def _is_hidden(path: pathlib.Path, folder: pathlib.Path) -> bool:
@@ -142,25 +158,25 @@ def _by_form(
 
 
 def _continues(
-    path: pathlib.Path, form: Form, width: int, read: Collection[str]
+    path: pathlib.Path, form: Form, header: Sequence[str], read: Collection[str]
 ) -> bool:
-    """Whether a file without a header is part of a log with so many columns.
+    """Whether a file without a header is part of a log with these columns.
 
     A JSON file is one if at most one of the fields that are read is missing.
     """
     with contextlib.suppress(UserError):
-        fields = columns_of(path, form, width)
+        fields = columns_of(path, form, len(header))
         if isinstance(fields, Mapping):
             return len(fields.keys() & read) >= len(read) - 1 > 1
-        return len(fields) == width and is_click(fields, form.missing_values)
+        return lacks_header(path, fields, header, form)
     return False
 
 
 def _of_one_form(
-    files: list[pathlib.Path], folder: pathlib.Path, settings: Settings, where: str
+    files: list[pathlib.Path], folder: pathlib.Path, form: Form, where: str
 ) -> list[pathlib.Path]:
     """Returns the files that hold clicks, which must have the same columns."""
-    groups, others = _by_form(files, settings.form)
+    groups, others = _by_form(files, form)
     if not groups:
         if not others:
             raise UserError(
@@ -193,8 +209,8 @@ def _of_one_form(
     skipped = [*itertools.chain(*groups.values()), *(path for path, _ in others)]
     if headed:
         # The header of one file also names the columns of files without a header.
-        width = len(columns_of(log_files[0], settings.form))
-        parts = [p for p in skipped if _continues(p, settings.form, width, headed[0])]
+        header = [*columns_of(log_files[0], form)]
+        parts = [p for p in skipped if _continues(p, form, header, headed[0])]
         log_files = [*log_files, *parts]
         skipped = [path for path in skipped if path not in parts]
     if skipped:
@@ -213,7 +229,7 @@ def _ready_made(files: list[pathlib.Path]) -> dict[str, list[pathlib.Path]]:
     for path in files:
         words = set(re.split(r"[^a-z]+", path.name.lower()))
         split = next((word for word in ("train", "test") if word in words), "")
-        if words & {"valid", "validation", "val", "dev"}:
+        if words & {*ready_made.VALIDATION}:
             split = "validation"
         if not split:
             return {}

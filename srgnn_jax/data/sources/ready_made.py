@@ -9,6 +9,9 @@ from srgnn_jax.data.sessions import Dataset, Sessions, Vocabulary
 from srgnn_jax.data.sources.source import Settings
 from srgnn_jax.errors import UserError
 
+# Names of the validation split.
+VALIDATION = ("validation", "valid", "val", "dev")
+
 
 def refuse(
     settings: Settings, names: Iterable[str], what: str, *presets: Settings

@@ -7,6 +7,7 @@ and, optionally, validation are used as they are.
 """
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -34,6 +35,8 @@ SETTINGS = (
     | {"tfds_name", "on_bad_row"}
 )
 PRESETS = {"default": Settings()}
+
+log = logging.getLogger(__name__)
 
 
 def find_files(folder: pathlib.Path, settings: Settings) -> list[pathlib.Path]:
@@ -90,7 +93,7 @@ def read(files: list[pathlib.Path], settings: Settings) -> Dataset:
             ready_made.refuse(settings, ["session_column"], what)
             found.pop("session", None)
             if {"train", "test"} <= {*builder.info.splits}:
-                unused = source.RULE_SETTINGS | {"time_column"}
+                unused = source.RULE_SETTINGS | source.VISIT_SETTINGS | {"time_column"}
                 ready_made.refuse(settings, unused, "in ready-made splits of sessions")
                 return _read_sessions(builder, found["item"], own)
         frames = _frames(builder, [*builder.info.splits], found, axes)
@@ -128,10 +131,12 @@ def _read_sessions(builder: Any, item: str, form: Form) -> Dataset:
     """Reads sessions that are split; keeps the item rows that `data.tfds` wrote."""
     form = dataclasses.replace(form, columns=Columns())
     of, skipped = {}, 0
-    for split in ("train", "validation", "test"):
-        if split not in builder.info.splits:
-            continue
-        ((where, frame),) = _frames(builder, [split], {"item": item}, {item: 1}).items()
+    order = ["train", *ready_made.VALIDATION, "test"]
+    if unused := {*builder.info.splits} - {*order}:
+        log.warning("the splits %s are not read", ", ".join(sorted(unused)))
+    for name in sorted({*builder.info.splits} - unused, key=order.index):
+        split = "validation" if name in ready_made.VALIDATION else name
+        ((where, frame),) = _frames(builder, [name], {"item": item}, {item: 1}).items()
         frame = frame.filter(pl.col("item").list.len() > 0)
         clicks, counts = read_clicks({where: frame}, form)
         sessions = clicks.group_by("session", maintain_order=True).agg("item")
