@@ -167,15 +167,19 @@ Trains SR-GNN on click logs, and recommends the next click. Try it:
 def next_steps(workdir: str) -> str:
     """Returns where a run is, and the commands that recommend with it and plot it."""
     # Imported late: --help needs no JAX.
+    from srgnn_jax.evaluate.results_json import FILE as RESULTS
     from srgnn_jax.runs.workdir import popular_items, seed_folders
 
     folder = pathlib.Path(workdir).expanduser()
     one = next(iter(seed_folders(folder).values()), folder)
     session = json.dumps({"session": popular_items(one, 2)}, ensure_ascii=False)
     command = program()
-    return f"""
+    steps = f"""
 The run is in {workdir}. Next, recommend, and plot its results:
 
   echo {shlex.quote(session)} | \\
       {command} --mode=recommend --workdir={shlex.quote(str(one))} --sessions=- --k=5
-  {command} --mode=plot --workdir={shlex.quote(workdir)}"""
+"""
+    if not (folder / RESULTS).exists():  # Nothing was kept for test.
+        return steps.replace(", and plot its results", "").rstrip()
+    return f"{steps}  {command} --mode=plot --workdir={shlex.quote(workdir)}"

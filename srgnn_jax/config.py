@@ -117,7 +117,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learning_rate": (lambda x: x > 0, "be positive"),
     "lr_decay": (lambda x: x > 0, "be positive"),
     "scale": (lambda x: x > 0, "be positive"),
-    "seed": (lambda x: x < 2**63, "be below 2**63"),
+    "seed": (
+        lambda x: x < 2**32,
+        "be below 2**32",
+    ),
     "averaging": (lambda x: x <= 1, "be at most 1"),
     "item_dropout": (lambda x: x < 1, "be 0, or a share below 1"),
     "neighbours_weight": (lambda x: x < 1, "be 0, or a share below 1"),

@@ -46,6 +46,8 @@ def push_to_hub(
             folder_path=path,
             commit_message=f"Export of {path.name}",
             delete_patterns="*",
+            # Python caches the loader, with a path of this machine.
+            ignore_patterns="__pycache__/*",
         )
     # The network and the hub may raise anything.
     except Exception as error:

@@ -22,6 +22,7 @@ from typing import Any
 import orjson
 
 from srgnn_jax.errors import UserError, reason
+from srgnn_jax.evaluate import joined
 from srgnn_jax.runs.workdir import FOLDER
 from srgnn_jax.serve.batching import Batcher
 from srgnn_jax.serve.bodies import Asked, Refused, ids_of
@@ -214,10 +215,14 @@ class Service:
 
     def _checkpoints(self) -> set[str]:
         # Promoting switches a link to another workdir, whose steps may be the same.
-        folder = pathlib.Path(self._workdir or "").expanduser().resolve() / FOLDER
+        folder = pathlib.Path(self._workdir or "").expanduser().resolve()
         try:
-            names = filter(str.isdecimal, os.listdir(folder))
-            return {str(folder / name) for name in names}
+            names = filter(str.isdecimal, os.listdir(folder / FOLDER))
+            found = {str(folder / name) for name in names}
+            # An evaluation may join the network with neighbours.
+            with contextlib.suppress(FileNotFoundError):
+                found.add(str((folder / joined.FILE).stat().st_mtime_ns))
+            return found
         except OSError:
             return set()
 

@@ -126,6 +126,7 @@ def check_config(config: ConfigDict) -> None:
     config_lib.validate(config)
     for field, wanted, why in (
         ("select_on", "valid", "a search chooses on validation, never on test"),
+        ("joined", False, "a search is for a network; join its best run's afterwards"),
         ("runs", 1, "a trial is one run; train best.py with it instead"),
         ("max_steps", 0, "a trial is judged by whole epochs"),
         ("warm_start", "", "a trial's network may differ from that run's"),
