@@ -268,6 +268,8 @@ def main(argv: list[str] | None = None) -> None:
             numbers = [x for x in numbers if type(x) in (int, float)]
             if not all(1 <= x < math.inf for x in numbers):
                 raise UserError(f"--{name} is {value}; it must be at least 1")
+        if asked.items >= 2**31:
+            raise UserError(f"--items is {asked.items}; item rows are 32-bit numbers")
         plans = plan_all(asked)
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -21,6 +21,7 @@ from srgnn_jax import config as config_lib
 from srgnn_jax.configs import click_log
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import evaluator
+from srgnn_jax.evaluate import workdir as workdir_module
 from srgnn_jax.evaluate.workdir import evaluate_workdir
 from srgnn_jax.runs import checkpoint
 from srgnn_jax.runs.workdir import make_workdir, only_run
@@ -185,6 +186,18 @@ def test_a_signal_in_the_last_evaluation_is_heeded(
             train_and_evaluate(config, str(tmp_path / "run"))
     train_and_evaluate(config, str(tmp_path / "run"))
     assert_ends_like(tmp_path / "run", whole, config)
+
+
+@pytest.mark.slow
+def test_a_signal_among_the_baselines_ends_a_run_of_several(
+    config, tmp_path, monkeypatch
+):
+    config.runs = 2
+    asked = at_call(workdir_module.baseline_metrics, 1, stop())
+    monkeypatch.setattr(workdir_module, "baseline_metrics", asked)
+    with pytest.raises(interrupt.Stopped, match="saved at step"):
+        train_and_evaluate(config, str(tmp_path / "runs"))
+    assert [path.name for path in (tmp_path / "runs").glob("seed_*")] == ["seed_0"]
 
 
 def test_a_second_signal_ends_the_process():

@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import dataclasses
 import json
+import shutil
 import threading
 import time
 
@@ -309,9 +311,10 @@ def test_candidates_that_cannot_be_named_are_refused(client, service):
 
 
 def test_a_damaged_folder_of_candidates_is_told(workdir, tmp_path):
-    (tmp_path / "x.json").write_text("[")
-    with pytest.raises(UserError, match="cannot read the candidates"):
-        Service(lambda: None, candidates_folder=tmp_path)
+    for text in ("[", "{}", '{"items": 5}', '{"items": "item3"}', '{"items": [null]}'):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(UserError, match=r"cannot read the candidates in .*x\.json"):
+            Service(lambda: None, candidates_folder=tmp_path)
 
 
 class Models:
@@ -440,28 +443,90 @@ def test_a_link_that_is_switched_is_seen(recommender, tmp_path):
     assert service._checkpoints() not in (before, set())
 
 
-def test_a_change_of_checkpoints_is_seen(recommender, tmp_path):
+def test_a_change_of_checkpoints_is_seen_and_what_is_refused_is_tried_again(
+    recommender, tmp_path
+):
     (tmp_path / "checkpoints" / "14").mkdir(parents=True)
+    models = Models(recommender, UserError("unfinished"), other_model(recommender, 2.0))
     with few_shapes():
-        service = Service(
-            Models(recommender, UserError("unfinished"), other_model(recommender, 2.0)),
-            workdir=tmp_path,
-        )
+        service = Service(models, workdir=tmp_path)
 
         async def run():
+            # One that is saved while the service starts is newer, too.
+            (tmp_path / "checkpoints" / "15").mkdir()
             watching = asyncio.ensure_future(service.watch(0.01))
-            for name, expected in (("15", 14), ("16.tmp", 14), ("16", 15)):
-                await asyncio.sleep(0.1)
-                assert service.served.identity["step"] == 14
-                (tmp_path / "checkpoints" / name).mkdir()
-                for _ in range(500):
-                    await asyncio.sleep(0.02)
-                    if service.served.identity["step"] == expected:
-                        break
+            for _ in range(500):
+                await asyncio.sleep(0.02)
+                if service.served.identity["step"] == 15:
+                    break
+            (tmp_path / "checkpoints" / "16.tmp").mkdir()
+            await asyncio.sleep(0.1)
+            assert not watching.done()
             watching.cancel()
 
         asyncio.run(run())
     assert service.served.identity["step"] == 15
+    # The last one was loaded, and nothing after it.
+    assert next(models.models, None) is None
+
+
+def test_a_model_is_not_replaced_by_an_older_one(recommender, tmp_path, caplog):
+    older = other_model(recommender, 2.0)
+    older.is_newest = False
+    with few_shapes():
+        service = Service(Models(recommender, older), workdir=tmp_path)
+        service.prepare()
+    client = Client(App(service))
+    assert client.post("/v1/reload").status_code == 409
+    assert "the newest checkpoint is damaged" in caplog.text
+    assert service.served.identity["step"] == recommender.step
+
+
+def test_that_a_newer_checkpoint_is_damaged_is_known(tmp_path):
+    workdir = old_run(tmp_path)
+    assert Recommender.load(workdir).is_newest
+    (step,) = sorted(workdir.glob("checkpoints/*"), key=lambda p: int(p.name))[-1:]
+    shutil.copytree(step, step.with_name("99"))
+    (step.with_name("99") / "checksums.json").unlink()
+    assert not Recommender.load(workdir).is_newest
+
+
+def test_an_answer_has_one_version_of_its_candidates(service):
+    calls = []
+
+    def submit(part):
+        calls.append(part)
+        if len(calls) == 1:
+            service.served = dataclasses.replace(service.served)
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_result(([len(calls)], service.served.identity))
+        return answer
+
+    async def run():
+        return await service._joined(submit, ["a", "b"])
+
+    found, identity = asyncio.run(run())
+    assert (calls, found) == (["a", "b", "a", "b"], [3, 4])
+    assert identity is service.served.identity
+
+
+def test_candidates_that_cannot_be_kept_stay_as_they_were(workdir, tmp_path):
+    folder = tmp_path / "kept"
+    service = ready_service(workdir, candidates_folder=folder)
+    client = Client(App(service))
+    put = {"items": ["item3", "item4"]}
+    assert client.put("/v1/candidates/a", json=put).status_code == 200
+    # A folder in the file's place can be neither written over nor removed.
+    (folder / "a.json").unlink()
+    (folder / "a.json").mkdir()
+    for answer in (
+        client.put("/v1/candidates/a", json={"items": ["item9"]}),
+        client.delete("/v1/candidates/a"),
+    ):
+        assert answer.status_code == 500
+        assert "cannot be changed" in answer.json()["error"]["reason"]
+    assert service.names() == {"a": 2}
+    assert service._ids == {"a": ["item3", "item4"]}
 
 
 def test_what_would_wait_too_long_is_refused_at_once(service, monkeypatch):

@@ -85,6 +85,16 @@ def test_runs_are_compared_as_they_would_be_served(runs):
         evaluate_workdir(folders[0], own_config(folders[0], {"joined": False}))
 
 
+@pytest.mark.slow  # trains one more run
+def test_the_live_run_keeps_its_own_length_of_sessions(runs):
+    _, (_, expected) = compare(str(runs / "tuesday"), str(runs / "monday"))
+    config = open_run(runs / "tuesday").own
+    config.max_session_length, config.epochs = 1, 1
+    train_and_evaluate(config, str(runs / "short"))
+    _, (_, found) = compare(str(runs / "short"), str(runs / "monday"))
+    assert found["all"] == expected["all"]
+
+
 def test_what_is_not_worse_is_promoted_and_what_is_worse_not(runs, monkeypatch, capsys):
     live = runs / "live"
     assert promote(str(runs / "monday"), str(live))

@@ -183,6 +183,19 @@ def test_selection_on_test_is_told(recorded):
     assert row in results.document([found])
 
 
+def test_rows_of_the_network_alone_are_told_from_what_is_joined(recorded):
+    found = recorded("test")
+    network = dict.fromkeys(found["mean"]["test"], 0.25)
+    found["runs"][0]["joined"] = {
+        "weight": 0.1,
+        "repeats_weight": 0.2,
+        "network": network,
+    }
+    text = results.document([found])
+    assert "| the network alone, each metric at its best | test | 1 | 50.00 |" in text
+    assert "the same, each metric" not in text
+
+
 def test_an_epoch_that_nothing_chose_is_told(recorded):
     found = recorded("last")
     assert found["protocol"]["test"] == "evaluated once, after the last epoch"

@@ -9,6 +9,7 @@ import pytest
 
 from srgnn_jax.errors import UserError
 from srgnn_jax.evaluate import results_json
+from srgnn_jax.evaluate.workdir import evaluate_workdir
 from srgnn_jax.runs.checkpoint import Checkpoints
 from srgnn_jax.train import epochs, interrupt, loop, search_config, space, study
 from srgnn_jax.train.loop import train_and_evaluate
@@ -269,7 +270,13 @@ def test_a_trial_under_way_ends_with_the_time_and_goes_on(
     (trial,) = trials_of(tmp_path / "search")
     assert trial.state.name == "RUNNING"
     assert list(trial.intermediate_values) == [1]
+    folder = tmp_path / "search" / "trial_0000"
+    evaluate_workdir(str(folder))
+    stale = results_json.read(folder / "results.json")["runs"][0]
     search(config, str(tmp_path / "search"), ranges, 1)
+    # What an evaluation found before the end is not the trial's result.
+    (run,) = results_json.read(folder / "results.json")["runs"]
+    assert (stale["epochs"], run["epochs"]) == (1, config.epochs)
     assert states_of(tmp_path / "search") == ["COMPLETE"]
 
 
