@@ -248,7 +248,8 @@ def _have_times(rows: Sequence[Sequence[str]], name: str, settings: Settings) ->
     if is_time.any():
         raise UserError(
             f"{name}: {','.join(rows[0])[:120]!r} may be a click or a session of ids; "
-            'write sessions as JSON lines: {"session": ["id", "id"]}'
+            'write sessions as JSON lines, {"session": ["id", "id"]}, and clicks as '
+            "parquet"
         )
     return False
 
