@@ -37,7 +37,9 @@ def get_config() -> ConfigDict:
     # unit of numbers in `time_column`: "s", "ms", "us", "ns" since 1970, "days" of a
     # spreadsheet, "date" as 20240301, "any": by the size of each; empty: detected
     c.time_unit = ""
-    c.time_format = ""  # format of times that are not ISO, such as "%d/%m/%Y %H:%M"
+    # format of times that are not ISO, such as "%d/%m/%Y %H:%M"; without an hour it is
+    # that of the day column
+    c.time_format = ""
     c.separator = ""  # field separator of a text file; empty: detected from the header
     c.quoting = ""  # "none": quotes in a text file are ordinary characters
     c.encoding = ""  # encoding of a text file, such as "cp1252"; empty: UTF-8 or UTF-16
@@ -127,7 +129,7 @@ def get_config() -> ConfigDict:
     c.max_positions = 0  # clicks a device processes at a time; 0: as suits it
     # keep a split of up to this many clicks on the device; send a longer one in batches
     c.max_clicks = 2**28
-    # "jit": one device; "pmap": all of this process; "mesh": all of all processes;
+    # "jit": one device; "pmap": those of this process; "mesh": those of all processes;
     # "auto": whichever suits
     c.parallel = "auto"
     c.mesh_shape = (0, 0)  # devices (data, items) that split the batch and the table

@@ -53,8 +53,10 @@ _OF_TRAINING = {
     *("log_every_steps", "name", "runs"),
 }
 # An evaluation on a log uses only these, and those for reading a log.
-_OF_SESSIONS = {"date_column", "ks", "max_positions", "max_scores", "progress"}
-_OF_SESSIONS.add("eval_batch_size")
+_OF_SESSIONS = {
+    *("date_column", "eval_batch_size", "ks"),
+    *("max_positions", "max_scores", "progress"),
+}
 # Baselines use only these, and those for preparing data.
 _OF_BASELINES = {
     *("dataset", "data_dir", "prepared_dir", "name", "progress", "ks"),
@@ -76,16 +78,20 @@ def check_fields(mode: str, names: Collection[str], sessions: bool = False) -> N
     `sessions`: the mode is given a log with --sessions.
     """
     ignored = set(names)
+    # Imported late: --help needs no JAX.
     if mode == "evaluate" and sessions:
         from srgnn_jax.data.sources import source
 
         mode += " --sessions"
         ignored -= _OF_SESSIONS.union(source.LOG_SETTINGS, source.VISIT_SETTINGS)
     elif mode == "baselines":
-        # Imported late: --help needs no JAX.
         from srgnn_jax.config import PREPARATION_FIELDS
 
         ignored -= _OF_BASELINES.union(PREPARATION_FIELDS)
+    elif mode == "promote":
+        from srgnn_jax.config import AFTER_TRAINING
+
+        ignored &= _OF_TRAINING | AFTER_TRAINING
     elif mode not in _OF_A_RUN:
         ignored &= _OF_TRAINING if mode == "evaluate" else set()
     if ignored:
@@ -174,12 +180,11 @@ def next_steps(workdir: str) -> str:
     one = next(iter(seed_folders(folder).values()), folder)
     session = json.dumps({"session": popular_items(one, 2)}, ensure_ascii=False)
     command = program()
-    steps = f"""
-The run is in {workdir}. Next, recommend, and plot its results:
+    has_results = (folder / RESULTS).exists()  # Unless nothing was kept for test.
+    plot = f"  {command} --mode=plot --workdir={shlex.quote(workdir)}" * has_results
+    return f"""
+The run is in {workdir}. Next, recommend{", and plot its results" * has_results}:
 
   echo {shlex.quote(session)} | \\
       {command} --mode=recommend --workdir={shlex.quote(str(one))} --sessions=- --k=5
-"""
-    if not (folder / RESULTS).exists():  # Nothing was kept for test.
-        return steps.replace(", and plot its results", "").rstrip()
-    return f"{steps}  {command} --mode=plot --workdir={shlex.quote(workdir)}"
+{plot}"""

@@ -117,10 +117,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learning_rate": (lambda x: x > 0, "be positive"),
     "lr_decay": (lambda x: x > 0, "be positive"),
     "scale": (lambda x: x > 0, "be positive"),
-    "seed": (
-        lambda x: x < 2**32,
-        "be below 2**32",
-    ),
+    # JAX's keys drop higher bits.
+    "seed": (lambda x: x < 2**32, "be below 2**32"),
     "averaging": (lambda x: x <= 1, "be at most 1"),
     "item_dropout": (lambda x: x < 1, "be 0, or a share below 1"),
     "neighbours_weight": (lambda x: x < 1, "be 0, or a share below 1"),
@@ -165,6 +163,8 @@ def validate(config: Any) -> None:
     for field, (holds, what) in _RULES.items():
         if not holds(config[field]):
             refuse(field, f"; it must {what}")
+    if config.seed + config.runs > 2**32:
+        refuse("seed", f"; with config.runs = {config.runs} seeds reach 2**32")
     if config.readout not in ATTENTION_READOUTS:
         those = " or ".join(ATTENTION_READOUTS)
         for field in ("reverse_positions", "softmax_attention"):

@@ -182,8 +182,8 @@ def check_flags() -> None:
             )
     fields = fields_set()
     arguments.check_fields(mode, fields, bool(FLAGS.sessions))
-    needs_data = mode != "import" or not FLAGS.vocabulary
-    if mode in ("train", "search", "import", "baselines") and needs_data:
+    is_import = mode == "import" and not FLAGS.vocabulary
+    if is_import or mode in ("train", "search", "baselines"):
         if config is None:
             raise UserError("--config is missing; try --config=synthetic")
         if not config.dataset:
@@ -248,8 +248,8 @@ def run_mode() -> None:
     options: dict[str, Any]
     options = {
         name: FLAGS[name].value
-        for name in arguments.ONLY_FOR
-        if mode in arguments.ONLY_FOR[name]
+        for name, modes in arguments.ONLY_FOR.items()
+        if mode in modes
     }
     is_own = mode in ("evaluate", "promote") and config is not None
     if is_own and not config.dataset:
@@ -308,7 +308,7 @@ def serve(workdir: str, model: Any, options: dict[str, Any]) -> None:
     except ModuleNotFoundError as error:
         message = f"--mode=serve needs {error.name}: pip install 'srgnn_jax[serve]'"
         raise UserError(message) from error
-    serve_workdir(workdir, model=model, **options)
+    serve_workdir(workdir, model=model, ends_process=True, **options)
 
 
 def custom_parts(config_module: Any) -> tuple[Any, Any]:

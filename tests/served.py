@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import multiprocessing.connection
 import os
 import re
@@ -41,7 +42,7 @@ def ready_service(workdir, **options):
     options = {"max_wait": 30.0, **options}
     with few_shapes():
         service = Service(
-            lambda: Recommender.load(workdir, share_code=True, split=True),
+            functools.partial(Recommender.load, workdir, share_code=True, split=True),
             workdir=workdir,
             **options,
         )

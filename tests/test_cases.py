@@ -654,6 +654,7 @@ AS_STRPTIME = {
     "%a %b %d %H:%M:%S %Y": "Mon Mar 01 00:00:00 2024",
     "%Y-%m-%dT%H:%M": "2024-03-01t00:00",
     "%Y/%m/%d": "2024/3/1",
+    "%Y-%m-%d %H:%M %Z": "2024-03-01 00:00 GMT",
 }
 
 
@@ -696,6 +697,11 @@ def test_a_column_called_number_or_times_is_one_like_any_other(tmp_path):
         assert clicks["time"].to_list() == [1_709_287_200_000_000]
 
 
+def test_a_format_that_names_a_part_twice_reads_nothing():
+    found = TimeColumn(form="%d/%d/%Y")(pl.Series(["soon"]), pl.Series([2]), "x")
+    assert found.to_list() == [None]
+
+
 def test_a_zone_that_has_only_a_name_is_utc_or_not_read():
     values = pl.Series(["2024-03-01 00:00 UTC", "2024-03-01 00:00 EST"])
     found = TimeColumn(form="%Y-%m-%d %H:%M %Z")(values, pl.Series([2, 3]), "log")
@@ -716,14 +722,30 @@ LISTS = {
     "[5, 'a, b']": ["5", "a, b"],
     "d'or, b": ["d'or", "b"],
     "17, ,9": ["17", "9"],
+    "[1 2\n 3]": ["1", "2", "3"],
+    "['a' 'b'\n 'c']": ["a", "b", "c"],
 }
 
 
 @pytest.mark.parametrize("text", LISTS)
-def test_blanks_within_an_item_of_a_text_list_part_nothing(text):
+def test_lists_in_text_keep_the_blanks_within_an_item(text):
     frame = pl.DataFrame({"session": [1], "items": [text], "time": [1_709_251_200]})
     clicks, _ = read_clicks({"the frame": frame})
     assert clicks["item"].cast(pl.String).to_list() == LISTS[text]
+
+
+def test_all_lists_of_a_log_are_split_alike():
+    def items(lists):
+        frame = pl.DataFrame({"session": range(len(lists)), "items": lists})
+        clicks, _ = read_clicks({"x": frame}, Form(needs_time=False))
+        return clicks["item"].cast(pl.String).to_list()
+
+    # One item alone has no separator.
+    assert items(["red shirt,blue hat", "red shirt"]) == [
+        *("red shirt", "blue hat", "red shirt")
+    ]
+    # A comma among many blanks changes nothing.
+    assert items(["17 4"] * 50 + ["9 8,7"])[-3:] == ["9", "8", "7"]
 
 
 CHECK_INS = {
@@ -816,7 +838,7 @@ NUMBERED = {
 
 
 @pytest.mark.parametrize("first", ["1,77,oops", "1,77,", "1,77,1704067200"])
-def test_a_log_without_a_header_is_told_by_any_of_its_lines(first):
+def test_any_line_shows_that_a_log_has_no_header(first):
     log = f"{first}\n1,78,1704067260\n1,79,1704067320\n"
     found = sessions_of(io.BytesIO(log.encode()), on_bad_row="skip", **NUMBERED)
     found = [session for session in found if session]
@@ -824,11 +846,31 @@ def test_a_log_without_a_header_is_told_by_any_of_its_lines(first):
     assert found == [items]
 
 
-def test_numbers_that_may_be_times_or_items_are_no_log_and_no_sessions():
+def test_numbers_that_may_be_times_or_items_are_refused():
     with pytest.raises(UserError, match="may be a click or a session of ids"):
         sessions_of(io.BytesIO(b"1389,77,12\n"), **NUMBERED)
     assert sessions_of(io.BytesIO(b"1389,77\n"), **NUMBERED) == [["1389", "77"]]
     assert sessions_of(io.BytesIO(b"a,b,c\n"), **NUMBERED) == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings"),
+    [
+        ("17,1389,20240301\n", {}),
+        ("17,1389,45352.204\n", {}),
+        ("17,1389,1,2024-03-01\n", {"date_column": "4"}),
+    ],
+)
+def test_a_log_without_a_header_has_any_kind_of_time(rows, settings):
+    found = sessions_of(io.BytesIO(rows.encode()), **NUMBERED, **settings)
+    assert found == [["1389"]]
+
+
+@pytest.mark.parametrize("start", ["#a", "# sessions, by visitor"])
+def test_a_hash_begins_an_id_or_a_comment(start):
+    lines = f"{start}\n1\t2\t3\n".encode()
+    found = sessions_of(io.BytesIO(lines))
+    assert found[-1] == ["1", "2", "3"]
 
 
 def test_a_log_that_lacks_the_named_column_of_times_is_one(tmp_path):
@@ -863,7 +905,10 @@ def test_a_log_file_may_lie_elsewhere(tmp_path):
     inner = tmp_path / "data"
     inner.mkdir()
     write(tmp_path / "other", "log-1.csv")
+    write(tmp_path / "two", "a.csv", of=CLICKS[:9])
+    write(tmp_path / "two", "b.csv", of=CLICKS[9:])
     for name in (
+        str(tmp_path / "two" / "*.csv"),
         *("../other", "../other/*.csv", "../other/log-1.csv"),
         *(str(tmp_path / "other"), str(tmp_path / "other" / "*.csv")),
     ):

@@ -195,9 +195,10 @@ def test_a_signal_among_the_baselines_ends_a_run_of_several(
     config.runs = 2
     asked = at_call(workdir_module.baseline_metrics, 1, stop())
     monkeypatch.setattr(workdir_module, "baseline_metrics", asked)
-    with pytest.raises(interrupt.Stopped, match="saved at step"):
+    with pytest.raises(interrupt.Stopped, match="this run is complete"):
         train_and_evaluate(config, str(tmp_path / "runs"))
-    assert [path.name for path in (tmp_path / "runs").glob("seed_*")] == ["seed_0"]
+    (seed,) = (tmp_path / "runs").glob("seed_*")
+    assert (seed / "results.json").exists()
 
 
 def test_a_second_signal_ends_the_process():

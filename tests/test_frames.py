@@ -211,7 +211,7 @@ def test_a_frame_of_nested_events_and_one_of_text_lists(trained, tmp_path):
 TWO = pl.DataFrame({"session": [1, 1], "item": [1, 2], "day": ["2024-03-01"] * 2})
 TIMES = {
     "numbers": [1.0, 2.0],
-    "dates": [datetime.datetime(2024, 3, 1)] * 2,
+    "times": [datetime.datetime(2024, 3, 1)] * 2,
     "times of day": [datetime.time(10), datetime.time(11)],
 }
 

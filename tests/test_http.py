@@ -17,7 +17,7 @@ from srgnn_jax.serve import step
 from srgnn_jax.serve.batching import Batcher, Overloaded
 from srgnn_jax.serve.bodies import Limits
 from srgnn_jax.serve.http import App
-from srgnn_jax.serve.promote import _switch
+from srgnn_jax.serve.promote import _switch, promote
 from srgnn_jax.serve.recommend import Recommender
 from srgnn_jax.serve.served import Served
 from srgnn_jax.serve.service import Service
@@ -325,7 +325,7 @@ class Models:
         self.may_go_on = threading.Event()
         self.may_go_on.set()
 
-    def __call__(self):
+    def __call__(self, only_newest=False):
         assert self.may_go_on.wait(20)
         model = next(self.models)
         if isinstance(model, Exception):
@@ -395,7 +395,7 @@ def test_a_model_that_cannot_be_used_is_refused(recommender, caplog):
         def __init__(self):
             other_model(recommender, np.nan)
 
-    def load():
+    def load(only_newest=False):
         if not used:
             used.append(1)
             return recommender
@@ -435,7 +435,7 @@ def test_a_link_that_is_switched_is_seen(recommender, tmp_path):
     live = tmp_path / "live"
     _switch(live, tmp_path / "monday")
     with few_shapes():
-        service = Service(lambda: recommender, workdir=live)
+        service = Service(lambda **_: recommender, workdir=live)
     before = service._checkpoints()
     _switch(live, tmp_path / "monday")
     assert service._checkpoints() == before
@@ -470,25 +470,34 @@ def test_a_change_of_checkpoints_is_seen_and_what_is_refused_is_tried_again(
     assert next(models.models, None) is None
 
 
-def test_a_model_is_not_replaced_by_an_older_one(recommender, tmp_path, caplog):
-    older = other_model(recommender, 2.0)
-    older.is_newest = False
-    with few_shapes():
-        service = Service(Models(recommender, older), workdir=tmp_path)
-        service.prepare()
-    client = Client(App(service))
+def break_newest(workdir):
+    """Puts a damaged copy of the newest checkpoint after it."""
+    steps = sorted(workdir.glob("checkpoints/*"), key=lambda path: int(path.name))
+    copy = steps[-1].with_name("99")
+    shutil.copytree(steps[-1], copy)
+    (copy / "checksums.json").unlink()
+
+
+def test_a_model_is_not_replaced_by_an_older_one(tmp_path, caplog):
+    workdir = old_run(tmp_path)
+    client = Client(App(ready_service(workdir)))
+    before = post(client, session=["item3"]).json()["model"]
+    break_newest(workdir)
     assert client.post("/v1/reload").status_code == 409
-    assert "the newest checkpoint is damaged" in caplog.text
-    assert service.served.identity["step"] == recommender.step
+    assert "is damaged" in caplog.text
+    assert post(client, session=["item3"]).json()["model"] == before
 
 
 def test_that_a_newer_checkpoint_is_damaged_is_known(tmp_path):
     workdir = old_run(tmp_path)
-    assert Recommender.load(workdir).is_newest
-    (step,) = sorted(workdir.glob("checkpoints/*"), key=lambda p: int(p.name))[-1:]
-    shutil.copytree(step, step.with_name("99"))
-    (step.with_name("99") / "checksums.json").unlink()
+    assert Recommender.load(workdir, only_newest=True).is_newest
+    break_newest(workdir)
     assert not Recommender.load(workdir).is_newest
+    with pytest.raises(UserError, match=r"the newest checkpoint in .* is damaged"):
+        Recommender.load(workdir, only_newest=True)
+    # Nor is a run promoted that the service would refuse.
+    with pytest.raises(UserError, match=r"the newest checkpoint in .* is damaged"):
+        promote(str(workdir), str(tmp_path / "live"))
 
 
 def test_an_answer_has_one_version_of_its_candidates(service):

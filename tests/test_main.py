@@ -76,6 +76,10 @@ CLICK_LOG = "--config=configs/click_log.py"
             "x/checkpoints does not exist",
         ),
         (
+            ["--mode=promote", "--workdir=x", "--live=y", "--config.joined=True"],
+            "--config.joined has no effect with --mode=promote; leave it out",
+        ),
+        (
             ["--mode=import", "--workdir=x", "--torch_checkpoint=y", "--vocabulary=z"],
             "y: cannot be read",
         ),

@@ -448,6 +448,7 @@ def test_configs_build_the_model_that_they_name():
         ({"readout": "average", "softmax_attention": True}, "softmax_attention.*no at"),
         ({"scale": 0.0}, "scale"),
         ({"seed": 2**32}, "seed"),
+        ({"seed": 2**32 - 1, "runs": 2}, "seeds reach"),
         ({"item_dropout": 1.0}, "item_dropout is 1.0.*below 1"),
         ({"item_dropout": float("nan")}, "item_dropout"),
         ({"item_dropout": -0.1}, "item_dropout"),

@@ -132,7 +132,9 @@ def test_a_lost_process_ends_the_other_and_both_go_on(config, one_process, tmp_p
         output, _ = runs[0].communicate(timeout=60)
         runs[1].communicate()
         assert runs[0].returncode != 0
-        assert "gone" in output or "another task died" in output
+        # Ours, JAX's, or that of Gloo in XLA, which aborts the process itself.
+        said = ("gone", "another task died", "Fatal Python error: Aborted")
+        assert any(words in output for words in said), output[-3000:]
     finally:
         for run in runs:
             with contextlib.suppress(ProcessLookupError):

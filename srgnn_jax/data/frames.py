@@ -18,7 +18,7 @@ from srgnn_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Clicks:
-    """A click log in memory: a frame, and its columns that were named."""
+    """A click log in memory: a frame, and the names given of its columns."""
 
     frame: pl.DataFrame
     columns: Columns
@@ -37,9 +37,9 @@ class Clicks:
         Args:
           frame: one click a row, or one session with its items in a list; rows may be
             in any order.
-          session: name of a column of ids; as the next two looked for by usual names if
-            empty.
-          item: the same for what was clicked.
+          session: column of session ids; if empty, found by its usual names, as the
+            next two.
+          item: column of item ids.
           time: dates, or numbers since 1970.
           event: what a click was; empty: the one that the config names.
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import logging
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -85,6 +86,9 @@ def lacks_header(
     """
     if len(names) != len(header) or text.is_click(names, form.missing_values):
         return len(names) == len(header)
+    # A click has a digit somewhere; column names rarely do.
+    if not re.search(r"\d", "".join(names)):
+        return False
     named = text.USUAL | {plain_name(name) for name in header}
     if any(plain_name(field) in named for field in names):
         return False
@@ -287,7 +291,8 @@ class _Reader:
             right = [form for form in forms if parse_form(text, form).count()]
             years = " from 1970 to 2260" if forms and not right else ""
             said = f"{value[:80]!r} is not a time{years} (column {name!r})"
-            if self.time.has_numbers:
+            reader = self.time if column == "time" else self.date
+            if reader.has_numbers and is_date(value):
                 return f"{said}, and others are numbers; write all in one form"
             advice = [f"--config.time_format={form!r}" for form in right]
             return f"{said}; set {' or '.join(advice)}" if right else said

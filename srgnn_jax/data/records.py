@@ -23,9 +23,14 @@ from srgnn_jax.errors import UserError
 # The columns of a JSON lines file are the fields of its first records, this many.
 _SAMPLE = 100
 _LONG = re.compile("[0-9]{19}")
-_BRACKETS = r"^\s*(?:\[(.*)\]|\((.*)\)|\{(.*)\})\s*$"
-# An item in quotes, or one without.
-_TOKEN = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,;|"']+""")
+# Rows of a frame that are read at a time.
+ROWS = 2**20
+# Share of lists with blanks within their items from which on blanks split nothing.
+SPACED = 0.05
+_BRACKETS = r"(?s)^\s*(?:\[(.*)\]|\((.*)\)|\{(.*)\})\s*$"
+# An item in quotes, or one without; and quotes around one.
+_TOKEN = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,;|"']+"""
+_QUOTES = r"""(?s)^(?:'(.*)'|"(.*)")$"""
 # A column's name that no log has.
 _NUMBER = "\0number"
 _DAMAGE = re.compile("[\ufffd\ud800-\udfff]")
@@ -80,14 +85,14 @@ def frame_chunks(
     """Yields chunks of a frame; `names` are those of the columns that are read."""
     frame = frame.select(outer_columns(frame.collect_schema(), names))
     numbered = frame.with_row_index(_NUMBER, 1)
-    for chunk in numbered.collect_batches(maintain_order=True):
+    for chunk in numbered.collect_batches(chunk_size=ROWS, maintain_order=True):
         columns = [column_of(chunk, role, name, where) for role, name in names.items()]
         fault = pl.lit(None, pl.String).alias("fault")
         yield chunk.select(pl.col(_NUMBER).alias("number"), *columns, fault)
 
 
 def outer_columns(schema: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
-    """Returns the columns of a frame in which those of these names lie."""
+    """Returns the top-level columns that contain these."""
     outer = {n if n in schema else n.split(".")[0] for n in names.values()}
     return [column for column in schema if column in outer]
 
@@ -97,7 +102,7 @@ def column_of(
 ) -> pl.Series:
     """Returns a column, nested or not, under the name of its role.
 
-    Raises UserError where its values are of no type that such a column can have.
+    Raises UserError if the type of its values does not fit the role.
     """
     outer = name if name in frame.columns else name.split(".")[0]
     column = _nested(frame[outer], name).alias(role)
@@ -109,8 +114,8 @@ def column_of(
             return column.cast(pl.List(pl.String))
     except pl.exceptions.ComputeError as error:
         raise UserError(
-            f"{where}: column {name!r} holds bytes that are not text; write ids as "
-            "text or numbers"
+            f"{where}: column {name!r} holds bytes that are not text; write text or "
+            "numbers"
         ) from error
     return column
 
@@ -242,43 +247,46 @@ def _value(value: Any, path: Sequence[str]) -> Any:
 
 
 def _split_list(column: pl.Series) -> pl.Series:
-    """Splits lists in text at separators, or at blanks if there are none.
+    """Splits lists in text at blanks and separators, but not within quotes.
 
-    Nothing is split in quotes, which are removed.
+    If items contain blanks next to separators, blanks split nothing.
     """
-    text = (
-        column.cast(pl.String).str.replace(_BRACKETS, "$1$2$3").str.strip_chars(" \t")
-    )
-    separated = text.str.contains("[,;|]")
+    text = column.cast(pl.String).str.replace(_BRACKETS, "$1$2$3").str.strip_chars()
+
+    def has(pattern):
+        return text.str.contains(pattern).fill_null(False)
+
+    is_quoted = has("(^|[\\s,;|])[\"']")
     plain = text.str.extract_all("[^\\s,;|]+|^[\\s,;|]*$")
-    if separated.any():
-        parts = text.str.extract_all("[^,;|]*[^\\s,;|][^,;|]*|^[\\s,;|]*$")
-        plain = parts.zip_with(separated.fill_null(False), plain)
-    plain = plain.list.eval(pl.element().str.strip_chars(" \t,;|"))
-    is_quoted = text.str.contains("(^|[\\s,;|])[\"']").fill_null(False)
+    spaced = has("[,;|]") & has("[^\\s,;|]\\s+[^\\s,;|]") & ~is_quoted
+    if spaced.sum() > SPACED * (has("[\\s,;|]") & ~is_quoted).sum():
+        plain = text.str.extract_all("[^,;|]*[^\\s,;|][^,;|]*|^[\\s,;|]*$")
+    plain = plain.list.eval(pl.element().str.strip_chars(" \t\r\n,;|"))
     if not is_quoted.any():
         return plain
-    lists = [
-        _unquoted(text) if quoted else None
-        for text, quoted in zip(text, is_quoted, strict=True)
-    ]
-    in_quotes = pl.Series(column.name, lists, pl.List(pl.String))
-    return in_quotes.zip_with(is_quoted, plain)
+    quoted = text.str.extract_all(_TOKEN).list.eval(
+        pl.element().str.replace(_QUOTES, "$1$2").str.strip_chars()
+    )
+    is_escaped = is_quoted & has(r"\\")
+    if is_escaped.any():
+        lists = [
+            _unescaped(one) if escaped else None
+            for one, escaped in zip(text, is_escaped, strict=True)
+        ]
+        unescaped = pl.Series(column.name, lists, pl.List(pl.String))
+        quoted = unescaped.zip_with(is_escaped, quoted)
+    return quoted.zip_with(is_quoted, plain)
 
 
-def _unquoted(text: str) -> list[str]:
-    """Returns the items of a list as JSON, Python or NumPy writes it."""
+def _unescaped(text: str) -> list[str]:
+    """Returns the items of a list as JSON or Python writes it."""
     items = []
-    for item in _TOKEN.findall(text):
-        if item[0] not in "\"'":
-            items.append(item)
-            continue
-        inner = item[1:-1]
-        if "\\" in item:
+    for item in re.findall(_TOKEN, text):
+        if item[0] in "\"'":
             read = json.loads if item[0] == '"' else ast.literal_eval
             with contextlib.suppress(ValueError, SyntaxError):
-                inner = read(item)
-        items.append(inner.strip())
+                item = read(item)
+        items.append(item.strip())
     return items
 
 

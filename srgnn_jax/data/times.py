@@ -78,11 +78,13 @@ def is_date(text: str) -> bool:
 
 
 def looks_recent(text: str) -> bool:
-    """Whether a text is a number, since 1970, of a time in the years 1990 to 2099."""
+    """Whether a text is a number that, in some unit, is a time from 1990 to 2099."""
     if not looks_like_number(text):
         return False
     number = pl.Series([float(text)])
-    return any(_is_likely(_scaled(number, unit))[0] for unit in _SINCE_1970)
+    # Whole numbers of days are too small to tell from ids.
+    units = (*_SINCE_1970, "date", *["days"] * (float(text) % 1 > 0))
+    return any(_is_likely(_scaled(number, unit))[0] for unit in units)
 
 
 def forms_of(text: str) -> list[str]:
@@ -138,18 +140,18 @@ def parse_form(column: pl.Series, form: str) -> pl.Series:
     Returns int64 microseconds since 1970, UTC; null where a value has another form.
     """
     # Python reads the names of local zones as well, and drops them.
-    forms = [form.replace("%Z", zone) for zone in ("UTC", "GMT")]
-    none = pl.Series(column.name, [None] * len(column), pl.Int64)
-    micro = none
-    for one in dict.fromkeys(forms):
-        fast, moment = one.replace("%S.%f", "%S%.f"), none
+    forms = dict.fromkeys(form.replace("%Z", zone) for zone in ("UTC", "GMT"))
+    micro = pl.Series(column.name, [None] * len(column), pl.Int64)
+    for one in forms:
+        fast = one.replace("%S.%f", "%S%.f")
         # Elsewhere, "%f" counts nanoseconds in polars.
         if "%f" not in fast:
             with contextlib.suppress(pl.exceptions.ComputeError):
                 moment = column.str.to_datetime(
                     fast, time_unit="us", strict=False, ambiguous="earliest"
-                ).to_physical()
-        micro = micro.zip_with(micro.is_not_null(), moment)
+                )
+                micro = micro.zip_with(micro.is_not_null(), moment.to_physical())
+    for one in forms:
         # polars reads less than Python: no Z for a zone, no wrong day of the week.
         left = (micro.is_null() & column.is_not_null()).arg_true()
         micro = micro.scatter(left, [_strptime(text, one) for text in column[left]])
@@ -159,7 +161,7 @@ def parse_form(column: pl.Series, form: str) -> pl.Series:
 def _strptime(text: str, form: str) -> int | None:
     try:
         moment = datetime.datetime.strptime(text, form)
-    except ValueError:
+    except (ValueError, re.error):  # The latter for "%d/%d/%Y".
         return None
     since = moment.replace(tzinfo=moment.tzinfo or datetime.UTC) - EPOCH
     return since // datetime.timedelta(microseconds=1)
@@ -199,7 +201,7 @@ class TimeColumn:
         self.is_clock = column.dtype == pl.Time
         parsed = self._parse(column, lines, where)
         if parsed.count():
-            kind = "numbers" if parsed.dtype == pl.Float64 else "dates"
+            kind = "numbers" if parsed.dtype == pl.Float64 else "times"
             kind = "times of day" if self.is_clock else kind
             if kind != (self._read_as or kind):
                 place = int(parsed.is_not_null().to_numpy().argmax())
@@ -216,10 +218,12 @@ class TimeColumn:
             return _in_range(column.cast(pl.Datetime("us")).to_physical())
         if column.dtype == pl.Time:
             return column.to_physical() // 1000
-        if self._form and not self._is_for_another_column(_as_text(column)):
-            return parse_form(_as_text(column), self._form)
+        if self._form or not column.dtype.is_numeric():
+            text = _as_text(column)
+            if self._form and not self._is_for_another_column(text):
+                return parse_form(text, self._form)
         if not column.dtype.is_numeric():
-            column = _as_text(column)
+            column = text
             if not self._kind:
                 self._kind = _kind_of(column)
             if self._kind in ("", "text"):
@@ -240,8 +244,10 @@ class TimeColumn:
 
     def _is_for_another_column(self, text: pl.Series) -> bool:
         """Whether the form is that of the day, next to a clock or another number."""
-        kind = _kind_of(text)
         is_day = not re.search("%[HIcXT]", self._form)
+        if not (is_day or self._any_number):
+            return False
+        kind = _kind_of(text)
         return (kind == "clock" and is_day) or (kind == "number" and self._any_number)
 
     def _warn_of_rounding(self, column: pl.Series) -> None:

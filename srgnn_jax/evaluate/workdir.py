@@ -118,8 +118,12 @@ def evaluate_workdir(
     folder = pathlib.Path(workdir).expanduser()
     if seeds := seed_folders(folder):
         each = []
-        # All seeds alike, even if only one of them was last evaluated joined.
-        config = config or own_config(workdir, {})
+        if config is None:
+            config, *others = (own_config(str(path), {}) for path in seeds.values())
+            fields = config_lib.AFTER_TRAINING
+            if any(one[field] != config[field] for one in others for field in fields):
+                message = "the seeds were last evaluated differently"
+                raise UserError(f"{message}; set --config.joined")
         for seed, path in seeds.items():
             processes.say(f"\nseed {seed}")
             one = config_lib.with_seed(config, seed)

@@ -19,7 +19,7 @@ def is_here(host: str) -> bool:
     """Whether a client's address is a loopback address of this machine."""
     try:
         address = ipaddress.ip_address(host)
-        # A socket for both versions names clients of version 4 so.
+        # A dual-stack socket reports IPv4 clients as ::ffff:a.b.c.d.
         return (getattr(address, "ipv4_mapped", None) or address).is_loopback
     except ValueError:
         return False

@@ -53,7 +53,7 @@ class Asked(NamedTuple):
     several: bool  # whether it named `sessions`, not one `session`
     k: int
     exclude_seen: bool
-    candidates: str | tuple[str | int | float, ...] | None
+    candidates: str | tuple[str, ...] | None
     as_probabilities: bool
 
 

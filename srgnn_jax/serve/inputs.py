@@ -159,7 +159,7 @@ def _begin(read: Callable[[], bytes]) -> tuple[Iterator[bytes], bytes, list[str]
         start += block
         # The last line may be incomplete, and what follows comments is the first.
         lines = [line for line in start.split(b"\n")[:-1] if line.strip()]
-        if all(line.startswith((b"#", b"sep=", b'"sep=')) for line in lines):
+        if all(line.startswith((b"# ", b"sep=", b'"sep=')) for line in lines):
             lines = []
     texts = [
         line.decode("utf-8-sig", "replace").removesuffix("\r")
@@ -212,7 +212,7 @@ def _is_log(lines: Sequence[str], name: str, settings: Settings) -> bool:
 def _have_one_time(rows: Sequence[Sequence[str]]) -> bool:
     """Whether one column, and no other, has times since 1970 as numbers.
 
-    Few rows do not tell: ids may be as large as seconds.
+    Needs three rows: some ids are as large as seconds.
     """
     if len(rows) < 3 or len({*map(len, rows)}) > 1:
         return False
@@ -233,23 +233,25 @@ def _json_fields(line: str) -> dict[str, bool]:
 def _have_times(rows: Sequence[Sequence[str]], name: str, settings: Settings) -> bool:
     """Whether rows without a header are clicks: one of them has a time in its place.
 
-    Raises UserError if there is but a number that may be a time or an item.
+    Raises UserError if the only candidates are numbers that may be times or ids.
     """
     read = TimeColumn(unit=settings.time_unit, form=settings.time_format)
-    place = int(settings.form.columns.time or 0) - 1
+    columns = settings.form.columns
+    place = int(columns.date or columns.time or 0) - 1
     fields = pl.Series([row[place] for row in rows if 0 <= place < len(row)])
     if not len(fields):
         return False
-    is_time = read(fields, pl.Series(range(len(fields))), name).is_not_null()
-    told = bool(settings.time_unit or settings.time_format)
+    numbers = pl.Series(range(1, len(fields) + 1))
+    is_time = read(fields, numbers, f"{name}, line").is_not_null()
+    is_named = bool(settings.time_unit or settings.time_format)
     for field, fits in zip(fields, is_time, strict=True):
-        if fits and (told or looks_recent(field) or not looks_like_number(field)):
+        if fits and (is_named or looks_recent(field) or not looks_like_number(field)):
             return True
     if is_time.any():
         raise UserError(
             f"{name}: {','.join(rows[0])[:120]!r} may be a click or a session of ids; "
             'write sessions as JSON lines, {"session": ["id", "id"]}, and clicks as '
-            "parquet"
+            "parquet, or set config.time_unit in the run"
         )
     return False
 
@@ -325,8 +327,9 @@ def _session_lines(blocks: Iterable[bytes], first: str, name: str) -> Iterator[E
 
     def of_ids(line: str) -> Ids:
         nonlocal separator
-        # Sessions of one click have none.
-        if not separator and any(one in line for one in SEPARATORS):
+        # A line with a single id has no separator, and one of a comment may have any.
+        is_telling = not line.startswith("# ") and any(s in line for s in SEPARATORS)
+        if not separator and is_telling:
             separator = separator_of(line)
         return [field for field in _fields(line, separator or "\t") if field]
 

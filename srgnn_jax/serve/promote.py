@@ -3,6 +3,7 @@
 Axes: E examples, V item rows.
 """
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from srgnn_jax.errors import UserError, reason
 from srgnn_jax.evaluate import breakdown, joined, metrics
 from srgnn_jax.evaluate.workdir import OpenedRun, make_evaluator, open_run
 from srgnn_jax.model.losses import Loss
+from srgnn_jax.runs.checkpoint import Checkpoints
 from srgnn_jax.runs.workdir import load_vocabulary
 from srgnn_jax.serve.exported import by_popularity
 from srgnn_jax.serve.recommend import Recommender
@@ -71,6 +73,10 @@ def promote(
                 f"{link.resolve().name}; {live} is unchanged"
             )
             return False
+    # What the service would refuse is not promoted.
+    with contextlib.closing(Checkpoints(folder.resolve())) as checkpoints:
+        if checkpoints.progress().step != checkpoints.latest_step():
+            raise UserError(f"the newest checkpoint in {folder} is damaged")
     _switch(link, folder)
     processes.say(f"\npromoted: {live} now points to {folder.resolve().name}")
     return True

@@ -10,6 +10,7 @@ once the queue is full.
 """
 
 import asyncio
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,7 +48,7 @@ class Replica:
     ):
         """Loads and compiles; Ray uses the replica once that is done."""
         service = Service(
-            lambda: Recommender.load(workdir, share_code=True, split=True),
+            functools.partial(Recommender.load, workdir, share_code=True, split=True),
             workdir=workdir,
             candidates_folder=candidates_folder or None,
             max_wait=float(max_wait),

@@ -58,12 +58,13 @@ class Recommender:
       model, params, vocabulary, max_length: as passed.
       neighbours: what the network is joined with; None: the network alone.
       progress, step: of the run and its checkpoint, if loaded from one.
-      is_newest: whether no newer checkpoint is damaged, if loaded from one.
+      is_newest: whether it is from the workdir's newest checkpoint; False if that one
+        is damaged.
     """
 
     progress: Progress
     step: int
-    is_newest: bool
+    is_newest: bool = True
 
     def __init__(
         self,
@@ -144,6 +145,7 @@ class Recommender:
         *,
         share_code: bool = False,
         split: bool = False,
+        only_newest: bool = False,
     ) -> "Recommender":
         """Loads the best checkpoint of a workdir; the data set is not needed.
 
@@ -151,13 +153,16 @@ class Recommender:
         the function that made the run's model, unless it is SRGNN; for `share_code` see
         the class. With `split`, the item table is split by rows over all devices if the
         run split it and is not joined. Raises UserError if there is no checkpoint, it
-        is of another model, or its vocabulary is missing or belongs to another run.
+        is of another model, its vocabulary is missing or belongs to another run or,
+        with `only_newest`, the newest checkpoint is damaged.
         """
         # Resolved, so that all files are of one run even if a link is switched now.
         folder = pathlib.Path(workdir).expanduser().resolve()
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
             progress = checkpoints.progress()
             is_newest = progress.step == checkpoints.latest_step()
+            if only_newest and not is_newest:
+                raise UserError(f"the newest checkpoint in {folder} is damaged")
             config = config_lib.from_dict(progress.config)
             made = config_lib.make_model(config, progress.num_items, model)
             neighbours = joined.load(folder, progress.num_items)

@@ -69,6 +69,7 @@ def serve_workdir(
     max_wait: float = 0.05,
     log_requests: str = "no",
     model: config_lib.MakeModel | None = None,
+    ends_process: bool = False,
 ) -> None:
     """Serves the best checkpoint of a workdir until SIGTERM or Ctrl-C.
 
@@ -82,6 +83,7 @@ def serve_workdir(
       max_wait: maximum estimated wait of a request for the device, in seconds.
       log_requests: "no", "yes", or "contents", with their sessions.
       model: see `Recommender.load`.
+      ends_process: for a command: ends the process at once when the service stops.
 
     Raises:
       UserError: the workdir, the token or the address cannot be used.
@@ -93,7 +95,9 @@ def serve_workdir(
     # The thread that runs batches then waits less for the event loop's.
     sys.setswitchinterval(SWITCH)
     service = Service(
-        lambda: Recommender.load(workdir, model, share_code=True, split=True),
+        functools.partial(
+            Recommender.load, workdir, model, share_code=True, split=True
+        ),
         workdir=workdir,
         candidates_folder=candidates_folder,
         max_wait=max_wait,
@@ -105,9 +109,11 @@ def serve_workdir(
     # uvloop, as uvicorn would choose.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(app, host, port))
-        # A thread that still compiles would keep the process for long.
-        sys.stderr.flush()
-        os._exit(0)
+        if ends_process:
+            # A thread that still compiles would keep it for long.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
 
 def read_token(path: str) -> str:

@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import threading
+import time
 import timeit
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -60,7 +61,7 @@ class Service:
 
     def __init__(
         self,
-        load: Callable[[], Recommender],
+        load: Callable[..., Recommender],
         *,
         workdir: str | os.PathLike | None = None,
         candidates_folder: str | os.PathLike | None = None,
@@ -68,7 +69,8 @@ class Service:
     ):
         """Loads the model and the named candidates in the folder.
 
-        `load` returns the newest recommender, now and at every reload; `watch` looks
+        `load` returns the newest recommender; at a reload it is called with
+        `only_newest`, see `Recommender.load`. `watch` looks
         for changes in the checkpoints of `workdir`. Raises UserError if the model or a
         file of the folder cannot be used.
         """
@@ -81,7 +83,7 @@ class Service:
         # Whatever is saved from now on is newer.
         self._seen = self._checkpoints()
         recommender = load()
-        if not _is_newest(recommender):
+        if not recommender.is_newest:
             self._seen = set()
         self.served = self._made(recommender)
         self.batcher = Batcher(
@@ -181,10 +183,7 @@ class Service:
     def _load_beside(self) -> Served:
         _give_way()
         try:
-            recommender = self._load()
-            if not _is_newest(recommender):
-                raise UserError("the newest checkpoint is damaged")
-            served = self._made(recommender)
+            served = self._made(self._load(only_newest=True))
             served.compile()
         except UserError:
             raise
@@ -198,20 +197,24 @@ class Service:
 
     async def watch(self, seconds: float) -> None:
         """Reloads whenever the checkpoints of the workdir change."""
-        wait = seconds
+        tried, wait, due = self._seen, seconds, 0.0
         while True:
-            await asyncio.sleep(wait)
+            await asyncio.sleep(seconds)
             now = self._checkpoints()
             if now == self._seen:
-                wait = seconds
+                continue
+            if now != tried:
+                tried, wait, due = now, seconds, 0.0
+            if time.monotonic() < due:
                 continue
             try:
                 await self.reload("the checkpoints have changed")
             except UserError:
                 # It may still be copied: try again, less and less often.
                 wait = min(2 * wait, max(seconds, LONGEST_WAIT))
+                due = time.monotonic() + wait
             else:
-                self._seen, wait = now, seconds
+                self._seen = now
 
     def _checkpoints(self) -> set[str]:
         # Promoting switches a link to another workdir, whose steps may be the same.
@@ -277,11 +280,6 @@ class Service:
             self.served = dataclasses.replace(self.served, named=named)
 
 
-def _is_newest(recommender: Recommender) -> bool:
-    """Whether no newer checkpoint is damaged, or still being copied."""
-    return getattr(recommender, "is_newest", True)
-
-
 def _freeze() -> None:
     """Makes the garbage collector skip lasting objects: scanning them takes long."""
     gc.collect()
@@ -312,7 +310,7 @@ def _read_folder(folder: pathlib.Path) -> dict[str, list[str | int | float]]:
 
 @contextlib.contextmanager
 def _keeping() -> Iterator[None]:
-    """Refuses a change that the folder of candidates does not take."""
+    """Raises Refused if the folder of candidates cannot be written, inside."""
     try:
         yield
     except OSError as error:

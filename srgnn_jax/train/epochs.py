@@ -155,9 +155,10 @@ class Run:
         if self.may_ask_others(self.signal_checks):
             self.stop_if_signalled()
 
-    def stop_if_signalled(self) -> None:
+    def stop_if_signalled(self, message: str = "") -> None:
+        """Raises Stopped if a process of the run got a signal."""
         if number := int(max(processes.from_all(self.received()))):
-            raise interrupt.Stopped(number)
+            raise interrupt.Stopped(number, message)
 
     def is_time_to_save(self) -> bool:
         """Whether a checkpoint is due, by the step or by the main process's clock."""
@@ -292,9 +293,7 @@ class Run:
                     else:
                         self.save()
                 self.report_decay()
-                results = None if stops else self.report()
-                self.stop_if_signalled()
-                return results
+                return None if stops else self.report()
             except interrupt.Stopped as stopped:
                 step = self.progress.step
                 if self.checkpoints.latest_step() != step:

@@ -47,7 +47,7 @@ def train_and_evaluate(
 
     Returns:
       The state after the last step, and what the best epoch reached on test; None if
-      `config.epochs` is 0.
+      `config.epochs` is 0 and there is no warm start.
 
     Raises:
       UserError: something the user can fix, such as a missing file.
@@ -65,9 +65,10 @@ def train_and_evaluate(
         processes.say(f"\nseed {seed}, of {seeds[0]} to {seeds[-1]}")
         one = config_lib.with_seed(config, seed)
         own = str(folder / f"seed_{seed}")
-        if trained := train_one(one, own, command, model, loss, clicks):
-            each.append(trained)
-    if each and each[0].metrics:
+        trained = train_one(one, own, command, model, loss, clicks)
+        assert trained is not None  # As it trains, or begins with another run.
+        each.append(trained)
+    if each[0].metrics:
         report_seeds(folder, seeds)
     return Trained.of_several(each, workdir)
 
@@ -133,5 +134,7 @@ def train_one(
             results = run.run(stops)
             if is_main and results:
                 record(folder, config, data, splits, command, results)
+            # One that came among the baselines.
+            run.stop_if_signalled("this run is complete; the same command continues")
             test = results["test"] if results else {}
             return Trained(run.state, workdir, test)

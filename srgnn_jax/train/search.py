@@ -181,7 +181,7 @@ class _Worker:
         config = with_params(self.config, trial.params)
         loss = config_lib.find_loss(config, self.losses)
         try:
-            # Values of a trial that was killed while it drew them may not go together.
+            # A trial that was killed while drawing gets its other values unchecked.
             config_lib.validate(config)
         except UserError as error:
             return study.fail(trial, str(error))

@@ -60,7 +60,7 @@ class Parent:
         own = self.progress
         kept = np.unique(self.rows[self.rows > 0]).size
         born = {
-            "workdir": self.folder.resolve().name,
+            "workdir": self.folder.name,
             "step": own.step,
             "epoch": own.epoch,
             "checksum": self.checksum,
@@ -87,7 +87,7 @@ def find_parent(
     # All files are of one run, even if a link is switched now.
     folder = pathlib.Path(config.warm_start).expanduser().resolve()
     where = f"config.warm_start is {config.warm_start!r}"
-    if folder.resolve() == workdir.resolve():
+    if folder == workdir.resolve():
         raise UserError(f"{where}, the run's own workdir; choose another --workdir")
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         progress = checkpoints.progress()

@@ -192,7 +192,7 @@ def _of_one_form(
         raise UserError(f"none of the {len(files)} files in {where} is a log. {error}")
 
     def names_of(paths):
-        names = [str(path.relative_to(folder)) for path in paths]
+        names = [os.path.relpath(path, folder) for path in paths]
         return ", ".join(names[:5]) + f" and {len(names) - 5} others" * (len(names) > 5)
 
     headed = [columns for columns in groups if isinstance(columns, frozenset)]

@@ -136,6 +136,8 @@ def _read_sessions(builder: Any, item: str, form: Form) -> Dataset:
         log.warning("the splits %s are not read", ", ".join(sorted(unused)))
     for name in sorted({*builder.info.splits} - unused, key=order.index):
         split = "validation" if name in ready_made.VALIDATION else name
+        if split in of:
+            raise UserError(f"{name!r} is a second validation split; keep only one")
         ((where, frame),) = _frames(builder, [name], {"item": item}, {item: 1}).items()
         frame = frame.filter(pl.col("item").list.len() > 0)
         clicks, counts = read_clicks({where: frame}, form)
