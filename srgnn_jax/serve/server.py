@@ -1,6 +1,7 @@
 """Runs the HTTP service in this process: sockets, signals, logs."""
 
 import asyncio
+import functools
 import logging
 import math
 import os
