@@ -10,7 +10,7 @@ import contextlib
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -93,8 +93,12 @@ def frame_chunks(
 
 def outer_columns(schema: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
     """Returns the top-level columns that contain these."""
-    outer = {n if n in schema else n.split(".")[0] for n in names.values()}
+    outer = {_outer(name, schema) for name in names.values()}
     return [column for column in schema if column in outer]
+
+
+def _outer(name: str, columns: Container[str]) -> str:
+    return name if name in columns else name.split(".")[0]
 
 
 def column_of(
@@ -104,8 +108,7 @@ def column_of(
 
     Raises UserError if the type of its values does not fit the role.
     """
-    outer = name if name in frame.columns else name.split(".")[0]
-    column = _nested(frame[outer], name).alias(role)
+    column = _nested(frame[_outer(name, frame.columns)], name).alias(role)
     _check_type(column, name, where)
     try:
         if column.dtype == pl.Binary:

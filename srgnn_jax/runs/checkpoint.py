@@ -169,6 +169,12 @@ class Checkpoints:
             "another --workdir"
         )
 
+    def check_newest(self) -> None:
+        """Raises UserError if the newest checkpoint is damaged."""
+        if self.progress().step != self.latest_step():
+            folder = self._folder.parent
+            raise UserError(f"the newest checkpoint in {folder} is damaged")
+
     def checksum(self, step: int) -> str:
         """Returns a SHA-256 of one checkpoint: that of its files' checksums."""
         return _digest(self._folder / str(step) / CHECKSUMS)

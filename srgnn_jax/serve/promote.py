@@ -75,8 +75,7 @@ def promote(
             return False
     # What the service would refuse is not promoted.
     with contextlib.closing(Checkpoints(folder.resolve())) as checkpoints:
-        if checkpoints.progress().step != checkpoints.latest_step():
-            raise UserError(f"the newest checkpoint in {folder} is damaged")
+        checkpoints.check_newest()
     _switch(link, folder)
     processes.say(f"\npromoted: {live} now points to {folder.resolve().name}")
     return True

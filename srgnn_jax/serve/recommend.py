@@ -161,8 +161,8 @@ class Recommender:
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
             progress = checkpoints.progress()
             is_newest = progress.step == checkpoints.latest_step()
-            if only_newest and not is_newest:
-                raise UserError(f"the newest checkpoint in {folder} is damaged")
+            if only_newest:
+                checkpoints.check_newest()
             config = config_lib.from_dict(progress.config)
             made = config_lib.make_model(config, progress.num_items, model)
             neighbours = joined.load(folder, progress.num_items)
