@@ -323,7 +323,7 @@ def _as_text(column: pl.Series) -> pl.Series:
 
 def _kind_of(column: pl.Series) -> str:
     """Returns the kind of most of the first values; "" if none is a time."""
-    given = column.filter(column != "")
+    given = column.drop_nulls()
     kinds = {"text": f"^{_ISO}$", "number": _NUMBER, "clock": _CLOCK}
     for some in (given.head(1000), given):
         found = {kind: some.str.contains(form).sum() for kind, form in kinds.items()}
